@@ -1,0 +1,178 @@
+"""A pool of worker actors: jobs to whoever is free, results as they come, dead workers replaced."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from actors.failures import explain, log_location, session_logs
+from actors.worker import WorkerActor, WorkerIdentity
+from pipeline.errors import ConfigError, JobError
+from pipeline.executor import Worker
+from pipeline.identity import code_version, cpu_kind
+
+logger = logging.getLogger(__name__)
+
+
+class _Member:
+    """An actor, and what it is busy with.
+
+    Attributes:
+        waiting_for: the reference or generator that the next answer comes from; None while idle.
+        jobs: the jobs of the call in flight that have no result yet, by id.
+    """
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.identity: WorkerIdentity | None = None
+        self.waiting_for: Any = actor.identity.remote()
+        self.jobs: dict[Hashable, Any] = {}
+
+    @property
+    def idle(self) -> bool:
+        return self.waiting_for is None
+
+
+class RayPool:
+    """Workers that stay alive from call to call. Use as ``pipeline.executor.Pool``.
+
+    Args:
+        factory, arguments: make a worker; shipped once to each node through the object store.
+        num_workers: actors at most; fewer are started where there are fewer jobs.
+        jobs_per_call: jobs handed to a worker at a time, at most.
+        max_attempts: times that a job is handed out when workers die under it.
+        exact: refuse a worker on another kind of CPU than the driver's.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Worker],
+        arguments: tuple[Any, ...],
+        *,
+        num_workers: int,
+        jobs_per_call: int,
+        max_attempts: int,
+        exact: bool,
+    ) -> None:
+        self.num_workers = num_workers
+        self.retries = 0
+        self._name = factory.__name__
+        self._factory, self._arguments = factory, ray.put(arguments)
+        self._jobs_per_call = jobs_per_call
+        self._max_attempts = max_attempts
+        self._exact = exact
+        self._failed_starts = 0
+        self._members: list[_Member] = []
+
+    def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
+        """See ``pipeline.executor.Pool.map``."""
+        waiting = deque(jobs)
+        attempts: Counter[Hashable] = Counter(job.id for job in waiting)
+        per_call = max(1, min(self._jobs_per_call, -(-len(waiting) // self.num_workers)))
+        while waiting or any(member.jobs for member in self._members):
+            self._start(-(-len(waiting) // per_call))
+            for member in self._members:
+                if member.idle and waiting:
+                    self._hand_out(member, [waiting.popleft() for _ in range(min(per_call, len(waiting)))])
+            member = self._next_answer()
+            try:
+                yield from self._take(member)
+            except RayActorError as error:
+                lost = self._bury(member, error)
+                attempts.update(lost)
+                self.retries += len(lost)
+                for job in reversed(lost.values()):
+                    if attempts[job.id] > self._max_attempts:
+                        raise JobError(
+                            f"job {job.id} was tried {self._max_attempts} times, and each time its worker died: "
+                            f"{_first_line(error)}; {self._where(member)}"
+                        ) from error
+                    waiting.appendleft(job)
+
+    def close(self) -> None:
+        """End the actors."""
+        for member in self._members:
+            ray.kill(member.actor)
+        self._members.clear()
+
+    def _start(self, wanted: int) -> None:
+        """Start actors until there are as many as there are calls to make, or as many as allowed."""
+        busy = sum(1 for member in self._members if member.jobs)
+        while len(self._members) < min(self.num_workers, busy + wanted):
+            options = {"name": f"{self._name}-{id(self):x}-{len(self._members)}-{self._failed_starts}-{self.retries}"}
+            self._members.append(_Member(WorkerActor.options(**options).remote(self._factory, self._arguments)))
+
+    def _hand_out(self, member: _Member, jobs: list[Any]) -> None:
+        member.jobs = {job.id: job for job in jobs}
+        member.waiting_for = member.actor.run.options(num_returns="streaming").remote(jobs)
+
+    def _next_answer(self) -> _Member:
+        """The next member with something to say."""
+        expected = {member.waiting_for: member for member in self._members if not member.idle}
+        ready, _ = ray.wait(list(expected), num_returns=1, fetch_local=False)
+        return expected[ready[0]]
+
+    def _take(self, member: _Member) -> Iterator[tuple[Hashable, Any]]:
+        """Take a member's answer: that it has started, or a result."""
+        try:
+            if member.identity is None:
+                member.identity = self._checked(ray.get(member.waiting_for))
+                member.waiting_for = None
+                return
+            try:
+                reference = next(member.waiting_for)
+            except StopIteration:
+                member.waiting_for = None
+                if member.jobs:
+                    raise JobError(f"a worker ended without results for {list(member.jobs)}") from None
+                return
+            job_id, result = ray.get(reference)
+        except RayTaskError as error:
+            raise explain(error, f"one of the jobs {list(member.jobs)}") from error
+        del member.jobs[job_id]
+        yield job_id, result
+
+    def _checked(self, identity: WorkerIdentity) -> WorkerIdentity:
+        if identity.code_version != code_version():
+            raise ConfigError(
+                f"the worker on {identity.host} runs code version {identity.code_version}, the driver runs "
+                f"{code_version()}: install the same sources on every node, or submit them with --working-dir"
+            )
+        if identity.cpu_kind != cpu_kind():
+            message = f"the worker on {identity.host} has CPU {identity.cpu_kind}, the driver has {cpu_kind()}"
+            if self._exact:
+                raise ConfigError(
+                    f"{message}: results would not be the same to the bit. Use nodes of one kind, or accept it with "
+                    "-o execution.exact=false"
+                )
+            logger.warning("%s: accepted, as execution.exact is false", message)
+        return identity
+
+    def _bury(self, member: _Member, error: RayActorError) -> dict[Hashable, Any]:
+        """Forget a dead actor; returns the jobs that it took with it."""
+        self._members.remove(member)
+        if member.identity is None:
+            self._failed_starts += 1
+            if self._failed_starts >= self._max_attempts:
+                raise JobError(
+                    f"{self._failed_starts} workers died before they were ready: {error}; {self._where(member)}"
+                ) from error
+        else:
+            ray.kill(member.actor)
+        lost = member.jobs
+        logger.warning("a worker died, %d jobs are tried again: %s; %s", len(lost), _first_line(error), self._where(member))
+        return lost
+
+    def _where(self, member: _Member) -> str:
+        if member.identity is None:
+            return f"the worker's log is under {session_logs()}"
+        return log_location(member.identity.host, member.identity.pid)
+
+
+def _first_line(error: RayError) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,1 @@
+"""World Models (Ha & Schmidhuber 2018): everything that is not Ray."""

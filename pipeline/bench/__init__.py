@@ -1,0 +1,1 @@
+"""What ``world-models bench`` measures."""

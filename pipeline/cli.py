@@ -1,0 +1,179 @@
+"""The ``world-models`` command: the composition root."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ConfigError, WorldModelsError
+from pipeline.logs import configure_logging
+from pipeline.presets import dump, load_config, parse_yaml, preset_names, validate
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+    from pipeline.executor import Executor
+    from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+_STAGE_HELP = {
+    "collect": "1: drive the environment with a random policy, write episodes to shards",
+    "train-vae": "2: train the VAE (V) on the frames",
+    "encode": "3: turn the frames into latents",
+    "train-mdnrnn": "4: train the MDN-RNN (M) on latents and actions",
+    "evolve": "5: evolve the controller (C) by CMA-ES",
+    "evaluate": "6: drive the test tracks",
+    "report": "7: make the page that shows what came out",
+}
+
+_EXAMPLES = """\
+examples:
+  world-models run tiny                                   the whole pipeline in minutes, into runs/tiny
+  world-models run tiny                                   again: what is complete is skipped
+  world-models run laptop --run-dir /data/laptop          a real result on a few cores
+  world-models run tiny -o evolve.population_size=8 -o seed=2 --run-dir runs/x
+  world-models run my.yaml --run-dir runs/mine            a config of your own
+  world-models train-vae tiny                             one stage, with the same arguments
+  world-models status runs/tiny                           where a run is
+"""
+
+_EXIT_CODES = """\
+exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
+written; 3 a wall-clock limit ended the sitting; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
+command again, it goes on from what is committed.
+"""
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="world-models",
+        description="World Models (Ha & Schmidhuber 2018) as a pipeline on Ray: VAE, MDN-RNN, CMA-ES controller.",
+        epilog=_EXAMPLES + "\n" + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {"run": "all stages in order; goes on where it was", **_STAGE_HELP}.items():
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("preset", help=f"a preset ({', '.join(preset_names())}) or the path of a YAML file")
+        command.add_argument(
+            "-o",
+            "--override",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="set a config key by its dotted name, for example evolve.population_size=8; may be repeated. "
+            "All keys are in pipeline/config.py and in RUN_DIR/config.yaml",
+        )
+        command.add_argument("--run-dir", help="where the run lives; by default runs/NAME, NAME being the config's")
+    status = commands.add_parser("status", help="where a run is", description="Where a run is: stages, evolution.")
+    status.add_argument("run_dir")
+    bench = commands.add_parser("bench", help="measure speed, ours beside a reference, in turn in one run")
+    bench.add_argument("name", choices=["env", "agent", "train-vae", "train-mdnrnn", "all"])
+    bench.add_argument("--seconds", type=float, default=10.0, help="how long each side is measured, all turns together")
+    bench.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    configure_logging()
+    options = _parser().parse_args(arguments)
+    resume = f"to go on, run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}"
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return _dispatch(options)
+    except WorldModelsError as error:
+        print(f"world-models: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\nworld-models: interrupted; what is committed is kept; {resume}", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print(f"\nworld-models: terminated; what is committed is kept; {resume}", file=sys.stderr)
+        return 143
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "bench":
+        from pipeline.bench.run import run_benches
+
+        run_benches(options.name, seconds=options.seconds, as_json=options.json)
+        return 0
+    if options.command == "status":
+        from pipeline.status import describe_run
+        from pipeline.storage.store import open_store
+
+        print(describe_run(open_store(options.run_dir)))
+        return 0
+    config = load_config(options.preset, options.override)
+    return _run(config, options.run_dir or f"runs/{config.name}", options.command)
+
+
+def _run(config: RunConfig, run_dir: str, command: str) -> int:
+    from pipeline import preflight
+    from pipeline.envs.registry import environment_class
+    from pipeline.sittings import begin_sitting
+    from pipeline.storage.store import open_store
+
+    # Everything that can be refused is refused here, before anything is written or started.
+    store = open_store(run_dir)
+    environment_class(config.env.id)
+    _check_same_run(config, store)
+    preflight.check(config, run_dir)
+    logger.info(preflight.describe(config, store.locate()))
+    begin_sitting(store, exact=config.execution.exact)
+    store.write("config.yaml", dump(config).encode())
+
+    # After what can be refused cheaply: the stages bring torch with them.
+    from pipeline.run import STAGES, run_stages, stage_named
+    from pipeline.status import achieved
+
+    executor = _make_executor(config)
+    signal.signal(signal.SIGTERM, _on_sigterm)  # Ray sets one of its own
+    try:
+        run_stages(config, store, executor, STAGES if command == "run" else [stage_named(command)])
+    finally:
+        executor.close()
+    if command in ("run", "report"):
+        print(achieved(store))
+    return 0
+
+
+def _check_same_run(config: RunConfig, store: Store) -> None:
+    from pipeline.identity import check_same_run
+
+    if store.exists("config.yaml"):
+        saved = validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml"))
+        check_same_run(saved, config, store.locate())
+    elif leftovers := store.list():
+        raise ConfigError(
+            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, config.yaml is "
+            "not): choose another --run-dir"
+        )
+
+
+def _make_executor(config: RunConfig) -> Executor:
+    if config.execution.executor == "in-process":
+        from pipeline.executor import InProcessExecutor
+
+        return InProcessExecutor()
+    from actors.executor import RayExecutor
+
+    return RayExecutor(config)

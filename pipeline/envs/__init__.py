@@ -1,0 +1,1 @@
+"""Environments, real and dreamt, behind one protocol."""

@@ -1,0 +1,66 @@
+"""What every environment gives to the rest of the pipeline."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import EnvConfig
+
+FRAME_SHAPE = (64, 64, 3)
+FRAME_SIZE = 64 * 64 * 3
+
+
+class Step(NamedTuple):
+    """What one action led to.
+
+    Attributes:
+        frame: (64, 64, 3) uint8 RGB, what the agent sees next.
+        reward: what the action earned.
+        terminated: the environment reached an end of its own.
+        truncated: the step limit was reached.
+    """
+
+    frame: NDArray[np.uint8]
+    reward: float
+    terminated: bool
+    truncated: bool
+
+
+class Environment(Protocol):
+    """One environment that one lane steps.
+
+    Attributes:
+        action_size: A, the length of an action.
+        action_low, action_high: (A,) float32, the bounds of an action.
+    """
+
+    action_size: int
+    action_low: NDArray[np.float32]
+    action_high: NDArray[np.float32]
+
+    def reset(self, track: int) -> NDArray[np.uint8]:
+        """Begin an episode on a track. The same track gives the same episode for the same actions, to the bit,
+        whatever this environment did before. Returns the first frame, (64, 64, 3) uint8 RGB."""
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """Act once; action: (A,) float32."""
+
+    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A controller's raw output (..., A) float32 to actions (..., A) float32."""
+
+    def render(self) -> NDArray[np.uint8]:
+        """The scene for people: (H, W, 3) uint8 RGB, larger than a frame."""
+
+    def close(self) -> None:
+        """Free what the environment holds."""
+
+
+class EnvironmentClass(Protocol):
+    """What the registry holds: a class that makes environments from the ``env`` section of a config."""
+
+    action_size: int
+
+    def __call__(self, config: EnvConfig) -> Environment: ...

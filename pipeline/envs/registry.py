@@ -1,0 +1,39 @@
+"""Environments by id."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from pipeline.config import EnvConfig
+from pipeline.envs.environment import Environment, EnvironmentClass
+from pipeline.errors import ConfigError
+
+# id -> module:Class. Looked up, not imported: only the environment that a run uses is loaded.
+ENVIRONMENTS = {
+    "CarRacing-v3": "pipeline.envs.car_racing:CarRacing",
+}
+
+
+def environment_class(env_id: str) -> EnvironmentClass:
+    """The class behind an id, or behind ``module:Class``.
+
+    Raises:
+        ConfigError: no such environment; names the valid ids.
+    """
+    path = ENVIRONMENTS.get(env_id, env_id)
+    module, separator, name = path.partition(":")
+    try:
+        if not separator:
+            raise ImportError("not a registered id, and not of the form module:Class")
+        return cast(EnvironmentClass, getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"env.id = {env_id!r}: {error}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
+            "or module:Class of a class with the methods of pipeline/envs/environment.py"
+        ) from error
+
+
+def make_environment(config: EnvConfig) -> Environment:
+    """A new environment."""
+    return environment_class(config.id)(config)

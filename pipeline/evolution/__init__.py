@@ -1,0 +1,1 @@
+"""CMA-ES: ask and tell, fitness, and the state that a checkpoint carries."""

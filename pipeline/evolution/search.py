@@ -1,0 +1,97 @@
+"""CMA-ES (Hansen 2016) by pycma, with the random stream carried in its state."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import cma
+import numpy as np
+from numpy.typing import NDArray
+
+
+class _Normal:
+    """Standard normal numbers for pycma, in place of numpy's global stream."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+
+    def __call__(self, *shape: int) -> NDArray[np.float64]:
+        return self._rng.standard_normal(shape)
+
+
+# pycma's criteria for having converged are switched off: fitness is noisy here, and the limits are the config's.
+_NEVER = {
+    "tolflatfitness": np.inf,
+    "tolfun": 0,
+    "tolfunhist": 0,
+    "tolfunrel": 0,
+    "tolx": 0,
+    "tolxstagnation": False,
+    "tolstagnation": np.inf,
+    "tolfacupx": np.inf,
+    "tolupsigma": np.inf,
+    "maxiter": np.inf,
+}
+
+
+class Search:
+    """Ask for a population, tell its fitness. Fitness is better when higher: the sign flips here and nowhere else.
+
+    Args:
+        num_parameters: n; the search starts at the zero vector.
+        sigma: initial step size.
+        population_size: candidates per generation.
+        seed: of its random stream.
+    """
+
+    def __init__(self, *, num_parameters: int, sigma: float, population_size: int, seed: int) -> None:
+        options = {
+            "popsize": population_size,
+            "randn": _Normal(seed),
+            "seed": np.nan,  # leave numpy's global stream alone
+            "signals_filename": "",
+            "verbose": -9,
+            "verb_log": 0,
+            **_NEVER,
+        }
+        self._es = cma.CMAEvolutionStrategy(np.zeros(num_parameters), sigma, options)
+
+    def ask(self) -> NDArray[np.float64]:
+        """The next generation's candidates, (population_size, n) float64."""
+        return np.asarray(self._es.ask())
+
+    def tell(self, candidates: NDArray[np.float64], fitness: Sequence[float]) -> None:
+        """Exactly one finite fitness per candidate, in their order."""
+        values = np.asarray(fitness, np.float64)
+        if values.shape != (len(candidates),) or len(candidates) != self._es.popsize:
+            raise ValueError(f"expected {self._es.popsize} fitness values, got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"fitness must be finite, got {values.tolist()}")
+        self._es.tell(list(candidates), (-values).tolist())
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The distribution's mean, (n,)."""
+        return np.array(self._es.mean)
+
+    @property
+    def sigma(self) -> float:
+        """The step size."""
+        return float(self._es.sigma)
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """C, (n, n)."""
+        return np.array(self._es.sm.covariance_matrix)
+
+    def to_bytes(self) -> bytes:
+        """The whole state, pickled, its random stream included."""
+        return pickle.dumps(self._es)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Search:
+        """The inverse. Unpickles: only for bytes whose checksum was verified."""
+        search = cls.__new__(cls)
+        search._es = pickle.loads(data)
+        return search

@@ -1,0 +1,102 @@
+"""The state of an evolution: what a checkpoint carries."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evolution.search import Search
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One row of the history.
+
+    Attributes:
+        generation: number, from 1.
+        env_steps: environment steps driven so far, validation included.
+        seconds: spent so far, over all sittings. The one figure that is no part of the determinism promise.
+        fitness_min, fitness_mean, fitness_max, fitness_sd: over the candidates; each fitness is a mean return.
+        sigma: CMA-ES step size after this generation.
+        validation_mean, validation_sd: returns of the CMA mean on the validation tracks; None where not driven.
+        time: when it ended, seconds since the epoch; no part of the promise either.
+    """
+
+    generation: int
+    env_steps: int
+    seconds: float
+    fitness_min: float
+    fitness_mean: float
+    fitness_max: float
+    fitness_sd: float
+    sigma: float
+    validation_mean: float | None
+    validation_sd: float | None
+    time: float
+
+
+@dataclass
+class EvolutionState:
+    """Where an evolution is.
+
+    Attributes:
+        search: CMA-ES.
+        history: one row a generation.
+        best: (n,) float64, the CMA mean with the best validation so far; None before the first validation.
+        best_generation, best_validation: when and how good that was.
+        env_steps, seconds: so far.
+    """
+
+    search: Search
+    history: list[Generation] = field(default_factory=list)
+    best: NDArray[np.float64] | None = None
+    best_generation: int | None = None
+    best_validation: float | None = None
+    env_steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def generation(self) -> int:
+        """Generations completed."""
+        return len(self.history)
+
+    def to_bytes(self) -> bytes:
+        """A numpy ``.npz``: mean, sigma and C for any reader, and all of the state for ``from_bytes``."""
+        progress: dict[str, Any] = {
+            "history": [asdict(row) for row in self.history],
+            "best_generation": self.best_generation,
+            "best_validation": self.best_validation,
+            "env_steps": self.env_steps,
+            "seconds": self.seconds,
+        }
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            mean=self.search.mean,
+            sigma=np.float64(self.search.sigma),
+            C=self.search.covariance,
+            best=self.best if self.best is not None else np.empty(0),
+            progress=np.frombuffer(json.dumps(progress).encode(), np.uint8),
+            pycma=np.frombuffer(self.search.to_bytes(), np.uint8),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> EvolutionState:
+        """The inverse, for bytes whose checksum was verified (pycma's state is unpickled)."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            progress = json.loads(arrays["progress"].tobytes())
+            return cls(
+                search=Search.from_bytes(arrays["pycma"].tobytes()),
+                history=[Generation(**row) for row in progress["history"]],
+                best=arrays["best"] if len(arrays["best"]) else None,
+                best_generation=progress["best_generation"],
+                best_validation=progress["best_validation"],
+                env_steps=progress["env_steps"],
+                seconds=progress["seconds"],
+            )

@@ -1,0 +1,105 @@
+"""C: the controllers, many at a time. World Models, section A.4: a = squash(W [z, h] + b)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ControllerConfig, RunConfig
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ControllerShape:
+    """How a flat vector of parameters is laid out: weights, then biases, layer by layer.
+
+    Attributes:
+        features: which of z, c and h the controller sees.
+        feature_size: F.
+        action_size: A.
+        hidden_size: units of the optional tanh layer; 0 for none.
+        bias: whether layers have biases.
+    """
+
+    features: str
+    feature_size: int
+    action_size: int
+    hidden_size: int
+    bias: bool
+
+    @classmethod
+    def of(cls, config: ControllerConfig, *, z_size: int, rnn_size: int, action_size: int) -> ControllerShape:
+        """The shape that a config asks for."""
+        sizes = {"z": z_size, "c": rnn_size, "h": rnn_size}
+        return cls(
+            features=config.features,
+            feature_size=sum(sizes[name] for name in config.features),
+            action_size=action_size,
+            hidden_size=config.hidden_size,
+            bias=config.bias,
+        )
+
+    @classmethod
+    def of_run(cls, config: RunConfig, action_size: int) -> ControllerShape:
+        """The shape that a run's controllers have."""
+        return cls.of(
+            config.controller, z_size=config.vae.z_size, rnn_size=config.mdnrnn.hidden_size, action_size=action_size
+        )
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of each layer."""
+        if self.hidden_size:
+            return [(self.hidden_size, self.feature_size), (self.action_size, self.hidden_size)]
+        return [(self.action_size, self.feature_size)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of the flat vector: 867 for z 32, h 256 and 3 actions."""
+        return sum(outputs * (inputs + int(self.bias)) for outputs, inputs in self.layers)
+
+
+class ControllerBatch:
+    """One controller a row, all applied at once.
+
+    Args:
+        shape: of every controller.
+        rows: R, the number of rows.
+    """
+
+    def __init__(self, shape: ControllerShape, rows: int) -> None:
+        self.shape = shape
+        self._weights = [np.zeros((rows, outputs, inputs), np.float32) for outputs, inputs in shape.layers]
+        self._biases = [np.zeros((rows, outputs), np.float32) for outputs, _ in shape.layers]
+
+    def set_row(self, row: int, parameters: Array) -> None:
+        """Put a controller in a row; parameters: (num_parameters,) float32."""
+        if parameters.shape != (self.shape.num_parameters,):
+            raise ValueError(f"expected {self.shape.num_parameters} parameters, got shape {parameters.shape}")
+        start = 0
+        for weights, biases in zip(self._weights, self._biases, strict=True):
+            outputs, inputs = weights.shape[1:]
+            weights[row] = parameters[start : start + outputs * inputs].reshape(outputs, inputs)
+            start += outputs * inputs
+            if self.shape.bias:
+                biases[row] = parameters[start : start + outputs]
+                start += outputs
+
+    def move_row(self, source: int, target: int) -> None:
+        """Copy the controller of one row to another."""
+        for array in (*self._weights, *self._biases):
+            array[target] = array[source]
+
+    def outputs(self, features: Array, start: int = 0) -> Array:
+        """Raw outputs, before squashing, of the rows from ``start``: features (R', F) to (R', A)."""
+        rows = slice(start, start + len(features))
+        x = features
+        for layer, (weights, biases) in enumerate(zip(self._weights, self._biases, strict=True)):
+            if layer:
+                x = np.tanh(x)
+            # One matrix-vector product per row: a row's bits do not depend on how many rows there are.
+            x = np.matmul(weights[rows], x[:, :, None])[:, :, 0] + biases[rows]
+        return x

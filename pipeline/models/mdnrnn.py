@@ -1,0 +1,158 @@
+"""M: the MDN-RNN of World Models, section A.3. An LSTM whose outputs are a mixture density over the next latent."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+State = tuple[Tensor, Tensor]
+
+
+class Mixture(NamedTuple):
+    """A density over the next z.
+
+    Attributes:
+        logpi: log mixture weights, normalised over the last axis: (..., Z, K) factored, (..., K) joint.
+        mu: means, (..., Z, K).
+        log_sigma: log standard deviations, (..., Z, K).
+    """
+
+    logpi: Tensor
+    mu: Tensor
+    log_sigma: Tensor
+
+
+class Prediction(NamedTuple):
+    """What M says of the next step.
+
+    Attributes:
+        mixture: of the next z.
+        reward: (...) or None where there is no reward head.
+        done_logit: (...) or None where there is no done head.
+    """
+
+    mixture: Mixture
+    reward: Tensor | None
+    done_logit: Tensor | None
+
+
+class MdnRnn(nn.Module):
+    """The LSTM and its heads.
+
+    Args:
+        z_size: Z.
+        action_size: A.
+        hidden_size: H.
+        mixtures: K, components per latent dimension (factored) or in all (joint).
+        mixture: whether each latent dimension has a mixture of its own (the paper) or all share one.
+        log_sigma_bounds: what log sigma is softly kept between, so that the likelihood is bounded.
+        reward_head, done_head: whether to predict them.
+    """
+
+    def __init__(
+        self,
+        *,
+        z_size: int,
+        action_size: int,
+        hidden_size: int,
+        mixtures: int,
+        mixture: Literal["factored", "joint"] = "factored",
+        log_sigma_bounds: tuple[float, float] = (-7.0, 7.0),
+        reward_head: bool = False,
+        done_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.z_size, self.hidden_size, self.mixtures = z_size, hidden_size, mixtures
+        self.joint = mixture == "joint"
+        self.log_sigma_bounds = log_sigma_bounds
+        self.reward_head, self.done_head = reward_head, done_head
+        self.lstm = nn.LSTM(z_size + action_size, hidden_size, batch_first=True)
+        logpi_size = mixtures if self.joint else z_size * mixtures
+        self._sizes = [logpi_size, z_size * mixtures, z_size * mixtures, int(reward_head), int(done_head)]
+        self.heads = nn.Linear(hidden_size, sum(self._sizes))
+
+    def initial_state(self, batch_size: int) -> State:
+        """h and c, (1, B, H) zeros."""
+        zeros = self.heads.weight.new_zeros(1, batch_size, self.hidden_size)
+        return zeros, zeros
+
+    def forward(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Prediction, State]:
+        """Predict each next step.
+
+        Args:
+            z: (B, T, Z).
+            action: (B, T, A).
+            state: h and c, each (1, B, H); zeros if None.
+
+        Returns:
+            a prediction with leading axes (B, T), and the state after the last step.
+        """
+        hidden, state = self.lstm(torch.cat([z, action], dim=-1), state)
+        return self.predict(hidden), state
+
+    def predict(self, hidden: Tensor) -> Prediction:
+        """The heads: hidden (..., H) to a prediction with the same leading axes."""
+        logpi, mu, log_sigma, reward, done = self.heads(hidden).split(self._sizes, dim=-1)
+        shape = (*hidden.shape[:-1], self.z_size, self.mixtures)
+        logpi = logpi if self.joint else logpi.reshape(shape)
+        mixture = Mixture(
+            functional.log_softmax(logpi, dim=-1),
+            mu.reshape(shape),
+            _softly_between(log_sigma.reshape(shape), *self.log_sigma_bounds),
+        )
+        return Prediction(
+            mixture,
+            reward.squeeze(-1) if self.reward_head else None,
+            done.squeeze(-1) if self.done_head else None,
+        )
+
+
+def _softly_between(x: Tensor, low: float, high: float) -> Tensor:
+    """Smooth bounds with a gradient everywhere, so that no unit is stuck at one (Chua et al. 2018, appendix A.1)."""
+    x = high - functional.softplus(high - x)
+    return low + functional.softplus(x - low)
+
+
+def mixture_nll(mixture: Mixture, z: Tensor) -> Tensor:
+    """Negative log-likelihood of z, in nats per latent dimension (section A.3; Bishop 1994, equation 29).
+
+    Args:
+        mixture: with leading axes (...).
+        z: (..., Z).
+
+    Returns:
+        (...), the mean over latent dimensions.
+    """
+    logpi, mu, log_sigma = mixture
+    scaled = (z[..., None] - mu) * torch.exp(-log_sigma)
+    log_normal = -0.5 * scaled.square() - log_sigma - 0.5 * math.log(2 * math.pi)
+    if logpi.dim() == mu.dim():
+        return -torch.logsumexp(logpi + log_normal, dim=-1).mean(dim=-1)
+    return -torch.logsumexp(logpi + log_normal.sum(dim=-2), dim=-1) / z.shape[-1]
+
+
+def sample_mixture(mixture: Mixture, temperature: float, uniform: Tensor, noise: Tensor) -> Tensor:
+    """Draw a next z (section A.3: temperature divides the mixture's logits and multiplies its variances).
+
+    Args:
+        mixture: with leading axes (...).
+        temperature: 1.0 is M's own; higher is more uncertain.
+        uniform: in [0, 1), (..., Z) factored, (...) joint: picks the component.
+        noise: standard normal, (..., Z).
+
+    Returns:
+        z, (..., Z).
+    """
+    logpi, mu, log_sigma = mixture
+    weights = functional.softmax(logpi / temperature, dim=-1)
+    chosen = (weights.cumsum(dim=-1) < uniform[..., None]).sum(dim=-1, keepdim=True)
+    chosen = chosen.clamp(max=mu.shape[-1] - 1)  # a cumulative sum may round to below 1
+    if logpi.dim() < mu.dim():
+        chosen = chosen[..., None, :].expand(*mu.shape[:-1], 1)
+    mean = mu.gather(-1, chosen).squeeze(-1)
+    sigma = log_sigma.gather(-1, chosen).squeeze(-1).exp()
+    return mean + sigma * math.sqrt(temperature) * noise

@@ -1,0 +1,100 @@
+"""V: the convolutional variational autoencoder of World Models, section A.2 and figure 22."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class VaeLoss(NamedTuple):
+    """Means over a batch, 0-dimensional float32.
+
+    Attributes:
+        total: what is minimised.
+        reconstruction: squared error summed over a frame's values in [0, 1].
+        kl: KL divergence from the unit Gaussian in nats, before free bits.
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+class Vae(nn.Module):
+    """Encoder and decoder.
+
+    Args:
+        z_size: Z, the number of latent dimensions.
+    """
+
+    def __init__(self, z_size: int) -> None:
+        super().__init__()
+        self.z_size = z_size
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 32, 4, stride=2), nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2), nn.ReLU(),
+            nn.Conv2d(64, 128, 4, stride=2), nn.ReLU(),
+            nn.Conv2d(128, 256, 4, stride=2), nn.ReLU(),
+            nn.Flatten(),
+        )  # fmt: skip
+        self.mu = nn.Linear(1024, z_size)
+        self.logvar = nn.Linear(1024, z_size)
+        self.from_z = nn.Linear(z_size, 1024)
+        self.decoder = nn.Sequential(
+            nn.ConvTranspose2d(1024, 128, 5, stride=2), nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 5, stride=2), nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 6, stride=2), nn.ReLU(),
+            nn.ConvTranspose2d(32, 3, 6, stride=2), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """frames: (B, 3, 64, 64) float in [0, 1]. Returns mu and logvar, (B, Z)."""
+        features = self.encoder(frames)
+        return self.mu(features), self.logvar(features)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z: (B, Z). Returns frames, (B, 3, 64, 64) in [0, 1]."""
+        return self.decoder(self.from_z(z)[:, :, None, None])  # type: ignore[no-any-return]
+
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """frames: (B, 3, 64, 64); noise: (B, Z), standard normal. Returns reconstructions, mu and logvar."""
+        mu, logvar = self.encode(frames)
+        return self.decode(sample_z(mu, logvar, noise)), mu, logvar
+
+
+def sample_z(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """z = mu + exp(logvar / 2) * noise (Kingma & Welling 2014, section 2.4), any one shape."""
+    return mu + torch.exp(logvar / 2) * noise
+
+
+def vae_loss(reconstruction: Tensor, frames: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float) -> VaeLoss:
+    """Squared error + KL with free bits.
+
+    KL to the unit Gaussian: Kingma & Welling 2014, appendix B. Free bits as in the paper's code: a sample's KL, summed
+    over latent dimensions, costs nothing below ``kl_tolerance * Z`` nats.
+
+    Args:
+        reconstruction, frames: (B, 3, 64, 64) in [0, 1].
+        mu, logvar: (B, Z).
+        kl_tolerance: nats per latent dimension.
+    """
+    squared = (reconstruction.float() - frames.float()).square().sum(dim=(1, 2, 3))
+    mu, logvar = mu.float(), logvar.float()
+    kl = -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(dim=1)
+    free = kl.clamp(min=kl_tolerance * mu.shape[1])
+    return VaeLoss((squared + free).mean(), squared.mean(), kl.mean())
+
+
+def frames_to_input(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Frames (B, 64, 64, 3) uint8 to what V takes: (B, 3, 64, 64) float32 in [0, 1], channels-last in memory."""
+    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def output_to_frames(output: Tensor) -> NDArray[np.uint8]:
+    """What V's decoder gives, (B, 3, 64, 64) in [0, 1], to frames (B, 64, 64, 3) uint8."""
+    return functional.relu(output * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

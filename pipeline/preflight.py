@@ -1,0 +1,167 @@
+"""Before anything expensive: what will be run, what it needs, and a refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+# Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
+_ENV_STEPS_PER_S = 140.0
+_VAE_FRAMES_PER_S = 230.0
+_ENCODED_FRAMES_PER_S = 1_500.0
+_RNN_STEPS_PER_S = 6_000.0
+_FRAME_BYTES = 520.0  # compressed
+_FRAME_MEMORY_BYTES = 64 * 64 * 3
+_VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
+_TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.35e9
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage amounts to.
+
+    Attributes:
+        stage: its name.
+        work: in words.
+        seconds: rough.
+        disk_bytes: left in the run directory.
+        memory_bytes: at its peak, all processes together.
+    """
+
+    stage: str
+    work: str
+    seconds: float
+    disk_bytes: float
+    memory_bytes: float
+
+
+def num_workers(config: RunConfig) -> int:
+    """Workers that this machine would give the run."""
+    if config.execution.executor == "in-process":
+        return 1
+    return config.execution.workers or os.cpu_count() or 1
+
+
+def estimate(config: RunConfig) -> list[StageEstimate]:
+    """Upper bounds: every episode is taken to run to its limit."""
+    workers = num_workers(config)
+    cores = min(workers, os.cpu_count() or 1)
+    collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
+    frames = collect.episodes * collect.episode_steps
+    worker_memory = workers * _WORKER_PROCESS_BYTES
+    shard_memory = workers * collect.episodes_per_shard * collect.episode_steps * _FRAME_MEMORY_BYTES
+    block = min(vae.shuffle_frames, frames) + collect.episodes_per_shard * collect.episode_steps
+    latent_bytes = 8 * vae.z_size + 32
+    training_steps = evolve.generations * evolve.population_size * evolve.episodes * (
+        evolve.episode_steps or config.env.max_episode_steps
+    )
+    validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
+    evolve_steps = training_steps + validations * config.env.max_episode_steps
+    parameters = 3 * (vae.z_size + rnn.hidden_size + 1)
+    evaluate_steps = 2 * config.evaluate.episodes * config.env.max_episode_steps
+    rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
+    return [
+        StageEstimate(
+            "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
+            frames / _ENV_STEPS_PER_S / cores, frames * _FRAME_BYTES, worker_memory + shard_memory,
+        ),
+        StageEstimate(
+            "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
+            frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, os.cpu_count() or 1),
+            3 * 4 * 4 * _VAE_PARAMETERS, _TRAINING_PROCESS_BYTES + 2 * block * _FRAME_MEMORY_BYTES,
+        ),
+        StageEstimate(
+            "encode", f"{frames:,} frames",
+            frames / _ENCODED_FRAMES_PER_S / cores, frames * latent_bytes, worker_memory + shard_memory,
+        ),
+        StageEstimate(
+            "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "left as initialised",
+            rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, os.cpu_count() or 1),
+            3 * 4 * 4 * _RNN_PARAMETERS,
+            _TRAINING_PROCESS_BYTES + 2 * min(rnn.shuffle_frames, frames) * latent_bytes,
+        ),
+        StageEstimate(
+            "evolve", f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} episodes",
+            evolve_steps / _ENV_STEPS_PER_S / cores,
+            (evolve.keep_checkpoints + 1) * 8 * 3 * parameters**2, worker_memory,
+        ),
+        StageEstimate(
+            "evaluate", f"2 controllers x {config.evaluate.episodes} tracks",
+            evaluate_steps / _ENV_STEPS_PER_S / cores, 10e6, worker_memory,
+        ),
+        StageEstimate("report", "one page", 10.0, 10e6, _TRAINING_PROCESS_BYTES),
+    ]  # fmt: skip
+
+
+def describe(config: RunConfig, run_dir: str) -> str:
+    """The plan, as a table."""
+    rows = estimate(config)
+    workers = f"{num_workers(config)} workers here" if not _on_a_cluster(config) else "the cluster's workers"
+    lines = [
+        f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
+        f"run directory {run_dir}",
+        f"  {'stage':<13} {'at most':>9}  {'disk':>9}  work",
+    ]
+    for row in rows:
+        lines.append(f"  {row.stage:<13} {_duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")
+    lines.append(
+        f"  {'all':<13} {_duration(sum(r.seconds for r in rows)):>9}  {_size(sum(r.disk_bytes for r in rows)):>9}  "
+        f"memory at most {_size(max(r.memory_bytes for r in rows))}; times are rough, for this machine's cores"
+    )
+    return "\n".join(lines)
+
+
+def check(config: RunConfig, run_dir: str) -> None:
+    """Refuse what cannot fit on this machine.
+
+    Raises:
+        ConfigError: not enough disk or memory, with what to change.
+    """
+    rows = estimate(config)
+    folder = Path(run_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed = sum(row.disk_bytes for row in rows) - _present_bytes(Path(run_dir))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"the run needs about {_size(needed)} of disk and {folder} has {_size(free)} free: "
+            "choose another --run-dir, or lower collect.episodes"
+        )
+    if _on_a_cluster(config):
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    worst = max(rows, key=lambda row: row.memory_bytes)
+    if worst.memory_bytes > memory:
+        raise ConfigError(
+            f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}: "
+            "lower execution.workers, collect.episodes_per_shard, or the shuffle_frames of vae and mdnrnn"
+        )
+
+
+def _on_a_cluster(config: RunConfig) -> bool:
+    execution = config.execution
+    return execution.executor == "ray" and bool(execution.ray_address or os.environ.get("RAY_ADDRESS"))
+
+
+def _present_bytes(folder: Path) -> int:
+    """What an earlier sitting has written already."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB / 10 else f"{size_bytes / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

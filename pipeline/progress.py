@@ -1,0 +1,93 @@
+"""Progress of long steps: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """How far a step has come.
+
+    Attributes:
+        done: units finished.
+        total: units in all.
+        shown: figures to show beside, name to value.
+        restored: units of ``done`` that an earlier sitting had finished; no part of the rate.
+    """
+
+    done: int
+    total: int
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    restored: int = 0
+
+
+class Progress:
+    """Shows updates on standard error with rate and time left.
+
+    Args:
+        title: what is going on.
+        unit: what is counted, for example ``"frame"``.
+    """
+
+    def __init__(self, title: str, unit: str) -> None:
+        self.title = title
+        self.unit = unit
+        self._bar: tqdm[Any] | None = None
+        self._terminal = sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._last: Update | None = None
+        self._printed: Update | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._last is not None and self._last is not self._printed:
+            self._line(self._last)
+
+    def __call__(self, update: Update) -> None:
+        """Show an update; cheap enough for every result."""
+        self._last = update
+        if self._terminal:
+            if self._bar is None:
+                self._bar = tqdm(
+                    desc=self.title,
+                    unit=f" {self.unit}s",
+                    total=update.total,
+                    initial=update.restored,
+                    dynamic_ncols=True,
+                    unit_scale=update.total >= 10_000,
+                )
+            self._bar.total = update.total
+            self._bar.set_postfix(update.shown, refresh=False)
+            self._bar.update(update.done - self._bar.n)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._line(update)
+
+    def _line(self, update: Update) -> None:
+        self._last_line = time.monotonic()
+        self._printed = update
+        elapsed = self._last_line - self._began
+        rate = (update.done - update.restored) / elapsed if elapsed > 0 else 0.0
+        left = tqdm.format_interval((update.total - update.done) / rate) if rate > 0 else "?"
+        shown = "".join(f", {name} {value}" for name, value in update.shown.items())
+        print(
+            f"{self.title}: {update.done:,} of {update.total:,} {self.unit}s, {rate:,.1f}/s, {left} left{shown}",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,1 @@
+"""Driving: policies, episodes and the lane-batched rollout loop."""

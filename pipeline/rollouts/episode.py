@@ -1,0 +1,66 @@
+"""Recorded episodes: what collecting writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.envs.environment import FRAME_SHAPE, Environment
+from pipeline.rollouts.policies import Policy
+
+
+@dataclass(frozen=True)
+class Episode:
+    """T steps. ``frames[t]`` is what the agent saw when it chose ``actions[t]``; ``rewards[t]`` is what that earned.
+
+    Attributes:
+        id: unique within a run.
+        frames: (T, 64, 64, 3) uint8 RGB.
+        actions: (T, A) float32.
+        rewards: (T,) float32.
+        terminated, truncated: (T,) bool; at most the last one is set. Neither is, where the pipeline itself cut the
+            episode short.
+    """
+
+    id: int
+    frames: NDArray[np.uint8]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+def record_episode(
+    env: Environment,
+    policy: Policy,
+    *,
+    episode_id: int,
+    track: int,
+    max_steps: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Episode:
+    """Drive one episode and write it down, up to ``max_steps`` steps."""
+    frames = np.empty((max_steps, *FRAME_SHAPE), np.uint8)
+    actions = np.empty((max_steps, env.action_size), np.float32)
+    rewards = np.empty(max_steps, np.float32)
+    terminated = np.zeros(max_steps, np.bool_)
+    truncated = np.zeros(max_steps, np.bool_)
+    frame = env.reset(track)
+    steps = 0
+    while steps < max_steps:
+        frames[steps] = frame
+        actions[steps] = policy.act(frame)
+        frame, rewards[steps], terminated[steps], truncated[steps] = env.step(actions[steps])
+        steps += 1
+        on_step()
+        if terminated[steps - 1] or truncated[steps - 1]:
+            break
+    return Episode(
+        episode_id, frames[:steps], actions[:steps], rewards[:steps], terminated[:steps], truncated[:steps]
+    )

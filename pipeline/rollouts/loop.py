@@ -1,0 +1,196 @@
+"""The lane-batched rollout: several environments in lockstep, one forward pass for all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import RunConfig
+from pipeline.envs.environment import FRAME_SHAPE, Environment
+from pipeline.envs.registry import make_environment
+from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.forward import Encoder, RnnStep
+from pipeline.models.weights import load_into, new_mdnrnn, new_vae
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RolloutJob:
+    """One episode to drive.
+
+    Attributes:
+        purpose: ``"train"``, ``"validate"`` or ``"test"``.
+        generation, candidate, episode: which one.
+        track: its track seed.
+        noise_seed: seed of the stream that z is sampled with.
+        parameters: (n,) float32, the controller.
+        max_steps: the episode is cut after so many steps.
+        stall_steps: the episode is cut after so many steps without a positive reward; None for never.
+    """
+
+    purpose: str
+    generation: int
+    candidate: int
+    episode: int
+    track: int
+    noise_seed: int
+    parameters: Array = field(repr=False)
+    max_steps: int
+    stall_steps: int | None = None
+
+    @property
+    def id(self) -> tuple[str, int, int, int]:
+        return self.purpose, self.generation, self.candidate, self.episode
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """What an episode came to.
+
+    Attributes:
+        episode_return: sum of rewards, float64.
+        steps: agent steps driven.
+        terminated, truncated: how it ended; neither, where the pipeline cut it.
+    """
+
+    episode_return: float
+    steps: int
+    terminated: bool
+    truncated: bool
+
+
+@dataclass
+class _Lane:
+    """One environment and the episode it is in."""
+
+    env: Environment
+    job: RolloutJob
+    noise: np.random.Generator
+    episode_return: float = 0.0
+    steps: int = 0
+    stalled: int = 0
+
+
+class RolloutWorker:
+    """Drives controllers; the plain class behind a rollout actor.
+
+    Lanes sit in slots 0 .. n-1 of the batch arrays. The networks run on micro-batches of one fixed size, as many as
+    cover the active slots, so a result does not depend on which lanes happened to share a batch. A lane that finishes
+    takes the next job; when there is none, the last active lane moves into its slot.
+
+    Args:
+        config: the run's.
+        vae_weights, mdnrnn_weights: safetensors bytes.
+        watch: called with a lane's environment and frame before each of its steps.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vae_weights: bytes,
+        mdnrnn_weights: bytes,
+        watch: Callable[[Environment, NDArray[np.uint8]], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._watch = watch
+        self._batch_size = config.rollouts.micro_batch
+        probe = make_environment(config.env)
+        self._idle = [probe]
+        self._squash = probe.squash
+
+        vae, mdnrnn = new_vae(config), new_mdnrnn(config, probe.action_size)
+        load_into(vae, vae_weights, "the VAE's weights")
+        load_into(mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
+        self._encoder = Encoder(vae, self._batch_size)
+        self._rnn_step = RnnStep(mdnrnn, self._batch_size)
+        shape = ControllerShape.of_run(config, probe.action_size)
+        self._features = shape.features
+        self._sample = config.controller.z == "sample"
+
+        slots = -(-config.rollouts.lanes // self._batch_size) * self._batch_size
+        self._frames = np.zeros((slots, *FRAME_SHAPE), np.uint8)
+        self._noise = np.zeros((slots, config.vae.z_size), np.float32)
+        self._h = np.zeros((slots, config.mdnrnn.hidden_size), np.float32)
+        self._c = np.zeros_like(self._h)
+        self._actions = np.zeros((slots, probe.action_size), np.float32)
+        self._controllers = ControllerBatch(shape, slots)
+
+    def run(self, jobs: Sequence[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
+        """Drive every job's episode, yielding (job id, result) as each ends."""
+        queue = deque(jobs)
+        lanes: list[_Lane] = []
+        try:
+            while queue and len(lanes) < self._config.rollouts.lanes:
+                lanes.append(self._begin(len(lanes), queue.popleft(), self._take_environment()))
+            while lanes:
+                self._act(lanes)
+                # From the last slot down, so that a lane moved into a freed slot has had its step.
+                for slot in reversed(range(len(lanes))):
+                    result = self._step(slot, lanes[slot])
+                    if result is None:
+                        continue
+                    yield lanes[slot].job.id, result
+                    if queue:
+                        lanes[slot] = self._begin(slot, queue.popleft(), lanes[slot].env)
+                    else:
+                        self._retire(slot, lanes)
+        finally:
+            self._idle += [lane.env for lane in lanes]
+
+    def _take_environment(self) -> Environment:
+        return self._idle.pop() if self._idle else make_environment(self._config.env)
+
+    def _begin(self, slot: int, job: RolloutJob, env: Environment) -> _Lane:
+        self._frames[slot] = env.reset(job.track)
+        self._h[slot] = 0
+        self._c[slot] = 0
+        self._controllers.set_row(slot, job.parameters)
+        return _Lane(env, job, np.random.Generator(np.random.PCG64(job.noise_seed)))
+
+    def _retire(self, slot: int, lanes: list[_Lane]) -> None:
+        last = len(lanes) - 1
+        self._idle.append(lanes[slot].env)
+        if slot != last:
+            lanes[slot] = lanes[last]
+            for array in (self._frames, self._h, self._c):
+                array[slot] = array[last]
+            self._controllers.move_row(last, slot)
+        lanes.pop()
+
+    def _act(self, lanes: Sequence[_Lane]) -> None:
+        """One forward pass for all active slots: frames to actions, and h, c one step on.
+
+        In the paper's order: z of the frame, the action from (z, h), then M's step on (z, action).
+        """
+        if self._sample:
+            for slot, lane in enumerate(lanes):
+                lane.noise.standard_normal(dtype=np.float32, out=self._noise[slot])
+        for start in range(0, len(lanes), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            z, logvar = self._encoder(self._frames[rows])
+            if self._sample:
+                z = z + np.exp(logvar / 2) * self._noise[rows]
+            parts = {"z": z, "h": self._h[rows], "c": self._c[rows]}
+            features = np.concatenate([parts[name] for name in self._features], axis=1)
+            self._actions[rows] = self._squash(self._controllers.outputs(features, start))
+            if self._features != "z":
+                self._h[rows], self._c[rows] = self._rnn_step(z, self._actions[rows], self._h[rows], self._c[rows])
+
+    def _step(self, slot: int, lane: _Lane) -> RolloutResult | None:
+        """Step one lane's environment; the result if that ended its episode."""
+        if self._watch is not None:
+            self._watch(lane.env, self._frames[slot])
+        self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])
+        lane.steps += 1
+        lane.episode_return += reward
+        lane.stalled = 0 if reward > 0 else lane.stalled + 1
+        job = lane.job
+        stalled = job.stall_steps is not None and lane.stalled >= job.stall_steps
+        if terminated or truncated or stalled or lane.steps >= job.max_steps:
+            return RolloutResult(lane.episode_return, lane.steps, terminated, truncated)
+        return None

@@ -1,0 +1,110 @@
+"""The policies that data is collected with."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import RunConfig
+from pipeline.envs.environment import Environment
+
+BROWNIAN_DT = 1 / 50
+
+
+class Policy(Protocol):
+    """Chooses actions for one episode."""
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """frame (64, 64, 3) uint8 to action (A,) float32, within the environment's bounds."""
+
+
+class WhitePolicy:
+    """Independent uniform actions.
+
+    Args:
+        env: whose bounds to keep.
+        rng: this episode's stream.
+    """
+
+    def __init__(self, env: Environment, rng: np.random.Generator) -> None:
+        self._low, self._high = env.action_low, env.action_high
+        self._rng = rng
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._rng.uniform(self._low, self._high).astype(np.float32)
+
+
+class BrownianPolicy:
+    """A random walk of the action from a uniform start, with steps of variance dt, clipped to the bounds.
+
+    The data of the PyTorch reproduction (Tallec, Blier & Kalainathan 2018): dt 1/50.
+
+    Args:
+        env: whose bounds to keep.
+        rng: this episode's stream.
+    """
+
+    def __init__(self, env: Environment, rng: np.random.Generator) -> None:
+        self._low, self._high = env.action_low, env.action_high
+        self._rng = rng
+        self._action = rng.uniform(self._low, self._high)
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        action = self._action.astype(np.float32)
+        step = np.sqrt(BROWNIAN_DT) * self._rng.standard_normal(self._action.shape)
+        self._action = np.clip(self._action + step, self._low, self._high)
+        return action
+
+
+class RandomControllerPolicy:
+    """Random V, M and C, new ones each episode: the paper's data.
+
+    As in its code, every parameter is Cauchy times a scale that is itself uniform in [0, 0.01], one per episode.
+
+    Args:
+        env: squashes the controller's output.
+        config: the sizes of V, M and C.
+        rng: this episode's stream.
+    """
+
+    def __init__(self, env: Environment, config: RunConfig, rng: np.random.Generator) -> None:
+        # torch is loaded here, not at the top: the other policies do without it.
+        import torch
+
+        from pipeline.models.controller import ControllerBatch, ControllerShape
+        from pipeline.models.forward import Encoder, RnnStep
+        from pipeline.models.weights import new_mdnrnn, new_vae
+
+        scale = 0.01 * rng.random()
+        vae, mdnrnn = new_vae(config), new_mdnrnn(config, env.action_size)
+        with torch.no_grad():
+            for parameter in [*vae.parameters(), *mdnrnn.parameters()]:
+                values = (scale * rng.standard_cauchy(tuple(parameter.shape))).astype(np.float32)
+                parameter.copy_(torch.from_numpy(values))
+        shape = ControllerShape.of_run(config, env.action_size)
+        self._env, self._rng, self._features = env, rng, shape.features
+        self._encoder, self._rnn_step = Encoder(vae, 1), RnnStep(mdnrnn, 1)
+        self._controller = ControllerBatch(shape, 1)
+        self._controller.set_row(0, (scale * rng.standard_cauchy(shape.num_parameters)).astype(np.float32))
+        self._h = np.zeros((1, mdnrnn.hidden_size), np.float32)
+        self._c = np.zeros_like(self._h)
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        mu, logvar = self._encoder(frame[None])
+        z = mu + np.exp(logvar / 2) * self._rng.standard_normal(mu.shape, np.float32)
+        parts = {"z": z, "h": self._h, "c": self._c}
+        features = np.concatenate([parts[name] for name in self._features], axis=1)
+        action = self._env.squash(np.nan_to_num(self._controller.outputs(features)))
+        self._h, self._c = self._rnn_step(z, action, self._h, self._c)
+        return action[0]
+
+
+def make_policy(config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:
+    """The policy that ``collect.policy`` names, for one episode."""
+    if config.collect.policy == "brownian":
+        return BrownianPolicy(env, rng)
+    if config.collect.policy == "white":
+        return WhitePolicy(env, rng)
+    return RandomControllerPolicy(env, config, rng)

@@ -1,0 +1,122 @@
+"""The whole flow, on one page: the stages in order, what each reads, and what makes it complete."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError, StorageError
+from pipeline.executor import Executor
+from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
+from pipeline.sittings import stage_seconds, timed
+from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
+from pipeline.storage.manifest import Manifest, manifest_key, read_manifest, read_records, seal, supersede
+from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: as on the command line.
+        prefix: what it fills in the run directory.
+        reads: prefixes of the stages whose output it reads.
+        keys: config sections (or keys) that its output depends on.
+        run: does it; returns what is worth knowing of it.
+    """
+
+    name: str
+    prefix: str
+    reads: tuple[str, ...]
+    keys: tuple[str, ...]
+    run: Callable[[RunConfig, Store, Executor], Mapping[str, Any]]
+
+
+STAGES = (
+    Stage("collect", "rollouts", (), ("seed", "env", "tracks.training", "collect"), collect.run),
+    Stage("train-vae", "vae", ("rollouts",), ("seed", "vae"), train_vae.run),
+    Stage("encode", "latents", ("rollouts", "vae"), ("encode",), encode.run),
+    Stage("train-mdnrnn", "mdnrnn", ("latents",), ("seed", "mdnrnn"), train_mdnrnn.run),
+    Stage("evolve", "evolution", ("vae", "mdnrnn"), ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"), evolve.run),  # fmt: skip # noqa: E501
+    Stage("evaluate", "evaluation", ("vae", "mdnrnn", "evolution"), ("seed", "env", "tracks.test", "rollouts", "evaluate"), evaluate.run),  # fmt: skip # noqa: E501
+    Stage("report", "report", ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation"), (), report.run),
+)
+
+
+def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] = STAGES) -> None:
+    """Run the stages in order; what is complete is skipped, what is not goes on from what it has."""
+    for stage in stages:
+        upstream = _upstream(store, stage)
+        if is_complete(config, store, stage, upstream):
+            logger.info("%s: complete, skipped", stage.name)
+            continue
+        logger.info("%s: begins", stage.name)
+        with timed(store, stage.name):
+            info = stage.run(config, store, executor)
+        seconds = stage_seconds(store, stage.name)
+        _seal(config, store, stage, upstream, {**info, "seconds": seconds})
+        logger.info("%s: complete in %.1f s", stage.name, seconds)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of a command-line name."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> bool:
+    """Whether a stage's manifest matches.
+
+    A stage whose own limit grew, or whose upstream did, has its seal taken off and is not complete.
+
+    Raises:
+        ConfigError: the manifest is of another config; names the keys.
+    """
+    manifest = read_manifest(store, stage.prefix)
+    if manifest is None:
+        return False
+    identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
+    where = store.locate(manifest_key(stage.prefix))
+    if lines := diff(manifest.config, identity):
+        raise ConfigError(f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir.")
+    if lines := shrunk(manifest.grown, growable):
+        raise ConfigError(f"{where} seals more than is asked for now:\n" + "\n".join(lines) + "\nThese keys may only grow.")
+    if manifest.grown == growable and manifest.upstream == upstream:
+        return True
+    supersede(store, stage.prefix, manifest)
+    logger.info("%s: what it was made from has grown, goes on", stage.name)
+    return False
+
+
+def _upstream(store: Store, stage: Stage) -> dict[str, str]:
+    """Digests of the manifests that a stage reads."""
+    digests = {}
+    for prefix in stage.reads:
+        manifest = read_manifest(store, prefix)
+        if manifest is None:
+            needed = next(other.name for other in STAGES if other.prefix == prefix)
+            raise StorageError(
+                f"{stage.name} reads what {needed} leaves under {store.locate(prefix)}, and that is not complete. "
+                f"Run `world-models {needed}` first, or `world-models run` for all stages."
+            )
+        digests[prefix] = manifest.digest
+    return digests
+
+
+def _seal(
+    config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], info: Mapping[str, Any]
+) -> None:
+    manifest = Manifest(
+        stage=stage.name,
+        config=flatten(config, "identity", stage.keys),
+        grown=flatten(config, "growable", stage.keys),
+        upstream=upstream,
+        records=read_records(store, stage.prefix),
+        info={**info, "code_version": code_version(), "cpu": cpu_kind(), "versions": library_versions()},
+    )
+    seal(store, stage.prefix, manifest)

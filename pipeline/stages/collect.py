@@ -1,0 +1,94 @@
+"""Stage 1: drive the environment with a random policy and write episodes to shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.envs.registry import make_environment
+from pipeline.executor import Executor
+from pipeline.progress import Progress, Update
+from pipeline.rollouts.episode import record_episode
+from pipeline.rollouts.policies import make_policy
+from pipeline.storage.manifest import Record, commit, read_records
+from pipeline.storage.shards import episodes_to_bytes, shard_name
+from pipeline.storage.store import Store
+
+PREFIX = "rollouts"
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to make; ``id`` is its number."""
+
+    id: int
+
+
+class CollectWorker:
+    """Drives the episodes of a shard and commits it; the plain class behind a collecting actor."""
+
+    def __init__(self, config: RunConfig, store: Store) -> None:
+        self._config = config
+        self._store = store
+        self._env = make_environment(config.env)
+
+    def run(self, jobs: Sequence[ShardJob]) -> Iterator[tuple[int, Record]]:
+        for job in jobs:
+            yield job.id, self._collect(job.id)
+
+    def _collect(self, shard: int) -> Record:
+        config = self._config
+        episodes = []
+        for episode_id in shard_episodes(config, shard):
+            policy = make_policy(config, self._env, seeding.generator(config.seed, "collect/policy", episode_id))
+            episodes.append(
+                record_episode(
+                    self._env,
+                    policy,
+                    episode_id=episode_id,
+                    track=seeding.track(config.seed, config.tracks.training, "collect/track", episode_id),
+                    max_steps=config.collect.episode_steps,
+                )
+            )
+        returns = [float(episode.rewards.sum(dtype="float64")) for episode in episodes]
+        return commit(
+            self._store,
+            PREFIX,
+            shard_name(shard),
+            episodes_to_bytes(episodes),
+            rows=sum(len(episode) for episode in episodes),
+            episodes=[[episode.id, len(episode)] for episode in episodes],
+            returns=returns,
+        )
+
+
+def num_shards(config: RunConfig) -> int:
+    return -(-config.collect.episodes // config.collect.episodes_per_shard)
+
+
+def shard_episodes(config: RunConfig, shard: int) -> range:
+    """The episode ids of a shard: a fixed set, whoever drives them."""
+    first = shard * config.collect.episodes_per_shard
+    return range(first, min(first + config.collect.episodes_per_shard, config.collect.episodes))
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Collect whatever shards are not committed yet."""
+    present = read_records(store, PREFIX)
+    missing = [ShardJob(i) for i in range(num_shards(config)) if shard_name(i) not in present]
+    restored = steps = sum(record.rows for record in present.values())
+    done = sum(len(record.info["episodes"]) for record in present.values())
+    total = config.collect.episodes
+    with Progress("collect", "episode") as show:
+        show(Update(done, total, restored=done))
+        before = done
+        if missing:
+            with executor.pool(CollectWorker, config, store, jobs_per_call=1) as pool:
+                for _, record in pool.map(missing):
+                    done += len(record.info["episodes"])
+                    steps += record.rows
+                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before))
+    return {"env_steps": steps, "env_steps_this_sitting": steps - restored}

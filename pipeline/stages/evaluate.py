@@ -1,0 +1,173 @@
+"""Stage 6: the controllers drive test tracks that nothing was ever selected on."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.evolution.fitness import drive, scored_jobs
+from pipeline.executor import Executor, Resources
+from pipeline.progress import Progress, Update
+from pipeline.rollouts.film import STEPS_PER_SECOND, film
+from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.manifest import Manifest, commit, read_verified, require_manifest
+from pipeline.storage.store import Store
+
+PREFIX = "evaluation"
+EVOLUTION = "evolution"
+VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
+MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
+
+_SAVE_EVERY_S = 30.0
+_BOOTSTRAP_SAMPLES = 10_000
+
+# One driven episode, as a row of the checkpoint and of episodes.parquet.
+Row = dict[str, Any]
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Drive what is not driven yet, film a drive, and sum up."""
+    vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
+    mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
+    evolution = require_manifest(store, EVOLUTION)
+    controllers, tag = _controllers(store, evolution)
+    jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
+    rows = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
+
+    summary: dict[str, Any] = {
+        name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
+        for name in controllers
+    }
+    winner = max(controllers, key=lambda name: summary[name]["mean"])
+    with Progress("film a drive", "drive") as show:
+        gif, drive_info = executor.run(
+            film,
+            config,
+            vae_weights,
+            mdnrnn_weights,
+            _film_job(config, controllers[winner]),
+            resources=Resources(),
+            on_update=show,
+        )
+    tag = f"{tag}-{config.evaluate.episodes:06d}"
+    commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
+    commit(store, PREFIX, f"drive-{tag}.gif", gif, controller=winner, **drive_info)
+    commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
+    return {"env_steps": sum(row["steps"] for row in rows), "controllers": summary}
+
+
+def _controllers(store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], str]:
+    """The newest controllers by name, and a tag for the generation they are of.
+
+    ``best`` is left out where it is the mean itself: the same parameters score the same.
+    """
+    record = max(
+        (r for name, r in evolution.records.items() if name.startswith("controllers-")), key=lambda r: r.name
+    )
+    tensors = load(read_verified(store, record))
+    if np.array_equal(tensors["mean"], tensors["best"]):
+        del tensors["best"]
+    return {name: tensors[name] for name in ("mean", "best") if name in tensors}, f"{record.info['generation']:06d}"
+
+
+def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:
+    # The candidate's number comes from its parameters, so that a checkpoint knows an old controller from a new one.
+    candidate = seeding.derive(config.seed, f"evaluate/{parameters.tobytes().hex()}")
+    return scored_jobs(
+        config,
+        purpose="test",
+        generation=0,
+        candidate=candidate,
+        parameters=parameters,
+        first_track=config.tracks.test.start,
+        episodes=range(config.evaluate.episodes),
+    )
+
+
+def _film_job(config: RunConfig, parameters: NDArray[np.float32]) -> RolloutJob:
+    job = _jobs(config, parameters)[0]
+    steps = min(config.env.max_episode_steps, round(config.evaluate.gif_seconds * STEPS_PER_SECOND))
+    return RolloutJob(**{**vars(job), "max_steps": steps})
+
+
+def _drive(
+    config: RunConfig,
+    store: Store,
+    executor: Executor,
+    jobs: Mapping[str, Sequence[RolloutJob]],
+    vae_weights: bytes,
+    mdnrnn_weights: bytes,
+) -> list[Row]:
+    """Every job's row, in the order of controllers and tracks; those a checkpoint has are not driven again."""
+    checkpoints = Checkpoints(store, PREFIX)
+    latest = checkpoints.latest()
+    done: dict[tuple[int, int], RolloutResult] = {}
+    if latest is not None:
+        done = {(c, e): RolloutResult(*result) for c, e, result in json.loads(latest[1])}
+    wanted = [job for some in jobs.values() for job in some]
+    missing = [job for job in wanted if (job.candidate, job.episode) not in done]
+    restored = len(wanted) - len(missing)
+    saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal saved
+        table = [[c, e, [*vars(result).values()]] for (c, e), result in sorted(done.items())]
+        checkpoints.save(len(done), json.dumps(table).encode())
+        saved = time.monotonic()
+
+    with Progress("evaluate", "episode") as show:
+        show(Update(restored, len(wanted), restored=restored))
+
+        def take(job: RolloutJob, result: RolloutResult) -> None:
+            done[job.candidate, job.episode] = result
+            returns = [done[j.candidate, j.episode].episode_return for j in wanted if (j.candidate, j.episode) in done]
+            show(Update(len(returns), len(wanted), {"mean return": f"{np.mean(returns):.1f}"}, restored=restored))
+            if time.monotonic() - saved >= _SAVE_EVERY_S:
+                save()
+
+        if missing:
+            with executor.pool(
+                RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=config.rollouts.lanes
+            ) as pool:
+                drive(pool, missing, take)
+            save()
+    return [
+        {"controller": name, "track": job.track, **vars(done[job.candidate, job.episode])}
+        for name, some in jobs.items()
+        for job in some
+    ]
+
+
+def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
+    """Mean, standard deviation and a 95 % bootstrap interval of the mean (percentiles of resampled means)."""
+    values = np.asarray(returns, np.float64)
+    rng = seeding.generator(seed, "evaluate/bootstrap")
+    means = rng.choice(values, (_BOOTSTRAP_SAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        "episodes": len(values),
+        "mean": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "low": float(low),
+        "high": float(high),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _to_parquet(rows: Sequence[Row]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()

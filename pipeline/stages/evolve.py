@@ -1,0 +1,192 @@
+"""Stage 5: evolve the controller by CMA-ES on the return of whole episodes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.envs.registry import environment_class
+from pipeline.errors import SittingEnded
+from pipeline.evolution.fitness import candidate_fitness, drive, scored_jobs, training_jobs
+from pipeline.evolution.search import Search
+from pipeline.evolution.state import EvolutionState, Generation
+from pipeline.executor import Executor, Pool
+from pipeline.metrics import MetricsLog
+from pipeline.models.controller import ControllerShape
+from pipeline.progress import Progress, Update
+from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.manifest import commit, read_verified, require_manifest
+from pipeline.storage.store import Store
+from pipeline.threads import num_threads
+
+PREFIX = "evolution"
+VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
+MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Evolve until a limit of the config, from the newest checkpoint."""
+    vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
+    mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
+    checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
+    state = _restore(checkpoints) or _begin(config)
+    before = state.env_steps
+    if _ended(config, state) is None:
+        metrics = MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history])
+        with (
+            executor.pool(
+                RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=config.rollouts.lanes
+            ) as pool,
+            num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
+        ):
+            _evolve(config, state, pool, checkpoints, metrics)
+    _commit(store, state)
+    return {
+        "env_steps": state.env_steps,
+        "env_steps_this_sitting": state.env_steps - before,
+        "generations": state.generation,
+        "ended_by": _ended(config, state),
+        "best_generation": state.best_generation,
+        "best_validation": state.best_validation,
+        "workers": executor.max_workers,
+    }
+
+
+def _begin(config: RunConfig) -> EvolutionState:
+    action_size = environment_class(config.env.id).action_size
+    return EvolutionState(
+        Search(
+            num_parameters=ControllerShape.of_run(config, action_size).num_parameters,
+            sigma=config.evolve.sigma,
+            population_size=config.evolve.population_size,
+            seed=seeding.derive(config.seed, "evolve/cma"),
+        )
+    )
+
+
+def _restore(checkpoints: Checkpoints) -> EvolutionState | None:
+    latest = checkpoints.latest()
+    if latest is None:
+        return None
+    generation, data = latest
+    logger.info("evolve: resuming after generation %d", generation)
+    return EvolutionState.from_bytes(data)
+
+
+def _ended(config: RunConfig, state: EvolutionState) -> str | None:
+    """Why there is nothing left to do; None while there is."""
+    target = config.evolve.target_return
+    if target is not None and state.best_validation is not None and state.best_validation >= target:
+        return "target_return"
+    return "generations" if state.generation >= config.evolve.generations else None
+
+
+def _evolve(
+    config: RunConfig, state: EvolutionState, pool: Pool, checkpoints: Checkpoints, metrics: MetricsLog
+) -> None:
+    sitting_began = time.monotonic()
+    restored = state.generation
+    shown: dict[str, str] = {}
+    with Progress("evolve", "generation") as show:
+        while _ended(config, state) is None:
+            row = _next_generation(config, state, pool)
+            checkpoints.save(state.generation, state.to_bytes())
+            metrics.log(row.generation, _metrics_row(row))
+            shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
+            if row.validation_mean is not None:
+                shown["validation"] = f"{row.validation_mean:.1f}"
+            show(Update(state.generation, config.evolve.generations, shown, restored=restored))
+            limit = config.evolve.max_seconds
+            if limit is not None and time.monotonic() - sitting_began >= limit and _ended(config, state) is None:
+                raise SittingEnded(
+                    f"evolve.max_seconds {limit:g} is over after generation {state.generation} of "
+                    f"{config.evolve.generations}, best validation so far {state.best_validation}. "
+                    "The run is not over: run the same command again to go on."
+                )
+
+
+def _next_generation(config: RunConfig, state: EvolutionState, pool: Pool) -> Generation:
+    """Ask, drive, tell; validate where it is due. Adds a row to the history."""
+    began = time.monotonic()
+    generation = state.generation + 1
+    steps = 0
+
+    def count(_: RolloutJob, result: RolloutResult) -> None:
+        nonlocal steps
+        steps += result.steps
+
+    candidates = state.search.ask()
+    jobs = training_jobs(config, generation, candidates)
+    fitness = candidate_fitness(jobs, drive(pool, jobs, count), len(candidates))
+    state.search.tell(candidates, fitness)
+
+    validation = None
+    if generation % config.evolve.validate_every == 0:
+        mean = state.search.mean
+        scored = scored_jobs(
+            config,
+            purpose="validate",
+            generation=generation,
+            candidate=0,
+            parameters=mean,
+            first_track=config.tracks.validation.start,
+            episodes=range(config.evolve.validation_episodes),
+        )
+        results = drive(pool, scored, count)
+        validation = np.array([results[job.id].episode_return for job in scored])
+        if state.best_validation is None or validation.mean() > state.best_validation:
+            state.best, state.best_generation = mean, generation
+            state.best_validation = float(validation.mean())
+
+    state.env_steps += steps
+    state.seconds += time.monotonic() - began
+    state.history.append(
+        Generation(
+            generation=generation,
+            env_steps=state.env_steps,
+            seconds=state.seconds,
+            fitness_min=min(fitness),
+            fitness_mean=float(np.mean(fitness)),
+            fitness_max=max(fitness),
+            fitness_sd=float(np.std(fitness)),
+            sigma=state.search.sigma,
+            validation_mean=None if validation is None else float(validation.mean()),
+            validation_sd=None if validation is None else float(validation.std(ddof=min(1, len(validation) - 1))),
+            time=time.time(),
+        )
+    )
+    return state.history[-1]
+
+
+def _metrics_row(row: Generation) -> dict[str, Any]:
+    values = asdict(row)
+    return {"step": values.pop("generation"), **values}
+
+
+def _commit(store: Store, state: EvolutionState) -> None:
+    """The history, and the two controllers that are evaluated. Names carry the generation: an evolution may grow."""
+    mean = state.search.mean
+    best = state.best if state.best is not None else mean
+    commit(
+        store,
+        PREFIX,
+        f"controllers-{state.generation:06d}.safetensors",
+        save({"mean": mean.astype(np.float32), "best": best.astype(np.float32)}),
+        generation=state.generation,
+        best_generation=state.best_generation,
+        best_validation=state.best_validation,
+    )
+    history = json.dumps([asdict(row) for row in state.history], indent=1).encode()
+    commit(store, PREFIX, f"history-{state.generation:06d}.json", history, rows=state.generation)

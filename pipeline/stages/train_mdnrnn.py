@@ -1,0 +1,207 @@
+"""Stage 4: train M on windows of latents and actions."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.executor import Executor, Resources
+from pipeline.models import weights
+from pipeline.models.mdnrnn import mixture_nll
+from pipeline.models.vae import sample_z
+from pipeline.progress import Progress, Update
+from pipeline.storage.manifest import Record, commit, require_manifest
+from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents
+from pipeline.storage.store import Store
+from pipeline.training.blocks import BlockStream, held_out_episodes
+from pipeline.training.hardware import gpus_for, resolve_device
+from pipeline.training.loop import Fit, Schedule
+
+PREFIX = "mdnrnn"
+LATENTS = "latents"
+WEIGHTS = "mdnrnn.safetensors"
+
+Array = NDArray[np.float32]
+
+
+class Windows(NamedTuple):
+    """Fixed-size windows: B of them, T steps each. Row t of a window is one row of a shard.
+
+    Attributes:
+        mu, logvar: (B, T + 1, Z) float32; the last is only a target.
+        actions: (B, T, A) float32.
+        rewards: (B, T) float32.
+        done: (B, T) float32, 1 where the environment terminated.
+        real: (B, T) float32, 0 where an episode shorter than the window was padded.
+        has_next: (B, T) float32, 1 where there is a next z to predict: not at an episode's last row.
+    """
+
+    mu: Array
+    logvar: Array
+    actions: Array
+    rewards: Array
+    done: Array
+    real: Array
+    has_next: Array
+
+
+def num_windows(steps: int, window: int) -> int:
+    """Windows that an episode gives: as many as fit without overlap, at least one (padded)."""
+    return max(1, steps // window)
+
+
+class WindowBlock:
+    """The windows of some episodes.
+
+    Windows of an episode lie end to end; where they start is drawn anew for each epoch, so that every row is seen.
+
+    Args:
+        episodes: latents.
+        window: T.
+        rng: draws the starts.
+    """
+
+    def __init__(self, episodes: Sequence[LatentEpisode], window: int, rng: np.random.Generator) -> None:
+        self._window = window
+        self._items: list[tuple[LatentEpisode, int]] = []
+        for episode in episodes:
+            count = num_windows(len(episode), window)
+            slack = max(0, len(episode) - count * window)
+            first = int(rng.integers(0, slack + 1))
+            self._items += [(episode, first + index * window) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def batch(self, items: NDArray[np.int64]) -> Windows:
+        size, length = len(items), self._window
+        example = self._items[0][0]
+        z_size, action_size = example.mu.shape[1], example.actions.shape[1]
+        mu = np.zeros((size, length + 1, z_size), np.float32)
+        logvar = np.zeros_like(mu)
+        actions = np.zeros((size, length, action_size), np.float32)
+        rewards, done, real, has_next = (np.zeros((size, length), np.float32) for _ in range(4))
+        for row, item in enumerate(items):
+            episode, start = self._items[item]
+            rows = min(length, len(episode) - start)
+            targets = min(length + 1, len(episode) - start)
+            mu[row, :targets] = episode.mu[start : start + targets]
+            logvar[row, :targets] = episode.logvar[start : start + targets]
+            actions[row, :rows] = episode.actions[start : start + rows]
+            rewards[row, :rows] = episode.rewards[start : start + rows]
+            done[row, :rows] = episode.terminated[start : start + rows]
+            real[row, :rows] = 1
+            has_next[row, : targets - 1] = 1
+        return Windows(mu, logvar, actions, rewards, done, real, has_next)
+
+
+class MdnRnnObjective:
+    """M, its optimiser and its loss."""
+
+    def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock) -> None:
+        self._config = config.mdnrnn
+        self._seed = config.seed
+        self._held_out = held_out
+        self.device = resolve_device(config.mdnrnn.device)
+        self.module = weights.new_mdnrnn(config, action_size).to(self.device)
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
+
+    def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
+        windows = Windows(*(torch.from_numpy(array).to(self.device) for array in batch))  # type: ignore[arg-type]
+        mu, logvar, actions, rewards, done, real, has_next = _tensors(windows)
+        # z is sampled anew from (mu, logvar) each time a window is seen (section A.3), against overfitting.
+        seed = seeding.derive(self._seed, "mdnrnn/noise", seed_index)
+        noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        z = sample_z(mu, logvar, noise)
+        prediction, _ = self.module(z[:, :-1], actions)
+        nll = _masked_mean(mixture_nll(prediction.mixture, z[:, 1:]), has_next)
+        losses = {"loss": nll, "nll": nll}
+        if prediction.reward is not None:
+            losses["reward"] = _masked_mean((prediction.reward - rewards).square(), real)
+            losses["loss"] = losses["loss"] + self._config.reward_weight * losses["reward"]
+        if prediction.done_logit is not None:
+            error = functional.binary_cross_entropy_with_logits(prediction.done_logit, done, reduction="none")
+            losses["done"] = _masked_mean(error, real)
+            losses["loss"] = losses["loss"] + self._config.done_weight * losses["done"]
+        return losses
+
+    def before_step(self) -> None:
+        """Each element of the gradient is clipped, as in the paper's code."""
+        torch.nn.utils.clip_grad_value_(self.module.parameters(), self._config.gradient_clip)
+
+    def held_out(self) -> Iterator[tuple[int, Windows]]:
+        size = self._config.batch_size
+        for start in range(0, len(self._held_out), size):
+            batch = self._held_out.batch(np.arange(start, min(start + size, len(self._held_out))))
+            yield int(batch.has_next.sum()), batch
+
+
+def _tensors(windows: Windows) -> tuple[Tensor, ...]:
+    return tuple(windows)  # type: ignore[arg-type]
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum()
+
+
+def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
+    """The training task: commits the weights. Returns a summary."""
+    records = require_manifest(store, LATENTS).records
+    window = config.mdnrnn.window
+    example = next(read_latents(store, next(iter(records.values()))))
+    action_size = example.actions.shape[1]
+    if config.mdnrnn.init == "random":
+        commit(store, PREFIX, WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size)))
+        yield Update(1, 1, {"weights": "left as initialised"})
+        return {"steps": 0, "init": "random"}
+
+    episodes = [episode for record in records.values() for episode in episode_steps(record)]
+    held_out = held_out_episodes(episodes, config.mdnrnn.validation_fraction, config.seed, "mdnrnn/held-out")
+    left_out = set(held_out)
+
+    def read(block: Sequence[Record], wanted: set[int], seed: int) -> WindowBlock:
+        found = [
+            episode
+            for record in block
+            if not wanted.isdisjoint(episode_steps(record))
+            for episode in read_latents(store, record)
+            if episode.id in wanted
+        ]
+        return WindowBlock(found, window, seeding.generator(seed, "windows"))
+
+    stream = BlockStream(
+        records,
+        items_of=lambda episode, steps: 0 if episode in left_out else num_windows(steps, window),
+        load=lambda block, seed: read(block, set(episodes) - left_out, seed),
+        batch_size=config.mdnrnn.batch_size,
+        block_items=max(1, config.mdnrnn.shuffle_frames // window),
+        seed=config.seed,
+        purpose="mdnrnn",
+    )
+    held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
+    objective = MdnRnnObjective(config, action_size, held_out_windows)
+    schedule = Schedule(
+        epochs=config.mdnrnn.epochs,
+        patience=config.mdnrnn.patience,
+        log_every_steps=config.mdnrnn.log_every_steps,
+        checkpoint_every_s=config.mdnrnn.checkpoint_every_s,
+    )
+    summary = yield from Fit(store, PREFIX, stream, objective, schedule, "train-mdnrnn").run()
+    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
+    return {**summary, "init": "trained", "device": str(objective.device)}
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Train M as one task, on a GPU where there is one."""
+    resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
+    with Progress("train-mdnrnn", "step") as show:
+        return executor.run(train, config, store, resources=resources, on_update=show)

@@ -1,0 +1,163 @@
+"""Stage 2: train V on the collected frames."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.executor import Executor, Resources
+from pipeline.models import weights
+from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
+from pipeline.progress import Progress, Update
+from pipeline.storage.manifest import Record, commit, require_manifest
+from pipeline.storage.shards import episode_steps, read_frames
+from pipeline.storage.store import Store
+from pipeline.training.blocks import BlockStream, held_out_episodes
+from pipeline.training.hardware import gpus_for, resolve_device, resolve_precision
+from pipeline.training.loop import Fit, Schedule
+
+PREFIX = "vae"
+ROLLOUTS = "rollouts"
+WEIGHTS = "vae.safetensors"
+PICTURE = "reconstructions.png"
+_PICTURE_FRAMES = 12
+
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _FrameBlock:
+    """Frames (N, 64, 64, 3) uint8 of a block."""
+
+    frames: Frames
+
+    def batch(self, items: NDArray[np.int64]) -> Frames:
+        return self.frames[items]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out frames, read from shards each time: as many whole episodes as come to ``max_frames`` at least."""
+
+    store: Store
+    records: Mapping[str, Record]
+    episodes: Sequence[int]
+    max_frames: int
+
+    def frames(self) -> Iterator[Frames]:
+        """Each held-out episode's frames (T, 64, 64, 3), the last one cut."""
+        wanted = set(self.episodes)
+        left = self.max_frames
+        for record in self.records.values():
+            if left <= 0:
+                return
+            if wanted.isdisjoint(episode_steps(record)):
+                continue
+            for frames in read_frames(self.store, record, wanted):
+                yield frames[: max(0, left)]
+                left -= len(frames)
+
+
+class VaeObjective:
+    """V, its optimiser and its loss."""
+
+    def __init__(self, config: RunConfig, held_out: HeldOut) -> None:
+        self._config = config
+        self._held_out = held_out
+        self.device = resolve_device(config.vae.device)
+        self.precision = resolve_precision(config.vae.precision, self.device)
+        self.module = weights.new_vae(config).to(self.device)
+        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.vae.learning_rate, fused=True)
+
+    def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:
+        frames = frames_to_input(batch, self.device)
+        seed = seeding.derive(self._config.seed, "vae/noise", seed_index)
+        noise = torch.randn(len(batch), self.module.z_size, generator=torch.Generator().manual_seed(seed))
+        mixed = self.precision is torch.bfloat16
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            reconstruction, mu, logvar = self.module(frames, noise.to(self.device))
+        loss = vae_loss(reconstruction, frames, mu, logvar, self._config.vae.kl_tolerance)
+        return {"loss": loss.total, "reconstruction": loss.reconstruction, "kl": loss.kl}
+
+    def before_step(self) -> None:
+        """The paper does not clip V's gradients."""
+
+    def held_out(self) -> Iterator[tuple[int, Frames]]:
+        size = self._config.vae.batch_size
+        for frames in self._held_out.frames():
+            for start in range(0, len(frames), size):
+                batch = frames[start : start + size]
+                yield len(batch), batch
+
+
+def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
+    """The training task: commits the weights and a picture of reconstructions. Returns a summary."""
+    manifest = require_manifest(store, ROLLOUTS)
+    records = manifest.records
+    episodes = [episode for record in records.values() for episode in episode_steps(record)]
+    held_out = held_out_episodes(episodes, config.vae.validation_fraction, config.seed, "vae/held-out")
+    left_out = set(held_out)
+
+    def load(block: Sequence[Record], seed: int) -> _FrameBlock:
+        counts = [sum(n for e, n in episode_steps(r).items() if e not in left_out) for r in block]
+        frames = np.empty((sum(counts), *FRAME_SHAPE), np.uint8)
+        start = 0
+        for record in block:
+            for part in read_frames(store, record, set(episode_steps(record)) - left_out):
+                frames[start : start + len(part)] = part
+                start += len(part)
+        return _FrameBlock(frames)
+
+    stream = BlockStream(
+        records,
+        items_of=lambda episode, steps: 0 if episode in left_out else steps,
+        load=load,
+        batch_size=config.vae.batch_size,
+        block_items=config.vae.shuffle_frames,
+        seed=config.seed,
+        purpose="vae",
+    )
+    held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
+    objective = VaeObjective(config, held_out_frames)
+    schedule = Schedule(
+        epochs=config.vae.epochs,
+        patience=config.vae.patience,
+        log_every_steps=config.vae.log_every_steps,
+        checkpoint_every_s=config.vae.checkpoint_every_s,
+    )
+    summary = yield from Fit(store, PREFIX, stream, objective, schedule, "train-vae").run()
+    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
+    commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
+    return {**summary, "device": str(objective.device), "precision": str(objective.precision).removeprefix("torch.")}
+
+
+@torch.inference_mode()
+def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
+    """A PNG: held-out frames spread over their episodes in the upper row, what V makes of them below."""
+    frames = np.concatenate(list(held_out.frames()))
+    chosen = frames[np.linspace(0, len(frames) - 1, min(_PICTURE_FRAMES, len(frames))).astype(int)]
+    objective.module.eval()
+    mu, _ = objective.module.encode(frames_to_input(chosen, objective.device))
+    decoded = output_to_frames(objective.module.decode(mu))
+    rows = [np.concatenate(list(row), axis=1) for row in (chosen, decoded)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Train V as one task, on a GPU where there is one."""
+    resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
+    with Progress("train-vae", "step") as show:
+        return executor.run(train, config, store, resources=resources, on_update=show)

@@ -1,0 +1,1 @@
+"""The run directory: stores, records and manifests, shards, checkpoints."""

@@ -1,0 +1,176 @@
+"""Shards: Parquet files of whole episodes, one row a step, one row group an episode.
+
+A shard is built in memory and moved as bytes by the store: pyarrow never opens a path or a stream of its own.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.envs.environment import FRAME_SHAPE, FRAME_SIZE
+from pipeline.errors import DamagedDataError
+from pipeline.rollouts.episode import Episode
+from pipeline.storage.manifest import Record, read_verified
+from pipeline.storage.store import Store
+
+
+@dataclass(frozen=True)
+class LatentEpisode:
+    """An episode's latents, T steps; the other columns as in ``Episode``.
+
+    Attributes:
+        mu, logvar: (T, Z) float32.
+    """
+
+    id: int
+    mu: NDArray[np.float32]
+    logvar: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.parquet"
+
+
+def _vectors(array: NDArray[np.float32]) -> pa.Array:
+    """(T, N) float32 to a fixed_size_list<float32>[N] column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A fixed_size_list<float32>[N] column back to (T, N)."""
+    flat = column.combine_chunks()
+    return np.array(flat.flatten()).reshape(len(flat), column.type.list_size)
+
+
+def _steps(episode: Episode | LatentEpisode) -> dict[str, pa.Array]:
+    """The columns that frames and latents have in common."""
+    return {
+        "episode_id": pa.array(np.full(len(episode), episode.id, np.int64)),
+        "step": pa.array(np.arange(len(episode), dtype=np.int32)),
+        "action": _vectors(episode.actions),
+        "reward": pa.array(episode.rewards),
+        "terminated": pa.array(episode.terminated),
+        "truncated": pa.array(episode.truncated),
+    }
+
+
+def _write(tables: Iterable[pa.Table]) -> bytes:
+    sink = io.BytesIO()
+    writer = None
+    for table in tables:
+        if writer is None:
+            writer = pq.ParquetWriter(
+                sink,
+                table.schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_page_checksum=True,
+                write_statistics=["episode_id", "step"],
+            )
+        writer.write_table(table, row_group_size=max(1, len(table)))
+    assert writer is not None, "a shard holds at least one episode"
+    writer.close()
+    return sink.getvalue()
+
+
+def episodes_to_bytes(episodes: Iterable[Episode]) -> bytes:
+    """Episodes as one shard."""
+    return _write(
+        pa.table(
+            {
+                **_steps(episode),
+                "frame": pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(FRAME_SIZE),
+                    len(episode),
+                    [None, pa.py_buffer(np.ascontiguousarray(episode.frames).reshape(-1))],
+                ),
+            }
+        ).select(["episode_id", "step", "frame", "action", "reward", "terminated", "truncated"])
+        for episode in episodes
+    )
+
+
+def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
+    """Latents as one shard."""
+    return _write(
+        pa.table({**_steps(episode), "mu": _vectors(episode.mu), "logvar": _vectors(episode.logvar)}).select(
+            ["episode_id", "step", "mu", "logvar", "action", "reward", "terminated", "truncated"]
+        )
+        for episode in episodes
+    )
+
+
+def _tables(store: Store, record: Record, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """A shard's row groups, read one at a time, verified against the record and the page checksums."""
+    data = read_verified(store, record)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(group, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedDataError(f"{store.locate(record.key)} cannot be read as Parquet: {error}") from error
+
+
+def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
+    return np.asarray(table[name].to_numpy())
+
+
+def _frames(table: pa.Table) -> NDArray[np.uint8]:
+    chunk = table["frame"].combine_chunks()
+    buffer = chunk.buffers()[1]
+    flat = np.frombuffer(buffer, np.uint8, count=len(chunk) * FRAME_SIZE, offset=chunk.offset * FRAME_SIZE)
+    return flat.reshape(len(chunk), *FRAME_SHAPE)
+
+
+def read_episodes(store: Store, record: Record) -> Iterator[Episode]:
+    """A shard's episodes, one in memory at a time besides the compressed shard."""
+    for table in _tables(store, record):
+        yield Episode(
+            id=int(_column(table, "episode_id")[0]),
+            frames=_frames(table),
+            actions=_matrix(table["action"]),
+            rewards=_column(table, "reward").astype(np.float32),
+            terminated=_column(table, "terminated").astype(np.bool_),
+            truncated=_column(table, "truncated").astype(np.bool_),
+        )
+
+
+def read_frames(store: Store, record: Record, wanted: set[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames (T, 64, 64, 3) of those episodes of a shard that are wanted, without the other columns."""
+    for table in _tables(store, record, ["episode_id", "frame"]):
+        if int(_column(table, "episode_id")[0]) in wanted:
+            yield _frames(table)
+
+
+def read_latents(store: Store, record: Record) -> Iterator[LatentEpisode]:
+    """A shard's latents."""
+    for table in _tables(store, record):
+        yield LatentEpisode(
+            id=int(_column(table, "episode_id")[0]),
+            mu=_matrix(table["mu"]),
+            logvar=_matrix(table["logvar"]),
+            actions=_matrix(table["action"]),
+            rewards=_column(table, "reward").astype(np.float32),
+            terminated=_column(table, "terminated").astype(np.bool_),
+            truncated=_column(table, "truncated").astype(np.bool_),
+        )
+
+
+def episode_steps(record: Record) -> dict[int, int]:
+    """Episode id to number of steps, in the shard's order, without reading the shard."""
+    return {int(episode): int(steps) for episode, steps in record.info["episodes"]}

@@ -1,0 +1,146 @@
+"""Where a run's bytes live: a key-value view of a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+
+
+class Store(Protocol):
+    """Bytes under slash-separated keys. Every write is atomic: a reader sees all of an object or none of it.
+
+    Stores are small and picklable: workers on other machines get a copy.
+    """
+
+    def read(self, key: str) -> bytes:
+        """The object's bytes; ``FileNotFoundError`` where there is none."""
+
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace an object."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Create an object; ``AlreadyExistsError`` where the key is taken."""
+
+    def append(self, key: str, data: bytes) -> None:
+        """Add to the end of an object. For views (metrics) that are rewritten from a checkpoint, never for data."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error where there is none."""
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under this key."""
+
+    def list(self, prefix: str = "") -> list[str]:
+        """All keys that start with a prefix, sorted."""
+
+    def locate(self, key: str = "") -> str:
+        """Where an object lies, in words that a user can paste into a shell."""
+
+
+class LocalStore:
+    """A folder. Create-only writes are a temporary file, fsync, and a hard link."""
+
+    TEMPORARY = ".tmp"
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    def read(self, key: str) -> bytes:
+        return (self.root / key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._temporary(key, data) as (temporary, target):
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._temporary(key, data) as (temporary, target):
+            try:
+                os.link(temporary, target)
+            except FileExistsError as error:
+                raise AlreadyExistsError(f"{target} exists already") from error
+            _sync_folder(target.parent)
+
+    def append(self, key: str, data: bytes) -> None:
+        target = self.root / key
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def exists(self, key: str) -> bool:
+        return (self.root / key).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        # A prefix may end inside a name, as it may on S3: walk the folder that it certainly lies in.
+        folder = self.root / prefix.rpartition("/")[0]
+        keys = []
+        for path, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if name != self.TEMPORARY]
+            keys += [(Path(path) / name).relative_to(self.root).as_posix() for name in files]
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def locate(self, key: str = "") -> str:
+        return str(self.root / key)
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str, data: bytes):  # type: ignore[no-untyped-def]
+        """A synced temporary file with the data, and the path it is meant for, in a folder that exists."""
+        target = self.root / key
+        temporary = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = self.root / self.TEMPORARY
+            folder.mkdir(exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            yield temporary, target
+        except AlreadyExistsError:
+            raise
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        finally:
+            if temporary is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}. Nothing that was committed before is touched; "
+        "free the disk or choose another --run-dir, then run the same command again."
+    )
+
+
+def open_store(run_dir: str) -> Store:
+    """The store of a run directory.
+
+    Raises:
+        ConfigError: the URL scheme is not one that is supported.
+    """
+    scheme, separator, _ = run_dir.partition("://")
+    if separator:
+        raise ConfigError(f"--run-dir {run_dir}: {scheme}:// is not supported; give a path to a local folder")
+    return LocalStore(run_dir)

@@ -1,0 +1,1 @@
+"""Gradient training: shuffled streaming from shards, and the loop that V and M share."""

@@ -1,0 +1,133 @@
+"""Shuffled streaming of a data set that does not fit in memory.
+
+An epoch shuffles the shards, cuts that order into *blocks* of about ``block_items`` items, and shuffles the items of
+each block among themselves. One block is in memory while the next is read. Everything is a function of (seed, epoch,
+block), so training resumes in the middle of an epoch by reading one block, with nothing to save but a step number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.seeding import derive, generator
+from pipeline.storage.manifest import Record
+from pipeline.storage.shards import episode_steps
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class LoadedBlock(Protocol[Batch]):
+    """A block in memory."""
+
+    def batch(self, items: NDArray[np.int64]) -> Batch:
+        """The batch of these items, each an index below the block's number of items."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some shards whose items are shuffled together.
+
+    Attributes:
+        records: the shards.
+        num_items: items in them that take part.
+        num_batches: full batches per epoch; what is left over is dropped, other items each epoch.
+    """
+
+    records: Sequence[Record]
+    num_items: int
+    num_batches: int
+
+
+class BlockStream(Generic[Batch]):
+    """Batches of an endless, shuffled, seekable stream.
+
+    Args:
+        records: all shards.
+        items_of: number of items that an episode gives, from (episode id, steps); 0 leaves it out.
+        load: reads a block, given its records and a seed for choices that differ between epochs.
+        batch_size: items per batch; a block with fewer items is one smaller batch.
+        block_items: about how many items to hold in memory at a time. A shard is never split.
+        seed: the run's.
+        purpose: names the stream.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, Record],
+        *,
+        items_of: Callable[[int, int], int],
+        load: Callable[[Sequence[Record], int], LoadedBlock[Batch]],
+        batch_size: int,
+        block_items: int,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        self._records = list(records.values())
+        self._counts = [
+            sum(items_of(episode, steps) for episode, steps in episode_steps(record).items())
+            for record in self._records
+        ]
+        self._load = load
+        self._batch_size = batch_size
+        self._block_items = block_items
+        self._seed = seed
+        self._purpose = purpose
+
+    def blocks(self, epoch: int) -> list[Block]:
+        """The blocks of an epoch, without reading anything."""
+        order = generator(self._seed, f"{self._purpose}/shards", epoch).permutation(len(self._records))
+        groups: list[list[int]] = []
+        held = 0
+        for index in order:
+            count = self._counts[index]
+            if not count:
+                continue
+            if not groups or held + count > self._block_items:
+                groups.append([])
+                held = 0
+            groups[-1].append(int(index))
+            held += count
+        return [self._block(group) for group in groups]
+
+    def _block(self, group: Sequence[int]) -> Block:
+        items = sum(self._counts[index] for index in group)
+        return Block([self._records[index] for index in group], items, max(1, items // self._batch_size))
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches in an epoch."""
+        return sum(block.num_batches for block in self.blocks(epoch))
+
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from the ``skip``-th on; the next block is read while this one is used."""
+        wanted: list[tuple[int, Block, int]] = []
+        for index, block in enumerate(self.blocks(epoch)):
+            if skip < block.num_batches:
+                wanted.append((index, block, skip))
+            skip = max(0, skip - block.num_batches)
+        with ThreadPoolExecutor(1) as reader:
+
+            def read(position: int):  # type: ignore[no-untyped-def]
+                index, block, _ = wanted[position]
+                return reader.submit(self._load, block.records, derive(self._seed, self._purpose, epoch, index))
+
+            ahead = read(0) if wanted else None
+            for position, (index, block, first) in enumerate(wanted):
+                assert ahead is not None
+                loaded = ahead.result()
+                ahead = read(position + 1) if position + 1 < len(wanted) else None
+                order = generator(self._seed, f"{self._purpose}/items", epoch, index).permutation(block.num_items)
+                for number in range(first, block.num_batches):
+                    yield loaded.batch(order[number * self._batch_size : (number + 1) * self._batch_size])
+
+
+def held_out_episodes(episodes: Sequence[int], fraction: float, seed: int, purpose: str) -> list[int]:
+    """The episodes to hold out, in the order of their drawing; the rest are trained on."""
+    count = round(len(episodes) * fraction)
+    order = generator(seed, purpose).permutation(len(episodes))
+    return [int(np.sort(np.asarray(episodes))[index]) for index in order[:count]]

@@ -1,0 +1,205 @@
+"""The training loop that V and M share: epochs, held-out loss, early stop, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import TrainingError
+from pipeline.metrics import MetricsLog, Row
+from pipeline.progress import Update
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.store import Store
+from pipeline.training.blocks import BlockStream
+
+logger = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
+
+
+class Objective(Protocol[Batch]):
+    """What is trained: a module and its losses."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def losses(self, batch: Batch, seed_index: int) -> Mapping[str, Tensor]:
+        """Means over a batch, 0-dimensional; ``"loss"`` is minimised. Randomness comes from ``seed_index`` alone."""
+
+    def before_step(self) -> None:
+        """Called between the gradients and the optimiser's step."""
+
+    def held_out(self) -> Iterator[tuple[int, Batch]]:
+        """The held-out batches, each with its weight in the mean, the same each time."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how often to say and save so.
+
+    Attributes:
+        epochs: at most so many.
+        patience: epochs without a better held-out loss before stopping; None for never.
+        log_every_steps: optimiser steps between two rows of metrics.
+        checkpoint_every_s: seconds between checkpoints; there is one at the end of each epoch besides.
+    """
+
+    epochs: int
+    patience: int | None
+    log_every_steps: int
+    checkpoint_every_s: float
+
+
+@dataclass
+class _State:
+    """Where training is; all that a checkpoint carries besides the module and the optimiser."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    finished: bool = False
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+
+class Fit(Generic[Batch]):
+    """Trains an objective on a stream, resuming from the newest checkpoint.
+
+    Args:
+        store, prefix: where checkpoints and metrics go.
+        stream: of training batches.
+        objective: what is trained.
+        schedule: how long.
+        name: for messages.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: str,
+        stream: BlockStream[Batch],
+        objective: Objective[Batch],
+        schedule: Schedule,
+        name: str,
+    ) -> None:
+        self._stream, self._objective, self._schedule, self._name = stream, objective, schedule, name
+        self._checkpoints = Checkpoints(store, prefix)
+        self._state = _State()
+        self._restore()
+        self._restored_step = self._state.step
+        self._metrics = MetricsLog(store, prefix, self._state.rows)
+        self._state.rows = self._metrics.rows
+        self._began, self._saved = time.monotonic(), time.monotonic()
+
+    def run(self) -> Generator[Update, None, Mapping[str, Any]]:
+        """Train to the end; the module then holds the weights with the best held-out loss. Returns a summary."""
+        state, schedule = self._state, self._schedule
+        totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
+        while not state.finished:
+            for batch in self._stream.batches(state.epoch, skip=state.step_in_epoch):
+                shown = self._train_step(batch)
+                if state.step % schedule.log_every_steps == 0:
+                    yield self._update(sum(totals), shown)
+                if time.monotonic() - self._saved >= schedule.checkpoint_every_s:
+                    self._save()
+            yield self._update(sum(totals), self._end_epoch())
+            self._save()
+        self._objective.module.load_state_dict(state.best_weights)
+        return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch, "loss": state.best_loss}
+
+    def _train_step(self, batch: Batch) -> dict[str, str]:
+        state, objective = self._state, self._objective
+        objective.module.train()
+        losses = objective.losses(batch, state.step)
+        objective.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        objective.before_step()
+        objective.optimizer.step()
+        state.step += 1
+        state.step_in_epoch += 1
+        if state.step % self._schedule.log_every_steps:
+            return {}
+        values = {name: float(value.detach()) for name, value in losses.items()}
+        self._require_finite(values, "training")
+        self._metrics.log(state.step, values)
+        return {"epoch": str(state.epoch + 1), "loss": f"{values['loss']:.4g}"}
+
+    def _end_epoch(self) -> dict[str, str]:
+        state, schedule = self._state, self._schedule
+        held_out = self._held_out_losses()
+        self._require_finite(held_out, "held-out")
+        self._metrics.log(state.step, {f"held_out_{name}": value for name, value in held_out.items()})
+        if held_out["loss"] < state.best_loss:
+            state.best_loss, state.best_epoch = held_out["loss"], state.epoch
+            state.best_weights = {k: v.detach().clone() for k, v in self._objective.module.state_dict().items()}
+        state.epoch += 1
+        state.step_in_epoch = 0
+        stalled = schedule.patience is not None and state.epoch - 1 - state.best_epoch >= schedule.patience
+        if stalled and state.epoch < schedule.epochs:
+            logger.info("%s: stopping early, no better held-out loss in %d epochs", self._name, schedule.patience)
+        state.finished = stalled or state.epoch >= schedule.epochs
+        return {"epoch": str(state.epoch), "held-out loss": f"{held_out['loss']:.4g}"}
+
+    def _held_out_losses(self) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        weight = 0
+        self._objective.module.eval()
+        with torch.inference_mode():
+            for index, (size, batch) in enumerate(self._objective.held_out()):
+                for name, value in self._objective.losses(batch, -1 - index).items():
+                    sums[name] = sums.get(name, 0.0) + size * float(value)
+                weight += size
+        return {name: total / weight for name, total in sums.items()}
+
+    def _require_finite(self, values: Mapping[str, float], which: str) -> None:
+        if not all(math.isfinite(value) for value in values.values()):
+            raise TrainingError(
+                f"{self._name}: the {which} loss is not finite at step {self._state.step} (epoch "
+                f"{self._state.epoch + 1}): {dict(values)}. The last checkpoint was not touched. Lower the learning "
+                "rate, or train in float32, in a new --run-dir."
+            )
+
+    def _update(self, total: int, shown: Mapping[str, str]) -> Update:
+        done = total if self._state.finished else self._state.step
+        return Update(done, total, dict(shown), restored=self._restored_step)
+
+    def _save(self) -> None:
+        state = self._state
+        # Losses are looked at only now and then; a checkpoint must not carry what they have not shown yet.
+        for name, tensor in self._objective.module.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise TrainingError(
+                    f"{self._name}: {name} is not finite at step {state.step}. The last checkpoint was not touched. "
+                    "Lower the learning rate, or train in float32, in a new --run-dir."
+                )
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "module": self._objective.module.state_dict(),
+                "optimizer": self._objective.optimizer.state_dict(),
+                "state": vars(state),
+            },
+            buffer,
+        )
+        self._checkpoints.save(state.step, buffer.getvalue())
+        self._saved = time.monotonic()
+
+    def _restore(self) -> None:
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return
+        step, data = latest
+        content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        self._objective.module.load_state_dict(content["module"])
+        self._objective.optimizer.load_state_dict(content["optimizer"])
+        self._state = _State(**content["state"])
+        logger.info("%s: resuming at step %d (epoch %d)", self._name, step, self._state.epoch + 1)
