@@ -1,4 +1,4 @@
-"""The executor on Ray: a local one of its own, or a cluster that is there."""
+"""The executor on Ray: the one this process is in already, a cluster that is named, or a local one of its own."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
-from actors.failures import explain, session_logs
+from actors.identity import WorkerIdentity, session_logs
 from actors.pool import RayPool
-from actors.worker import run_task
+from actors.worker import as_ours, run_task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.executor import Pool, Resources, Worker
@@ -35,26 +35,10 @@ class RayExecutor:
 
     def __init__(self, config: RunConfig) -> None:
         self._execution = config.execution
-        address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            self._connect(config)
         threads = max(config.vae.threads, config.mdnrnn.threads)
-        if address:
-            try:
-                ray.init(address=address, logging_level=logging.WARNING)
-            except ConnectionError as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, unset "
-                    "RAY_ADDRESS, or leave execution.ray_address null for a local Ray"
-                ) from error
-        else:
-            # Loopback only, for this run alone: no dashboard, no tokens.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, threads, config.execution.workers or 1),
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",
-            )
         largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
         if threads > largest:
             self.close()
@@ -65,6 +49,26 @@ class RayExecutor:
         resources = ray.cluster_resources()
         self.num_gpus = int(resources.get("GPU", 0))
         self.max_workers = config.execution.workers or max(1, int(resources.get("CPU", 1)))
+
+    def _connect(self, config: RunConfig) -> None:
+        address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
+        if address:
+            try:
+                ray.init(address=address, logging_level=logging.WARNING)
+            except ConnectionError as error:
+                raise ConfigError(
+                    f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, unset "
+                    "RAY_ADDRESS, or leave execution.ray_address null for a local Ray"
+                ) from error
+        else:
+            # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                _node_ip_address="127.0.0.1",
+            )
 
     def run(
         self,
@@ -79,22 +83,27 @@ class RayExecutor:
             updates = run_task.options(
                 num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
             ).remote(task, arguments, resources.threads)
+            worker: WorkerIdentity | None = None
             try:
                 for reference in updates:
                     kind, value = ray.get(reference)
-                    if kind == "result":
+                    if kind == "worker":
+                        worker = value
+                        worker.check(exact=self._execution.exact)
+                    elif kind == "update":
+                        on_update(value)
+                    else:
                         return value  # type: ignore[no-any-return]
-                    on_update(value)
             except RayTaskError as error:
-                raise explain(error, name) from error
+                raise as_ours(error, name, _where(worker)) from error
             except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
                 logger.warning(
-                    "%s: its worker died (attempt %d of %d): %s; logs: %s",
-                    name, attempt, self._execution.max_attempts, error, session_logs(),
+                    "%s: its worker died (attempt %d of %d): %s; %s",
+                    name, attempt, self._execution.max_attempts, error, _where(worker),
                 )  # fmt: skip
         raise JobError(
-            f"{name}: its worker died {self._execution.max_attempts} times. Logs of this node's workers: "
-            f"{session_logs()}. What was checkpointed is kept; run the same command again to go on."
+            f"{name}: its worker died {self._execution.max_attempts} times; {_where(worker)}. What was checkpointed "
+            "is kept; run the same command again to go on."
         )
 
     @contextmanager
@@ -114,5 +123,10 @@ class RayExecutor:
             pool.close()
 
     def close(self) -> None:
-        """Leave the cluster; a local Ray ends."""
-        ray.shutdown()
+        """Leave the cluster, if this executor joined it; a local Ray that it started ends."""
+        if self._owns_ray:
+            ray.shutdown()
+
+
+def _where(worker: WorkerIdentity | None) -> str:
+    return worker.log_location() if worker is not None else f"logs of this node's workers: {session_logs()}"

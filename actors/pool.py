@@ -10,11 +10,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from actors.failures import explain, log_location, session_logs
-from actors.worker import WorkerActor, WorkerIdentity
-from pipeline.errors import ConfigError, JobError
+from actors.identity import WorkerIdentity, session_logs
+from actors.worker import WorkerActor, as_ours
+from pipeline.errors import JobError
 from pipeline.executor import Worker
-from pipeline.identity import code_version, cpu_kind
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +77,16 @@ class RayPool:
             self._start(-(-len(waiting) // per_call))
             for member in self._members:
                 if member.idle and waiting:
-                    self._hand_out(member, [waiting.popleft() for _ in range(min(per_call, len(waiting)))])
+                    # A job on its last try goes alone, so that the one named for killing workers is the one that does.
+                    last_try = attempts[waiting[0].id] == self._max_attempts
+                    count = 1 if last_try else min(per_call, len(waiting))
+                    self._hand_out(member, [waiting.popleft() for _ in range(count)])
             member = self._next_answer()
             try:
                 yield from self._take(member)
             except RayActorError as error:
                 lost = self._bury(member, error)
-                attempts.update(lost)
+                attempts.update(list(lost))
                 self.retries += len(lost)
                 for job in reversed(lost.values()):
                     if attempts[job.id] > self._max_attempts:
@@ -121,8 +123,9 @@ class RayPool:
         """Take a member's answer: that it has started, or a result."""
         try:
             if member.identity is None:
-                member.identity = self._checked(ray.get(member.waiting_for))
-                member.waiting_for = None
+                identity = ray.get(member.waiting_for)
+                identity.check(exact=self._exact)
+                member.identity, member.waiting_for = identity, None
                 return
             try:
                 reference = next(member.waiting_for)
@@ -133,25 +136,9 @@ class RayPool:
                 return
             job_id, result = ray.get(reference)
         except RayTaskError as error:
-            raise explain(error, f"one of the jobs {list(member.jobs)}") from error
+            raise as_ours(error, f"one of the jobs {list(member.jobs)}", self._where(member)) from error
         del member.jobs[job_id]
         yield job_id, result
-
-    def _checked(self, identity: WorkerIdentity) -> WorkerIdentity:
-        if identity.code_version != code_version():
-            raise ConfigError(
-                f"the worker on {identity.host} runs code version {identity.code_version}, the driver runs "
-                f"{code_version()}: install the same sources on every node, or submit them with --working-dir"
-            )
-        if identity.cpu_kind != cpu_kind():
-            message = f"the worker on {identity.host} has CPU {identity.cpu_kind}, the driver has {cpu_kind()}"
-            if self._exact:
-                raise ConfigError(
-                    f"{message}: results would not be the same to the bit. Use nodes of one kind, or accept it with "
-                    "-o execution.exact=false"
-                )
-            logger.warning("%s: accepted, as execution.exact is false", message)
-        return identity
 
     def _bury(self, member: _Member, error: RayActorError) -> dict[Hashable, Any]:
         """Forget a dead actor; returns the jobs that it took with it."""
@@ -171,7 +158,7 @@ class RayPool:
     def _where(self, member: _Member) -> str:
         if member.identity is None:
             return f"the worker's log is under {session_logs()}"
-        return log_location(member.identity.host, member.identity.pid)
+        return member.identity.log_location()
 
 
 def _first_line(error: RayError) -> str:

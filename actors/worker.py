@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
+from actors.identity import WorkerIdentity
+from pipeline.errors import JobError, WorldModelsError
 from pipeline.executor import Worker
-from pipeline.identity import code_version, cpu_kind
 from pipeline.logs import configure_logging
 from pipeline.progress import Update
 from pipeline.threads import num_threads
-
-
-@dataclass(frozen=True)
-class WorkerIdentity:
-    """Who answers for an actor: where it runs, and what its bits depend on."""
-
-    host: str
-    pid: int
-    cpu_kind: str
-    code_version: str
 
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
@@ -38,7 +27,7 @@ class WorkerActor:
 
     def identity(self) -> WorkerIdentity:
         """Answers once the worker is built."""
-        return WorkerIdentity(socket.gethostname(), os.getpid(), cpu_kind(), code_version())
+        return WorkerIdentity.of_this_process()
 
     def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any]]:
         """``Worker.run``, each result on its way as soon as it is there."""
@@ -50,8 +39,9 @@ class WorkerActor:
 def run_task(
     task: Callable[..., Generator[Update, None, Any]], arguments: tuple[Any, ...], threads: int
 ) -> Iterator[tuple[str, Any]]:
-    """A task's updates as ``("update", ...)``, then ``("result", ...)``."""
+    """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``."""
     configure_logging()
+    yield "worker", WorkerIdentity.of_this_process()
     with num_threads(threads):
         updates = task(*arguments)
         while True:
@@ -60,3 +50,13 @@ def run_task(
             except StopIteration as end:
                 yield "result", end.value
                 return
+
+
+def as_ours(error: RayTaskError, what: str, where: str) -> WorldModelsError:
+    """An exception that a worker raised, as an error of this project.
+
+    One of ours comes back as it is; any other is wrapped, with where the worker's log lies.
+    """
+    if isinstance(error.cause, WorldModelsError):
+        return error.cause
+    return JobError(f"{what} failed: {error.cause!r}; {where}")

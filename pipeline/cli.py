@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -129,17 +130,18 @@ def _dispatch(options: argparse.Namespace) -> int:
 def _run(config: RunConfig, run_dir: str, command: str) -> int:
     from pipeline import preflight
     from pipeline.envs.registry import environment_class
-    from pipeline.sittings import begin_sitting
+    from pipeline.sittings import begin_sitting, check_machine
     from pipeline.storage.store import open_store
 
     # Everything that can be refused is refused here, before anything is written or started.
     store = open_store(run_dir)
     environment_class(config.env.id)
     _check_same_run(config, store)
+    check_machine(store, exact=config.execution.exact)
     preflight.check(config, run_dir)
     logger.info(preflight.describe(config, store.locate()))
-    begin_sitting(store, exact=config.execution.exact)
     store.write("config.yaml", dump(config).encode())
+    begin_sitting(store)
 
     # After what can be refused cheaply: the stages bring torch with them.
     from pipeline.run import STAGES, run_stages, stage_named
@@ -174,6 +176,11 @@ def _make_executor(config: RunConfig) -> Executor:
         from pipeline.executor import InProcessExecutor
 
         return InProcessExecutor()
+    if not (config.execution.ray_address or os.environ.get("RAY_ADDRESS")):
+        # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an
+        # address that other machines reach), and no tokens, whatever the user's environment says about clusters.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "disabled"
     from actors.executor import RayExecutor
 
     return RayExecutor(config)

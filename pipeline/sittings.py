@@ -33,33 +33,39 @@ def read_sittings(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def begin_sitting(store: Store, *, exact: bool) -> None:
-    """Write down that a sitting begins.
+def check_machine(store: Store, *, exact: bool) -> None:
+    """Compare this machine and code with those that the run was begun with; what differs is logged.
 
     Raises:
         ConfigError: the run was begun on another kind of CPU and must be exact.
     """
-    this = {
-        "event": "begin",
-        "time": time.time(),
+    first = next((row for row in read_sittings(store) if row["event"] == "begin"), None)
+    if first is None:
+        return
+    this = _this_sitting()
+    if first["cpu"] != this["cpu"] and exact:
+        raise ConfigError(
+            f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be the "
+            "same to the bit. Go on there, or accept it with -o execution.exact=false"
+        )
+    for key in ("cpu", "code_version", "versions"):
+        if first[key] != this[key]:
+            logger.warning("this run was begun with %s %s, this sitting has %s: recorded", key, first[key], this[key])
+
+
+def begin_sitting(store: Store) -> None:
+    """Write down that a sitting begins."""
+    _append(store, {"event": "begin", "time": time.time(), **_this_sitting()})
+
+
+def _this_sitting() -> dict[str, Any]:
+    return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "cpu": cpu_kind(),
         "code_version": code_version(),
         "versions": library_versions(),
     }
-    earlier = [row for row in read_sittings(store) if row["event"] == "begin"]
-    if earlier:
-        first = earlier[0]
-        if first["cpu"] != this["cpu"] and exact:
-            raise ConfigError(
-                f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be the "
-                "same to the bit. Go on there, or accept it with -o execution.exact=false"
-            )
-        for key in ("cpu", "code_version", "versions"):
-            if first[key] != this[key]:
-                logger.warning("this run was begun with %s %s, this sitting has %s: recorded", key, first[key], this[key])
-    _append(store, this)
 
 
 @contextmanager

@@ -114,7 +114,9 @@ class MdnRnn(nn.Module):
 def _softly_between(x: Tensor, low: float, high: float) -> Tensor:
     """Smooth bounds with a gradient everywhere, so that no unit is stuck at one (Chua et al. 2018, appendix A.1)."""
     x = high - functional.softplus(high - x)
-    return low + functional.softplus(x - low)
+    # Near high the second softplus adds log(1 + exp(low - high)); scaled, the upper bound holds however close they are.
+    scale = (high - low) / math.log1p(math.exp(high - low)) if high - low < 30 else 1.0
+    return low + functional.softplus(x - low) * scale
 
 
 def mixture_nll(mixture: Mixture, z: Tensor) -> Tensor:

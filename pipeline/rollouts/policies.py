@@ -61,7 +61,8 @@ class BrownianPolicy:
 class RandomControllerPolicy:
     """Random V, M and C, new ones each episode: the paper's data.
 
-    As in its code, every parameter is Cauchy times a scale that is itself uniform in [0, 0.01], one per episode.
+    As in its code, every parameter is Cauchy times a scale that is itself uniform in [0, 0.01], one per episode; V's
+    and M's are divided by 10,000 besides, as its ``set_model_params`` does. (Undivided, most such networks overflow.)
 
     Args:
         env: squashes the controller's output.
@@ -81,7 +82,7 @@ class RandomControllerPolicy:
         vae, mdnrnn = new_vae(config), new_mdnrnn(config, env.action_size)
         with torch.no_grad():
             for parameter in [*vae.parameters(), *mdnrnn.parameters()]:
-                values = (scale * rng.standard_cauchy(tuple(parameter.shape))).astype(np.float32)
+                values = (scale / 10_000 * rng.standard_cauchy(tuple(parameter.shape))).astype(np.float32)
                 parameter.copy_(torch.from_numpy(values))
         shape = ControllerShape.of_run(config, env.action_size)
         self._env, self._rng, self._features = env, rng, shape.features

@@ -154,8 +154,7 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
         return None
     try:
         content = json.loads(data)
-        version = content.pop("format_version")
-        digest = content.pop("digest")
+        version = content["format_version"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedDataError(f"{store.locate(key)} is not a manifest: {error!r}. {_remedy(store, key)}") from error
     if version != FORMAT_VERSION:
@@ -163,15 +162,16 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
             f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
             "Use the version that wrote the run, or begin a new --run-dir."
         )
+    if content.pop("checksum", None) != _checksum(content):
+        raise DamagedDataError(
+            f"{store.locate(key)} does not match its own checksum: it was changed. {_remedy(store, key)}"
+        )
     try:
+        del content["format_version"], content["digest"]  # the digest is for other readers; it is worked out anew
         content["records"] = {name: Record(**record) for name, record in content["records"].items()}
-        manifest = Manifest(**content)
+        return Manifest(**content)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedDataError(f"{store.locate(key)} is not a manifest: {error!r}. {_remedy(store, key)}") from error
-    if manifest.digest != digest:
-        raise DamagedDataError(f"{store.locate(key)} does not match its own digest: it was changed. "
-                               f"{_remedy(store, key)}")
-    return manifest
 
 
 def require_manifest(store: Store, prefix: str) -> Manifest:
@@ -188,7 +188,14 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
 def seal(store: Store, prefix: str, manifest: Manifest) -> None:
     """Write a stage's manifest, create-only."""
     content = {"format_version": FORMAT_VERSION, **asdict(manifest), "digest": manifest.digest}
+    content["checksum"] = _checksum(content)
     store.create(manifest_key(prefix), json.dumps(content, indent=1).encode())
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of all that a manifest file says, in whatever order and layout."""
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:

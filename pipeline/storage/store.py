@@ -51,7 +51,13 @@ class LocalStore:
         self.root = Path(root).absolute()
 
     def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        target = self.root / key
+        try:
+            return target.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise FileNotFoundError(f"{target} does not exist") from error
+        except OSError as error:
+            raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
 
     def write(self, key: str, data: bytes) -> None:
         with self._temporary(key, data) as (temporary, target):
@@ -76,7 +82,13 @@ class LocalStore:
             raise _unwritable(target, error) from error
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        target = self.root / key
+        try:
+            target.unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except OSError as error:
+            raise _unwritable(target, error) from error
 
     def exists(self, key: str) -> bool:
         return (self.root / key).is_file()
@@ -85,7 +97,7 @@ class LocalStore:
         # A prefix may end inside a name, as it may on S3: walk the folder that it certainly lies in.
         folder = self.root / prefix.rpartition("/")[0]
         keys = []
-        for path, folders, files in os.walk(folder):
+        for path, folders, files in os.walk(folder, onerror=_unlistable):
             folders[:] = [name for name in folders if name != self.TEMPORARY]
             keys += [(Path(path) / name).relative_to(self.root).as_posix() for name in files]
         return sorted(key for key in keys if key.startswith(prefix))
@@ -117,6 +129,12 @@ class LocalStore:
             if temporary is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary)
+
+
+def _unlistable(error: OSError) -> None:
+    """A folder that is not there holds nothing; one that cannot be looked into must not pass for an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StorageError(f"cannot list {error.filename}: {error.strerror or error}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,0 +1,63 @@
+"""Who answers for an actor or a task, and whether its results may be mixed with the driver's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from pipeline.errors import ConfigError
+from pipeline.identity import code_version, cpu_kind
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerIdentity:
+    """Where a worker process runs, and what its bits depend on."""
+
+    host: str
+    pid: int
+    cpu_kind: str
+    code_version: str
+
+    @classmethod
+    def of_this_process(cls) -> WorkerIdentity:
+        return cls(socket.gethostname(), os.getpid(), cpu_kind(), code_version())
+
+    def check(self, *, exact: bool) -> None:
+        """Refuse a worker of other code, or, where a run must be exact, on another kind of CPU.
+
+        Raises:
+            ConfigError: says which differs and what to do.
+        """
+        driver = WorkerIdentity.of_this_process()
+        if self.code_version != driver.code_version:
+            raise ConfigError(
+                f"the worker on {self.host} runs code version {self.code_version}, the driver runs "
+                f"{driver.code_version}: install the same sources on every node, or submit them with --working-dir"
+            )
+        if self.cpu_kind != driver.cpu_kind:
+            message = f"the worker on {self.host} has CPU {self.cpu_kind}, the driver has {driver.cpu_kind}"
+            if exact:
+                raise ConfigError(
+                    f"{message}: results would not be the same to the bit. Use nodes of one kind, or accept it with "
+                    "-o execution.exact=false"
+                )
+            logger.warning("%s: accepted, as execution.exact is false", message)
+
+    def log_location(self) -> str:
+        """Where the output of this process lies."""
+        found = sorted(session_logs().glob(f"worker-*-{self.pid}.err")) if self.host == socket.gethostname() else []
+        path = found[0] if found else session_logs() / f"worker-*-{self.pid}.err"
+        return f"the worker's log: {path} (and .out beside it) on {self.host}, pid {self.pid}"
+
+
+def session_logs() -> Path:
+    """The folder of this node's Ray logs; every node has one of the same path."""
+    context = ray.get_runtime_context()
+    return Path(context.get_temp_dir()) / context.get_session_name() / "logs"

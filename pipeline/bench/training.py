@@ -1,0 +1,112 @@
+"""Benches of the training steps of V and M."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.config import RunConfig
+from pipeline.models.mdnrnn import mixture_nll
+from pipeline.models.vae import frames_to_input, sample_z, vae_loss
+from pipeline.models.weights import new_mdnrnn, new_vae
+from pipeline.seeding import generator
+from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock
+from pipeline.stages.train_vae import HeldOut, VaeObjective
+from pipeline.storage.shards import LatentEpisode
+from pipeline.storage.store import LocalStore
+from pipeline.threads import num_threads
+from pipeline.training.loop import Objective
+
+_ACTION_SIZE = 3
+
+
+def _steps(objective: Objective, batch: object, units: int) -> Callable[[], int]:  # type: ignore[type-arg]
+    """One optimiser step of the pipeline's own."""
+    step = 0
+
+    def work() -> int:
+        nonlocal step
+        losses = objective.losses(batch, step)
+        objective.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        objective.before_step()
+        objective.optimizer.step()
+        step += 1
+        return units
+
+    return work
+
+
+def bench_train_vae(seconds: float) -> Comparison:
+    """A plain float32 step beside the pipeline's, batch 100."""
+    config = RunConfig.model_validate({"vae": {"device": "cpu"}})
+    size = config.vae.batch_size
+    frames = generator(0, "bench").integers(0, 256, (size, 64, 64, 3), np.uint8)
+    objective = VaeObjective(config, HeldOut(LocalStore("."), {}, [], 1))
+    plain = new_vae(config)
+    optimizer = torch.optim.Adam(plain.parameters(), config.vae.learning_rate, foreach=False)
+
+    def reference() -> int:
+        inputs = frames_to_input(frames).contiguous()
+        reconstruction, mu, logvar = plain(inputs, torch.randn(size, plain.z_size))
+        optimizer.zero_grad()
+        vae_loss(reconstruction, inputs, mu, logvar, config.vae.kl_tolerance).total.backward()
+        optimizer.step()
+        return size
+
+    with num_threads(config.vae.threads):
+        return compare(
+            "train-vae",
+            "frames/s",
+            Side("torch float32, plain Adam", reference),
+            Side(f"the pipeline's, {str(objective.precision).removeprefix('torch.')}", _steps(objective, frames, size)),
+            seconds=seconds,
+            threads=config.vae.threads,
+        )
+
+
+def bench_train_mdnrnn(seconds: float) -> Comparison:
+    """A plain float32 step beside the pipeline's, 32 windows of 128 steps."""
+    config = RunConfig.model_validate({"mdnrnn": {"device": "cpu", "window": 128, "batch_size": 32}})
+    size, window, z_size = config.mdnrnn.batch_size, config.mdnrnn.window, config.vae.z_size
+    rng = generator(0, "bench")
+    rows = size * window + 1
+    flags = np.zeros(rows, np.bool_)
+    episode = LatentEpisode(
+        0,
+        rng.standard_normal((rows, z_size), np.float32),
+        np.full((rows, z_size), -2, np.float32),
+        rng.random((rows, _ACTION_SIZE), np.float32),
+        np.zeros(rows, np.float32),
+        flags,
+        flags,
+    )
+    block = WindowBlock([episode], window, rng)
+    objective = MdnRnnObjective(config, _ACTION_SIZE, block)
+    plain = new_mdnrnn(config, _ACTION_SIZE)
+    optimizer = torch.optim.Adam(plain.parameters(), config.mdnrnn.learning_rate, foreach=False)
+    items = np.arange(size)
+
+    def reference() -> int:
+        batch = block.batch(items)
+        mu, logvar = torch.from_numpy(batch.mu), torch.from_numpy(batch.logvar)
+        z = sample_z(mu, logvar, torch.randn(mu.shape))
+        prediction, _ = plain(z[:, :-1], torch.from_numpy(batch.actions))
+        optimizer.zero_grad()
+        mixture_nll(prediction.mixture, z[:, 1:]).mean().backward()
+        torch.nn.utils.clip_grad_value_(plain.parameters(), config.mdnrnn.gradient_clip, foreach=False)
+        optimizer.step()
+        return size
+
+    with num_threads(config.mdnrnn.threads):
+        return compare(
+            "train-mdnrnn",
+            "windows/s",
+            Side("torch float32, plain Adam", reference),
+            Side("the pipeline's", _steps(objective, block.batch(items), size)),
+            seconds=seconds,
+            threads=config.mdnrnn.threads,
+        )

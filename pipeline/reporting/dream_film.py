@@ -1,0 +1,185 @@
+"""A decoded dream beside the real frames it started from."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.envs.dream import Dream
+from pipeline.models.vae import output_to_frames
+from pipeline.models.weights import load_into, new_mdnrnn, new_vae
+from pipeline.progress import Update
+from pipeline.rollouts.film import STEPS_PER_SECOND
+from pipeline.storage.manifest import Record, read_verified, require_manifest
+from pipeline.storage.shards import LatentEpisode, episode_steps, read_episodes, read_latents
+from pipeline.storage.store import Store
+from pipeline.training.blocks import held_out_episodes
+
+Frames = NDArray[np.uint8]
+
+TEMPERATURE = 1.0  # M's own density
+
+# CarRacing zooms in during its first 50 steps; M sees that, and a little more, before it dreams.
+_WARM_UP_STEPS = 60
+_DREAM_STEPS = 180
+_COLUMNS_BEFORE, _COLUMNS_AFTER = 3, 9
+_GIF_PICTURES = 80
+_GAP = 2
+_BAR = 3
+_AWAKE, _DREAMING = (140, 140, 140), (213, 94, 0)
+
+
+@dataclass(frozen=True)
+class DreamFilm:
+    """M is shown an episode's first steps, then goes on by itself with the recorded actions.
+
+    Attributes:
+        episode: its id.
+        episode_return: of the real episode.
+        warm_up_steps: real steps that M saw.
+        dream_steps: steps that it dreamt.
+        shown_steps: the steps that are shown as columns.
+        latent_errors: root mean squared distance of dreamt from real latents, per latent dimension, one a dreamt step.
+        real: PNGs of the real frames at the shown steps.
+        decoded: PNGs of what V decodes there: of the real latents during the warm-up, of dreamt ones after it.
+        gif: the same, moving: real left, decoded right, under a grey bar during the warm-up, an orange one after it.
+    """
+
+    episode: int
+    episode_return: float
+    warm_up_steps: int
+    dream_steps: int
+    shown_steps: list[int]
+    latent_errors: list[float]
+    real: list[bytes]
+    decoded: list[bytes]
+    gif: bytes
+
+
+def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, DreamFilm | None]:
+    """Dream and film it; None where every episode is too short to be cut in two. A task for an executor."""
+    yield Update(0, 1)
+    rollouts = require_manifest(store, "rollouts").records
+    chosen = _choose(config, rollouts)
+    if chosen is None:
+        return None
+    name, episode_id, episode_return = chosen
+    latents_record = require_manifest(store, "latents").records[name]
+    latents = next(item for item in read_latents(store, latents_record) if item.id == episode_id)
+    real = next(item for item in read_episodes(store, rollouts[name]) if item.id == episode_id).frames
+
+    warm_up = min(_WARM_UP_STEPS, max(1, len(latents) // 3))
+    steps = min(len(latents), warm_up + _DREAM_STEPS)
+    z = np.concatenate([latents.mu[:warm_up], _dream(config, store, latents, warm_up, steps)])
+    decoded = _decode(config, store, z)
+    shown = [
+        *_spread(0, warm_up, _COLUMNS_BEFORE),
+        *_spread(warm_up, steps, _COLUMNS_AFTER),
+    ]
+    errors = np.sqrt(np.square(z[warm_up:] - latents.mu[warm_up:steps]).mean(axis=1))
+    yield Update(1, 1)
+    return DreamFilm(
+        episode=episode_id,
+        episode_return=episode_return,
+        warm_up_steps=warm_up,
+        dream_steps=steps - warm_up,
+        shown_steps=shown,
+        latent_errors=[float(error) for error in errors],
+        real=[_png(real[step]) for step in shown],
+        decoded=[_png(decoded[step]) for step in shown],
+        gif=_gif(real[:steps], decoded, warm_up),
+    )
+
+
+def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int, float] | None:
+    """Of the episodes that M was not trained on, the one with the highest return: something happens in it.
+
+    Returns:
+        the shard's name, the episode's id and its return.
+    """
+    episodes = {
+        episode: (name, episode_return)
+        for name, record in rollouts.items()
+        for (episode, steps), episode_return in zip(
+            episode_steps(record).items(), record.info["returns"], strict=True
+        )
+        if steps >= 2
+    }
+    unseen = {episode for record in rollouts.values() for episode in episode_steps(record)}
+    if config.mdnrnn.init == "trained":
+        # The same draw as the training's own.
+        unseen = set(
+            held_out_episodes(sorted(unseen), config.mdnrnn.validation_fraction, config.seed, "mdnrnn/held-out")
+        )
+    candidates = sorted(unseen & episodes.keys()) or sorted(episodes)
+    if not candidates:
+        return None
+    best = max(candidates, key=lambda episode: episodes[episode][1])
+    return episodes[best][0], best, float(episodes[best][1])
+
+
+@torch.inference_mode()
+def _dream(
+    config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int
+) -> NDArray[np.float32]:
+    """M's z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
+    mdnrnn = new_mdnrnn(config, latents.actions.shape[1])
+    record = require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]
+    load_into(mdnrnn, read_verified(store, record), "the MDN-RNN's weights")
+    state = mdnrnn.eval().initial_state(1)
+    if warm_up > 1:
+        z, actions = (torch.from_numpy(array[None, : warm_up - 1]) for array in (latents.mu, latents.actions))
+        _, state = mdnrnn(z, actions, state)
+    h, c = (part[0].numpy() for part in state)
+    dream = Dream(mdnrnn, temperature=TEMPERATURE)
+    dream.reset(latents.mu[warm_up - 1 : warm_up], seeds=[seeding.derive(config.seed, "report/dream")], h=h, c=c)
+    return np.concatenate([dream.step(latents.actions[t - 1 : t]).z for t in range(warm_up, steps)])
+
+
+@torch.inference_mode()
+def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
+    """z (N, Z) to frames (N, 64, 64, 3) uint8."""
+    vae = new_vae(config).eval()
+    record = require_manifest(store, "vae").records["vae.safetensors"]
+    load_into(vae, read_verified(store, record), "the VAE's weights")
+    size = config.encode.batch_size
+    batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
+    return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])
+
+
+def _spread(start: int, stop: int, count: int) -> list[int]:
+    """At most ``count`` steps from ``start`` to ``stop - 1``, both included, evenly."""
+    return [int(step) for step in np.linspace(start, stop - 1, min(count, stop - start)).round()]
+
+
+def _png(frame: Frames) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _gif(real: Frames, decoded: Frames, warm_up: int) -> bytes:
+    """Both at the clock of the environment, side by side, at their own size: browsers enlarge it."""
+    steps, height, width, _ = real.shape
+    every = max(1, -(-steps // _GIF_PICTURES))
+    pictures = []
+    for step in range(0, steps, every):
+        canvas = np.full((_BAR + height, 2 * width + _GAP, 3), 255, np.uint8)
+        canvas[:_BAR, :width] = _AWAKE
+        canvas[:_BAR, width + _GAP :] = _AWAKE if step < warm_up else _DREAMING
+        canvas[_BAR:, :width] = real[step]
+        canvas[_BAR:, width + _GAP :] = decoded[step]
+        picture = Image.fromarray(canvas)
+        pictures.append(picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+    buffer = io.BytesIO()
+    duration_ms = 1000 * every // STEPS_PER_SECOND
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,225 @@
+"""The report's figures: SVG that takes its colours from the page, in light and in dark, and its text's font too.
+
+Deterministic: the same figures give the same bytes with one version of matplotlib.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from pipeline.evolution.state import Generation
+from pipeline.reporting.findings import Values
+from pipeline.reporting.published import Published
+
+# Colours for the light theme, from Okabe & Ito's palette for all kinds of colour vision. In the SVG each becomes the
+# page's CSS variable of that name, which has another value in the dark.
+INK, FAINT, GRID = "#1f2328", "#6b7280", "#d9dde3"
+BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
+_VARIABLES = {
+    INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green"
+}  # fmt: skip
+
+_RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "world-models",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "lines.solid_capstyle": "round",
+}
+
+_RIDGE_FROM = 30  # returns, below which a histogram says less than the dots
+_DOTS_UP_TO = 300
+
+
+def learning_curve(
+    history: Sequence[Generation], published: Published | None, x: Literal["generation", "env_steps"]
+) -> str:
+    """Fitness and validation of the run, beside the paper's curve where there is one, as SVG."""
+
+    def draw(axes: Axes) -> None:
+        at = [getattr(row, x) for row in history]
+        few = len(history) <= 40
+        axes.fill_between(
+            at,
+            [row.fitness_min for row in history],
+            [row.fitness_max for row in history],
+            color=BLUE,
+            alpha=0.18,
+            linewidth=0,
+            label="candidates, worst to best",
+        )
+        axes.plot(
+            at,
+            [row.fitness_mean for row in history],
+            color=BLUE,
+            linewidth=1.6,
+            marker="o" if few else "",
+            markersize=3,
+            label="mean fitness",
+        )
+        validated = [row for row in history if row.validation_mean is not None]
+        if validated:
+            axes.errorbar(
+                [getattr(row, x) for row in validated],
+                [row.validation_mean or 0.0 for row in validated],
+                yerr=[row.validation_sd or 0.0 for row in validated],
+                color=VERMILLION,
+                fmt="o",
+                markersize=4.5,
+                linewidth=1.2,
+                capsize=2.5,
+                label="CMA mean on validation ± sd",
+            )
+        if published is not None:
+            generations = [generation for generation, _ in published.curve]
+            axes.plot(
+                generations if x == "generation" else [published.curve_env_steps(g) for g in generations],
+                [mean for _, mean in published.curve],
+                color=GREEN,
+                linewidth=1.2,
+                linestyle=(0, (4, 2)),
+                marker="D",
+                markersize=4.5,
+                markerfacecolor="none",
+                label="World Models, CMA mean",
+            )
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.set_xlabel("generation" if x == "generation" else "environment steps")
+        axes.set_ylabel("return")
+        _legend_above(axes)
+
+    return _svg(f"learning-{x}", (6.2, 4.2), draw, "Learning curve: return over " + x.replace("_", " "))
+
+
+def returns(
+    rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]], reference: tuple[str, float] | None
+) -> str:
+    """Distributions of returns, one row each, as SVG.
+
+    Args:
+        rows: (label, returns, interval of their mean or None), from top to bottom.
+        reference: (label, return) of a line to compare with.
+    """
+    low = min(min(values) for _, values, _ in rows)
+    high = max(max(values) for _, values, _ in rows)
+    bins = np.linspace(low, max(high, low + 1), 41)
+    rng = np.random.default_rng(0)  # of the dots' heights alone
+
+    def draw(axes: Axes) -> None:
+        colours = [BLUE if interval else FAINT for _, _, interval in rows]
+        for place, ((_, values, interval), colour) in enumerate(zip(reversed(rows), reversed(colours), strict=True)):
+            if len(values) >= _RIDGE_FROM:
+                counts, _ = np.histogram(values, bins)
+                heights = place + 0.12 + 0.6 * counts / counts.max()
+                axes.stairs(heights, bins, baseline=place + 0.12, fill=True, color=colour, alpha=0.3)
+            if len(values) <= _DOTS_UP_TO:
+                spread = rng.uniform(-0.09, 0.03, len(values))
+                axes.plot(values, place + spread, "o", color=colour, alpha=0.6, markersize=3.5, markeredgewidth=0)
+            mean = float(np.mean(values))
+            if interval is not None:
+                axes.plot(interval, [place - 0.2] * 2, color=INK, linewidth=1.6)
+            axes.plot([mean], [place - 0.2], "D", color=INK, markersize=5)
+        if reference is not None:
+            label, value = reference
+            axes.axvline(value, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
+            _legend_above(axes)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_ylim(-0.45, len(rows) - 0.2)
+        axes.set_xlabel("return")
+
+    return _svg("returns", (9, 1.1 + 0.85 * len(rows)), draw, "Distributions of episode returns")
+
+
+def loss(
+    name: str, training: Sequence[Values], held_out: Sequence[Values], key: str, ylabel: str, *, log: bool = False
+) -> str:
+    """A training curve beside the held-out loss, as SVG; ``name`` is the model's."""
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            [row["step"] for row in training],
+            [row[key] for row in training],
+            color=BLUE,
+            linewidth=1.3,
+            label="training",
+        )
+        axes.plot(
+            [row["step"] for row in held_out],
+            [row[key] for row in held_out],
+            color=VERMILLION,
+            linewidth=1.3,
+            marker="o",
+            markersize=4.5,
+            label="held out",
+        )
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(_short))
+            axes.yaxis.set_minor_formatter(FuncFormatter(_short))
+            axes.tick_params(axis="y", which="minor", labelsize=8)
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(ylabel)
+        _legend_above(axes)
+
+    return _svg(f"loss-{name}", (6.2, 3.4), draw, f"Training curve of the {name}")
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.8)
+
+
+def _short(value: float, _: object = None) -> str:
+    """A tick's label: 2M, 150k, 800, 0.5."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], title: str) -> str:
+    """Draw one figure; ids carry its name, so that several can stand on one page."""
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()

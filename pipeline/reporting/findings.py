@@ -1,0 +1,287 @@
+"""What a run came to: every figure of the report, read from the manifests and records of its stages."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.config import RunConfig
+from pipeline.errors import DamagedDataError
+from pipeline.evolution.state import Generation
+from pipeline.reporting.published import PUBLISHED, Published
+from pipeline.storage.manifest import Manifest, Record, read_verified, require_manifest
+from pipeline.storage.store import Store
+
+PREFIXES = ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation")
+
+# Points of a training curve, at most: a long training logs tens of thousands, a figure shows a few hundred.
+MAX_CURVE_POINTS = 400
+
+# What every manifest carries, shown apart from what only some do.
+_COMMON_INFO = {"seconds", "env_steps", "env_steps_this_sitting", "code_version", "cpu", "versions"}
+
+Values = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A controller on the test tracks.
+
+    Attributes:
+        controller: ``"mean"`` (of CMA-ES) or ``"best"`` (on validation).
+        episodes: driven.
+        mean, sd, min, max: of the returns.
+        low, high: 95 % bootstrap interval of the mean.
+    """
+
+    controller: str
+    episodes: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The random policy that collected the data.
+
+    Attributes:
+        policy: its name.
+        episode_steps: its episodes were cut after so many.
+        returns: of its episodes.
+        mean, sd: of them.
+    """
+
+    policy: str
+    episode_steps: int
+    returns: list[float]
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """A training: rows of ``step`` and the losses by name.
+
+    Attributes:
+        training: means over consecutive logged steps, at most ``MAX_CURVE_POINTS`` rows.
+        held_out: one row an epoch.
+    """
+
+    training: list[Values]
+    held_out: list[Values]
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What a stage took, and what it says of itself; ``env_steps`` is None where it drives nothing."""
+
+    name: str
+    seconds: float
+    env_steps: int | None
+    size_bytes: int
+    facts: dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A filmed episode."""
+
+    key: str
+    controller: str
+    track: int
+    episode_return: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A run's figures.
+
+    Attributes:
+        tag: names the evaluation that this is of: generation and episodes.
+        scores: one a controller, that of the headline first.
+        returns: controller to the returns of its test episodes, in the order of tracks.
+        history: one row a generation.
+        frames: collected.
+        published: of the run's environment, None where there is nothing to stand beside.
+        cpus, code_versions: all that the stages were made on, usually one of each.
+        versions: of libraries, of the last stage.
+    """
+
+    name: str
+    environment: str
+    seed: int
+    directory: str
+    tag: str
+    scores: list[Score]
+    returns: dict[str, list[float]]
+    history: list[Generation]
+    baseline: Baseline
+    frames: int
+    vae: LossCurve
+    mdnrnn: LossCurve
+    mdnrnn_init: str
+    drive: Drive | None
+    stages: list[StageRow]
+    published: Published | None
+    cpus: list[str]
+    code_versions: list[str]
+    versions: dict[str, str]
+    config: dict[str, Any]
+
+    @property
+    def headline(self) -> Score:
+        """The controller that validation chose, where there is one: nothing here is chosen on the test tracks."""
+        return self.scores[0]
+
+    @property
+    def env_steps(self) -> int:
+        """Driven by all stages."""
+        return sum(stage.env_steps or 0 for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Spent by all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def validations(self) -> list[Generation]:
+        """The generations whose mean drove the validation tracks."""
+        return [row for row in self.history if row.validation_mean is not None]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        values = asdict(self)
+        if self.published is not None:
+            values["published"]["curve"] = [
+                {"generation": generation, "env_steps": self.published.curve_env_steps(generation), "mean": mean}
+                for generation, mean in self.published.curve
+            ]
+        return {
+            "headline": {**asdict(self.headline), "env_steps": self.env_steps, "seconds": self.seconds},
+            **values,
+        }
+
+
+def gather(config: RunConfig, store: Store) -> Findings:
+    """Read everything the report shows, but for pictures.
+
+    Raises:
+        StorageError: a stage is not complete.
+        DamagedDataError: what a record commits is missing or changed.
+    """
+    manifests = {prefix: require_manifest(store, prefix) for prefix in PREFIXES}
+    evaluation = manifests["evaluation"].records
+    summary_record = newest(evaluation, "summary-")
+    history_record = newest(manifests["evolution"].records, "history-")
+    if summary_record is None or history_record is None:
+        raise DamagedDataError(
+            f"{store.locate('evaluation')} or {store.locate('evolution')} is sealed without a summary or a history: "
+            "it was not made by this pipeline. Remove its MANIFEST.json and run the same command again."
+        )
+    summary = json.loads(read_verified(store, summary_record))
+    infos = [manifest.info for manifest in manifests.values()]
+    return Findings(
+        name=config.name,
+        environment=config.env.id,
+        seed=config.seed,
+        directory=store.locate(),
+        tag=summary_record.name.removeprefix("summary-").removesuffix(".json"),
+        # "best" before "mean": the headline is the first.
+        scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
+        returns=_test_returns(store, newest(evaluation, "episodes-")),
+        history=[Generation(**row) for row in json.loads(read_verified(store, history_record))],
+        baseline=_baseline(config, manifests["rollouts"].records),
+        frames=sum(record.rows for record in manifests["rollouts"].records.values()),
+        vae=read_losses(store, "vae"),
+        mdnrnn=read_losses(store, "mdnrnn"),
+        mdnrnn_init=config.mdnrnn.init,
+        drive=_drive(newest(evaluation, "drive-")),
+        stages=[_stage(manifest) for manifest in manifests.values()],
+        published=PUBLISHED.get(config.env.id),
+        cpus=sorted({str(info["cpu"]) for info in infos}),
+        code_versions=sorted({str(info["code_version"]) for info in infos}),
+        versions=dict(manifests["evaluation"].info["versions"]),
+        config=config.model_dump(mode="json"),
+    )
+
+
+def newest(records: Mapping[str, Record], start: str) -> Record | None:
+    """The record whose name begins so and sorts last: names carry the generation they are of."""
+    return max((record for name, record in records.items() if name.startswith(start)), key=lambda r: r.name, default=None)
+
+
+def _test_returns(store: Store, record: Record | None) -> dict[str, list[float]]:
+    returns: dict[str, list[float]] = {}
+    if record is not None:
+        table = pq.read_table(io.BytesIO(read_verified(store, record)), columns=["controller", "episode_return"])
+        for row in table.to_pylist():
+            returns.setdefault(row["controller"], []).append(row["episode_return"])
+    return returns
+
+
+def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
+    returns = [float(value) for record in records.values() for value in record.info["returns"]]
+    return Baseline(
+        policy=config.collect.policy,
+        episode_steps=config.collect.episode_steps,
+        returns=returns,
+        mean=float(np.mean(returns)),
+        sd=float(np.std(returns, ddof=min(1, len(returns) - 1))),
+    )
+
+
+def _drive(record: Record | None) -> Drive | None:
+    return None if record is None else Drive(key=record.key, **record.info)
+
+
+def _stage(manifest: Manifest) -> StageRow:
+    info = manifest.info
+    return StageRow(
+        name=manifest.stage,
+        seconds=float(info["seconds"]),
+        env_steps=info.get("env_steps"),
+        size_bytes=sum(record.size_bytes for record in manifest.records.values()),
+        facts={k: v for k, v in info.items() if k not in _COMMON_INFO and isinstance(v, str | int | float)},
+    )
+
+
+def read_losses(store: Store, prefix: str) -> LossCurve:
+    """A stage's training curve. Metrics are a view: where there are none, the curve is empty."""
+    training: list[Values] = []
+    held_out: list[Values] = []
+    try:
+        lines = store.read(f"{prefix}/metrics.jsonl").splitlines()
+    except FileNotFoundError:
+        lines = []
+    for line in lines:
+        try:
+            row: Values = json.loads(line)
+        except ValueError:
+            continue  # a kill may cut the last line short
+        row.pop("time")
+        if "held_out_loss" in row:
+            held_out.append({name.removeprefix("held_out_"): value for name, value in row.items()})
+        else:
+            training.append(row)
+    return LossCurve(thinned(training, MAX_CURVE_POINTS), held_out)
+
+
+def thinned(rows: Sequence[Values], limit: int) -> list[Values]:
+    """At most ``limit`` rows: means of equally many consecutive rows (the last may be of fewer), at their last step."""
+    size = -(-len(rows) // limit)
+    return [
+        {name: float(np.mean([row[name] for row in rows[i : i + size]])) for name in rows[i]}
+        | {"step": rows[i : i + size][-1]["step"]}
+        for i in range(0, len(rows), max(1, size))
+    ]

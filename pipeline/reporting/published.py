@@ -1,0 +1,142 @@
+"""Published numbers that a run stands beside, each with its source and with what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_WORLD_MODELS = "Ha & Schmidhuber 2018, arXiv 1803.10122"
+_REPRODUCTION = "Tallec, Blier & Kalainathan 2018, ctallec.github.io/world-models"
+_ATTENTION_AGENT = "Tang, Nguyen & Ha 2020, arXiv 2003.08165"
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A return over test episodes.
+
+    Attributes:
+        name: of the agent.
+        source: where it was published.
+        mean, sd: of the returns.
+        episodes: how many; None where the source does not say.
+        differs: what is different from a run of this pipeline.
+    """
+
+    name: str
+    source: str
+    mean: float
+    sd: float
+    episodes: int | None
+    differs: str
+
+
+@dataclass(frozen=True)
+class PublishedScale:
+    """How large the paper's run was.
+
+    Attributes:
+        episodes: collected with a random policy.
+        population_size, candidate_episodes, generations: of its CMA-ES.
+        env_steps: driven by its evolution.
+        hours, cores: that its evolution took.
+        test_episodes: that its score is over.
+    """
+
+    episodes: int
+    population_size: int
+    candidate_episodes: int
+    generations: int
+    env_steps: int
+    hours: int
+    cores: int
+    test_episodes: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published on one environment.
+
+    Attributes:
+        scores: the first is the paper's own.
+        curve: (generation, mean return of the CMA mean) of the paper's run.
+        curve_episodes: episodes behind each point of the curve.
+        scale: of the paper's run.
+    """
+
+    scores: tuple[PublishedScore, ...]
+    curve: tuple[tuple[int, float], ...]
+    curve_episodes: int
+    scale: PublishedScale
+
+    def curve_env_steps(self, generation: int) -> float:
+        """Environment steps of the paper's run up to a generation, taking each to be as long as the next."""
+        return self.scale.env_steps * generation / self.scale.generations
+
+
+# Environment id to what was published on it.
+PUBLISHED: Mapping[str, Published] = {
+    "CarRacing-v3": Published(
+        scores=(
+            PublishedScore(
+                "World Models: V, M and a linear controller",
+                _WORLD_MODELS,
+                mean=906,
+                sd=21,
+                episodes=100,
+                differs="CarRacing-v0 of OpenAI Gym; controller chosen from 1,800 generations of 64 x 16 episodes",
+            ),
+            PublishedScore(
+                "World Models: V only, linear controller on z",
+                _WORLD_MODELS,
+                mean=632,
+                sd=251,
+                episodes=100,
+                differs="CarRacing-v0; no MDN-RNN",
+            ),
+            PublishedScore(
+                "World Models: V only, controller with a hidden layer",
+                _WORLD_MODELS,
+                mean=788,
+                sd=141,
+                episodes=100,
+                differs="CarRacing-v0; no MDN-RNN",
+            ),
+            PublishedScore(
+                "PyTorch reproduction: trained MDN-RNN",
+                _REPRODUCTION,
+                mean=860,
+                sd=120,
+                episodes=None,
+                differs="CarRacing-v0; whole frame with the status bar, z is mu, a smaller CMA-ES than the paper's",
+            ),
+            PublishedScore(
+                "PyTorch reproduction: untrained MDN-RNN",
+                _REPRODUCTION,
+                mean=870,
+                sd=120,
+                episodes=None,
+                differs="as above, the MDN-RNN left as initialised",
+            ),
+            PublishedScore(
+                "AttentionAgent",
+                _ATTENTION_AGENT,
+                mean=914,
+                sd=15,
+                episodes=100,
+                differs="CarRacing-v0; no V and no M: self-attention over patches of the frame, evolved by CMA-ES",
+            ),
+        ),
+        curve=((25, 823.0), (50, 867.0), (200, 880.0), (500, 891.0), (1800, 900.5)),
+        curve_episodes=1024,
+        scale=PublishedScale(
+            episodes=10_000,
+            population_size=64,
+            candidate_episodes=16,
+            generations=1800,
+            env_steps=1_720_000_000,
+            hours=1119,
+            cores=64,
+            test_episodes=100,
+        ),
+    ),
+}

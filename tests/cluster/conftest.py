@@ -1,0 +1,22 @@
+"""One local Ray for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+# As the command does for a local Ray, before Ray is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+import ray  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Four CPUs, whatever the machine has, so that four workers can be had."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()

@@ -1,0 +1,112 @@
+"""The same config and seed give the same bits, in-process and on Ray, with any number of workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from actors.executor import RayExecutor
+from pipeline.config import RunConfig
+from pipeline.executor import InProcessExecutor
+from pipeline.run import STAGES, run_stages
+from pipeline.storage.manifest import read_manifest, read_verified
+from pipeline.storage.store import LocalStore
+
+BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
+
+
+def config(workers: int = 1, lanes: int = 3) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "env": {"id": "tests.counting:CountingEnv", "max_episode_steps": 30},
+            "collect": {"policy": "white", "episodes": 4, "episode_steps": 20, "episodes_per_shard": 2},
+            "vae": {"epochs": 1, "batch_size": 16, "validation_fraction": 0.3, "z_size": 8},
+            "mdnrnn": {"window": 8, "epochs": 1, "batch_size": 4, "hidden_size": 16, "validation_fraction": 0.3},
+            "rollouts": {"micro_batch": 4, "lanes": lanes},
+            "evolve": {
+                "population_size": 5, "episodes": 3, "generations": 3, "validate_every": 2, "validation_episodes": 3,
+            },
+            "evaluate": {"episodes": 5, "gif_seconds": 0.2},
+            "execution": {"workers": workers},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evolution has yet to begin."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), BEFORE_EVOLVE)
+    return folder
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that must be the same: the history but for its clocks, and the bytes of everything else."""
+    store = LocalStore(folder)
+    found: dict[str, Any] = {}
+    for prefix in ("evolution", "evaluation"):
+        manifest = read_manifest(store, prefix)
+        assert manifest is not None
+        for name, record in manifest.records.items():
+            data = read_verified(store, record)
+            if name.startswith("history"):
+                found[name] = [
+                    {key: value for key, value in row.items() if key not in ("seconds", "time")}
+                    for row in json.loads(data)
+                ]
+            else:
+                found[name] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process, three lanes, come to."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    shutil.copytree(trained, folder)
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE_AND_EVALUATE)
+    return outcome(folder)
+
+
+def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> None:
+    history = next(value for name, value in reference.items() if name.startswith("history"))
+    assert len(history) == 3
+    assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"
+    assert [row["validation_mean"] is not None for row in history] == [False, True, False]
+    episodes = next(value for name, value in reference.items() if name.startswith("episodes"))
+    steps = pq.read_table(pa.BufferReader(episodes))["steps"].to_pylist()
+    assert len(set(steps)) > 1, "episodes are of unequal length"
+
+
+def test_fewer_and_more_lanes_give_the_same_bits(trained: Path, reference: dict[str, Any], tmp_path: Path) -> None:
+    for lanes in (1, 8):
+        folder = tmp_path / str(lanes)
+        shutil.copytree(trained, folder)
+        run_stages(config(lanes=lanes), LocalStore(folder), InProcessExecutor(), EVOLVE_AND_EVALUATE)
+        assert outcome(folder) == reference
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_ray_with_any_number_of_workers_gives_the_same_bits(
+    trained: Path, reference: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    run_stages(config(workers), LocalStore(folder), RayExecutor(config(workers)), EVOLVE_AND_EVALUATE)
+    assert outcome(folder) == reference
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_collecting_and_training_on_ray_give_the_same_bits(trained: Path, tmp_path: Path) -> None:
+    run_stages(config(2), LocalStore(tmp_path), RayExecutor(config(2)), BEFORE_EVOLVE)
+    for stage in BEFORE_EVOLVE:
+        here, there = (read_manifest(LocalStore(folder), stage.prefix) for folder in (tmp_path, trained))
+        assert here is not None and there is not None
+        assert here.digest == there.digest, stage.name

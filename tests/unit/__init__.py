@@ -1,0 +1,1 @@
+"""Tests that need neither Ray nor a network."""

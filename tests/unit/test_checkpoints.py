@@ -1,0 +1,142 @@
+"""Checkpoints: the newest whole one counts, and a damaged one never passes for whole."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pipeline.errors import DamagedDataError
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.store import Store
+
+
+def data_keys(store: Store, step: int) -> list[str]:
+    return store.list(f"stage/checkpoints/data/{step:08d}-")
+
+
+def damage(store: Store, step: int, how: str) -> None:
+    (key,) = data_keys(store, step)
+    record = f"stage/checkpoints/records/{step:08d}.json"
+    if how == "missing":
+        store.delete(key)
+    elif how == "record":
+        store.write(record, store.read(record)[:-5])
+    else:
+        data = store.read(key)
+        store.write(key, data[:-1] if how == "truncated" else bytes([data[0] ^ 1]) + data[1:])
+
+
+def test_there_is_no_latest_before_the_first_save(store: Store) -> None:
+    assert Checkpoints(store, "stage").latest() is None
+    assert Checkpoints(store, "stage").steps() == []
+
+
+def test_the_newest_counts_by_number_not_by_name(store: Store) -> None:
+    checkpoints = Checkpoints(store, "stage", keep=5)
+    for step in (2, 10, 100):
+        checkpoints.save(step, b"state %d" % step)
+    assert checkpoints.steps() == [2, 10, 100]
+    assert Checkpoints(store, "stage").latest() == (100, b"state 100")
+
+
+def test_pruning_keeps_the_newest_and_removes_the_bytes_of_the_others(store: Store) -> None:
+    checkpoints = Checkpoints(store, "stage", keep=3)
+    for step in range(1, 8):
+        checkpoints.save(step, b"state %d" % step)
+        assert checkpoints.latest() == (step, b"state %d" % step)
+    assert checkpoints.steps() == [5, 6, 7]
+    assert len(store.list("stage/checkpoints/data/")) == 3
+    assert all(len(data_keys(store, step)) == 1 for step in (5, 6, 7))
+
+
+def test_stages_do_not_see_each_other(store: Store) -> None:
+    Checkpoints(store, "a").save(1, b"a")
+    Checkpoints(store, "ab").save(2, b"ab")
+    assert Checkpoints(store, "a").latest() == (1, b"a")
+
+
+def test_saving_a_step_again_replaces_it(store: Store) -> None:
+    checkpoints = Checkpoints(store, "stage")
+    checkpoints.save(1, b"old")
+    checkpoints.save(1, b"new")
+    assert checkpoints.latest() == (1, b"new")
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so_loudly(
+    store: Store, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    checkpoints = Checkpoints(store, "stage", keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, b"state %d" % step)
+    damage(store, 3, how)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.latest() == (2, b"state 2")
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert "00000003" in warning.getMessage()
+    assert "DAMAGED" in warning.getMessage()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
+def test_if_all_are_damaged_it_is_an_error_and_not_a_beginning_from_nothing(store: Store, how: str) -> None:
+    checkpoints = Checkpoints(store, "stage")
+    for step in (1, 2):
+        checkpoints.save(step, b"state %d" % step)
+        damage(store, step, how)
+    with pytest.raises(DamagedDataError, match="every checkpoint"):
+        checkpoints.latest()
+
+
+def test_after_a_fallback_new_checkpoints_count_again(store: Store) -> None:
+    checkpoints = Checkpoints(store, "stage", keep=2)
+    checkpoints.save(1, b"state 1")
+    checkpoints.save(3, b"state 3")
+    damage(store, 3, "flipped")
+    checkpoints.save(2, b"state 2")
+    assert checkpoints.latest() == (2, b"state 2")
+    checkpoints.save(3, b"state 3")
+    assert checkpoints.latest() == (3, b"state 3")
+
+
+def test_a_kill_before_the_record_leaves_the_one_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(store, "stage")
+    checkpoints.save(1, b"state 1")
+    write = type(store).write
+    keys: list[str] = []
+
+    def die_at_the_second(self: Store, key: str, data: bytes) -> None:
+        keys.append(key)
+        if len(keys) == 2:
+            raise KeyboardInterrupt
+        write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "write", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(2, b"state 2")
+    assert "/data/" in keys[0], "the bytes come before the record that commits them"
+    assert checkpoints.latest() == (1, b"state 1")
+
+
+def test_a_kill_in_the_middle_of_pruning_leaves_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(store, "stage", keep=2)
+    checkpoints.save(1, b"state 1")
+    checkpoints.save(2, b"state 2")
+    delete = type(store).delete
+    keys: list[str] = []
+
+    def die_at_the_second(self: Store, key: str) -> None:
+        keys.append(key)
+        if len(keys) == 2:
+            raise KeyboardInterrupt
+        delete(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "delete", die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.save(3, b"state 3")
+    # A record whose bytes are gone would be damage; bytes without a record are nothing.
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.latest() == (3, b"state 3")

@@ -1,0 +1,188 @@
+"""What collecting writes down is what happened: nothing lost, doubled, reordered or shifted by a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.envs.environment import Environment
+from pipeline.executor import InProcessExecutor
+from pipeline.rollouts.episode import Episode, record_episode
+from pipeline.stages import collect
+from pipeline.storage.manifest import read_records
+from pipeline.storage.shards import episode_steps, read_episodes
+from pipeline.storage.store import LocalStore, Store
+from tests.counting import (
+    CountingEnv,
+    counting_config,
+    episode_length,
+    own_end,
+    reward_of,
+    track_and_step,
+)
+
+LIMIT = 16  # env.max_episode_steps of the counting config
+
+
+class CodedPolicy:
+    """Actions that say which track and step they were chosen for."""
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.action(*track_and_step(frame))
+
+    @staticmethod
+    def action(track: int, step: int) -> NDArray[np.float32]:
+        return np.array([(track % 100) / 100, step / 1000], np.float32)
+
+
+def record(track: int, *, max_steps: int = LIMIT, env: Environment | None = None) -> Episode:
+    env = env or CountingEnv(counting_config().env)
+    return record_episode(env, CodedPolicy(), episode_id=track + 7, track=track, max_steps=max_steps)
+
+
+def check_steps(episode: Episode, track: int) -> None:
+    """Every row of an episode is of its own step; actions are bits of the float32 that the environment got."""
+    for t in range(len(episode)):
+        assert track_and_step(episode.frames[t]) == (track, t)
+        assert episode.rewards[t] == np.float32(reward_of(track, t, episode.actions[t]))
+
+
+@pytest.mark.parametrize("track", range(30))
+def test_frame_action_and_reward_of_a_row_are_of_the_same_step(track: int) -> None:
+    episode = record(track)
+    assert episode.id == track + 7
+    assert len(episode) == episode_length(track, LIMIT)
+    check_steps(episode, track)
+    for t in range(len(episode)):
+        np.testing.assert_array_equal(episode.actions[t], CodedPolicy.action(track, t))
+
+
+@pytest.mark.parametrize("track", range(30))
+def test_terminated_and_truncated_are_kept_apart_and_only_on_the_last_row(track: int) -> None:
+    episode = record(track)
+    assert not episode.terminated[:-1].any()
+    assert not episode.truncated[:-1].any()
+    assert episode.terminated[-1] == (own_end(track, LIMIT) is not None)
+    assert episode.truncated[-1] == (own_end(track, LIMIT) in (None, LIMIT))
+
+
+def test_the_tracks_tested_cover_every_way_an_episode_can_end() -> None:
+    ends = {(bool(e.terminated[-1]), bool(e.truncated[-1])) for e in map(record, range(30))}
+    assert ends == {(True, False), (False, True), (True, True)}
+
+
+@pytest.mark.parametrize("track", [3, 6, 13])
+def test_an_episode_that_is_cut_has_neither_flag_and_goes_up_to_the_cut(track: int) -> None:
+    episode = record(track, max_steps=5)
+    assert len(episode) == 5
+    assert not episode.terminated.any()
+    assert not episode.truncated.any()
+    check_steps(episode, track)
+
+
+def test_an_end_on_the_very_step_of_the_cut_keeps_its_flag() -> None:
+    track = 10
+    assert own_end(track, LIMIT) == 6
+    assert record(track, max_steps=6).terminated[-1]
+
+
+def test_recording_after_a_cut_episode_begins_anew() -> None:
+    env = CountingEnv(counting_config().env)
+    record(3, max_steps=5, env=env)
+    check_steps(record(6, env=env), 6)
+
+
+def test_on_step_is_called_once_a_step() -> None:
+    calls: list[None] = []
+    episode = record_episode(
+        CountingEnv(counting_config().env),
+        CodedPolicy(),
+        episode_id=0,
+        track=10,
+        max_steps=LIMIT,
+        on_step=lambda: calls.append(None),
+    )
+    assert len(calls) == len(episode) == 6
+
+
+# ---- the collect stage
+
+
+def track_of(config: RunConfig, episode_id: int) -> int:
+    return seeding.track(config.seed, config.tracks.training, "collect/track", episode_id)
+
+
+def collected(config: RunConfig, store: Store) -> list[Episode]:
+    records = read_records(store, collect.PREFIX)
+    return [episode for record in records.values() for episode in read_episodes(store, record)]
+
+
+@pytest.mark.parametrize("policy", ["white", "brownian", "random-controller"])
+def test_collect_writes_every_episode_once_in_its_own_shard_with_every_row_in_place(
+    store: Store, executor: InProcessExecutor, policy: str, one_thread: None
+) -> None:
+    config = counting_config({"collect.policy": policy})
+    info = collect.run(config, store, executor)
+
+    episodes = collected(config, store)
+    assert [episode.id for episode in episodes] == list(range(config.collect.episodes))
+    records = list(read_records(store, collect.PREFIX).values())
+    assert [list(episode_steps(record)) for record in records] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert {e.id: len(e) for e in episodes} == {k: v for r in records for k, v in episode_steps(r).items()}
+    assert info["env_steps"] == sum(len(e) for e in episodes) == sum(r.rows for r in records)
+
+    ways = set()
+    for episode in episodes:
+        track = track_of(config, episode.id)
+        check_steps(episode, track)
+        whole = episode_length(track, LIMIT)
+        assert len(episode) == min(whole, config.collect.episode_steps)
+        cut = whole > config.collect.episode_steps
+        assert episode.terminated[-1] == (not cut and own_end(track, LIMIT) is not None)
+        assert not episode.truncated.any(), "collect.episode_steps is below the environment's own limit here"
+        ways.add((cut, bool(episode.terminated[-1])))
+    assert ways == {(True, False), (False, True)}, "the seed must give episodes of both kinds"
+    assert len({len(e) for e in episodes}) > 2
+
+
+def test_collect_keeps_the_truncation_of_the_environment(store: Store, executor: InProcessExecutor) -> None:
+    config = counting_config({"collect.episode_steps": LIMIT})
+    collect.run(config, store, executor)
+    for episode in collected(config, store):
+        end = own_end(track_of(config, episode.id), LIMIT)
+        assert (episode.terminated[-1], episode.truncated[-1]) == (end is not None, end in (None, LIMIT))
+
+
+def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
+    tmp_path: Path, executor: InProcessExecutor
+) -> None:
+    whole, resumed = LocalStore(tmp_path / "whole"), LocalStore(tmp_path / "resumed")
+    config = counting_config()
+    collect.run(config, whole, executor)
+    # An interrupted run that had got shards 2 and 0 done, in that order, in another process.
+    worker = collect.CollectWorker(config, resumed)
+    list(worker.run([collect.ShardJob(2), collect.ShardJob(0)]))
+    info = collect.run(config, resumed, executor)
+    assert read_records(whole, collect.PREFIX) == read_records(resumed, collect.PREFIX)
+    present = read_records(resumed, collect.PREFIX)
+    new_rows = present["shard-00001.parquet"].rows + present["shard-00003.parquet"].rows
+    assert info["env_steps_this_sitting"] == new_rows
+
+
+def test_a_second_collect_drives_nothing_and_changes_nothing(local_store: LocalStore, executor: InProcessExecutor) -> None:
+    config = counting_config()
+    collect.run(config, local_store, executor)
+    before = {key: local_store.read(key) for key in local_store.list()}
+    info = collect.run(config, local_store, executor)
+    assert info["env_steps_this_sitting"] == 0
+    assert {key: local_store.read(key) for key in local_store.list()} == before
+
+
+def test_another_seed_drives_other_tracks() -> None:
+    tracks = [{track_of(counting_config({"seed": seed}), e) for e in range(10)} for seed in (1, 2)]
+    assert tracks[0].isdisjoint(tracks[1])

@@ -1,0 +1,262 @@
+"""Shards: every column and type as in the row contract, read back to the bit, and damage never read as data."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import fields, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import DamagedDataError
+from pipeline.rollouts.episode import Episode
+from pipeline.storage.manifest import Record, commit, read_records
+from pipeline.storage.shards import (
+    LatentEpisode,
+    episode_steps,
+    episodes_to_bytes,
+    latents_to_bytes,
+    read_episodes,
+    read_frames,
+    read_latents,
+    shard_name,
+)
+from pipeline.storage.store import LocalStore, Store
+
+LENGTHS = [7, 1, 12]
+
+
+def episode(identity: int, steps: int, *, action_size: int = 3) -> Episode:
+    rng = np.random.default_rng([identity, steps])
+    return Episode(
+        id=identity,
+        frames=rng.integers(0, 256, (steps, 64, 64, 3), np.uint8),
+        actions=rng.standard_normal((steps, action_size), np.float32),
+        rewards=rng.standard_normal(steps, np.float32),
+        terminated=np.arange(steps) == steps - 1,
+        truncated=rng.random(steps) < 0.5,
+    )
+
+
+def latents(identity: int, steps: int, *, z_size: int = 5) -> LatentEpisode:
+    rng = np.random.default_rng([identity, steps, 1])
+    drive = episode(identity, steps)
+    return LatentEpisode(
+        identity,
+        rng.standard_normal((steps, z_size), np.float32),
+        rng.standard_normal((steps, z_size), np.float32),
+        drive.actions,
+        drive.rewards,
+        drive.terminated,
+        drive.truncated,
+    )
+
+
+EPISODES = [episode(30 + i, steps) for i, steps in enumerate(LENGTHS)]
+LATENTS = [latents(30 + i, steps) for i, steps in enumerate(LENGTHS)]
+
+
+def committed(store: Store, data: bytes) -> Record:
+    return commit(store, "rollouts", shard_name(0), data, episodes=[[e.id, len(e)] for e in EPISODES])
+
+
+def assert_same(a: Episode | LatentEpisode, b: Episode | LatentEpisode) -> None:
+    """Equal to the bit, types and shapes included."""
+    assert type(a) is type(b)
+    for field in fields(a):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "id":
+            assert left == right
+            continue
+        assert (left.dtype, left.shape) == (right.dtype, right.shape), field.name
+        assert left.tobytes() == right.tobytes(), field.name
+
+
+def test_episodes_come_back_to_the_bit_in_order(store: Store) -> None:
+    record = committed(store, episodes_to_bytes(EPISODES))
+    for written, read in zip(EPISODES, read_episodes(store, record), strict=True):
+        assert_same(written, read)
+
+
+def test_latents_come_back_to_the_bit_in_order(store: Store) -> None:
+    record = committed(store, latents_to_bytes(LATENTS))
+    for written, read in zip(LATENTS, read_latents(store, record), strict=True):
+        assert_same(written, read)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    values=st.lists(st.floats(width=32), min_size=6, max_size=6),
+    flags=st.lists(st.booleans(), min_size=2, max_size=2),
+    identity=st.integers(0, 2**62),
+)
+def test_any_float_and_any_flag_survives(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], flags: list[bool], identity: int
+) -> None:
+    store = LocalStore(tmp_path_factory.mktemp("run"))
+    numbers = np.array(values, np.float32)
+    written = replace(
+        episode(identity, 1, action_size=5),
+        actions=numbers[None, :5],
+        rewards=numbers[5:],
+        terminated=np.array(flags[:1]),
+        truncated=np.array(flags[1:]),
+    )
+    (read,) = read_episodes(store, committed(store, episodes_to_bytes([written])))
+    assert_same(written, read)
+
+
+def test_arrays_that_are_not_contiguous_are_written_as_they_read(store: Store) -> None:
+    whole = episode(1, 20)
+    thinned = replace(whole, **{f.name: getattr(whole, f.name)[::2] for f in fields(whole) if f.name != "id"})
+    (read,) = read_episodes(store, committed(store, episodes_to_bytes([thinned])))
+    assert_same(read, replace(thinned, frames=thinned.frames.copy()))
+
+
+def test_frames_are_read_for_the_wanted_episodes_only(store: Store) -> None:
+    record = committed(store, episodes_to_bytes(EPISODES))
+    frames = list(read_frames(store, record, {30, 32, 99}))
+    assert [len(f) for f in frames] == [7, 12]
+    assert frames[0].tobytes() == EPISODES[0].frames.tobytes()
+    assert frames[1].tobytes() == EPISODES[2].frames.tobytes()
+    assert frames[1].shape == (12, 64, 64, 3)
+    assert list(read_frames(store, record, set())) == []
+
+
+def test_the_same_episodes_give_the_same_bytes() -> None:
+    assert episodes_to_bytes(EPISODES) == episodes_to_bytes(EPISODES)
+    assert latents_to_bytes(LATENTS) == latents_to_bytes(LATENTS)
+
+
+def test_episode_steps_come_from_the_record_alone(store: Store) -> None:
+    record = committed(store, episodes_to_bytes(EPISODES))
+    store.delete(record.key)
+    assert list(episode_steps(read_records(store, "rollouts")[shard_name(0)]).items()) == [(30, 7), (31, 1), (32, 12)]
+
+
+# ---- the file itself, by pyarrow alone
+
+
+def opened(data: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(io.BytesIO(data))
+
+
+def test_the_schema_of_a_shard_of_frames_is_the_row_contract() -> None:
+    schema = opened(episodes_to_bytes(EPISODES)).schema_arrow
+    assert [(field.name, field.type) for field in schema] == [
+        ("episode_id", pa.int64()),
+        ("step", pa.int32()),
+        ("frame", pa.binary(12288)),
+        ("action", pa.list_(pa.float32(), 3)),
+        ("reward", pa.float32()),
+        ("terminated", pa.bool_()),
+        ("truncated", pa.bool_()),
+    ]
+
+
+def test_the_schema_of_a_shard_of_latents_is_the_row_contract() -> None:
+    schema = opened(latents_to_bytes(LATENTS)).schema_arrow
+    assert [(field.name, field.type) for field in schema] == [
+        ("episode_id", pa.int64()),
+        ("step", pa.int32()),
+        ("mu", pa.list_(pa.float32(), 5)),
+        ("logvar", pa.list_(pa.float32(), 5)),
+        ("action", pa.list_(pa.float32(), 3)),
+        ("reward", pa.float32()),
+        ("terminated", pa.bool_()),
+        ("truncated", pa.bool_()),
+    ]
+
+
+@pytest.mark.parametrize("data", [episodes_to_bytes(EPISODES), latents_to_bytes(LATENTS)], ids=["frames", "latents"])
+def test_there_is_one_zstd_row_group_an_episode_and_steps_count_from_0(data: bytes) -> None:
+    file = opened(data)
+    assert file.num_row_groups == len(LENGTHS)
+    for group, (identity, steps) in enumerate(zip((30, 31, 32), LENGTHS, strict=True)):
+        meta = file.metadata.row_group(group)
+        assert meta.num_rows == steps
+        assert {meta.column(i).compression for i in range(meta.num_columns)} == {"ZSTD"}
+        table = file.read_row_group(group)
+        assert table["episode_id"].to_pylist() == [identity] * steps
+        assert table["step"].to_pylist() == list(range(steps))
+
+
+def test_an_episode_longer_than_a_default_row_group_stays_one() -> None:
+    steps = 1_100_000  # pyarrow's default row group has 1,048,576 rows at most
+    vectors, flags = np.zeros((steps, 1), np.float32), np.zeros(steps, np.bool_)
+    long = LatentEpisode(1, vectors, vectors, vectors, vectors[:, 0], flags, flags)
+    assert opened(latents_to_bytes([long])).num_row_groups == 1
+
+
+def test_a_frame_is_row_major_rgb_for_any_reader() -> None:
+    pixels = np.zeros((1, 64, 64, 3), np.uint8)
+    pixels[0, 2, 5] = (10, 20, 30)  # row 2, column 5
+    written = replace(episode(0, 1), frames=pixels)
+    frame = opened(episodes_to_bytes([written])).read()["frame"][0].as_py()
+    at = (2 * 64 + 5) * 3
+    assert frame[at : at + 3] == bytes([10, 20, 30])
+    assert sum(frame) == 60
+
+
+# ---- damage
+
+
+def test_a_shard_whose_bytes_changed_is_refused_with_the_file_named(store: Store) -> None:
+    data = episodes_to_bytes(EPISODES)
+    record = committed(store, data)
+    middle = len(data) // 2
+    for damaged in (data[:-1], data[:middle], b"", data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]):
+        store.write(record.key, damaged)
+        with pytest.raises(DamagedDataError) as error:
+            list(read_episodes(store, record))
+        assert store.locate(record.key) in str(error.value)
+
+
+def test_a_missing_shard_is_refused_with_the_file_named(store: Store) -> None:
+    record = committed(store, latents_to_bytes(LATENTS))
+    store.delete(record.key)
+    with pytest.raises(DamagedDataError, match="is missing") as error:
+        next(read_latents(store, record))
+    assert store.locate(record.key) in str(error.value)
+
+
+def as_if_committed(record: Record, data: bytes) -> Record:
+    """A record that vouches for other bytes, as one made from bytes damaged in memory would."""
+    return replace(record, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_page_checksums_catch_what_the_record_vouches_for(store: Store) -> None:
+    """Bytes that were damaged before they were committed: only the checksums inside the file can tell."""
+    data = latents_to_bytes(LATENTS)
+    record = committed(store, data)
+    column = opened(data).metadata.row_group(2).column(2)
+    assert column.path_in_schema.startswith("mu")
+    at = column.data_page_offset + column.total_compressed_size - 3  # in the body of the column's last page
+    damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    store.write(record.key, damaged)
+    with pytest.raises(DamagedDataError, match="CRC|checksum") as error:
+        list(read_latents(store, as_if_committed(record, damaged)))
+    assert store.locate(record.key) in str(error.value)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PAR1", b"not Parquet at all, whatever its checksum says"])
+def test_what_is_not_parquet_is_refused_with_the_file_named(store: Store, damaged: bytes) -> None:
+    record = committed(store, latents_to_bytes(LATENTS))
+    store.write(record.key, damaged)
+    with pytest.raises(DamagedDataError) as error:
+        list(read_latents(store, as_if_committed(record, damaged)))
+    assert store.locate(record.key) in str(error.value)
+
+
+def test_readers_go_by_the_record_and_not_by_what_lies_in_the_folder(store: Store) -> None:
+    record = committed(store, episodes_to_bytes(EPISODES))
+    store.write("rollouts/data/shard-00001-0123456789ab.parquet", episodes_to_bytes([episode(99, 3)]))
+    store.write("rollouts/data/shard-00000-ffffffffffff.parquet", b"an upload that was never finished")
+    records = read_records(store, "rollouts")
+    assert list(records.values()) == [record]
+    assert [e.id for r in records.values() for e in read_episodes(store, r)] == [30, 31, 32]

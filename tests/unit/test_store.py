@@ -1,0 +1,285 @@
+"""The contract of a store, on every kind of store; and what the local one promises of the disk."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.storage.store import LocalStore, Store, open_store
+
+# ---- every store
+
+
+def test_what_was_written_is_read_back(store: Store) -> None:
+    data = bytes(range(256)) * 100
+    store.write("a/b/c.bin", data)
+    store.write("empty", b"")
+    assert store.read("a/b/c.bin") == data
+    assert store.read("empty") == b""
+
+
+def test_reading_what_is_not_there_is_a_file_not_found_error(store: Store) -> None:
+    store.write("a/b", b"1")
+    for key in ("c", "a/c", "a", "a/b/c"):
+        with pytest.raises(FileNotFoundError):
+            store.read(key)
+
+
+def test_exists_is_true_for_objects_only(store: Store) -> None:
+    store.write("a/b", b"")
+    assert store.exists("a/b")
+    assert not store.exists("a")
+    assert not store.exists("a/b/c")
+    assert not store.exists("c")
+
+
+def test_write_replaces(store: Store) -> None:
+    store.write("k", b"long old value")
+    store.write("k", b"new")
+    assert store.read("k") == b"new"
+
+
+def test_create_refuses_a_taken_key_and_leaves_its_object_alone(store: Store) -> None:
+    store.create("folder/k", b"first")
+    with pytest.raises(AlreadyExistsError, match="k"):
+        store.create("folder/k", b"second")
+    assert store.read("folder/k") == b"first"
+
+
+def test_create_refuses_a_key_that_write_took(store: Store) -> None:
+    store.write("k", b"first")
+    with pytest.raises(AlreadyExistsError):
+        store.create("k", b"second")
+    assert store.read("k") == b"first"
+
+
+def test_create_takes_a_key_that_was_deleted(store: Store) -> None:
+    store.create("k", b"first")
+    store.delete("k")
+    store.create("k", b"second")
+    assert store.read("k") == b"second"
+
+
+def test_append_adds_to_the_end_and_begins_what_is_not_there(store: Store) -> None:
+    store.append("log/lines", b"one\n")
+    store.append("log/lines", b"two\n")
+    assert store.read("log/lines") == b"one\ntwo\n"
+    store.write("log/lines", b"anew\n")
+    store.append("log/lines", b"more\n")
+    assert store.read("log/lines") == b"anew\nmore\n"
+
+
+def test_delete_removes_one_object_and_is_no_error_where_there_is_none(store: Store) -> None:
+    store.write("a/b", b"1")
+    store.write("a/bb", b"2")
+    store.delete("a/b")
+    store.delete("a/b")
+    store.delete("never/was")
+    store.delete("a/bb/below-an-object")
+    assert store.list() == ["a/bb"]
+
+
+def test_list_is_sorted_and_a_prefix_may_end_inside_a_name(store: Store) -> None:
+    keys = ["b", "a/shard-2", "a/shard-10", "a/other/x", "a.txt", "ab/c"]
+    for key in keys:
+        store.write(key, b"")
+    assert store.list() == sorted(keys)
+    assert store.list("a/") == ["a/other/x", "a/shard-10", "a/shard-2"]
+    assert store.list("a/shard-1") == ["a/shard-10"]
+    assert store.list("a") == ["a.txt", "a/other/x", "a/shard-10", "a/shard-2", "ab/c"]
+    assert store.list("a/shard-2") == ["a/shard-2"]
+    assert store.list("zzz/") == []
+    assert store.list("b/") == []
+
+
+def test_list_of_an_empty_store_is_empty(store: Store) -> None:
+    assert store.list() == []
+
+
+def test_a_store_survives_pickling(store: Store) -> None:
+    store.write("k", b"v")
+    other = pickle.loads(pickle.dumps(store))
+    other.write("k2", b"v2")
+    assert other.read("k") == b"v"
+    assert store.read("k2") == b"v2"
+
+
+def test_locate_names_the_key(store: Store) -> None:
+    assert store.locate("a/b.bin").endswith("a/b.bin")
+
+
+_NAMES = st.sampled_from(["a", "b", "ab", "a.b", "c-1"])
+_KEYS = st.lists(_NAMES, min_size=1, max_size=3).map("/".join)
+_ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["write", "create", "append", "delete"]), _KEYS, st.binary(max_size=3)), max_size=25
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=_ACTIONS)
+def test_a_store_behaves_as_a_dictionary(store: Store, actions: list[tuple[str, str, bytes]]) -> None:
+    for key in store.list():
+        store.delete(key)
+    # A folder that a deleted object leaves empty takes its name from no object: only keys below objects are left out,
+    # which no key of a run is.
+    model: dict[str, bytes] = {}
+    for action, key, data in actions:
+        key = key.replace("/", "_") + "/x"
+        if action == "write":
+            store.write(key, data)
+            model[key] = data
+        elif action == "append":
+            store.append(key, data)
+            model[key] = model.get(key, b"") + data
+        elif action == "delete":
+            store.delete(key)
+            model.pop(key, None)
+        elif key in model:
+            with pytest.raises(AlreadyExistsError):
+                store.create(key, data)
+        else:
+            store.create(key, data)
+            model[key] = data
+    assert {key: store.read(key) for key in store.list()} == model
+    for prefix in ("a", "a/", "ab", "c-1_"):
+        assert store.list(prefix) == sorted(key for key in model if key.startswith(prefix))
+
+
+# ---- the local store
+
+
+class _Stop(Exception):
+    """Stands for whatever may end a process in the middle of a write."""
+
+
+def _failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), _Stop()], ids=["disk-full", "interrupted"])
+def test_a_write_that_fails_leaves_the_old_object_whole(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
+) -> None:
+    local_store.write("a/k", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, _failing(error))
+        with pytest.raises(_Stop if isinstance(error, _Stop) else StorageError):
+            local_store.write("a/k", b"new")
+    assert local_store.read("a/k") == b"old"
+    assert local_store.list() == ["a/k"]
+    assert [path.name for path in (local_store.root / ".tmp").iterdir()] == []
+
+
+@pytest.mark.parametrize("function", ["fsync", "link"])
+def test_a_create_that_fails_leaves_the_key_free(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, _failing(OSError(28, "No space left on device")))
+        with pytest.raises(StorageError, match="No space left on device"):
+            local_store.create("a/k", b"new")
+    assert local_store.list() == []
+    local_store.create("a/k", b"again")
+    assert local_store.read("a/k") == b"again"
+
+
+@pytest.mark.parametrize("name", ["write", "create"])
+def test_bytes_are_synced_to_the_disk_before_they_get_their_name(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    named: list[bool] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        named.append((local_store.root / "k").exists())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    getattr(local_store, name)("k", b"data")
+    assert named == [False, True], "the file is synced before it is named, its folder after"
+
+
+@pytest.mark.parametrize("name", ["write", "create"])
+def test_no_other_key_is_visible_in_the_middle_of_a_write(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    seen: list[list[str]] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        seen.append(local_store.list())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    getattr(local_store, name)("k", b"data")
+    assert seen == [[], ["k"]]
+
+
+def test_what_a_killed_process_left_half_written_is_never_listed(local_store: LocalStore) -> None:
+    local_store.write("k", b"")
+    (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
+    assert local_store.list() == ["k"]
+    assert local_store.list("") == ["k"]
+
+
+def test_a_file_in_the_place_of_the_run_directory_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    store = LocalStore(tmp_path / "run")
+    for write in (store.write, store.create, store.append):
+        with pytest.raises(StorageError, match=str(tmp_path / "run")):
+            write("a/k", b"data")
+    with pytest.raises(FileNotFoundError):
+        store.read("a/k")
+    assert not store.exists("a/k")
+    assert store.list() == []
+    store.delete("a/k")
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_storage_error_and_nothing_is_touched(local_store: LocalStore) -> None:
+    local_store.write("a", b"an object")
+    for write in (local_store.write, local_store.create, local_store.append):
+        with pytest.raises(StorageError, match=r"a/k"):
+            write("a/k", b"data")
+    assert local_store.list() == ["a"]
+    assert local_store.read("a") == b"an object"
+
+
+def test_a_folder_that_cannot_be_looked_into_does_not_pass_for_an_empty_one(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_store.write("a/k", b"")
+    monkeypatch.setattr(os, "scandir", _failing(PermissionError(13, "Permission denied", "there")))
+    with pytest.raises(StorageError, match="there"):
+        local_store.list()
+
+
+def test_a_relative_run_directory_stays_where_it_was_when_the_process_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = LocalStore("run")
+    store.write("k", b"v")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert store.read("k") == b"v"
+
+
+def test_open_store_takes_a_path_and_refuses_a_scheme_it_does_not_know(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "x"))
+    store.write("k", b"v")
+    assert (tmp_path / "x" / "k").read_bytes() == b"v"
+    with pytest.raises(ConfigError, match="gopher"):
+        open_store("gopher://host/run")
