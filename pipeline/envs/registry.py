@@ -27,7 +27,7 @@ def environment_class(env_id: str) -> EnvironmentClass:
         if not separator:
             raise ImportError("not a registered id, and not of the form module:Class")
         return cast(EnvironmentClass, getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"env.id = {env_id!r}: {error}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
             "or module:Class of a class with the methods of pipeline/envs/environment.py"

@@ -92,6 +92,8 @@ def vae_loss(reconstruction: Tensor, frames: Tensor, mu: Tensor, logvar: Tensor,
 
 def frames_to_input(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """Frames (B, 64, 64, 3) uint8 to what V takes: (B, 3, 64, 64) float32 in [0, 1], channels-last in memory."""
+    if not frames.flags.writeable:  # as those of a shard are; torch warns of sharing memory with them
+        frames = frames.copy()
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 

@@ -44,6 +44,7 @@ class DreamFilm:
     Attributes:
         episode: its id.
         episode_return: of the real episode.
+        unseen: whether M was not trained on it.
         warm_up_steps: real steps that M saw.
         dream_steps: steps that it dreamt.
         shown_steps: the steps that are shown as columns.
@@ -55,6 +56,7 @@ class DreamFilm:
 
     episode: int
     episode_return: float
+    unseen: bool
     warm_up_steps: int
     dream_steps: int
     shown_steps: list[int]
@@ -71,7 +73,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
     chosen = _choose(config, rollouts)
     if chosen is None:
         return None
-    name, episode_id, episode_return = chosen
+    name, episode_id, episode_return, unseen = chosen
     latents_record = require_manifest(store, "latents").records[name]
     latents = next(item for item in read_latents(store, latents_record) if item.id == episode_id)
     real = next(item for item in read_episodes(store, rollouts[name]) if item.id == episode_id).frames
@@ -89,6 +91,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
     return DreamFilm(
         episode=episode_id,
         episode_return=episode_return,
+        unseen=unseen,
         warm_up_steps=warm_up,
         dream_steps=steps - warm_up,
         shown_steps=shown,
@@ -99,18 +102,16 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
     )
 
 
-def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int, float] | None:
+def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int, float, bool] | None:
     """Of the episodes that M was not trained on, the one with the highest return: something happens in it.
 
     Returns:
-        the shard's name, the episode's id and its return.
+        the shard's name, the episode's id, its return, and whether M was indeed not trained on it.
     """
     episodes = {
         episode: (name, episode_return)
         for name, record in rollouts.items()
-        for (episode, steps), episode_return in zip(
-            episode_steps(record).items(), record.info["returns"], strict=True
-        )
+        for (episode, steps), episode_return in zip(episode_steps(record).items(), record.info["returns"], strict=True)
         if steps >= 2
     }
     unseen = {episode for record in rollouts.values() for episode in episode_steps(record)}
@@ -123,13 +124,11 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
     if not candidates:
         return None
     best = max(candidates, key=lambda episode: episodes[episode][1])
-    return episodes[best][0], best, float(episodes[best][1])
+    return episodes[best][0], best, float(episodes[best][1]), best in unseen
 
 
 @torch.inference_mode()
-def _dream(
-    config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int
-) -> NDArray[np.float32]:
+def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
     """M's z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
     mdnrnn = new_mdnrnn(config, latents.actions.shape[1])
     record = require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]
@@ -172,8 +171,7 @@ def _gif(real: Frames, decoded: Frames, warm_up: int) -> bytes:
     every = max(1, -(-steps // _GIF_PICTURES))
     pictures = []
     for step in range(0, steps, every):
-        canvas = np.full((_BAR + height, 2 * width + _GAP, 3), 255, np.uint8)
-        canvas[:_BAR, :width] = _AWAKE
+        canvas = np.full((_BAR + height, 2 * width + _GAP, 3), _AWAKE, np.uint8)
         canvas[:_BAR, width + _GAP :] = _AWAKE if step < warm_up else _DREAMING
         canvas[_BAR:, :width] = real[step]
         canvas[_BAR:, width + _GAP :] = decoded[step]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, NullFormatter
 
 from pipeline.evolution.state import Generation
 from pipeline.reporting.findings import Values
@@ -28,7 +28,7 @@ _VARIABLES = {
     INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green"
 }  # fmt: skip
 
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "world-models",
     "font.size": 10,
@@ -51,8 +51,9 @@ _RC = {
     "lines.solid_capstyle": "round",
 }
 
-_RIDGE_FROM = 30  # returns, below which a histogram says less than the dots
+RIDGE_FROM = 30  # returns, below which a histogram says less than the dots
 _DOTS_UP_TO = 300
+_BARS_UP_TO = 15  # validations
 
 
 def learning_curve(
@@ -81,19 +82,7 @@ def learning_curve(
             markersize=3,
             label="mean fitness",
         )
-        validated = [row for row in history if row.validation_mean is not None]
-        if validated:
-            axes.errorbar(
-                [getattr(row, x) for row in validated],
-                [row.validation_mean or 0.0 for row in validated],
-                yerr=[row.validation_sd or 0.0 for row in validated],
-                color=VERMILLION,
-                fmt="o",
-                markersize=4.5,
-                linewidth=1.2,
-                capsize=2.5,
-                label="CMA mean on validation ± sd",
-            )
+        _validation(axes, [row for row in history if row.validation_mean is not None], x)
         if published is not None:
             generations = [generation for generation, _ in published.curve]
             axes.plot(
@@ -105,18 +94,37 @@ def learning_curve(
                 marker="D",
                 markersize=4.5,
                 markerfacecolor="none",
+                zorder=3,
                 label="World Models, CMA mean",
             )
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FuncFormatter(_short))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set_xlabel("generation" if x == "generation" else "environment steps")
         axes.set_ylabel("return")
         _legend_above(axes)
 
     return _svg(f"learning-{x}", (6.2, 4.2), draw, "Learning curve: return over " + x.replace("_", " "))
+
+
+def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation", "env_steps"]) -> None:
+    """The CMA mean on validation: points with bars, or a line in a band where bars would cover all else."""
+    if not rows:
+        return
+    at = [getattr(row, x) for row in rows]
+    mean = np.array([row.validation_mean for row in rows], np.float64)
+    sd = np.array([row.validation_sd for row in rows], np.float64)
+    label = "CMA mean on validation ± sd"
+    if len(rows) <= _BARS_UP_TO:
+        axes.errorbar(
+            at, mean, yerr=sd, color=VERMILLION, fmt="o", markersize=4.5, linewidth=1.2, capsize=2.5, label=label
+        )
+    else:
+        axes.fill_between(at, mean - sd, mean + sd, color=VERMILLION, alpha=0.2, linewidth=0)
+        axes.plot(at, mean, color=VERMILLION, linewidth=1.4, label=label)
 
 
 def returns(
@@ -136,7 +144,7 @@ def returns(
     def draw(axes: Axes) -> None:
         colours = [BLUE if interval else FAINT for _, _, interval in rows]
         for place, ((_, values, interval), colour) in enumerate(zip(reversed(rows), reversed(colours), strict=True)):
-            if len(values) >= _RIDGE_FROM:
+            if len(values) >= RIDGE_FROM:
                 counts, _ = np.histogram(values, bins)
                 heights = place + 0.12 + 0.6 * counts / counts.max()
                 axes.stairs(heights, bins, baseline=place + 0.12, fill=True, color=colour, alpha=0.3)
@@ -154,10 +162,10 @@ def returns(
         axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_ylim(-0.45, len(rows) - 0.2)
+        axes.set_ylim(-0.45, len(rows) - 0.6 + 0.4 * (len(rows[0][1]) >= RIDGE_FROM))
         axes.set_xlabel("return")
 
-    return _svg("returns", (9, 1.1 + 0.85 * len(rows)), draw, "Distributions of episode returns")
+    return _svg("returns", (11.5, 1.0 + 0.85 * len(rows)), draw, "Distributions of episode returns")
 
 
 def loss(
@@ -184,9 +192,9 @@ def loss(
         )
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(_short))
-            axes.yaxis.set_minor_formatter(FuncFormatter(_short))
-            axes.tick_params(axis="y", which="minor", labelsize=8)
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            axes.tick_params(axis="y", which="minor", labelsize=9)
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
@@ -216,10 +224,12 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], tit
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
+    # What would reach beyond the figure: links in the metadata, a style that a page applies to all of itself.
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # the page's
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()

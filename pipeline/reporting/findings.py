@@ -218,7 +218,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
 
 def newest(records: Mapping[str, Record], start: str) -> Record | None:
     """The record whose name begins so and sorts last: names carry the generation they are of."""
-    return max((record for name, record in records.items() if name.startswith(start)), key=lambda r: r.name, default=None)
+    names = [name for name in records if name.startswith(start)]
+    return records[max(names)] if names else None
 
 
 def _test_returns(store: Store, record: Record | None) -> dict[str, list[float]]:

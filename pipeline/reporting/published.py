@@ -57,12 +57,14 @@ class Published:
     """What was published on one environment.
 
     Attributes:
+        ours: the environment that a run of this pipeline drives, as set against the published ones.
         scores: the first is the paper's own.
         curve: (generation, mean return of the CMA mean) of the paper's run.
         curve_episodes: episodes behind each point of the curve.
         scale: of the paper's run.
     """
 
+    ours: str
     scores: tuple[PublishedScore, ...]
     curve: tuple[tuple[int, float], ...]
     curve_episodes: int
@@ -76,6 +78,7 @@ class Published:
 # Environment id to what was published on it.
 PUBLISHED: Mapping[str, Published] = {
     "CarRacing-v3": Published(
+        ours="CarRacing-v3 of Gymnasium, in its own rendering",
         scores=(
             PublishedScore(
                 "World Models: V, M and a linear controller",

@@ -1,3 +1,62 @@
-PREFIX="report"
-def run(config, store, executor):
-    return {}
+"""Stage 7: one page that shows what came out, beside the published numbers, and its figures as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.executor import Executor, Resources
+from pipeline.progress import Progress
+from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
+from pipeline.reporting.findings import gather, newest
+from pipeline.storage.manifest import commit, read_verified, require_manifest
+from pipeline.storage.store import Store
+
+PREFIX = "report"
+VAE, PICTURE = "vae", "reconstructions.png"
+EVALUATION = "evaluation"
+
+
+def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+    """Gather, dream, draw, and write both files: committed for good, and as a view where people look for them."""
+    from pipeline.reporting.page import render  # brings matplotlib, which only a report needs
+
+    findings = gather(config, store)
+    with Progress("film a dream", "dream") as show:
+        film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
+    page = render(config, findings, film, _picture(store, EVALUATION, "drive-"), _picture(store, VAE, PICTURE)).encode()
+    figures = json.dumps(
+        {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
+    ).encode()
+    _write(store, "index.html", findings.tag, page)
+    _write(store, "report.json", findings.tag, figures)
+    return {"evaluation": findings.tag}
+
+
+def _picture(store: Store, prefix: str, start: str) -> bytes | None:
+    record = newest(require_manifest(store, prefix).records, start)
+    return None if record is None else read_verified(store, record)
+
+
+def _dream_figures(film: DreamFilm | None) -> dict[str, Any] | None:
+    if film is None:
+        return None
+    values = {name: value for name, value in asdict(film).items() if name not in ("real", "decoded", "gif")}
+    return {"temperature": TEMPERATURE, **values}
+
+
+def _write(store: Store, name: str, tag: str, data: bytes) -> None:
+    """Commit under a name that is the evaluation's and the content's, and refresh the view.
+
+    The content is part of the name because a report is no result: made again by another version of the code, or on
+    another machine, it looks different, and that is no conflict.
+    """
+    path = PurePosixPath(name)
+    digest = hashlib.sha256(data).hexdigest()[:8]
+    commit(store, PREFIX, f"{path.stem}-{tag}-{digest}{path.suffix}", data)
+    store.write(f"{PREFIX}/{name}", data)

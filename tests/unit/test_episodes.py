@@ -40,7 +40,7 @@ class CodedPolicy:
         return np.array([(track % 100) / 100, step / 1000], np.float32)
 
 
-def record(track: int, *, max_steps: int = LIMIT, env: Environment | None = None) -> Episode:
+def record(track: int, *, max_steps: int = LIMIT + 4, env: Environment | None = None) -> Episode:
     env = env or CountingEnv(counting_config().env)
     return record_episode(env, CodedPolicy(), episode_id=track + 7, track=track, max_steps=max_steps)
 
@@ -104,7 +104,7 @@ def test_on_step_is_called_once_a_step() -> None:
         CodedPolicy(),
         episode_id=0,
         track=10,
-        max_steps=LIMIT,
+        max_steps=LIMIT + 4,
         on_step=lambda: calls.append(None),
     )
     assert len(calls) == len(episode) == 6

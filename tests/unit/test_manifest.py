@@ -101,6 +101,8 @@ def test_changed_bytes_are_refused_with_the_file_named(store: Store, damage: str
         read_verified(store, record)
     assert store.locate(record.key) in str(error.value)
     assert store.locate("stage/records/one.bin.json") in str(error.value), "says what to remove"
+    said = {"flipped": "SHA-256", "missing": "is missing"}.get(damage, "bytes where 9 were committed")
+    assert said in str(error.value)
 
 
 def test_following_the_remedy_makes_a_damaged_object_anew(store: Store) -> None:

@@ -1,0 +1,220 @@
+"""The page: a run's findings, figures and pictures as one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pipeline.config import RunConfig
+from pipeline.envs.environment import FRAME_SIZE
+from pipeline.presets import dump
+from pipeline.reporting import figures
+from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
+from pipeline.reporting.findings import Findings, Score
+from pipeline.reporting.published import PublishedScale
+
+NAMES = {"mean": "CMA mean", "best": "best on validation"}
+UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
+
+
+def render(
+    config: RunConfig, run: Findings, film: DreamFilm | None, drive: bytes | None, reconstructions: bytes | None
+) -> str:
+    """The page.
+
+    Args:
+        config: the run's.
+        run: its figures.
+        film: a dream; None where there is none.
+        drive: a GIF; None where none was filmed.
+        reconstructions: a PNG; None where there is none.
+    """
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(number=number, duration=duration, size=size, fact=fact)
+    package = resources.files("pipeline.reporting")
+    best_vae, best_mdnrnn = (min(c.held_out, key=lambda r: r["loss"], default=None) for c in (run.vae, run.mdnrnn))
+    return environment.from_string((package / "page.html").read_text("utf-8")).render(
+        css=Markup((package / "page.css").read_text("utf-8")),
+        run=run,
+        names=NAMES,
+        differs={score.controller: _differs(config, run, score) for score in run.scores},
+        best_validation=max(run.validations, key=lambda row: row.validation_mean or -math.inf, default=None),
+        scale=_scale(config, run, run.published.scale) if run.published else [],
+        verdict=_verdict(run, run.published.scale) if run.published else "",
+        figures=_figures(run),
+        published_by_steps=_published_by_steps(run),
+        pictures={
+            "drive": drive and _data_uri(drive, "gif"),
+            "reconstructions": reconstructions and _data_uri(reconstructions, "png"),
+            "dream": film and _data_uri(film.gif, "gif"),
+        },
+        film=film,
+        film_columns=_film_columns(film) if film else [],
+        temperature=TEMPERATURE,
+        ridge_from=figures.RIDGE_FROM,
+        best_vae=best_vae,
+        best_mdnrnn=best_mdnrnn,
+        grey_levels=255 * math.sqrt(best_vae["reconstruction"] / FRAME_SIZE) if best_vae else 0.0,
+        free_nats=config.vae.kl_tolerance * config.vae.z_size,
+        unit_gaussian=UNIT_GAUSSIAN_NATS,
+        size_bytes=sum(stage.size_bytes for stage in run.stages),
+        config_yaml=dump(config),
+        commands=_commands(config, run.directory),
+    )
+
+
+def _figures(run: Findings) -> dict[str, Markup | None]:
+    rows = [
+        (f"{NAMES[score.controller]} ({score.episodes:,})", run.returns[score.controller], (score.low, score.high))
+        for score in run.scores
+        if run.returns.get(score.controller)
+    ]
+    baseline = (f"random policy ({len(run.baseline.returns):,})", run.baseline.returns, None)
+    reference = None
+    if run.published is not None:
+        first = run.published.scores[0]
+        reference = (f"World Models, {first.mean:g}", first.mean)
+    vae, mdnrnn = run.vae, run.mdnrnn
+    svgs = {
+        "by_generation": figures.learning_curve(run.history, run.published, "generation"),
+        "by_env_steps": figures.learning_curve(
+            run.history, run.published if _published_by_steps(run) else None, "env_steps"
+        ),
+        "returns": figures.returns([*rows, baseline], reference),
+        "vae": figures.loss("VAE", vae.training, vae.held_out, "loss", "loss", log=True)
+        if vae.training or vae.held_out
+        else None,
+        "mdnrnn": figures.loss("MDN-RNN", mdnrnn.training, mdnrnn.held_out, "nll", "nats per latent dimension")
+        if mdnrnn.training or mdnrnn.held_out
+        else None,
+    }
+    return {name: None if svg is None else Markup(svg) for name, svg in svgs.items()}
+
+
+def _published_by_steps(run: Findings) -> bool:
+    """Whether the paper's points stand beside the run's by environment steps too: not where they dwarf it."""
+    if run.published is None:
+        return False
+    first, _ = run.published.curve[0]
+    return run.history[-1].env_steps >= 0.1 * run.published.curve_env_steps(first)
+
+
+def _differs(config: RunConfig, run: Findings, score: Score) -> str:
+    """What a score of this run is of."""
+    population = f"{config.evolve.population_size} x {config.evolve.episodes}"
+    where = run.published.ours if run.published else run.environment
+    if score.controller == "best":
+        chosen = max(run.validations, key=lambda row: row.validation_mean or -math.inf)
+        return (
+            f"{where}; the CMA mean of generation {number(chosen.generation)}, chosen on "
+            f"{number(config.evolve.validation_episodes)} validation tracks, where it reached "
+            f"{number(chosen.validation_mean or 0.0, 1)}"
+        )
+    text = f"{where}; after {number(len(run.history))} generations of {population} episodes"
+    if len(run.scores) > 1:
+        return text
+    return text + ("; also the best on validation" if run.validations else "; never validated")
+
+
+def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tuple[str, str, str]]:
+    """Rows of (what, this run's, the paper's)."""
+    evolve = next(stage for stage in run.stages if stage.name == "evolve")
+    workers = evolve.facts.get("workers")
+    time = duration(evolve.seconds) + (f" on {workers} worker{'s' * (workers != 1)}" if workers else "")
+    return [
+        ("Random episodes that V and M learn from", number(config.collect.episodes), number(paper.episodes)),
+        (
+            "Candidates x episodes in a generation",
+            f"{config.evolve.population_size} x {config.evolve.episodes}",
+            f"{paper.population_size} x {paper.candidate_episodes}",
+        ),
+        ("Generations", number(len(run.history)), number(paper.generations)),
+        ("Environment steps of the evolution", number(run.history[-1].env_steps), number(paper.env_steps)),
+        ("Time of the evolution", time, f"{number(paper.hours)} hours on {paper.cores} cores"),
+        ("Test episodes", number(run.headline.episodes), number(paper.test_episodes)),
+    ]
+
+
+def _verdict(run: Findings, paper: PublishedScale) -> str:
+    """How far the two may be compared."""
+    steps = run.history[-1].env_steps
+    share = 100 * steps / paper.env_steps
+    much = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"
+    text = f"The evolution drove {much} of the paper's environment steps."
+    if share < 1:
+        text += " At this size the run shows that the pipeline works; it does not reproduce the paper's result."
+    if run.headline.episodes < paper.test_episodes:
+        text += (
+            f" And {run.headline.episodes} test episode{'s' * (run.headline.episodes != 1)} against "
+            f"{paper.test_episodes} leave the mean uncertain."
+        )
+    return text
+
+
+def _film_columns(film: DreamFilm) -> list[dict[str, Any]]:
+    columns = [
+        {
+            "step": step,
+            "dreamt": step >= film.warm_up_steps,
+            "real": _data_uri(real, "png"),
+            "decoded": _data_uri(decoded, "png"),
+        }
+        for step, real, decoded in zip(film.shown_steps, film.real, film.decoded, strict=True)
+    ]
+    first = next((column for column in columns if column["dreamt"]), None)
+    return [{**column, "begins": column is first} for column in columns]
+
+
+def _commands(config: RunConfig, directory: str) -> list[str]:
+    """What to run next, ready to paste."""
+    place = shlex.quote(directory)
+    return [
+        f"world-models status {place}",
+        f"world-models run {shlex.quote(directory + '/config.yaml')} --run-dir {place} "
+        f"-o evolve.generations={2 * config.evolve.generations}",
+        f"tensorboard --logdir {place}",
+    ]
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def number(value: float, digits: int = 0) -> str:
+    """1234.56 to 1,235 or, with digits, 1,234.6; a true minus sign."""
+    text = f"{value:,.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text.replace(",", "")) else text.lstrip("-")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 5.7 s, 3 min 20 s, 1 h 12 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def size(size_bytes: float) -> str:
+    """Bytes as people read them: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"
+
+
+def fact(value: str | int | float) -> str:
+    """A stage's own figure, whatever it is."""
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,0 +1,125 @@
+"""What cannot or must not be done: one clear error, a telling exit code, nothing else touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import command
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evolve.populaton_size=8", "Did you mean population_size?"),
+        ("evolve.population_size=1", "greater than or equal to 2"),
+        ("evolve.population_size=many", "valid integer"),
+        ("mdnrnn.window=41", "longer than any episode"),
+        ("tracks.test={start: 0, stop: 100001}", "overlap"),
+        ("tracks.test={start: 5, stop: 5}", "empty seed range"),
+        ("env.id=CarRacing-v9", "Registered: CarRacing-v3"),
+        ("execution.workers=100000", "lower execution.workers"),
+        ("run_dir=s3", "unknown key run_dir"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_anything_is_written(
+    tmp_path: Path, override: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    code, output = command.run("run", "smoke", "-o", override, "-o", "execution.executor=ray", "--run-dir", str(folder))
+    assert code == 2, output
+    assert said in output
+    assert "Traceback" not in output
+    assert not folder.exists()
+
+
+def test_another_config_on_the_same_run_is_refused_with_the_difference(smoke_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "run")
+    before = command.files(folder)
+    code, output = command.run("run", "smoke", "-o", "seed=2", "-o", "vae.z_size=16", "--run-dir", str(folder))
+    assert code == 2, output
+    assert "seed: 1 -> 2" in output
+    assert "vae.z_size: 32 -> 16" in output
+    assert command.files(folder) == before
+
+
+def _shard(folder: Path) -> Path:
+    record = json.loads((folder / "rollouts" / "records" / "shard-00001.parquet.json").read_text())
+    return folder / str(record["key"])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("executor", "damage", "said"),
+    [
+        ("in-process", _flip, "its bytes have changed"),
+        ("in-process", _cut, "were committed"),
+        ("in-process", Path.unlink, "is missing"),
+        ("ray", _flip, "its bytes have changed"),
+    ],
+)
+def test_a_damaged_shard_is_named(
+    smoke_run: Path, tmp_path: Path, executor: str, damage: Callable[[Path], object], said: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run / "rollouts", folder / "rollouts")
+    shutil.copy(smoke_run / "config.yaml", folder)
+    shard = _shard(folder)
+    damage(shard)
+    before = command.files(folder / "rollouts")
+    code, output = command.run(
+        "run", "smoke", "--run-dir", str(folder), "-o", f"execution.executor={executor}"
+    )
+    assert code == 1, output
+    assert str(shard) in output
+    assert said in output
+    assert "Traceback" not in output
+    assert command.files(folder / "rollouts") == before
+
+
+def test_a_damaged_manifest_is_named(smoke_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "run")
+    manifest = folder / "vae" / "MANIFEST.json"
+    manifest.write_text(manifest.read_text().replace("train-vae", "train-vea"))
+    code, output = command.run("run", "smoke", "--run-dir", str(folder))
+    assert code == 1, output
+    assert str(manifest) in output
+    assert "Traceback" not in output
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    # Root may write into folders that forbid it, so a file stands where a folder is needed.
+    (tmp_path / "file").write_text("not a folder")
+    folder = tmp_path / "file" / "run"
+    code, output = command.run("run", "smoke", "--run-dir", str(folder))
+    assert code == 1, output
+    assert f"cannot write {folder}" in output
+    assert "Traceback" not in output
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("ten years")
+    code, output = command.run("run", "smoke", "--run-dir", str(tmp_path))
+    assert code == 2, output
+    assert "thesis.tex" in output
+    assert command.files(tmp_path).keys() == {"thesis.tex"}
+
+
+def test_status_of_nothing_says_so(tmp_path: Path) -> None:
+    code, output = command.run("status", str(tmp_path))
+    assert code == 1
+    assert "holds no run" in output

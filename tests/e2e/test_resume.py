@@ -1,0 +1,106 @@
+"""Real processes, killed: run again, they end where an uninterrupted run ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import command
+
+# Longer than smoke where a kill must find its moment; checkpoints as often as can be.
+LONGER = (
+    "-o", "vae.epochs=6", "-o", "vae.checkpoint_every_s=0.01", "-o", "evolve.generations=5",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    code, output = command.run("run", "smoke", "--run-dir", str(folder), *LONGER)
+    assert code == 0, output
+    return folder
+
+
+@pytest.mark.parametrize("executor", ["in-process", "ray"])
+def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path, executor: str) -> None:
+    folder = tmp_path / "run"
+    arguments = ("run", "smoke", "--run-dir", str(folder), *LONGER, "-o", f"execution.executor={executor}")
+
+    command.Command(*arguments).interrupt(signal.SIGKILL, command.checkpointed(folder, "vae", 3))
+    assert not (folder / "vae" / "MANIFEST.json").exists(), "the kill came too late to prove anything"
+    _, output = command.Command(*arguments).interrupt(signal.SIGKILL, command.checkpointed(folder, "evolution", 2))
+    resumed = re.search(r"train-vae: resuming at step (\d+)", output)
+    assert resumed is not None and int(resumed[1]) >= 3, output
+    assert not (folder / "evolution" / "MANIFEST.json").exists(), "the kill came too late to prove anything"
+
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    resumed = re.search(r"evolve: resuming after generation (\d+)", output)
+    assert resumed is not None and int(resumed[1]) >= 2, output
+    assert command.outcome(folder) == command.outcome(uninterrupted)
+
+    for stage, steps in (("vae", 36), ("evolution", 5)):
+        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+        points = [row["step"] for row in rows if "held_out_loss" not in row]
+        assert points == sorted(set(points)) and points[-1] == steps, f"{stage}: doubled or missing points"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_says_how_to_go_on_and_loses_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    folder = tmp_path / "run"
+    process = command.Command("collect", "smoke", "--run-dir", str(folder), "-o", "execution.executor=in-process")
+    records = folder / "rollouts" / "records"
+    ended, output = process.interrupt(number, lambda: records.is_dir() and bool(list(records.glob("*.json"))))
+    assert ended == code, output
+    assert f"world-models collect smoke --run-dir {folder}" in output
+    assert "Traceback" not in output
+    kept = command.files(records)
+    again, output = command.run("collect", "smoke", "--run-dir", str(folder))
+    assert again == 0, output
+    assert kept.items() <= command.files(records).items()
+
+
+def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(
+    smoke_run: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(smoke_run, tmp_path / "run")
+    code, output = command.run(
+        "run", "smoke", "--run-dir", str(folder), "-o", "evolve.generations=4", "-o", "evaluate.episodes=3"
+    )
+    assert code == 0, output
+    assert output.count("complete, skipped") == 4
+    straight = tmp_path / "straight"
+    for prefix in ("rollouts", "vae", "latents", "mdnrnn"):
+        shutil.copytree(smoke_run / prefix, straight / prefix)
+    shutil.copy(smoke_run / "config.yaml", straight)
+    code, output = command.run(
+        "run", "smoke", "--run-dir", str(straight), "-o", "evolve.generations=4", "-o", "evaluate.episodes=3"
+    )
+    assert code == 0, output
+    grown, expected = command.outcome(folder), command.outcome(straight)
+    assert expected.items() <= grown.items()
+    code, output = command.run("run", "smoke", "--run-dir", str(folder))
+    assert code == 2
+    assert "evolve.generations: 4 -> 3" in output
+
+
+def test_a_wall_clock_limit_ends_the_sitting_not_the_run(smoke_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for prefix in ("rollouts", "vae", "latents", "mdnrnn"):
+        shutil.copytree(smoke_run / prefix, folder / prefix)
+    shutil.copy(smoke_run / "config.yaml", folder)
+    arguments = ("evolve", "smoke", "--run-dir", str(folder))
+    code, output = command.run(*arguments, "-o", "evolve.max_seconds=0.001")
+    assert code == 3, output
+    assert "after generation 1 of 3" in output
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    whole = command.outcome(smoke_run)
+    code, output = command.run("run", "smoke", "--run-dir", str(folder))
+    assert code == 0, output
+    assert command.outcome(folder) == whole

@@ -1,0 +1,168 @@
+"""A small complete run, put together through the storage API: real models and shards, made-up figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.config import RunConfig
+from pipeline.evolution.state import Generation
+from pipeline.models import weights
+from pipeline.presets import validate
+from pipeline.rollouts.episode import Episode
+from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
+from pipeline.storage.shards import LatentEpisode, episodes_to_bytes, latents_to_bytes, shard_name
+from pipeline.storage.store import Store
+
+SHARDS, PER_SHARD, Z, A = 3, 2, 4, 3
+SECONDS = {"rollouts": 11.5, "vae": 22.25, "latents": 3.0, "mdnrnn": 4.5, "evolution": 77.0, "evaluation": 9.0}
+STAGES = {
+    "rollouts": "collect",
+    "vae": "train-vae",
+    "latents": "encode",
+    "mdnrnn": "train-mdnrnn",
+    "evolution": "evolve",
+    "evaluation": "evaluate",
+}
+VERSIONS = {"python": "3.11.0", "torch": "2.99"}
+
+
+def make_config(**changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "name": "fake",
+        "env": {"max_episode_steps": 40},
+        "collect": {"episodes": SHARDS * PER_SHARD, "episode_steps": 40, "episodes_per_shard": PER_SHARD},
+        "vae": {"z_size": Z, "validation_fraction": 0.2},
+        "mdnrnn": {"hidden_size": 8, "window": 16, "validation_fraction": 0.34},
+        "evolve": {"population_size": 4, "episodes": 2, "generations": 6, "validate_every": 2},
+        "evaluate": {"episodes": 3},
+    }
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition("__")
+        (values.setdefault(section, {}) if section else values)[leaf] = value
+    return validate(values, "test")
+
+
+def seal_stage(store: Store, prefix: str, **info: Any) -> None:
+    old = read_manifest(store, prefix)
+    if old is not None:
+        supersede(store, prefix, old)
+    common = {"seconds": SECONDS[prefix], "code_version": "c0de", "cpu": "a CPU", "versions": VERSIONS}
+    seal(store, prefix, Manifest(STAGES[prefix], {}, {}, {}, read_records(store, prefix), {**common, **info}))
+
+
+def history(generations: int, validate_every: int) -> list[Generation]:
+    rng = np.random.default_rng(generations)
+    rows = []
+    for n in range(1, generations + 1):
+        low, mean, high = sorted(float(x) for x in rng.normal(10 * n, 20, 3))
+        validated = n % validate_every == 0
+        rows.append(
+            Generation(
+                n,
+                320 * n,
+                1.5 * n,
+                low,
+                mean,
+                high,
+                5.0,
+                0.1,
+                9.0 * n if validated else None,
+                2.5 if validated else None,
+                1e9 + n,
+            )
+        )
+    return rows
+
+
+def put_evaluation(
+    store: Store, generations: int, returns: dict[str, list[float]], *, validate_every: int = 2
+) -> dict[str, dict[str, float]]:
+    """An evolution taken so far, and its controllers' test episodes; the summary that was committed."""
+    rows = history(generations, validate_every)
+    commit(store, "evolution", f"history-{generations:06d}.json", json.dumps([asdict(row) for row in rows]).encode())
+    seal_stage(store, "evolution", env_steps=rows[-1].env_steps, generations=generations, workers=2)
+    tag = f"{generations:06d}-{len(returns['mean']):06d}"
+    episodes = [
+        {"controller": name, "track": track, "episode_return": value, "steps": 40}
+        for name, values in returns.items()
+        for track, value in enumerate(values)
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(episodes), buffer)
+    commit(store, "evaluation", f"episodes-{tag}.parquet", buffer.getvalue())
+    summary = {
+        name: {
+            "episodes": len(values),
+            "mean": statistics.mean(values),
+            "sd": statistics.stdev(values),
+            "low": min(values) + 0.25,
+            "high": max(values) - 0.25,
+            "min": min(values),
+            "max": max(values),
+        }
+        for name, values in returns.items()
+    }
+    drive = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
+    commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), **drive)
+    commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode())
+    seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary)
+    return summary
+
+
+def put_data(store: Store, config: RunConfig, lengths: Iterable[int] = (30, 40, 35, 40, 31, 33)) -> list[float]:
+    """Frames and latents; returns the episodes' returns."""
+    rng = np.random.default_rng(0)
+    steps = list(lengths)
+    all_returns = []
+    for shard in range(SHARDS):
+        frames, latents = [], []
+        for number in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+            length = steps[number]
+            actions = rng.uniform(-1, 1, (length, A)).astype(np.float32)
+            rewards = rng.integers(-8, 8, length).astype(np.float32)
+            ends = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
+            mu = rng.standard_normal((length, Z), dtype=np.float32)
+            pixels = rng.integers(0, 255, (length, 64, 64, 3)).astype(np.uint8)
+            frames.append(Episode(number, pixels, actions, rewards, *ends))
+            latents.append(LatentEpisode(number, mu, -np.ones_like(mu), actions, rewards, *ends))
+        facts = {"rows": sum(map(len, frames)), "episodes": [[episode.id, len(episode)] for episode in frames]}
+        returns = [float(episode.rewards.sum()) for episode in frames]
+        all_returns += returns
+        commit(store, "rollouts", shard_name(shard), episodes_to_bytes(frames), returns=returns, **facts)
+        commit(store, "latents", shard_name(shard), latents_to_bytes(latents), **facts)
+    seal_stage(store, "rollouts", env_steps=sum(steps), env_steps_this_sitting=7)
+    seal_stage(store, "latents", frames=sum(steps))
+    picture = io.BytesIO()
+    Image.new("RGB", (128, 128), "green").save(picture, "PNG")
+    commit(store, "vae", "vae.safetensors", weights.to_bytes(weights.new_vae(config)))
+    commit(store, "vae", "reconstructions.png", picture.getvalue())
+    commit(store, "mdnrnn", "mdnrnn.safetensors", weights.to_bytes(weights.new_mdnrnn(config, A)))
+    seal_stage(store, "vae", steps=40, device="cpu", best_epoch=1)
+    seal_stage(store, "mdnrnn", steps=20, init=config.mdnrnn.init)
+    return all_returns
+
+
+VAE_ROWS: list[dict[str, float]] = [
+    {"step": 20, "time": 1.0, "loss": 130.5, "reconstruction": 120.0, "kl": 9.5},
+    {"step": 40, "time": 2.0, "loss": 60.5, "reconstruction": 50.0, "kl": 12.0},
+    {"step": 40, "time": 2.0, "held_out_loss": 62.5, "held_out_reconstruction": 48.0, "held_out_kl": 14.5},
+]
+MDNRNN_ROWS: list[dict[str, float]] = [
+    {"step": 10, "time": 1.0, "loss": 1.5, "nll": 1.4},
+    {"step": 10, "time": 1.0, "held_out_loss": 1.3, "held_out_nll": 1.2},
+]
+
+
+def put_metrics(store: Store) -> None:
+    for prefix, rows in (("vae", VAE_ROWS), ("mdnrnn", MDNRNN_ROWS)):
+        store.write(f"{prefix}/metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))

@@ -1,0 +1,167 @@
+"""CarRacing as the pipeline sees it, beside a plain Gymnasium environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.config import EnvConfig
+from pipeline.envs.car_racing import CarRacing, reduce_observation
+from pipeline.envs.registry import environment_class, make_environment
+from pipeline.errors import ConfigError
+
+TRACK = 4
+STEPS = 30
+# Full gas and slowly to the left: tiles are visited, the car turns and leaves the road.
+ACTIONS = [np.array([-0.02 * t, 1.0, 0.0], np.float32) for t in range(STEPS)]
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[tuple[NDArray[np.uint8], float, bool, bool]]:
+    """(observation, reward, terminated, truncated) of Gymnasium's own environment; the first of its reset."""
+    env = gymnasium.make("CarRacing-v3", max_episode_steps=STEPS)
+    observation, _ = env.reset(seed=TRACK)
+    rows: list[Any] = [(observation, 0.0, False, False)]
+    for action in ACTIONS:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rows.append((observation, float(reward), terminated, truncated))
+    env.close()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[CarRacing]:
+    env = CarRacing(EnvConfig(max_episode_steps=STEPS))
+    yield env
+    env.close()
+
+
+def area_average(observation: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """(H, W, 3) to (64, 64, 3): each new pixel is the mean of the old over the area that it covers, not rounded."""
+
+    def weights(size: int) -> NDArray[np.float64]:
+        edges = np.linspace(0, size, 65)
+        old = np.arange(size)
+        overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+        return np.clip(overlap, 0, None) * 64 / size
+
+    rows, columns = weights(observation.shape[0]), weights(observation.shape[1])
+    return np.einsum("yh,xw,hwc->yxc", rows, columns, observation.astype(np.float64), optimize=True)
+
+
+def drive(env: CarRacing, track: int = TRACK) -> list[tuple[bytes, float, bool, bool]]:
+    rows = [(env.reset(track).tobytes(), 0.0, False, False)]
+    for action in ACTIONS:
+        frame, reward, terminated, truncated = env.step(action)
+        rows.append((frame.tobytes(), reward, terminated, truncated))
+    return rows
+
+
+def test_frames_rewards_and_ends_are_gymnasiums_own(
+    env: CarRacing, plain: list[tuple[NDArray[np.uint8], float, bool, bool]]
+) -> None:
+    rows = drive(env)
+    assert len(rows) == len(plain) == STEPS + 1
+    for (frame, *rest), (observation, *plain_rest) in zip(rows, plain, strict=True):
+        assert rest == plain_rest
+        pixels = np.frombuffer(frame, np.uint8).reshape(64, 64, 3)
+        # cv2 rounds once, and in fixed point where it can.
+        assert np.abs(pixels - area_average(observation[:84])).max() < 0.51
+    assert rows[-1][2:] == (False, True), "truncated at max_episode_steps, not terminated"
+    rewards = [reward for _, reward, *_ in rows[1:]]
+    assert min(rewards) == pytest.approx(-0.1)
+    assert max(rewards) > 1, "a tile was visited"
+    assert len({frame for frame, *_ in rows}) > STEPS // 2, "the scene moves"
+
+
+def test_the_same_track_gives_the_same_bits_after_other_episodes_were_driven(env: CarRacing) -> None:
+    fresh = CarRacing(EnvConfig(max_episode_steps=STEPS))
+    reference = drive(fresh)
+    fresh.close()
+    drive(env, TRACK + 1)
+    env.reset(TRACK + 2)  # an episode that is left in the middle
+    env.step(ACTIONS[-1])
+    assert drive(env) == reference
+    assert drive(env) == reference
+
+
+def test_another_track_is_another_track(env: CarRacing) -> None:
+    assert env.reset(1).tobytes() != env.reset(2).tobytes()
+
+
+def test_the_full_view_has_the_status_bar_and_the_playfield_has_not() -> None:
+    observation = np.zeros((96, 96, 3), np.uint8)
+    observation[84:] = 200  # the bar
+    observation[10:20, 30:40] = (250, 100, 50)
+    full, playfield = reduce_observation(observation, "full"), reduce_observation(observation, "playfield")
+    assert full.shape == playfield.shape == (64, 64, 3)
+    assert (full[-8:] == 200).all()
+    assert not playfield[-8:].any()
+    assert np.abs(full - area_average(observation)).max() < 0.51
+    assert np.abs(playfield - area_average(observation[:84])).max() < 0.51
+
+
+def test_the_view_is_that_of_the_config() -> None:
+    env = CarRacing(EnvConfig(view="full"))
+    frame = env.reset(TRACK)
+    env.close()
+    assert frame[-4:].mean() < 50, "the bar is black but for its gauges"
+    assert frame[:-10].mean() > 70
+
+
+def test_the_scene_for_people_is_large(env: CarRacing) -> None:
+    env.reset(TRACK)
+    scene = env.render()
+    assert scene.dtype == np.uint8
+    assert scene.shape == (400, 600, 3)
+
+
+def test_squashing_is_the_papers(env: CarRacing) -> None:
+    outputs = np.random.default_rng(0).normal(0, 2, (50, 3)).astype(np.float32)
+    kept = outputs.copy()
+    actions = env.squash(outputs)
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(outputs, kept)
+    for (steer, gas, brake), action in zip(outputs.astype(np.float64), actions, strict=True):
+        want = [np.tanh(steer), (np.tanh(gas) + 1) / 2, min(max(np.tanh(brake), 0), 1)]
+        np.testing.assert_allclose(action, want, atol=1e-6)
+    assert (actions[:, 2] == 0).any()
+    assert np.all((env.action_low <= actions) & (actions <= env.action_high))
+    np.testing.assert_array_equal(env.squash(np.zeros(3, np.float32)), np.array([0, 0.5, 0], np.float32))
+
+
+def test_a_squashed_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_its_place(env: CarRacing) -> None:
+    outputs = np.random.default_rng(0).normal(0, 2, (33, 3)).astype(np.float32)
+    whole = env.squash(outputs)
+    for row in range(33):
+        assert env.squash(outputs[row]).tobytes() == whole[row].tobytes()
+        assert env.squash(outputs[row : row + 4])[0].tobytes() == whole[row].tobytes()
+
+
+def test_bounds_are_those_of_gymnasium() -> None:
+    space = gymnasium.make("CarRacing-v3").action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    np.testing.assert_array_equal(CarRacing.action_low, space.low)
+    np.testing.assert_array_equal(CarRacing.action_high, space.high)
+    assert space.shape == (CarRacing.action_size,)
+
+
+# ---- registry
+
+
+def test_environments_are_found_by_id_and_by_path() -> None:
+    assert environment_class("CarRacing-v3") is CarRacing
+    made = make_environment(EnvConfig(id="tests.counting:CountingEnv"))
+    assert type(made).__name__ == "CountingEnv"
+
+
+@pytest.mark.parametrize("env_id", ["CarRacing-v2", "no.such.module:Class", "tests.counting:Nothing", ":", "", ".x:Y"])
+def test_an_unknown_environment_is_refused_with_the_registered_ones(env_id: str) -> None:
+    with pytest.raises(ConfigError, match=r"CarRacing-v3") as error:
+        environment_class(env_id)
+    assert repr(env_id) in str(error.value)

@@ -1,0 +1,81 @@
+"""The policies that data is collected with."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.rollouts.policies import make_policy
+from pipeline.seeding import generator
+from tests.counting import CountingEnv, counting_config, frame_of
+
+POLICIES = ["white", "brownian", "random-controller"]
+
+
+def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> NDArray[np.float32]:
+    """(steps, 2) actions of one episode."""
+    config = counting_config({"collect.policy": policy, **overrides})
+    made = make_policy(config, CountingEnv(config.env), generator(config.seed, "policy", episode))
+    taken = [made.act(frame_of(3, step)) for step in range(steps)]
+    assert all(action.dtype == np.float32 and action.shape == (2,) for action in taken)
+    return np.stack(taken)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_actions_keep_the_bounds_and_come_from_the_stream_alone(policy: str, one_thread: None) -> None:
+    first = actions(policy, 30)
+    assert np.all((CountingEnv.action_low <= first) & (first <= CountingEnv.action_high))
+    np.random.seed(3)  # noqa: NPY002
+    np.testing.assert_array_equal(actions(policy, 30), first)
+    assert not np.array_equal(actions(policy, 30, episode=1), first)
+
+
+def test_white_actions_are_uniform_and_independent() -> None:
+    taken = actions("white", 4000)
+    unit = (taken - CountingEnv.action_low) / (CountingEnv.action_high - CountingEnv.action_low)
+    for values in unit.T:
+        counts = np.histogram(values, 10, (0, 1))[0]
+        assert np.all(np.abs(counts - 400) < 100)  # five standard deviations
+    correlation = np.corrcoef(np.concatenate([unit[:-1], unit[1:]], axis=1).T)
+    assert np.abs(correlation - np.eye(4)).max() < 0.08
+
+
+def test_brownian_actions_walk_with_variance_1_in_50_and_stop_at_the_bounds() -> None:
+    walks = np.concatenate([actions("brownian", 200, episode=e)[None] for e in range(40)])
+    steps = np.diff(walks, axis=1)[..., 0]
+    inside = np.abs(walks[:, :-1, 0]) < 0.3  # three standard deviations and more from a bound
+    assert inside.sum() > 1000
+    np.testing.assert_allclose(steps[inside].var(), 1 / 50, rtol=0.15)
+    np.testing.assert_allclose(steps[inside].mean(), 0, atol=0.02)
+    assert (np.abs(walks[..., 0]) == 1).any()
+    starts = walks[:, 0, 0]
+    assert starts.min() < -0.5
+    assert starts.max() > 0.5
+
+
+def test_a_random_controller_acts_on_noise_with_weights_of_its_episode(one_thread: None) -> None:
+    """Its networks stay finite: numbers that overflow would give one and the same action for ever after."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        episodes = [
+            actions("random-controller", 12, episode=e, **{"vae.z_size": 32, "mdnrnn.hidden_size": 64})
+            for e in range(8)
+        ]
+    for taken in episodes:
+        assert len(np.unique(taken, axis=0)) == 12
+
+
+def test_a_random_controllers_scale_is_uniform_below_1_in_100(one_thread: None) -> None:
+    config = counting_config({"vae.z_size": 32, "mdnrnn.hidden_size": 64, "collect.policy": "random-controller"})
+    scales = []
+    for episode in range(12):
+        policy = make_policy(config, CountingEnv(config.env), generator(config.seed, "policy", episode))
+        # The median of |Cauchy| is 1: that of 192 weights is the scale to within 25 % or so.
+        scales.append(np.median(np.abs(policy._controller._weights[0])))  # type: ignore[attr-defined]
+    assert max(scales) < 0.0135
+    assert max(scales) > 0.005
+    assert min(scales) < 0.004

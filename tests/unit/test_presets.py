@@ -1,0 +1,205 @@
+"""From a name or a path, with overrides, to a config; and what is said where that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.presets import dump, load_config, parse_yaml, preset_names, validate
+from tests.counting import counting_config
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "own.yaml"
+    file.write_text(dump(counting_config()))
+    return file
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path), overrides)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+# ---- presets and files
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_that_ships_is_valid_and_says_its_own_name(name: str) -> None:
+    assert load_config(name).name == name
+
+
+def test_smoke_is_among_the_presets() -> None:
+    assert "smoke" in preset_names()
+
+
+def test_a_path_is_read_as_a_preset_is(path: Path) -> None:
+    assert load_config(str(path)) == counting_config()
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest_and_all_valid_ones() -> None:
+    message = refused(Path("smok"))
+    assert "'smok'" in message
+    assert "Did you mean smoke?" in message
+    assert all(name in message for name in preset_names())
+
+
+@pytest.mark.parametrize("text", ["", "3", "- a\n- b", "just words"])
+def test_a_file_without_keys_is_refused(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert "must hold keys and values" in refused(path)
+
+
+def test_a_file_that_is_not_text_is_refused_with_its_name(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    assert "own.yaml" in refused(path)
+
+
+def test_broken_yaml_is_refused_with_file_and_line(path: Path) -> None:
+    path.write_text("seed: 1\nvae: {z_size: [}\n")
+    message = refused(path)
+    assert "own.yaml" in message
+    assert "line 2" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nseed: 2\n", "seed: 1\nseed: 1\n", "vae: {epochs: 1, epochs: 2}\n", "vae: {}\nseed: 1\nvae: {}\n"]
+)
+def test_a_key_given_twice_is_refused(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert "given twice" in refused(path)
+
+
+@pytest.mark.parametrize("text", ["3: 4\n", "[1, 2]: 4\n", "{a: b}: 4\n", "null: 4\n", "vae: {true: 1}\n"])
+def test_a_key_that_is_no_name_is_refused(path: Path, text: str) -> None:
+    path.write_text(text)
+    assert "is not a name" in refused(path)
+
+
+def test_yaml_that_makes_objects_is_refused(path: Path) -> None:
+    path.write_text("seed: !!python/object/apply:os.getpid []\n")
+    assert "own.yaml" in refused(path)
+
+
+# ---- numbers as people write them
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.1e-3", ".1e-3", "+1e-4", "1.0e-04", "0.0001"])
+def test_every_way_to_write_a_small_number_is_that_number(path: Path, text: str) -> None:
+    assert load_config(str(path), [f"vae.learning_rate={text}"]).vae.learning_rate == 1e-4
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_any_number_that_python_prints_is_read_back(value: float) -> None:
+    assert parse_yaml(repr(value), "x") == value
+    assert isinstance(parse_yaml(repr(value), "x"), float)
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3), ("1_000", 1000), ("e4", "e4"), ("1e", "1e"), ("1e4x", "1e4x")])
+def test_what_is_no_float_is_not_made_one(text: str, value: object) -> None:
+    parsed = parse_yaml(text, "x")
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+# ---- overrides
+
+
+def test_overrides_set_dotted_keys_the_last_one_counting(path: Path) -> None:
+    config = load_config(
+        str(path),
+        [
+            "seed=7",
+            "evolve.population_size=8",
+            "evolve.population_size=9",
+            "tracks.test.stop=50",
+            "evolve.target_return=null",
+            "evolve.common_tracks=false",
+            "env={max_episode_steps: 20}",
+            "name=a=b",
+        ],
+    )
+    assert (config.seed, config.evolve.population_size, config.tracks.test.stop) == (7, 9, 50)
+    assert config.evolve.target_return is None
+    assert config.evolve.common_tracks is False
+    assert config.env.max_episode_steps == 20
+    assert config.env.id == "CarRacing-v3", "a whole section replaces the section"
+    assert config.name == "a=b"
+    assert config.tracks.test.start == 0, "one key of a section leaves the others"
+
+
+def test_overrides_do_not_leak_into_the_next_config() -> None:
+    assert load_config("smoke", ["seed=77"]).seed == 77
+    assert load_config("smoke").seed != 77
+
+
+@pytest.mark.parametrize("override", ["", "seed", "=3", "evolve.population_size"])
+def test_an_override_without_key_and_value_is_refused_with_an_example(path: Path, override: str) -> None:
+    message = refused(path, override)
+    assert f"-o {override}: expected dotted.key=value" in message
+    assert "evolve.population_size=8" in message
+
+
+def test_an_override_below_a_value_is_refused(path: Path) -> None:
+    assert "seed is a value, not a section" in refused(path, "seed.x=3")
+
+
+def test_an_override_that_is_not_yaml_is_refused_by_its_text(path: Path) -> None:
+    assert "-o seed=[" in refused(path, "seed=[")
+
+
+# ---- what is said
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_and_the_valid_keys(path: Path) -> None:
+    message = refused(path, "evolve.populaton_size=8")
+    assert "unknown key evolve.populaton_size" in message
+    assert "Did you mean population_size?" in message
+    assert "Valid in section evolve: population_size, episodes, sigma" in message
+
+
+def test_an_unknown_section_is_refused_with_the_valid_ones(path: Path) -> None:
+    message = refused(path, "evolv.sigma=1")
+    assert "unknown key evolv." in message
+    assert "Did you mean evolve?" in message
+    assert "Valid at the top level: name, seed, env, tracks, collect, vae" in message
+
+
+def test_an_unknown_key_deep_down_is_refused_with_the_valid_ones_there(path: Path) -> None:
+    assert "Valid in section tracks.test: start, stop" in refused(path, "tracks.test.step=1")
+
+
+def test_a_wrong_value_is_refused_with_key_value_and_what_would_do(path: Path) -> None:
+    message = refused(path, "collect.policy=brownien")
+    assert "collect.policy = 'brownien'" in message
+    assert "'brownian', 'white' or 'random-controller'" in message
+
+
+def test_every_error_is_said_at_once(path: Path) -> None:
+    message = refused(path, "seed=-1", "vae.epochs=0", "evolve.nonsense=1")
+    assert all(key in message for key in ("seed", "vae.epochs", "evolve.nonsense"))
+    assert "own.yaml" in message
+
+
+def test_an_impossible_combination_is_refused_with_both_keys(path: Path) -> None:
+    message = refused(path, "mdnrnn.window=100")
+    assert "mdnrnn.window 100 is longer than any episode" in message
+    assert "choose a window of at most 12" in message
+
+
+# ---- dump
+
+
+def test_a_dumped_config_is_read_back_as_it_was_with_every_key_there() -> None:
+    config = counting_config({"vae.learning_rate": 1e-7, "evolve.target_return": None, "name": "1e5"})
+    text = dump(config)
+    assert validate(parse_yaml(text, "x"), "x") == config
+    assert yaml.safe_load(text).keys() == RunConfig.model_fields.keys()
