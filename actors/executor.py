@@ -64,7 +64,9 @@ class RayExecutor:
             # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
+                num_cpus=max(
+                    os.cpu_count() or 1, config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1
+                ),
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 _node_ip_address="127.0.0.1",

@@ -60,4 +60,4 @@ class WorkerIdentity:
 def session_logs() -> Path:
     """The folder of this node's Ray logs; every node has one of the same path."""
     context = ray.get_runtime_context()
-    return Path(context.get_temp_dir()) / context.get_session_name() / "logs"
+    return Path(str(context.get_temp_dir()), str(context.get_session_name()), "logs")

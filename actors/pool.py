@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -107,7 +107,9 @@ class RayPool:
         busy = sum(1 for member in self._members if member.jobs)
         while len(self._members) < min(self.num_workers, busy + wanted):
             options = {"name": f"{self._name}-{id(self):x}-{len(self._members)}-{self._failed_starts}-{self.retries}"}
-            self._members.append(_Member(WorkerActor.options(**options).remote(self._factory, self._arguments)))
+            self._members.append(
+                _Member(cast(Any, WorkerActor).options(**options).remote(self._factory, self._arguments))
+            )
 
     def _hand_out(self, member: _Member, jobs: list[Any]) -> None:
         member.jobs = {job.id: job for job in jobs}
@@ -152,7 +154,9 @@ class RayPool:
         else:
             ray.kill(member.actor)
         lost = member.jobs
-        logger.warning("a worker died, %d jobs are tried again: %s; %s", len(lost), _first_line(error), self._where(member))
+        logger.warning(
+            "a worker died, %d jobs are tried again: %s; %s", len(lost), _first_line(error), self._where(member)
+        )
         return lost
 
     def _where(self, member: _Member) -> str:

@@ -35,7 +35,7 @@ class WorkerActor:
             yield from self._worker.run(jobs)
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def run_task(
     task: Callable[..., Generator[Update, None, Any]], arguments: tuple[Any, ...], threads: int
 ) -> Iterator[tuple[str, Any]]:

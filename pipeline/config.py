@@ -243,7 +243,12 @@ class RunConfig(Section):
             )
         for stage, episodes, tracks, key in (
             ("evaluate.episodes", self.evaluate.episodes, self.tracks.test, "tracks.test"),
-            ("evolve.validation_episodes", self.evolve.validation_episodes, self.tracks.validation, "tracks.validation"),
+            (
+                "evolve.validation_episodes",
+                self.evolve.validation_episodes,
+                self.tracks.validation,
+                "tracks.validation",
+            ),
             ("collect.episodes", self.collect.episodes, self.tracks.training, "tracks.training"),
         ):
             if episodes > tracks.size:

@@ -74,9 +74,7 @@ class Executor(Protocol):
     ) -> Result:
         """Run one task to its end. A task is a generator function: it yields updates and returns its result."""
 
-    def pool(
-        self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int
-    ) -> AbstractContextManager[Pool]:
+    def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> AbstractContextManager[Pool]:
         """Workers made by ``factory(*arguments)``, one CPU and one thread each.
 
         Args:

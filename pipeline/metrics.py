@@ -69,6 +69,4 @@ def _framed(event: Event) -> bytes:
     """An event as one TFRecord: length, its checksum, the event, its checksum."""
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data)))
-    )
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))

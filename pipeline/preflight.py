@@ -58,8 +58,11 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     shard_memory = workers * collect.episodes_per_shard * collect.episode_steps * _FRAME_MEMORY_BYTES
     block = min(vae.shuffle_frames, frames) + collect.episodes_per_shard * collect.episode_steps
     latent_bytes = 8 * vae.z_size + 32
-    training_steps = evolve.generations * evolve.population_size * evolve.episodes * (
-        evolve.episode_steps or config.env.max_episode_steps
+    training_steps = (
+        evolve.generations
+        * evolve.population_size
+        * evolve.episodes
+        * (evolve.episode_steps or config.env.max_episode_steps)
     )
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
     evolve_steps = training_steps + validations * config.env.max_episode_steps

@@ -33,15 +33,13 @@ for _class in (_Loader, _Dumper):
 
 
 def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", node.start_mark)
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-    return dict(
-        zip(keys, (loader.construct_object(v, deep=True) for _, v in node.value), strict=True)  # type: ignore[no-untyped-call]
-    )
+    return dict(zip(keys, (loader.construct_object(v, deep=True) for _, v in node.value), strict=True))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)

@@ -43,8 +43,20 @@ STAGES = (
     Stage("train-vae", "vae", ("rollouts",), ("seed", "vae"), train_vae.run),
     Stage("encode", "latents", ("rollouts", "vae"), ("encode",), encode.run),
     Stage("train-mdnrnn", "mdnrnn", ("latents",), ("seed", "mdnrnn"), train_mdnrnn.run),
-    Stage("evolve", "evolution", ("vae", "mdnrnn"), ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"), evolve.run),  # fmt: skip # noqa: E501
-    Stage("evaluate", "evaluation", ("vae", "mdnrnn", "evolution"), ("seed", "env", "tracks.test", "rollouts", "evaluate"), evaluate.run),  # fmt: skip # noqa: E501
+    Stage(
+        "evolve",
+        "evolution",
+        ("vae", "mdnrnn"),
+        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"),
+        evolve.run,
+    ),
+    Stage(
+        "evaluate",
+        "evaluation",
+        ("vae", "mdnrnn", "evolution"),
+        ("seed", "env", "tracks.test", "rollouts", "evaluate"),
+        evaluate.run,
+    ),
     Stage("report", "report", ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation"), (), report.run),
 )
 
@@ -83,9 +95,13 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
     where = store.locate(manifest_key(stage.prefix))
     if lines := diff(manifest.config, identity):
-        raise ConfigError(f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir.")
+        raise ConfigError(
+            f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
+        )
     if lines := shrunk(manifest.grown, growable):
-        raise ConfigError(f"{where} seals more than is asked for now:\n" + "\n".join(lines) + "\nThese keys may only grow.")
+        raise ConfigError(
+            f"{where} seals more than is asked for now:\n" + "\n".join(lines) + "\nThese keys may only grow."
+        )
     if manifest.grown == growable and manifest.upstream == upstream:
         return True
     supersede(store, stage.prefix, manifest)
@@ -108,9 +124,7 @@ def _upstream(store: Store, stage: Stage) -> dict[str, str]:
     return digests
 
 
-def _seal(
-    config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], info: Mapping[str, Any]
-) -> None:
+def _seal(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], info: Mapping[str, Any]) -> None:
     manifest = Manifest(
         stage=stage.name,
         config=flatten(config, "identity", stage.keys),

@@ -80,7 +80,9 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 def stage_seconds(store: Store, stage: str) -> float:
     """Seconds that a stage has taken, over all sittings but those that were killed in it."""
-    return sum(row["seconds"] for row in read_sittings(store) if row["event"] == "stage" and row["stage"] == stage)
+    return sum(
+        float(row["seconds"]) for row in read_sittings(store) if row["event"] == "stage" and row["stage"] == stage
+    )
 
 
 def _append(store: Store, row: dict[str, Any]) -> None:

@@ -24,7 +24,9 @@ def describe_run(store: Store) -> str:
         StorageError: there is no run here.
     """
     if not store.exists(CONFIG_KEY):
-        raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG_KEY}. Begin one with `world-models run`.")
+        raise StorageError(
+            f"{store.locate()} holds no run: there is no {CONFIG_KEY}. Begin one with `world-models run`."
+        )
     config = validate(parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY), store.locate(CONFIG_KEY))
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
     shards = num_shards(config)

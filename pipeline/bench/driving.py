@@ -50,11 +50,11 @@ def bench_env(seconds: float) -> Comparison:
 
     def step_plain(action: np.ndarray) -> bool:
         _, _, terminated, truncated, _ = plain.step(action)
-        return terminated or truncated
+        return bool(terminated or truncated)
 
     def step_env(action: np.ndarray) -> bool:
         _, _, terminated, truncated = env.step(action)
-        return terminated or truncated
+        return bool(terminated or truncated)
 
     with num_threads(1):
         return compare(

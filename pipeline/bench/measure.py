@@ -50,7 +50,6 @@ class Comparison:
 
 def compare(bench: str, unit: str, reference: Side, ours: Side, *, seconds: float, threads: int) -> Comparison:
     """Run each side for about ``seconds`` in all, in turns, after a warm-up of one piece each."""
-    rates = []
     for side in (reference, ours):
         side.work()
     totals = {side.what: [0.0, 0.0] for side in (reference, ours)}
@@ -62,5 +61,5 @@ def compare(bench: str, unit: str, reference: Side, ours: Side, *, seconds: floa
                 units += side.work()
             totals[side.what][0] += units
             totals[side.what][1] += time.perf_counter() - began
-    rates = [units / spent for units, spent in totals.values()]
-    return Comparison(bench, unit, reference.what, ours.what, *rates, threads)
+    rate = {what: units / spent for what, (units, spent) in totals.items()}
+    return Comparison(bench, unit, reference.what, ours.what, rate[reference.what], rate[ours.what], threads)

@@ -57,10 +57,10 @@ class CarRacing:
         # Gymnasium keeps one Box2D world for all episodes. A new one leaves an earlier episode no way (the broad-phase
         # tree, the order of contacts) to reach the bits of the next.
         game = self._env.unwrapped
-        game._destroy()  # type: ignore[attr-defined]
-        game.road = []  # type: ignore[attr-defined]
-        game.car = None  # type: ignore[attr-defined]
-        game.world = Box2D.b2World((0, 0))  # type: ignore[attr-defined]
+        game._destroy()
+        game.road = []
+        game.car = None
+        game.world = Box2D.b2World((0, 0))
         observation, _ = self._env.reset(seed=track)
         return reduce_observation(observation, self._view)
 

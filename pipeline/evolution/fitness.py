@@ -49,7 +49,7 @@ def scored_jobs(
     purpose: str,
     generation: int,
     candidate: int,
-    parameters: NDArray[np.float64],
+    parameters: NDArray[np.float64] | NDArray[np.float32],
     first_track: int,
     episodes: Iterable[int],
 ) -> list[RolloutJob]:

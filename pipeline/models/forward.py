@@ -16,6 +16,12 @@ from pipeline.models.vae import Vae, frames_to_input
 Array = NDArray[np.float32]
 
 
+def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
+    """z = mu + exp(logvar / 2) * noise, any one shape: what ``vae.sample_z`` is to torch."""
+    z: Array = mu + np.exp(logvar * np.float32(0.5)) * noise
+    return z
+
+
 class Encoder:
     """V's encoder.
 

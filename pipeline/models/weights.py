@@ -18,7 +18,8 @@ from pipeline.seeding import derive
 
 def to_bytes(module: nn.Module) -> bytes:
     """A module's parameters as safetensors, float32 on the CPU."""
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    return data
 
 
 def load_into(module: nn.Module, data: bytes, what: str) -> None:

@@ -61,6 +61,4 @@ def record_episode(
         on_step()
         if terminated[steps - 1] or truncated[steps - 1]:
             break
-    return Episode(
-        episode_id, frames[:steps], actions[:steps], rewards[:steps], terminated[:steps], truncated[:steps]
-    )
+    return Episode(episode_id, frames[:steps], actions[:steps], rewards[:steps], terminated[:steps], truncated[:steps])

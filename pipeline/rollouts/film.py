@@ -72,7 +72,9 @@ def _to_gif(scenes: list[Image.Image], frames: list[Frame], decoded: list[Frame]
         picture = Image.new("RGB", (_SCENE[0] + _TILE, _SCENE[1]))
         picture.paste(scene, (0, 0))
         for row, tile in enumerate((frame, reconstruction)):
-            picture.paste(Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST), (_SCENE[0], row * _TILE))
+            picture.paste(
+                Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST), (_SCENE[0], row * _TILE)
+            )
         pictures.append(picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
     buffer = io.BytesIO()
     pictures[0].save(

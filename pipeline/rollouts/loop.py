@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SHAPE, Environment
 from pipeline.envs.registry import make_environment
 from pipeline.models.controller import ControllerBatch, ControllerShape
-from pipeline.models.forward import Encoder, RnnStep
+from pipeline.models.forward import Encoder, RnnStep, sample_z
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 
 Array = NDArray[np.float32]
@@ -174,7 +174,7 @@ class RolloutWorker:
             rows = slice(start, start + self._batch_size)
             z, logvar = self._encoder(self._frames[rows])
             if self._sample:
-                z = z + np.exp(logvar / 2) * self._noise[rows]
+                z = sample_z(z, logvar, self._noise[rows])
             parts = {"z": z, "h": self._h[rows], "c": self._c[rows]}
             features = np.concatenate([parts[name] for name in self._features], axis=1)
             self._actions[rows] = self._squash(self._controllers.outputs(features, start))

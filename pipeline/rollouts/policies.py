@@ -75,7 +75,7 @@ class RandomControllerPolicy:
         import torch
 
         from pipeline.models.controller import ControllerBatch, ControllerShape
-        from pipeline.models.forward import Encoder, RnnStep
+        from pipeline.models.forward import Encoder, RnnStep, sample_z
         from pipeline.models.weights import new_mdnrnn, new_vae
 
         scale = 0.01 * rng.random()
@@ -86,7 +86,7 @@ class RandomControllerPolicy:
                 parameter.copy_(torch.from_numpy(values))
         shape = ControllerShape.of_run(config, env.action_size)
         self._env, self._rng, self._features = env, rng, shape.features
-        self._encoder, self._rnn_step = Encoder(vae, 1), RnnStep(mdnrnn, 1)
+        self._encoder, self._rnn_step, self._sample_z = Encoder(vae, 1), RnnStep(mdnrnn, 1), sample_z
         self._controller = ControllerBatch(shape, 1)
         self._controller.set_row(0, (scale * rng.standard_cauchy(shape.num_parameters)).astype(np.float32))
         self._h = np.zeros((1, mdnrnn.hidden_size), np.float32)
@@ -94,12 +94,13 @@ class RandomControllerPolicy:
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         mu, logvar = self._encoder(frame[None])
-        z = mu + np.exp(logvar / 2) * self._rng.standard_normal(mu.shape, np.float32)
+        z = self._sample_z(mu, logvar, self._rng.standard_normal(mu.shape, np.float32))
         parts = {"z": z, "h": self._h, "c": self._c}
         features = np.concatenate([parts[name] for name in self._features], axis=1)
         action = self._env.squash(np.nan_to_num(self._controller.outputs(features)))
         self._h, self._c = self._rnn_step(z, action, self._h, self._c)
-        return action[0]
+        first: NDArray[np.float32] = action[0]
+        return first
 
 
 def make_policy(config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:

@@ -73,9 +73,7 @@ def _controllers(store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[n
 
     ``best`` is left out where it is the mean itself: the same parameters score the same.
     """
-    record = max(
-        (r for name, r in evolution.records.items() if name.startswith("controllers-")), key=lambda r: r.name
-    )
+    record = max((r for name, r in evolution.records.items() if name.startswith("controllers-")), key=lambda r: r.name)
     tensors = load(read_verified(store, record))
     if np.array_equal(tensors["mean"], tensors["best"]):
         del tensors["best"]

@@ -54,8 +54,12 @@ class Checkpoints:
                 record = Record(**json.loads(self.store.read(self._record_key(name))))
                 return int(name), read_verified(self.store, record, self.prefix)
             except (DamagedDataError, ValueError, TypeError) as error:
-                logger.warning("CHECKPOINT %s OF %s IS DAMAGED, falling back to the one before: %s", name,
-                               self.store.locate(self.prefix), error)
+                logger.warning(
+                    "CHECKPOINT %s OF %s IS DAMAGED, falling back to the one before: %s",
+                    name,
+                    self.store.locate(self.prefix),
+                    error,
+                )
         if names:
             raise DamagedDataError(
                 f"every checkpoint under {self.store.locate(self.prefix)} is damaged. Restore one from a copy, or "

@@ -61,7 +61,7 @@ class LocalStore:
 
     def write(self, key: str, data: bytes) -> None:
         with self._temporary(key, data) as (temporary, target):
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
             _sync_folder(target.parent)
 
     def create(self, key: str, data: bytes) -> None:
@@ -76,7 +76,7 @@ class LocalStore:
         target = self.root / key
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target, "ab") as file:
+            with target.open("ab") as file:
                 file.write(data)
         except OSError as error:
             raise _unwritable(target, error) from error

@@ -6,7 +6,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,8 +27,13 @@ Batch = TypeVar("Batch")
 class Objective(Protocol[Batch]):
     """What is trained: a module and its losses."""
 
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Over the module's parameters."""
 
     def losses(self, batch: Batch, seed_index: int) -> Mapping[str, Tensor]:
         """Means over a batch, 0-dimensional; ``"loss"`` is minimised. Randomness comes from ``seed_index`` alone."""

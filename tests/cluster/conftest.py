@@ -11,7 +11,7 @@ import pytest
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
-import ray  # noqa: E402
+import ray
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_a_task_whose_worker_is_killed_is_begun_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_task_that_kills_every_worker_fails_with_the_log(tmp_path: Path) -> None:
     _lives(tmp_path, 9)
-    with pytest.raises(JobError, match="its worker died 3 times.*log") as caught:
+    with pytest.raises(JobError, match=r"its worker died 3 times.*log") as caught:
         ray_executor(1).run(dying_task, str(tmp_path), resources=Resources(), on_update=lambda _: None)
     assert _log_exists(str(caught.value))
 

@@ -1,4 +1,4 @@
-"""Small workers and tasks that the executor's contract is tested with; a module, so that Ray's workers can import it."""
+"""Small workers and tasks to test the executor's contract with; a module, so that Ray's workers can import it."""
 
 from __future__ import annotations
 

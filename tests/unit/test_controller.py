@@ -33,7 +33,9 @@ def by_hand(shape: ControllerShape, parameters: NDArray[np.float32], features: N
             values = [float(np.tanh(x)) for x in values]
         weights = [[next(numbers) for _ in values] for _ in range(size)]
         biases = [next(numbers) if shape.bias else 0.0 for _ in range(size)]
-        values = [sum(w * x for w, x in zip(row, values, strict=True)) + b for row, b in zip(weights, biases, strict=True)]
+        values = [
+            sum(w * x for w, x in zip(row, values, strict=True)) + b for row, b in zip(weights, biases, strict=True)
+        ]
     assert next(numbers, None) is None, "parameters are left over"
     return values
 

@@ -174,7 +174,9 @@ def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
     assert info["env_steps_this_sitting"] == new_rows
 
 
-def test_a_second_collect_drives_nothing_and_changes_nothing(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_a_second_collect_drives_nothing_and_changes_nothing(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
     config = counting_config()
     collect.run(config, local_store, executor)
     before = {key: local_store.read(key) for key in local_store.list()}

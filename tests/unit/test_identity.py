@@ -94,7 +94,10 @@ def test_a_change_of_an_identity_key_is_refused_naming_key_and_both_values(key: 
 
 def test_every_difference_is_in_the_diff_and_nothing_else() -> None:
     message = refused({"seed": 2, "vae.z_size": 6})
-    assert [line for line in message.splitlines() if line.startswith("  ")] == ["  seed: 1 -> 2", "  vae.z_size: 5 -> 6"]
+    assert [line for line in message.splitlines() if line.startswith("  ")] == [
+        "  seed: 1 -> 2",
+        "  vae.z_size: 5 -> 6",
+    ]
 
 
 @pytest.mark.parametrize("overrides", [{"execution.workers": 7, "rollouts.lanes": 64, "name": "other"}, {}])

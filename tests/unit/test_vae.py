@@ -67,7 +67,9 @@ def test_what_is_decoded_is_the_sampled_z() -> None:
 
 def test_z_is_sampled_with_the_mean_and_variance_of_the_encoding() -> None:
     mu, logvar = torch.tensor([1.0, -2.0]), torch.log(torch.tensor([0.25, 9.0]))
-    z = sample_z(mu.expand(200_000, 2), logvar.expand(200_000, 2), torch.randn(200_000, 2, generator=torch.manual_seed(0)))
+    z = sample_z(
+        mu.expand(200_000, 2), logvar.expand(200_000, 2), torch.randn(200_000, 2, generator=torch.manual_seed(0))
+    )
     # Standard errors of these means and variances are at most 0.007 and 0.03.
     torch.testing.assert_close(z.mean(0), mu, atol=0.03, rtol=0)
     torch.testing.assert_close(z.var(0), logvar.exp(), atol=0.15, rtol=0)

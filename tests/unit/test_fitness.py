@@ -1,0 +1,212 @@
+"""From candidates to jobs and back to fitness: who drives what, and that no result lands on another's account."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import RunConfig, SeedRange
+from pipeline.errors import JobError
+from pipeline.evolution.fitness import candidate_fitness, drive, scored_jobs, training_jobs
+from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from tests.counting import counting_config
+
+N = 4
+CANDIDATES = np.random.default_rng(0).standard_normal((4, N))
+
+
+def jobs_of(generation: int = 1, **overrides: Any) -> list[RolloutJob]:
+    return training_jobs(counting_config(overrides), generation, CANDIDATES)
+
+
+def by_candidate(jobs: Iterable[RolloutJob], value: Callable[[RolloutJob], Any]) -> list[list[Any]]:
+    rows: list[list[Any]] = [[] for _ in CANDIDATES]
+    for job in jobs:
+        rows[job.candidate].append(value(job))
+    return rows
+
+
+class FakePool:
+    """Answers each job with a return that is a function of the job, in an order of its own."""
+
+    num_workers = 1
+
+    def __init__(self, value: Callable[[RolloutJob], float], order: Callable[[list[Any]], list[Any]] = list) -> None:
+        self._value, self._order = value, order
+
+    def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
+        for job in self._order(list(jobs)):
+            yield job.id, RolloutResult(self._value(job), 5 + job.episode, False, True)
+
+
+def ignore(job: RolloutJob, result: RolloutResult) -> None:
+    """For calls that nobody watches."""
+
+
+# ---- training jobs
+
+
+def test_every_candidate_drives_every_episode_once_with_its_own_parameters() -> None:
+    jobs = jobs_of(generation=7, **{"evolve.episodes": 3})
+    assert len({job.id for job in jobs}) == len(jobs) == 12
+    assert {job.id for job in jobs} == {("train", 7, c, e) for c in range(4) for e in range(3)}
+    for job in jobs:
+        assert job.parameters.dtype == np.float32
+        np.testing.assert_array_equal(job.parameters, CANDIDATES[job.candidate].astype(np.float32))
+
+
+def test_common_tracks_are_the_same_for_all_candidates_and_new_each_generation() -> None:
+    overrides = {"evolve.episodes": 3}
+    generations = [jobs_of(generation, **overrides) for generation in (1, 2, 3)]
+    seen: set[int] = set()
+    for jobs in generations:
+        for value in (lambda job: job.track, lambda job: job.noise_seed):
+            rows = by_candidate(jobs, value)
+            assert rows == [rows[0]] * 4
+            assert len(set(rows[0])) == 3, "the episodes of a candidate differ"
+        tracks = {job.track for job in jobs}
+        assert tracks.isdisjoint(seen)
+        seen |= tracks
+
+
+def test_independent_tracks_differ_between_candidates_too() -> None:
+    jobs = [*jobs_of(1, **{"evolve.common_tracks": False}), *jobs_of(2, **{"evolve.common_tracks": False})]
+    assert len({job.track for job in jobs}) == len({job.noise_seed for job in jobs}) == len(jobs) == 16
+
+
+def test_jobs_depend_on_the_runs_seed_and_on_nothing_else() -> None:
+    assert [job.track for job in jobs_of()] == [job.track for job in jobs_of()]
+    assert {job.track for job in jobs_of()}.isdisjoint(job.track for job in jobs_of(seed=2))
+    assert {job.noise_seed for job in jobs_of()}.isdisjoint(job.noise_seed for job in jobs_of(seed=2))
+
+
+def test_more_episodes_leave_the_tracks_of_the_first_ones_alone() -> None:
+    few, many = jobs_of(**{"evolve.episodes": 2}), jobs_of(**{"evolve.episodes": 5})
+    assert {job.id: job.track for job in few}.items() <= {job.id: job.track for job in many}.items()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "max_steps", "stall_steps"),
+    [({}, 16, None), ({"evolve.episode_steps": 9}, 9, None), ({"evolve.stall_steps": 3}, 16, 3)],
+)
+def test_training_episodes_are_cut_as_the_config_says(
+    overrides: dict[str, Any], max_steps: int, stall_steps: int | None
+) -> None:
+    assert {(job.max_steps, job.stall_steps) for job in jobs_of(**overrides)} == {(max_steps, stall_steps)}
+
+
+# ---- validation and test
+
+
+def scored(config: RunConfig, purpose: str, first_track: int, generation: int = 3) -> list[RolloutJob]:
+    return scored_jobs(
+        config,
+        purpose=purpose,
+        generation=generation,
+        candidate=0,
+        parameters=CANDIDATES[0],
+        first_track=first_track,
+        episodes=range(5),
+    )
+
+
+def test_scored_episodes_are_whole_and_on_the_first_tracks_of_their_range() -> None:
+    config = counting_config({"evolve.episode_steps": 9, "evolve.stall_steps": 3})
+    jobs = scored(config, "validate", 100_000)
+    assert [job.track for job in jobs] == [100_000, 100_001, 100_002, 100_003, 100_004]
+    assert {(job.max_steps, job.stall_steps) for job in jobs} == {(16, None)}
+    assert [job.id for job in jobs] == [("validate", 3, 0, episode) for episode in range(5)]
+    assert jobs[0].parameters.dtype == np.float32
+
+
+def test_each_validation_is_on_the_same_tracks_with_the_same_noise() -> None:
+    config = counting_config()
+    first, later = scored(config, "validate", 100_000, 1), scored(config, "validate", 100_000, 50)
+    assert [(a.track, a.noise_seed) for a in first] == [(b.track, b.noise_seed) for b in later]
+
+
+def test_noise_differs_between_episodes_and_purposes() -> None:
+    config = counting_config()
+    jobs = [*scored(config, "validate", 0), *scored(config, "test", 0), *jobs_of()[:2]]
+    assert len({job.noise_seed for job in jobs}) == 12
+
+
+def test_training_validation_and_test_tracks_come_from_their_own_ranges() -> None:
+    config = counting_config(
+        {
+            "tracks.test": {"start": 0, "stop": 4},
+            "tracks.validation": {"start": 4, "stop": 7},
+            "tracks.training": {"start": 7, "stop": 20},
+        }
+    )
+    ranges: dict[str, SeedRange] = dict(config.tracks)
+    driven = {
+        "training": {job.track for g in range(1, 60) for job in training_jobs(config, g, CANDIDATES)},
+        "validation": {
+            job.track
+            for job in scored_jobs(
+                config, purpose="validate", generation=1, candidate=0, parameters=CANDIDATES[0],
+                first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
+            )
+        },
+        "test": {
+            job.track
+            for job in scored_jobs(
+                config, purpose="test", generation=1, candidate=0, parameters=CANDIDATES[0],
+                first_track=config.tracks.test.start, episodes=range(config.evaluate.episodes),
+            )
+        },
+    }  # fmt: skip
+    for name, tracks in driven.items():
+        assert tracks == set(range(ranges[name].start, ranges[name].stop)), name
+
+
+# ---- results
+
+
+def a_return(job: RolloutJob) -> float:
+    return 1e8 * (job.candidate == 1) + 0.1 * job.candidate + math.sin(7 * job.episode + job.candidate)
+
+
+def test_fitness_is_the_mean_return_of_each_candidate_to_the_bit_in_whatever_order_results_come() -> None:
+    jobs = jobs_of(**{"evolve.episodes": 9})
+    rng = np.random.default_rng(1)
+    orders: list[Callable[[list[Any]], list[Any]]] = [
+        list,
+        lambda jobs: jobs[::-1],
+        lambda jobs: [jobs[i] for i in rng.permutation(len(jobs))],
+    ]
+    fitness = [
+        candidate_fitness(jobs, drive(FakePool(a_return, order), jobs, ignore), len(CANDIDATES)) for order in orders
+    ]
+    assert fitness[0] == fitness[1] == fitness[2]
+    for candidate, returns in enumerate(by_candidate(jobs, a_return)):
+        assert len(returns) == 9
+        assert fitness[0][candidate] == pytest.approx(float(np.mean(np.array(returns, np.longdouble))), rel=1e-15)
+    assert fitness[0].index(max(fitness[0])) == 1
+
+
+def test_each_result_is_shown_once_with_its_own_job() -> None:
+    jobs = jobs_of()
+    shown: list[tuple[Any, float]] = []
+    results = drive(FakePool(a_return), jobs, lambda job, result: shown.append((job.id, result.episode_return)))
+    assert shown == [(job.id, a_return(job)) for job in jobs]
+    assert {key: result.episode_return for key, result in results.items()} == dict(shown)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_return_that_is_not_finite_is_an_error_that_names_the_job(value: float) -> None:
+    jobs = jobs_of()
+    pool = FakePool(lambda job: value if job.id == ("train", 1, 2, 1) else 1.0)
+    with pytest.raises(JobError, match=r"candidate=2, episode=1.* is (nan|inf|-inf)"):
+        drive(pool, jobs, ignore)
+
+
+def test_a_job_without_a_result_is_an_error() -> None:
+    pool = FakePool(a_return, lambda jobs: jobs[1:])
+    with pytest.raises(JobError, match="1 of 8 jobs gave no result"):
+        drive(pool, jobs_of(), ignore)

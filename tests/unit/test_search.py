@@ -1,0 +1,251 @@
+"""CMA-ES behind ask and tell: it finds optima, upwards, the same way each time, and goes on where it was."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.evolution.search import Search
+from pipeline.evolution.state import EvolutionState, Generation
+
+Array = NDArray[np.float64]
+Objective = Callable[[Array], Array]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+N = 6
+OPTIMUM = np.array([1.0, -2.0, 0.5, 3.0, -0.7, 2.2])
+
+
+def sphere(x: Array) -> Array:
+    """To be made small: squared distance from the optimum, of each row."""
+    return ((x - OPTIMUM) ** 2).sum(-1)
+
+
+def rotated_ellipsoid(x: Array) -> Array:
+    """To be made small: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))
+    return (((x - OPTIMUM) @ rotation) ** 2 * 10.0 ** np.linspace(0, 6, N)).sum(-1)
+
+
+def new_search(seed: int = 1, *, n: int = N, sigma: float = 0.5, population_size: int = 10) -> Search:
+    return Search(num_parameters=n, sigma=sigma, population_size=population_size, seed=seed)
+
+
+def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:
+    asked = []
+    for _ in range(generations):
+        candidates = search.ask()
+        search.tell(candidates, (-cost(candidates)).tolist())
+        asked.append(candidates)
+    return asked
+
+
+# ---- optimisation
+
+
+@pytest.mark.parametrize(("cost", "generations"), [(sphere, 120), (rotated_ellipsoid, 400)])
+def test_it_finds_the_optimum(cost: Objective, generations: int) -> None:
+    search = new_search()
+    assert cost(search.mean) > 1
+    evolve(search, cost, generations)
+    np.testing.assert_allclose(search.mean, OPTIMUM, atol=1e-5)
+    assert search.sigma < 1e-3
+
+
+def test_higher_fitness_is_better() -> None:
+    up, down = new_search(), new_search()
+    for search, sign in ((up, 1.0), (down, -1.0)):
+        for _ in range(20):
+            candidates = search.ask()
+            search.tell(candidates, (sign * candidates[:, 2]).tolist())
+    assert up.mean[2] > 1
+    assert down.mean[2] < -1
+
+
+def test_it_starts_at_zero_with_the_step_size_asked_for() -> None:
+    search = new_search(n=100, sigma=0.3, population_size=64)
+    assert not search.mean.any()
+    assert search.sigma == 0.3
+    np.testing.assert_array_equal(search.covariance, np.eye(100))
+    candidates = search.ask()
+    assert candidates.shape == (64, 100)
+    assert candidates.dtype == np.float64
+    assert candidates.std() == pytest.approx(0.3, rel=0.05)  # 6,400 numbers: four standard errors
+    assert candidates.mean() == pytest.approx(0, abs=0.015)
+
+
+def test_candidates_are_drawn_from_the_mean_sigma_and_covariance_that_it_tells() -> None:
+    search = new_search(population_size=20)
+    evolve(search, rotated_ellipsoid, 60)
+    clone = Search.from_bytes(search.to_bytes())
+    samples = np.concatenate([clone.ask() for _ in range(500)])
+    # Whitened by what it tells, they are standard normal.
+    root = np.linalg.cholesky(search.covariance) * search.sigma
+    white = np.linalg.solve(root, (samples - search.mean).T).T
+    np.testing.assert_allclose(white.mean(0), 0, atol=0.05)  # five standard errors of 10,000
+    np.testing.assert_allclose(np.cov(white.T), np.eye(N), atol=0.08)
+    correlation = search.covariance / np.sqrt(np.outer(*[np.diag(search.covariance)] * 2))
+    assert np.abs(correlation - np.eye(N)).max() > 0.3, "the covariance has been adapted"
+
+
+def test_it_never_declares_itself_converged() -> None:
+    """Fitness is noisy and may be flat: the limits of a run are its config's."""
+    search = new_search(n=3)
+    for _ in range(300):
+        candidates = search.ask()
+        search.tell(candidates, [1.0] * len(candidates))
+    assert np.isfinite(search.mean).all()
+    assert search.ask().shape == (10, 3)
+    assert not search._es.stop()
+
+
+# ---- determinism
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_else_draws_random_numbers() -> None:
+    reference, disturbed = new_search(), new_search()
+    want = evolve(reference, sphere, 15)
+    got = []
+    for generation in range(15):
+        np.random.seed(generation)  # noqa: NPY002
+        before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+        got += evolve(disturbed, sphere, 1)
+        after = np.random.get_state()[1]  # type: ignore[index] # noqa: NPY002
+        np.testing.assert_array_equal(before, after, err_msg="numpy's global stream was drawn from or seeded")
+    assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
+
+
+def test_another_seed_gives_other_candidates() -> None:
+    assert not np.array_equal(new_search(1).ask(), new_search(2).ask())
+
+
+@pytest.mark.parametrize("at", [0, 1, 7])
+def test_saved_and_read_back_in_the_middle_it_goes_on_to_the_bit(at: int) -> None:
+    reference = new_search()
+    want = evolve(reference, rotated_ellipsoid, 20)
+    search = new_search()
+    got = evolve(search, rotated_ellipsoid, at)
+    data = search.to_bytes()
+    evolve(search, sphere, 3)  # what goes on in the first one is nothing to the second
+    np.random.seed(99)  # noqa: NPY002
+    resumed = Search.from_bytes(data)
+    got += evolve(resumed, rotated_ellipsoid, 20 - at)
+    assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
+    assert resumed.mean.tobytes() == reference.mean.tobytes()
+    assert resumed.covariance.tobytes() == reference.covariance.tobytes()
+    assert resumed.sigma == reference.sigma
+
+
+def test_what_is_told_is_not_tied_to_what_is_held() -> None:
+    search = new_search()
+    search.mean[:] = 7
+    search.covariance[:] = 7
+    assert not search.mean.any()
+    assert search.covariance[0, 1] == 0
+
+
+# ---- tell
+
+
+@pytest.mark.parametrize(
+    "fitness",
+    [
+        [1.0] * 9,
+        [1.0] * 11,
+        [],
+        [[1.0]] * 10,
+        [*[1.0] * 9, float("nan")],
+        [float("inf"), *[1.0] * 9],
+        [*[1.0] * 9, float("-inf")],
+    ],
+    ids=["one-missing", "one-too-many", "none", "nested", "nan", "inf", "minus-inf"],
+)
+def test_tell_refuses_all_but_one_finite_fitness_per_candidate_and_stays_as_it_was(fitness: list[float]) -> None:
+    search, untouched = new_search(), new_search()
+    candidates = search.ask()
+    with pytest.raises(ValueError, match="expected 10 fitness values|must be finite"):
+        search.tell(candidates, fitness)
+    good = (-sphere(candidates)).tolist()
+    search.tell(candidates, good)
+    untouched.tell(untouched.ask(), good)
+    assert search.mean.tobytes() == untouched.mean.tobytes()
+
+
+def test_tell_refuses_a_part_of_the_population() -> None:
+    search = new_search()
+    candidates = search.ask()
+    with pytest.raises(ValueError, match="expected 10 fitness values"):
+        search.tell(candidates[:5], [1.0] * 5)
+
+
+def test_fitness_belongs_to_its_candidate() -> None:
+    """Telling the same pairs in another order leads to the same place; telling them mixed up does not."""
+    searches = [new_search() for _ in range(3)]
+    for search, order in zip(searches, ("kept", "both", "mixed"), strict=True):
+        candidates = search.ask()
+        fitness = -sphere(candidates)
+        if order == "both":
+            search.tell(candidates[::-1], fitness[::-1].tolist())
+        else:
+            search.tell(candidates, (fitness[::-1] if order == "mixed" else fitness).tolist())
+    np.testing.assert_allclose(searches[0].mean, searches[1].mean, rtol=1e-12)
+    assert np.abs(searches[0].mean - searches[2].mean).max() > 1e-3
+
+
+# ---- state
+
+
+def row(generation: int, **changes: object) -> Generation:
+    values = {
+        "generation": generation, "env_steps": 100 * generation, "seconds": 1.25 * generation, "fitness_min": -1.5,
+        "fitness_mean": 0.1, "fitness_max": 2.5, "fitness_sd": 0.3, "sigma": 0.1 / 3, "validation_mean": None,
+        "validation_sd": None, "time": 1.7e9,
+    }  # fmt: skip
+    return Generation(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_state() -> EvolutionState:
+    search = new_search()
+    evolve(search, rotated_ellipsoid, 5)
+    state = EvolutionState(search, [row(1), row(2, validation_mean=0.1 + 0.2, validation_sd=1e-17)])
+    state.best, state.best_generation, state.best_validation = search.mean / 3, 2, 0.1 + 0.2
+    state.env_steps, state.seconds = 200, 2.5
+    return state
+
+
+def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
+    state = make_state()
+    back = EvolutionState.from_bytes(state.to_bytes())
+    assert back.history == state.history
+    assert (back.generation, back.best_generation, back.best_validation) == (2, 2, 0.1 + 0.2)
+    assert (back.env_steps, back.seconds) == (200, 2.5)
+    assert state.best is not None
+    assert back.best is not None
+    assert back.best.tobytes() == state.best.tobytes()
+    want, got = evolve(state.search, sphere, 3), evolve(back.search, sphere, 3)
+    assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
+
+
+def test_a_state_before_any_validation_has_no_best() -> None:
+    back = EvolutionState.from_bytes(EvolutionState(new_search()).to_bytes())
+    assert back.best is None
+    assert back.best_generation is None
+    assert back.best_validation is None
+    assert back.generation == 0
+
+
+def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
+    state = make_state()
+    with np.load(io.BytesIO(state.to_bytes()), allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["mean"], state.search.mean)
+        np.testing.assert_array_equal(arrays["C"], state.search.covariance)
+        assert arrays["C"].shape == (N, N)
+        assert float(arrays["sigma"]) == state.search.sigma
+        np.testing.assert_array_equal(arrays["best"], state.best)
+        assert json.loads(arrays["progress"].tobytes())["history"][1]["generation"] == 2
