@@ -47,7 +47,10 @@ def test_the_defaults_are_the_papers() -> None:
         ({"vae.validation_fraction": 0.01}, "vae.validation_fraction 0.01 of collect.episodes 10 holds out 0"),
         ({"mdnrnn.validation_fraction": 0.01}, "mdnrnn.validation_fraction 0.01 of collect.episodes 10 holds out 0"),
         ({"collect.episodes": 2, "vae.validation_fraction": 0.8}, "vae.validation_fraction 0.8 of .* holds out 2"),
-        ({"collect.episodes": 2, "vae.validation_fraction": 0.5, "mdnrnn.validation_fraction": 0.8}, "mdnrnn.* holds out 2"),
+        (
+            {"collect.episodes": 2, "vae.validation_fraction": 0.5, "mdnrnn.validation_fraction": 0.8},
+            "mdnrnn.* holds out 2",
+        ),
         ({**OTHER_TRACKS, "evaluate.episodes": 101}, r"evaluate.episodes 101 is more than tracks.test holds \(100"),
         ({**OTHER_TRACKS, "evolve.validation_episodes": 51}, "validation_episodes 51 is more than tracks.validation"),
         ({**OTHER_TRACKS, "collect.episodes": 1001}, "collect.episodes 1001 is more than tracks.training holds"),

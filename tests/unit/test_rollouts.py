@@ -123,7 +123,7 @@ def test_results_are_those_of_a_plain_loop(overrides: dict[str, Any], micro_batc
 
 
 def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_late() -> None:
-    """What the comparison above rests on: with these controllers h and z move the return by far more than its margin."""
+    """What the comparison above rests on: h and z move these returns by far more than its margin."""
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
     (result,) = drive(make_worker(config), [job]).values()

@@ -239,7 +239,7 @@ def test_page_checksums_catch_what_the_record_vouches_for(store: Store) -> None:
     at = column.data_page_offset + column.total_compressed_size - 3  # in the body of the column's last page
     damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
     store.write(record.key, damaged)
-    with pytest.raises(DamagedDataError, match="CRC|checksum") as error:
+    with pytest.raises(DamagedDataError, match=r"CRC|checksum") as error:
         list(read_latents(store, as_if_committed(record, damaged)))
     assert store.locate(record.key) in str(error.value)
 

@@ -1,0 +1,132 @@
+"""Metrics: the same points in both views, each once, whatever sittings there were."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from pipeline.metrics import MetricsLog
+from pipeline.storage.store import Store
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's checksum, bit by bit (RFC 3720, appendix B.4)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def masked(crc: int) -> int:
+    """As TFRecord files store it."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def events(data: bytes) -> Iterator[Event]:
+    """The events of a TensorBoard file, every checksum verified."""
+    at = 0
+    while at < len(data):
+        header = data[at : at + 8]
+        (length,) = struct.unpack("<Q", header)
+        (header_crc,) = struct.unpack("<I", data[at + 8 : at + 12])
+        body = data[at + 12 : at + 12 + length]
+        (body_crc,) = struct.unpack("<I", data[at + 12 + length : at + 16 + length])
+        assert len(body) == length
+        assert header_crc == masked(crc32c(header))
+        assert body_crc == masked(crc32c(body))
+        yield Event.FromString(body)
+        at += 16 + length
+
+
+def lines(store: Store) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.read("stage/metrics.jsonl").splitlines()]
+
+
+def points(store: Store) -> list[tuple[str, int, float, float]]:
+    """(tag, step, value, time) of all TensorBoard files of the stage."""
+    found = []
+    for key in store.list("stage/tensorboard/"):
+        assert "tfevents" in key, "TensorBoard looks for this in a name"
+        first, *rest = events(store.read(key))
+        assert first.file_version == "brain.Event:2"
+        for event in rest:
+            found += [(value.tag, event.step, value.simple_value, event.wall_time) for value in event.summary.value]
+    return found
+
+
+def expected(store: Store) -> list[tuple[str, int, Any, float]]:
+    """The points of metrics.jsonl, in TensorBoard's words."""
+    return [
+        (f"stage/{name}", line["step"], pytest.approx(value, rel=1e-6), line["time"])
+        for line in lines(store)
+        for name, value in line.items()
+        if name not in ("step", "time") and value is not None
+    ]
+
+
+def test_crc32c_is_the_published_one() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def test_both_views_have_the_same_points(store: Store) -> None:
+    log = MetricsLog(store, "stage")
+    log.log(10, {"loss": 0.1, "kl": 3})
+    log.log(20, {"loss": 1e-12, "validation": None})
+    log.log(2**40, {"loss": -2.5e30})
+    assert [{k: v for k, v in line.items() if k != "time"} for line in lines(store)] == [
+        {"step": 10, "loss": 0.1, "kl": 3},
+        {"step": 20, "loss": 1e-12, "validation": None},
+        {"step": 2**40, "loss": -2.5e30},
+    ]
+    assert points(store) == expected(store)
+    assert len(points(store)) == 4
+
+
+def test_a_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
+    log = MetricsLog(store, "stage")
+    row = log.log(1, {"loss": 0.5})
+    log.log(2, {"loss": 0.25})
+    assert row == lines(store)[0]
+    assert log.rows == lines(store)
+
+
+def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(store: Store) -> None:
+    log = MetricsLog(store, "stage")
+    for step in range(1, 6):
+        log.log(step, {"loss": 1 / step})
+    known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
+    resumed = MetricsLog(store, "stage", known)
+    assert [line["step"] for line in lines(store)] == [1, 2, 3]
+    assert points(store) == expected(store)
+    for step in range(4, 8):
+        resumed.log(step, {"loss": 1 / step})
+    assert [line["step"] for line in lines(store)] == [1, 2, 3, 4, 5, 6, 7]
+    assert lines(store)[:3] == known
+    assert points(store) == expected(store)
+
+
+def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> None:
+    log = MetricsLog(store, "stage")
+    log.log(1, {"loss": 0.5})
+    store.append("stage/metrics.jsonl", b'{"step": 2, "lo')
+    (key,) = store.list("stage/tensorboard/")
+    store.append(key, b"\x20\x00\x00")
+    MetricsLog(store, "stage", log.rows)
+    assert lines(store) == log.rows
+    assert points(store) == expected(store)
+
+
+def test_stages_do_not_touch_each_others_metrics(store: Store) -> None:
+    first = MetricsLog(store, "stage")
+    first.log(1, {"loss": 0.5})
+    MetricsLog(store, "stage2").log(1, {"loss": 0.25})
+    MetricsLog(store, "stage2")
+    assert lines(store) == first.rows
+    assert len(points(store)) == 1

@@ -1,0 +1,117 @@
+"""Windows of latents: which row lies where, what is padding, and that every row is reached."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.stages.train_mdnrnn import WindowBlock, Windows, num_windows
+from pipeline.storage.shards import LatentEpisode
+
+Z, A = 3, 2
+_COLUMN = np.arange(1, 4, dtype=np.float32)
+
+
+def number(episode: int, row: int) -> int:
+    """What says where a value came from; never 0, which padding is."""
+    return 1000 * (episode + 1) + row
+
+
+def make_episode(identity: int, steps: int, *, terminated: bool = True) -> LatentEpisode:
+    numbers = np.array([number(identity, row) for row in range(steps)], np.float32)
+    ends = np.arange(steps) == steps - 1
+    return LatentEpisode(
+        id=identity,
+        mu=numbers[:, None] * _COLUMN,
+        logvar=-numbers[:, None] * _COLUMN,
+        actions=numbers[:, None] + np.array([0.25, 0.5], np.float32),
+        rewards=numbers + np.float32(0.125),
+        terminated=ends & terminated,
+        truncated=ends & (not terminated),
+    )
+
+
+def block_of(episodes: list[LatentEpisode], window: int, seed: int = 0) -> tuple[WindowBlock, Windows]:
+    block = WindowBlock(episodes, window, np.random.default_rng(seed))
+    return block, block.batch(np.arange(len(block)))
+
+
+_LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths=_LENGTHS, window=st.integers(1, 15), seed=st.integers(0, 1000))
+def test_every_row_of_a_window_is_of_one_step_and_its_target_is_the_next_row(
+    lengths: list[int], window: int, seed: int
+) -> None:
+    episodes = [make_episode(i, steps) for i, steps in enumerate(lengths)]
+    block, windows = block_of(episodes, window, seed)
+    assert len(block) == sum(num_windows(steps, window) for steps in lengths)
+    assert windows.mu.shape == windows.logvar.shape == (len(block), window + 1, Z)
+    assert windows.actions.shape == (len(block), window, A)
+    assert {a.shape for a in windows[3:]} == {(len(block), window)}
+    assert {a.dtype for a in windows} == {np.dtype(np.float32)}
+    seen: set[int] = set()
+    for w in range(len(block)):
+        first = int(windows.mu[w, 0, 0])
+        episode, start = first // 1000 - 1, first % 1000
+        steps = lengths[episode]
+        for t in range(window):
+            row = start + t
+            if row >= steps:  # padding
+                assert (windows.real[w, t], windows.has_next[w, t], windows.done[w, t]) == (0, 0, 0)
+                assert not windows.mu[w, t + 1].any()
+                assert not windows.actions[w, t].any()
+                assert windows.rewards[w, t] == 0
+                continue
+            value = number(episode, row)
+            assert value not in seen, "no row is in two windows"
+            seen.add(value)
+            assert windows.real[w, t] == 1
+            np.testing.assert_array_equal(windows.mu[w, t], value * _COLUMN)
+            np.testing.assert_array_equal(windows.logvar[w, t], -value * _COLUMN)
+            np.testing.assert_array_equal(windows.actions[w, t], [value + 0.25, value + 0.5])
+            assert windows.rewards[w, t] == value + 0.125
+            last = row == steps - 1
+            assert windows.done[w, t] == last
+            assert windows.has_next[w, t] == (not last)
+            if not last:
+                np.testing.assert_array_equal(windows.mu[w, t + 1], (value + 1) * _COLUMN)
+                np.testing.assert_array_equal(windows.logvar[w, t + 1], -(value + 1) * _COLUMN)
+
+
+@pytest.mark.parametrize(("steps", "window"), [(10, 4), (11, 4), (4, 4), (3, 4), (1, 4), (9, 1), (1000, 999)])
+def test_every_row_is_reached_by_some_draw_of_the_starts(steps: int, window: int) -> None:
+    seen: set[int] = set()
+    for seed in range(60):
+        _, windows = block_of([make_episode(0, steps)], window, seed)
+        seen |= {int(x) for x in windows.mu[:, :-1, 0][windows.real > 0]}
+    assert seen == {number(0, row) for row in range(steps)}
+
+
+def test_padding_is_only_for_an_episode_shorter_than_the_window() -> None:
+    _, long = block_of([make_episode(0, 23)], 5)
+    assert long.real.all()
+    _, short = block_of([make_episode(0, 3)], 5)
+    assert short.real.tolist() == [[1, 1, 1, 0, 0]]
+    assert short.has_next.tolist() == [[1, 1, 0, 0, 0]]
+
+
+def test_done_is_for_termination_and_not_for_truncation() -> None:
+    _, windows = block_of([make_episode(0, 4, terminated=False), make_episode(1, 4, terminated=True)], 4)
+    assert windows.done.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_a_batch_is_of_the_items_asked_for_in_their_order() -> None:
+    block, windows = block_of([make_episode(i, 9) for i in range(3)], 4)
+    picked = block.batch(np.array([5, 0, 3]))
+    for field in Windows._fields:
+        np.testing.assert_array_equal(getattr(picked, field), getattr(windows, field)[[5, 0, 3]])
+
+
+def test_starts_come_from_the_stream_given() -> None:
+    episodes = [make_episode(i, 23) for i in range(4)]
+    starts = [block_of(episodes, 5, seed)[1].mu[:, 0, 0].tolist() for seed in (1, 1, 2)]
+    assert starts[0] == starts[1] != starts[2]
