@@ -1,10 +1,11 @@
 # A slim image that runs the same command as a laptop does:
 #   docker build -t world-models-ray .
-#   docker run --rm --shm-size=2g -v "$PWD/runs:/runs" world-models-ray run tiny --run-dir /runs/tiny
-# The volume must be writable by user 1000. On Linux x86-64 the pinned torch brings CUDA; see README.md for a CPU build.
+#   mkdir -p runs
+#   docker run --rm --shm-size=2g --user "$(id -u)" -v "$PWD/runs:/work/runs" world-models-ray run tiny
+# On Linux x86-64 the pinned torch brings CUDA; see README.md for a CPU build.
 FROM python:3.11-slim AS build
 WORKDIR /app
-COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY requirements.lock ./
 # Development tools are pinned in the same lock, and stay out of the image.
 RUN python -m venv /venv \
     && grep -vE '^(hypothesis|librt|mypy|mypy-extensions|pytest|pytest-timeout|ruff|types-.*)==' requirements.lock > image.lock \
@@ -17,8 +18,9 @@ COPY --chown=worldmodels pipeline /app/pipeline
 COPY --chown=worldmodels actors /app/actors
 COPY --chown=worldmodels cluster /app/cluster
 COPY --chown=worldmodels configs /app/configs
-ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1
+ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp
+RUN mkdir -m 1777 /work
 USER worldmodels
-WORKDIR /app
+WORKDIR /work
 ENTRYPOINT ["python", "-m", "pipeline"]
 CMD ["--help"]

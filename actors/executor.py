@@ -17,6 +17,7 @@ from actors.worker import as_ours, run_task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, JobError
 from pipeline.executor import Pool, Resources, Worker
+from pipeline.machine import num_cores
 from pipeline.progress import Update
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class RayExecutor:
     def __init__(self, config: RunConfig) -> None:
         self._execution = config.execution
         self._owns_ray = not ray.is_initialized()
+        self._local = False
         if self._owns_ray:
             self._connect(config)
         threads = max(config.vae.threads, config.mdnrnn.threads)
@@ -48,7 +50,10 @@ class RayExecutor:
             )
         resources = ray.cluster_resources()
         self.num_gpus = int(resources.get("GPU", 0))
-        self.max_workers = config.execution.workers or max(1, int(resources.get("CPU", 1)))
+        cpus = max(1, int(resources.get("CPU", 1)))
+        if self._local:
+            cpus = min(cpus, num_cores())  # training may have been given more CPUs than there are cores
+        self.max_workers = config.execution.workers or cpus
 
     def _connect(self, config: RunConfig) -> None:
         address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
@@ -62,11 +67,10 @@ class RayExecutor:
                 ) from error
         else:
             # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.
+            self._local = True
             ray.init(
                 address="local",
-                num_cpus=max(
-                    os.cpu_count() or 1, config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1
-                ),
+                num_cpus=max(num_cores(), config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
                 include_dashboard=False,
                 logging_level=logging.WARNING,
                 _node_ip_address="127.0.0.1",
@@ -103,6 +107,10 @@ class RayExecutor:
                     "%s: its worker died (attempt %d of %d): %s; %s",
                     name, attempt, self._execution.max_attempts, error, _where(worker),
                 )  # fmt: skip
+            except BaseException:
+                # Refused or interrupted: it must not go on writing behind the driver's back.
+                ray.cancel(updates, force=True)
+                raise
         raise JobError(
             f"{name}: its worker died {self._execution.max_attempts} times; {_where(worker)}. What was checkpointed "
             "is kept; run the same command again to go on."

@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from pipeline.errors import ConfigError
-from pipeline.identity import code_version, cpu_kind
+from pipeline.identity import code_version, cpu_kind, diff, library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,14 @@ class WorkerIdentity:
     pid: int
     cpu_kind: str
     code_version: str
+    versions: dict[str, str]
 
     @classmethod
     def of_this_process(cls) -> WorkerIdentity:
-        return cls(socket.gethostname(), os.getpid(), cpu_kind(), code_version())
+        return cls(socket.gethostname(), os.getpid(), cpu_kind(), code_version(), library_versions())
 
     def check(self, *, exact: bool) -> None:
-        """Refuse a worker of other code, or, where a run must be exact, on another kind of CPU.
+        """Refuse a worker of other code, or, where a run must be exact, of another kind of CPU or library version.
 
         Raises:
             ConfigError: says which differs and what to do.
@@ -41,14 +42,15 @@ class WorkerIdentity:
                 f"the worker on {self.host} runs code version {self.code_version}, the driver runs "
                 f"{driver.code_version}: install the same sources on every node, or submit them with --working-dir"
             )
-        if self.cpu_kind != driver.cpu_kind:
-            message = f"the worker on {self.host} has CPU {self.cpu_kind}, the driver has {driver.cpu_kind}"
+        differences = diff({"CPU": driver.cpu_kind, **driver.versions}, {"CPU": self.cpu_kind, **self.versions})
+        if differences:
+            message = f"the worker on {self.host} differs from the driver:\n" + "\n".join(differences)
             if exact:
                 raise ConfigError(
-                    f"{message}: results would not be the same to the bit. Use nodes of one kind, or accept it with "
-                    "-o execution.exact=false"
+                    f"{message}\nResults would not be the same to the bit. Use nodes of one kind and one image, or "
+                    "accept it with -o execution.exact=false"
                 )
-            logger.warning("%s: accepted, as execution.exact is false", message)
+            logger.warning("%s\naccepted, as execution.exact is false", message)
 
     def log_location(self) -> str:
         """Where the output of this process lies."""

@@ -6,9 +6,17 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, cast
+from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from actors.identity import WorkerIdentity, session_logs
 from actors.worker import WorkerActor, as_ours
@@ -16,6 +24,9 @@ from pipeline.errors import JobError
 from pipeline.executor import Worker
 
 logger = logging.getLogger(__name__)
+
+# How the loss of a worker shows; out of memory is its own class, also for actors.
+_LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 
 class _Member:
@@ -72,19 +83,18 @@ class RayPool:
         """See ``pipeline.executor.Pool.map``."""
         waiting = deque(jobs)
         attempts: Counter[Hashable] = Counter(job.id for job in waiting)
-        per_call = max(1, min(self._jobs_per_call, -(-len(waiting) // self.num_workers)))
         while waiting or any(member.jobs for member in self._members):
-            self._start(-(-len(waiting) // per_call))
+            self._start(len(waiting))
             for member in self._members:
                 if member.idle and waiting:
                     # A job on its last try goes alone, so that the one named for killing workers is the one that does.
                     last_try = attempts[waiting[0].id] == self._max_attempts
-                    count = 1 if last_try else min(per_call, len(waiting))
+                    count = 1 if last_try else self._share(len(waiting))
                     self._hand_out(member, [waiting.popleft() for _ in range(count)])
             member = self._next_answer()
             try:
                 yield from self._take(member)
-            except RayActorError as error:
+            except _LOST as error:
                 lost = self._bury(member, error)
                 attempts.update(list(lost))
                 self.retries += len(lost)
@@ -96,6 +106,11 @@ class RayPool:
                         ) from error
                     waiting.appendleft(job)
 
+    def _share(self, waiting: int) -> int:
+        """Jobs of the next call: at most half of a fair share of what waits, so that calls get smaller towards the end
+        and the workers finish together."""
+        return min(self._jobs_per_call, max(1, waiting // (2 * self.num_workers)))
+
     def close(self) -> None:
         """End the actors."""
         for member in self._members:
@@ -103,13 +118,12 @@ class RayPool:
         self._members.clear()
 
     def _start(self, wanted: int) -> None:
-        """Start actors until there are as many as there are calls to make, or as many as allowed."""
+        """Start actors until there is one for each job that waits, or as many as allowed."""
         busy = sum(1 for member in self._members if member.jobs)
         while len(self._members) < min(self.num_workers, busy + wanted):
-            options = {"name": f"{self._name}-{id(self):x}-{len(self._members)}-{self._failed_starts}-{self.retries}"}
-            self._members.append(
-                _Member(cast(Any, WorkerActor).options(**options).remote(self._factory, self._arguments))
-            )
+            name = f"{self._name}-{uuid4().hex[:8]}"
+            actor = cast(Any, WorkerActor).options(name=name).remote(self._factory, self._arguments)
+            self._members.append(_Member(actor))
 
     def _hand_out(self, member: _Member, jobs: list[Any]) -> None:
         member.jobs = {job.id: job for job in jobs}
@@ -128,6 +142,7 @@ class RayPool:
                 identity = ray.get(member.waiting_for)
                 identity.check(exact=self._exact)
                 member.identity, member.waiting_for = identity, None
+                self._failed_starts = 0
                 return
             try:
                 reference = next(member.waiting_for)
@@ -139,10 +154,14 @@ class RayPool:
             job_id, result = ray.get(reference)
         except RayTaskError as error:
             raise as_ours(error, f"one of the jobs {list(member.jobs)}", self._where(member)) from error
+        except _LOST:
+            raise
+        except RayError as error:
+            raise JobError(f"{self._name} failed on Ray: {error!r}; {self._where(member)}") from error
         del member.jobs[job_id]
         yield job_id, result
 
-    def _bury(self, member: _Member, error: RayActorError) -> dict[Hashable, Any]:
+    def _bury(self, member: _Member, error: RayError) -> dict[Hashable, Any]:
         """Forget a dead actor; returns the jobs that it took with it."""
         self._members.remove(member)
         if member.identity is None:

@@ -133,23 +133,25 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
     from pipeline.sittings import begin_sitting, check_machine
     from pipeline.storage.store import open_store
 
-    # Everything that can be refused is refused here, before anything is written or started.
+    # Everything that can be refused is refused before anything is written.
     store = open_store(run_dir)
     environment_class(config.env.id)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
     preflight.check(config, run_dir)
     logger.info(preflight.describe(config, store.locate()))
-    store.write("config.yaml", dump(config).encode())
-    begin_sitting(store)
-
-    # After what can be refused cheaply: the stages bring torch with them.
-    from pipeline.run import STAGES, run_stages, stage_named
-    from pipeline.status import achieved
 
     executor = _make_executor(config)
     signal.signal(signal.SIGTERM, _on_sigterm)  # Ray sets one of its own
     try:
+        # The stages bring torch with them: after what can be refused without it.
+        from pipeline.run import STAGES, run_stages, stage_named
+        from pipeline.status import achieved
+        from pipeline.training.hardware import check_devices
+
+        check_devices(config, executor)
+        store.write("config.yaml", dump(config).encode())
+        begin_sitting(store)
         run_stages(config, store, executor, STAGES if command == "run" else [stage_named(command)])
     finally:
         executor.close()

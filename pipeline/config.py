@@ -134,7 +134,7 @@ class MdnRnnConfig(Section):
     )
     log_sigma_min: float = Field(-7.0, description="lower bound of log sigma, so that the likelihood is bounded")
     log_sigma_max: float = Field(7.0)
-    window: int = Field(999, ge=1, description="steps in a training window")
+    window: int = Field(999, ge=2, description="steps in a training window")
     learning_rate: float = Field(1e-3, gt=0)
     batch_size: int = Field(100, ge=1)
     epochs: int = Field(20, ge=1)

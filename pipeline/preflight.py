@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import RunConfig
+from pipeline.envs.registry import environment_class
 from pipeline.errors import ConfigError
+from pipeline.machine import memory_bytes, num_cores
+from pipeline.models.controller import ControllerShape
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
 _ENV_STEPS_PER_S = 140.0
@@ -19,6 +22,7 @@ _FRAME_BYTES = 520.0  # compressed
 _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.35e9
+_RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
 _GIB = 2**30
 
 
@@ -45,13 +49,13 @@ def num_workers(config: RunConfig) -> int:
     """Workers that this machine would give the run."""
     if config.execution.executor == "in-process":
         return 1
-    return config.execution.workers or os.cpu_count() or 1
+    return config.execution.workers or num_cores()
 
 
 def estimate(config: RunConfig) -> list[StageEstimate]:
     """Upper bounds: every episode is taken to run to its limit."""
     workers = num_workers(config)
-    cores = min(workers, os.cpu_count() or 1)
+    cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     frames = collect.episodes * collect.episode_steps
     worker_memory = workers * _WORKER_PROCESS_BYTES
@@ -66,7 +70,9 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     )
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
     evolve_steps = training_steps + validations * config.env.max_episode_steps
-    parameters = 3 * (vae.z_size + rnn.hidden_size + 1)
+    parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
+    covariance_bytes = 8 * parameters**2
+    window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
     evaluate_steps = 2 * config.evaluate.episodes * config.env.max_episode_steps
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     return [
@@ -76,7 +82,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
         ),
         StageEstimate(
             "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
-            frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, os.cpu_count() or 1),
+            frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, num_cores()),
             3 * 4 * 4 * _VAE_PARAMETERS, _TRAINING_PROCESS_BYTES + 2 * block * _FRAME_MEMORY_BYTES,
         ),
         StageEstimate(
@@ -85,14 +91,16 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
         ),
         StageEstimate(
             "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "left as initialised",
-            rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, os.cpu_count() or 1),
+            rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, num_cores()),
             3 * 4 * 4 * _RNN_PARAMETERS,
-            _TRAINING_PROCESS_BYTES + 2 * min(rnn.shuffle_frames, frames) * latent_bytes,
+            _TRAINING_PROCESS_BYTES
+            + 2 * min(rnn.shuffle_frames, frames) * latent_bytes
+            + (window_bytes * rnn.batch_size if rnn_steps else 0),
         ),
         StageEstimate(
             "evolve", f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} episodes",
             evolve_steps / _ENV_STEPS_PER_S / cores,
-            (evolve.keep_checkpoints + 1) * 8 * 3 * parameters**2, worker_memory,
+            (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, worker_memory,
         ),
         StageEstimate(
             "evaluate", f"2 controllers x {config.evaluate.episodes} tracks",
@@ -139,7 +147,7 @@ def check(config: RunConfig, run_dir: str) -> None:
         )
     if _on_a_cluster(config):
         return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = memory_bytes()
     worst = max(rows, key=lambda row: row.memory_bytes)
     if worst.memory_bytes > memory:
         raise ConfigError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.executor import Executor
 from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.sittings import stage_seconds, timed
@@ -38,8 +39,11 @@ class Stage:
     run: Callable[[RunConfig, Store, Executor], Mapping[str, Any]]
 
 
+# Random controllers have the sizes of V, M and C.
+_COLLECT_KEYS = ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller")
+
 STAGES = (
-    Stage("collect", "rollouts", (), ("seed", "env", "tracks.training", "collect"), collect.run),
+    Stage("collect", "rollouts", (), _COLLECT_KEYS, collect.run),
     Stage("train-vae", "vae", ("rollouts",), ("seed", "vae"), train_vae.run),
     Stage("encode", "latents", ("rollouts", "vae"), ("encode",), encode.run),
     Stage("train-mdnrnn", "mdnrnn", ("latents",), ("seed", "mdnrnn"), train_mdnrnn.run),
@@ -60,6 +64,9 @@ STAGES = (
     Stage("report", "report", ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation"), (), report.run),
 )
 
+# What may grow after it was complete: more generations, more test episodes.
+GROWING = ("evolution", "evaluation")
+
 
 def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] = STAGES) -> None:
     """Run the stages in order; what is complete is skipped, what is not goes on from what it has."""
@@ -68,12 +75,18 @@ def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequ
         if is_complete(config, store, stage, upstream):
             logger.info("%s: complete, skipped", stage.name)
             continue
+        _begin(config, store, stage, upstream)
         logger.info("%s: begins", stage.name)
         with timed(store, stage.name):
             info = stage.run(config, store, executor)
         seconds = stage_seconds(store, stage.name)
         _seal(config, store, stage, upstream, {**info, "seconds": seconds})
         logger.info("%s: complete in %.1f s", stage.name, seconds)
+
+
+def _filler(prefix: str) -> str:
+    """The name of the stage that fills a prefix."""
+    return next(stage.name for stage in STAGES if stage.prefix == prefix)
 
 
 def stage_named(name: str) -> Stage:
@@ -102,6 +115,7 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
         raise ConfigError(
             f"{where} seals more than is asked for now:\n" + "\n".join(lines) + "\nThese keys may only grow."
         )
+    _check_upstream(store, stage, manifest.upstream, upstream)
     if manifest.grown == growable and manifest.upstream == upstream:
         return True
     supersede(store, stage.prefix, manifest)
@@ -109,17 +123,61 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     return False
 
 
+def _fixed(upstream: Mapping[str, str]) -> dict[str, str]:
+    """Of some digests, those that nothing may change: of stages that cannot grow."""
+    return {prefix: digest for prefix, digest in upstream.items() if prefix not in GROWING}
+
+
+def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    """Refuse to mix what a stage made from other inputs with what it would make from these."""
+    changed = [prefix for prefix in _fixed(new) if old.get(prefix) != new[prefix]]
+    if changed:
+        raise StorageError(
+            f"what {stage.name} has in {store.locate(stage.prefix)} was made from other "
+            f"{' and '.join(f'{prefix}/' for prefix in changed)} than are there now. Restore those from a copy; or "
+            f"have it made anew: remove {store.locate(stage.prefix)} and run the same command again."
+        )
+
+
+def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
+    """Write down what a stage is made from, before it makes anything: a later sitting must find the same."""
+    key = f"{stage.prefix}/BEGUN.json"
+    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _fixed(upstream)}
+    if not store.exists(key):
+        store.create(key, json.dumps(begun).encode())
+        return
+    try:
+        before = json.loads(store.read(key))
+        config_before, upstream_before = before["config"], before["upstream"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedDataError(
+            f"{store.locate(key)} is damaged ({error!r}): restore it from a copy; or remove "
+            f"{store.locate(stage.prefix)} to have the stage made anew"
+        ) from error
+    if lines := diff(config_before, begun["config"]):
+        raise ConfigError(
+            f"{store.locate(key)} began a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
+        )
+    _check_upstream(store, stage, upstream_before, upstream)
+
+
 def _upstream(store: Store, stage: Stage) -> dict[str, str]:
-    """Digests of the manifests that a stage reads."""
+    """Digests of the manifests that a stage reads, each of them up to date with what it was made from itself."""
     digests = {}
     for prefix in stage.reads:
         manifest = read_manifest(store, prefix)
         if manifest is None:
-            needed = next(other.name for other in STAGES if other.prefix == prefix)
             raise StorageError(
-                f"{stage.name} reads what {needed} leaves under {store.locate(prefix)}, and that is not complete. "
-                f"Run `world-models {needed}` first, or `world-models run` for all stages."
+                f"{stage.name} reads what {_filler(prefix)} leaves under {store.locate(prefix)}, and that is not "
+                f"complete. Run `world-models {_filler(prefix)}` first, or `world-models run` for all stages."
             )
+        for source, digest in manifest.upstream.items():
+            current = read_manifest(store, source)
+            if current is None or current.digest != digest:
+                raise StorageError(
+                    f"{store.locate(prefix)} was made from an earlier {source}/ than is there now: run "
+                    f"`world-models {_filler(prefix)}` first, or `world-models run` for all stages."
+                )
         digests[prefix] = manifest.digest
     return digests
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import StorageError
-from pipeline.evolution.state import EvolutionState
+from pipeline.evolution.state import read_progress
 from pipeline.presets import parse_yaml, validate
 from pipeline.run import STAGES, Stage
 from pipeline.sittings import read_sittings
@@ -37,15 +37,15 @@ def describe_run(store: Store) -> str:
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(store, stage, shards)}")
     state = _evolution(store)
-    if state is not None and state.history:
-        last = state.history[-1]
+    if state is not None and state["history"]:
+        last = state["history"][-1]
         lines.append(
             f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {state.seconds / last.generation:.1f} s a generation, "
-            f"{state.env_steps:,} steps"
+            f"(best candidate {last.fitness_max:.1f}), {state['seconds'] / last.generation:.1f} s a generation, "
+            f"{state['env_steps']:,} steps"
         )
-        if state.best_validation is not None:
-            lines.append(f"  best on validation {state.best_validation:.1f}, generation {state.best_generation}")
+        if state["best_validation"] is not None:
+            lines.append(f"  best on validation {state['best_validation']:.1f}, generation {state['best_generation']}")
     sittings = [row for row in read_sittings(store) if row["event"] == "begin"]
     if sittings:
         last_one = sittings[-1]
@@ -78,9 +78,9 @@ def _facts(info: Any) -> str:
     return ", ".join(parts)
 
 
-def _evolution(store: Store) -> EvolutionState | None:
+def _evolution(store: Store) -> dict[str, Any] | None:
     latest = Checkpoints(store, "evolution").latest()
-    return EvolutionState.from_bytes(latest[1]) if latest else None
+    return read_progress(latest[1]) if latest else None
 
 
 def achieved(store: Store) -> str:

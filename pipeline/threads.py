@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Run BLAS, OpenMP, torch and OpenCV with so many threads, and set them back afterwards."""
+    """Run BLAS, OpenMP and torch with so many threads, and set them back afterwards."""
     with threadpool_limits(limits=count):
         torch = sys.modules.get("torch")  # not imported for its threads: some workers do without it
         before = torch.get_num_threads() if torch is not None else None

@@ -9,6 +9,8 @@ import cma
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DamagedDataError
+
 
 class _Normal:
     """Standard normal numbers for pycma, in place of numpy's global stream."""
@@ -93,5 +95,11 @@ class Search:
     def from_bytes(cls, data: bytes) -> Search:
         """The inverse. Unpickles: only for bytes whose checksum was verified."""
         search = cls.__new__(cls)
-        search._es = pickle.loads(data)
+        try:
+            search._es = pickle.loads(data)
+        except Exception as error:  # a pickle of other versions can fail in any way
+            raise DamagedDataError(
+                f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}. Install the "
+                "versions that the run was begun with (RUN_DIR/sittings.jsonl has them) and run the same command again."
+            ) from error
         return search

@@ -89,14 +89,25 @@ class EvolutionState:
     @classmethod
     def from_bytes(cls, data: bytes) -> EvolutionState:
         """The inverse, for bytes whose checksum was verified (pycma's state is unpickled)."""
+        progress = read_progress(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            progress = json.loads(arrays["progress"].tobytes())
             return cls(
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
-                history=[Generation(**row) for row in progress["history"]],
+                history=progress["history"],
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
                 best_validation=progress["best_validation"],
                 env_steps=progress["env_steps"],
                 seconds=progress["seconds"],
             )
+
+
+def read_progress(data: bytes) -> dict[str, Any]:
+    """What a checkpoint says of the evolution's progress, without unpickling anything.
+
+    Keys: ``history`` (of ``Generation``), ``best_generation``, ``best_validation``, ``env_steps``, ``seconds``.
+    """
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())
+    progress["history"] = [Generation(**row) for row in progress["history"]]
+    return progress

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SIZE
+from pipeline.evolution.state import Generation
 from pipeline.presets import dump
 from pipeline.reporting import figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
@@ -46,7 +47,7 @@ def render(
         run=run,
         names=NAMES,
         differs={score.controller: _differs(config, run, score) for score in run.scores},
-        best_validation=max(run.validations, key=lambda row: row.validation_mean or -math.inf, default=None),
+        best_validation=max(run.validations, key=_validation, default=None),
         scale=_scale(config, run, run.published.scale) if run.published else [],
         verdict=_verdict(run, run.published.scale) if run.published else "",
         figures=_figures(run),
@@ -69,6 +70,10 @@ def render(
         config_yaml=dump(config),
         commands=_commands(config, run.directory),
     )
+
+
+def _validation(row: Generation) -> float:
+    return -math.inf if row.validation_mean is None else row.validation_mean
 
 
 def _figures(run: Findings) -> dict[str, Markup | None]:
@@ -112,7 +117,7 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     population = f"{config.evolve.population_size} x {config.evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
-        chosen = max(run.validations, key=lambda row: row.validation_mean or -math.inf)
+        chosen = max(run.validations, key=_validation)
         return (
             f"{where}; the CMA mean of generation {number(chosen.generation)}, chosen on "
             f"{number(config.evolve.validation_episodes)} validation tracks, where it reached "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +42,6 @@ def record_episode(
     episode_id: int,
     track: int,
     max_steps: int,
-    on_step: Callable[[], None] = lambda: None,
 ) -> Episode:
     """Drive one episode and write it down, up to ``max_steps`` steps."""
     frames = np.empty((max_steps, *FRAME_SHAPE), np.uint8)
@@ -58,7 +56,6 @@ def record_episode(
         actions[steps] = policy.act(frame)
         frame, rewards[steps], terminated[steps], truncated[steps] = env.step(actions[steps])
         steps += 1
-        on_step()
         if terminated[steps - 1] or truncated[steps - 1]:
             break
     return Episode(episode_id, frames[:steps], actions[:steps], rewards[:steps], terminated[:steps], truncated[:steps])

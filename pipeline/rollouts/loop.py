@@ -18,6 +18,9 @@ from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 
 Array = NDArray[np.float32]
 
+# Jobs that a call to a worker carries for each of its lanes, at most: a lane that ends early finds the next one there.
+JOBS_PER_LANE = 4
+
 
 @dataclass(frozen=True)
 class RolloutJob:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import importlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.envs.registry import make_environment
 from pipeline.executor import Executor
+from pipeline.metrics import MetricsLog, Row
 from pipeline.progress import Progress, Update
 from pipeline.rollouts.episode import record_episode
 from pipeline.rollouts.policies import make_policy
@@ -34,6 +38,8 @@ class CollectWorker:
         self._config = config
         self._store = store
         self._env = make_environment(config.env)
+        if config.collect.policy == "random-controller":
+            importlib.import_module("torch")  # before the thread count is set for a call, which reaches it only then
 
     def run(self, jobs: Sequence[ShardJob]) -> Iterator[tuple[int, Record]]:
         for job in jobs:
@@ -85,10 +91,27 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     with Progress("collect", "episode") as show:
         show(Update(done, total, restored=done))
         before = done
+        metrics = MetricsLog(store, PREFIX, _metrics_rows(present.values()))
         if missing:
             with executor.pool(CollectWorker, config, store, jobs_per_call=1) as pool:
                 for _, record in pool.map(missing):
                     done += len(record.info["episodes"])
                     steps += record.rows
+                    metrics.log(done, _metrics(steps, record))
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before))
     return {"env_steps": steps, "env_steps_this_sitting": steps - restored}
+
+
+def _metrics(env_steps: int, record: Record) -> dict[str, float]:
+    return {"env_steps": env_steps, "shard_mean_return": fmean(record.info["returns"])}
+
+
+def _metrics_rows(records: Iterable[Record]) -> list[Row]:
+    """The rows of shards that an earlier sitting committed."""
+    rows: list[Row] = []
+    episodes = steps = 0
+    for record in records:
+        episodes += len(record.info["episodes"])
+        steps += record.rows
+        rows.append({"step": episodes, "time": time.time(), **_metrics(steps, record)})
+    return rows

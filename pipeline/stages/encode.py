@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.executor import Executor
+from pipeline.metrics import MetricsLog
 from pipeline.models.forward import Encoder
 from pipeline.models.weights import load_into, new_vae
 from pipeline.progress import Progress, Update
@@ -70,10 +72,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     done = restored = total - sum(job.record.rows for job in missing)
     with Progress("encode", "frame") as show:
         show(Update(done, total, restored=restored))
+        metrics = MetricsLog(store, PREFIX, [{"step": restored, "time": time.time(), "shards": len(present)}])
         if missing:
             vae_weights = read_verified(store, vae[VAE_WEIGHTS])
             with executor.pool(EncodeWorker, config, store, vae_weights, jobs_per_call=1) as pool:
-                for _, record in pool.map(missing):
+                for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
+                    metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored))
     return {"frames": total}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.executor import Executor, Pool
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
 from pipeline.progress import Progress, Update
-from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
+from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_verified, require_manifest
 from pipeline.storage.store import Store
@@ -43,12 +43,11 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _begin(config)
     before = state.env_steps
+    metrics = MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history])
     if _ended(config, state) is None:
-        metrics = MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history])
+        jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
         with (
-            executor.pool(
-                RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=config.rollouts.lanes
-            ) as pool,
+            executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool,
             num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
         ):
             _evolve(config, state, pool, checkpoints, metrics)
@@ -97,17 +96,25 @@ def _evolve(
     config: RunConfig, state: EvolutionState, pool: Pool, checkpoints: Checkpoints, metrics: MetricsLog
 ) -> None:
     sitting_began = time.monotonic()
-    restored = state.generation
+    total = _episodes_until(config, config.evolve.generations)
+    restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
-    with Progress("evolve", "generation") as show:
+    with Progress("evolve", "episode") as show:
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            show(Update(done, total, shown, restored=restored))
+
         while _ended(config, state) is None:
-            row = _next_generation(config, state, pool)
+            shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
+            show(Update(done, total, shown, restored=restored))
+            row = _next_generation(config, state, pool, tick)
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
-            show(Update(state.generation, config.evolve.generations, shown, restored=restored))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - sitting_began >= limit and _ended(config, state) is None:
                 raise SittingEnded(
@@ -117,7 +124,16 @@ def _evolve(
                 )
 
 
-def _next_generation(config: RunConfig, state: EvolutionState, pool: Pool) -> Generation:
+def _episodes_until(config: RunConfig, generation: int) -> int:
+    """Episodes that so many generations take, validation included."""
+    evolve = config.evolve
+    validations = generation // evolve.validate_every
+    return generation * evolve.population_size * evolve.episodes + validations * evolve.validation_episodes
+
+
+def _next_generation(
+    config: RunConfig, state: EvolutionState, pool: Pool, on_episode: Callable[[], None]
+) -> Generation:
     """Ask, drive, tell; validate where it is due. Adds a row to the history."""
     began = time.monotonic()
     generation = state.generation + 1
@@ -126,6 +142,7 @@ def _next_generation(config: RunConfig, state: EvolutionState, pool: Pool) -> Ge
     def count(_: RolloutJob, result: RolloutResult) -> None:
         nonlocal steps
         steps += result.steps
+        on_episode()
 
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates)

@@ -149,7 +149,8 @@ def _tensors(windows: Windows) -> tuple[Tensor, ...]:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum() / mask.sum()
+    # A batch of nothing but last rows has no next z: its mean is 0, not 0 / 0.
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
@@ -194,7 +195,17 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         log_every_steps=config.mdnrnn.log_every_steps,
         checkpoint_every_s=config.mdnrnn.checkpoint_every_s,
     )
-    summary = yield from Fit(store, PREFIX, stream, objective, schedule, "train-mdnrnn").run()
+    fit = Fit(
+        store,
+        PREFIX,
+        stream,
+        objective,
+        schedule,
+        "train-mdnrnn",
+        hardware=objective.device.type,
+        exact=config.execution.exact,
+    )
+    summary = yield from fit.run()
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
     return {**summary, "init": "trained", "device": str(objective.device)}
 

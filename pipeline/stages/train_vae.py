@@ -20,7 +20,7 @@ from pipeline.executor import Executor, Resources
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.progress import Progress, Update
-from pipeline.storage.manifest import Record, commit, require_manifest
+from pipeline.storage.manifest import Record, commit, read_records, require_manifest
 from pipeline.storage.shards import episode_steps, read_frames
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
@@ -48,7 +48,7 @@ class _FrameBlock:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out frames, read from shards each time: as many whole episodes as come to ``max_frames`` at least."""
+    """The held-out frames, read from shards each time: whole episodes up to ``max_frames``, the last one cut."""
 
     store: Store
     records: Mapping[str, Record]
@@ -136,9 +136,20 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         log_every_steps=config.vae.log_every_steps,
         checkpoint_every_s=config.vae.checkpoint_every_s,
     )
-    summary = yield from Fit(store, PREFIX, stream, objective, schedule, "train-vae").run()
+    fit = Fit(
+        store,
+        PREFIX,
+        stream,
+        objective,
+        schedule,
+        "train-vae",
+        hardware=f"{objective.device.type} {objective.precision}",
+        exact=config.execution.exact,
+    )
+    summary = yield from fit.run()
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
-    commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
+    if PICTURE not in read_records(store, PREFIX):
+        commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
     return {**summary, "device": str(objective.device), "precision": str(objective.precision).removeprefix("torch.")}
 
 

@@ -90,7 +90,8 @@ def commit(store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, 
             raise StorageError(
                 f"{store.locate(_record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
                 f"made now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with the "
-                "same package versions; was this run begun on another machine? Both objects are kept."
+                "same package versions; was this run begun on another machine? Both objects are kept. To go on with "
+                f"the new one, remove {store.locate(_record_key(prefix, name))} and run the same command again."
             ) from None
         return present
     return record

@@ -119,7 +119,7 @@ class LocalStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            Path(temporary).chmod(0o644)
             yield temporary, target
         except AlreadyExistsError:
             raise
@@ -128,7 +128,7 @@ class LocalStore:
         finally:
             if temporary is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
+                    Path(temporary).unlink()
 
 
 def _unlistable(error: OSError) -> None:

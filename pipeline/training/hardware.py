@@ -6,8 +6,9 @@ from typing import Literal
 
 import torch
 
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.executor import Executor
+from pipeline.executor import Executor, InProcessExecutor
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -21,6 +22,20 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def check_devices(config: RunConfig, executor: Executor) -> None:
+    """Refuse a device that is not there, before anything is begun.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    present = torch.cuda.is_available() if isinstance(executor, InProcessExecutor) else executor.num_gpus > 0
+    for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
+        if device == "cuda" and not present:
+            raise ConfigError(
+                f"{key} = 'cuda', but there is no GPU to be had; choose 'auto' or 'cpu', or add a GPU node"
+            )
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.metrics import MetricsLog, Row
 from pipeline.progress import Update
 from pipeline.storage.checkpoints import Checkpoints
@@ -85,6 +85,8 @@ class Fit(Generic[Batch]):
         objective: what is trained.
         schedule: how long.
         name: for messages.
+        hardware: device and precision that decide the bits.
+        exact: refuse to go on from a checkpoint made on other hardware.
     """
 
     def __init__(
@@ -95,7 +97,11 @@ class Fit(Generic[Batch]):
         objective: Objective[Batch],
         schedule: Schedule,
         name: str,
+        *,
+        hardware: str = "cpu float32",
+        exact: bool = True,
     ) -> None:
+        self._hardware, self._exact = hardware, exact
         self._stream, self._objective, self._schedule, self._name = stream, objective, schedule, name
         self._checkpoints = Checkpoints(store, prefix)
         self._state = _State()
@@ -192,6 +198,7 @@ class Fit(Generic[Batch]):
                 "module": self._objective.module.state_dict(),
                 "optimizer": self._objective.optimizer.state_dict(),
                 "state": vars(state),
+                "hardware": self._hardware,
             },
             buffer,
         )
@@ -204,6 +211,14 @@ class Fit(Generic[Batch]):
             return
         step, data = latest
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+        if content["hardware"] != self._hardware:
+            message = f"{self._name}: the checkpoint was made on {content['hardware']}, this is {self._hardware}"
+            if self._exact:
+                raise ConfigError(
+                    f"{message}: results would differ. Go on where that is to be had, or accept it with "
+                    "-o execution.exact=false"
+                )
+            logger.warning("%s: accepted, as execution.exact is false", message)
         self._objective.module.load_state_dict(content["module"])
         self._objective.optimizer.load_state_dict(content["optimizer"])
         self._state = _State(**content["state"])

@@ -63,7 +63,7 @@ def test_a_job_that_raises_ends_the_call_with_its_name_and_cause(executor: Execu
 def test_an_error_of_ours_comes_back_as_it_is(executor: Executor) -> None:
     with (
         executor.pool(Failing, 3, "ours", jobs_per_call=2) as pool,
-        pytest.raises(DamagedDataError, match="^shard-00007 is damaged$"),
+        pytest.raises(DamagedDataError, match=r"^shard-00007 is damaged$"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -97,19 +98,6 @@ def test_recording_after_a_cut_episode_begins_anew() -> None:
     check_steps(record(6, env=env), 6)
 
 
-def test_on_step_is_called_once_a_step() -> None:
-    calls: list[None] = []
-    episode = record_episode(
-        CountingEnv(counting_config().env),
-        CodedPolicy(),
-        episode_id=0,
-        track=10,
-        max_steps=LIMIT + 4,
-        on_step=lambda: calls.append(None),
-    )
-    assert len(calls) == len(episode) == 6
-
-
 # ---- the collect stage
 
 
@@ -174,15 +162,31 @@ def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
     assert info["env_steps_this_sitting"] == new_rows
 
 
-def test_a_second_collect_drives_nothing_and_changes_nothing(
+def test_a_second_collect_drives_nothing_and_touches_no_data(
     local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = counting_config()
+
+    def present() -> dict[str, bytes]:
+        return {k: local_store.read(k) for part in ("data", "records") for k in local_store.list(f"rollouts/{part}/")}
+
     collect.run(config, local_store, executor)
-    before = {key: local_store.read(key) for key in local_store.list()}
+    before = present()
     info = collect.run(config, local_store, executor)
     assert info["env_steps_this_sitting"] == 0
-    assert {key: local_store.read(key) for key in local_store.list()} == before
+    assert present() == before
+    assert len(before) == 8
+
+
+def test_metrics_of_an_interrupted_collect_have_each_shard_once(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
+    config = counting_config()
+    list(collect.CollectWorker(config, local_store).run([collect.ShardJob(2), collect.ShardJob(0)]))
+    collect.run(config, local_store, executor)
+    rows = [json.loads(line) for line in local_store.read("rollouts/metrics.jsonl").splitlines()]
+    assert [row["step"] for row in rows] == [3, 6, 9, 10]
+    assert rows[-1]["env_steps"] == sum(len(episode) for episode in collected(config, local_store))
 
 
 def test_another_seed_drives_other_tracks() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import DamagedDataError, TrainingError
+from pipeline.errors import ConfigError, DamagedDataError, TrainingError
 from pipeline.progress import Update
 from pipeline.seeding import derive
 from pipeline.storage.checkpoints import Checkpoints
@@ -59,9 +59,11 @@ class Toy:
         yield 1, np.array([2])
 
 
-def make_fit(store: Store, toy: Any, prefix: str = "stage", **schedule: Any) -> Fit[Items]:
+def make_fit(
+    store: Store, toy: Any, prefix: str = "stage", fit: Mapping[str, Any] | None = None, **schedule: Any
+) -> Fit[Items]:
     arguments = {"epochs": EPOCHS, "patience": None, "log_every_steps": 3, "checkpoint_every_s": NEVER, **schedule}
-    return Fit(store, prefix, make_stream(RECORDS), toy, Schedule(**arguments), "train-toy")
+    return Fit(store, prefix, make_stream(RECORDS), toy, Schedule(**arguments), "train-toy", **(fit or {}))
 
 
 def finish(fit: Fit[Items]) -> tuple[list[Update], Mapping[str, Any]]:
@@ -215,6 +217,20 @@ def test_a_training_that_is_finished_trains_no_more_and_gives_the_same_weights(s
     assert again == summary
     assert weights(toy) == weights(first)
     assert rows(store) == before
+
+
+def test_a_checkpoint_of_other_hardware_is_refused_where_results_must_be_exact(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Killed):
+        finish(make_fit(store, Toy(at_step(20)), fit={"hardware": "cuda bfloat16"}))
+    with pytest.raises(ConfigError, match=r"made on cuda bfloat16, this is cpu float32.*execution\.exact=false"):
+        make_fit(store, Toy(), fit={"hardware": "cpu float32"})
+    with caplog.at_level(logging.WARNING):
+        toy = Toy()
+        finish(make_fit(store, toy, fit={"hardware": "cpu float32", "exact": False}))
+    assert "cuda bfloat16" in caplog.text
+    assert toy.trained[0] == 13
 
 
 # ---- early stop

@@ -364,6 +364,15 @@ def test_padding_changes_no_loss_and_no_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_a_batch_of_nothing_but_last_rows_has_no_likelihood_and_no_gradient_that_is_not_a_number() -> None:
+    batch = some_windows()
+    fit = objective()
+    loss = fit.losses(batch._replace(has_next=np.zeros_like(batch.has_next)), 0)["loss"]
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in fit.module.parameters())
+
+
 def test_z_is_sampled_anew_for_each_batch_and_the_same_for_the_same_step() -> None:
     fit, batch = objective(), some_windows()
     assert fit.losses(batch, 1)["loss"] == fit.losses(batch, 1)["loss"]

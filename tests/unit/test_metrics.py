@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -97,11 +98,15 @@ def test_a_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
     assert log.rows == lines(store)
 
 
-def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(store: Store) -> None:
+def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = MetricsLog(store, "stage")
     for step in range(1, 6):
         log.log(step, {"loss": 1 / step})
     known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
+    later = time.time() + 100  # the second sitting's file has another name
+    monkeypatch.setattr(time, "time", lambda: later)
     resumed = MetricsLog(store, "stage", known)
     assert [line["step"] for line in lines(store)] == [1, 2, 3]
     assert points(store) == expected(store)
@@ -123,10 +128,13 @@ def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> No
     assert points(store) == expected(store)
 
 
-def test_stages_do_not_touch_each_others_metrics(store: Store) -> None:
-    first = MetricsLog(store, "stage")
-    first.log(1, {"loss": 0.5})
-    MetricsLog(store, "stage2").log(1, {"loss": 0.25})
-    MetricsLog(store, "stage2")
-    assert lines(store) == first.rows
-    assert len(points(store)) == 1
+def test_metrics_begun_anew_touch_nothing_else(store: Store) -> None:
+    store.write("stage/data/shard", b"")
+    other = MetricsLog(store, "stage2")
+    other.log(1, {"loss": 0.5})
+    before = set(store.list())
+    MetricsLog(store, "stage").log(1, {"loss": 0.25})
+    MetricsLog(store, "stage")
+    assert before < set(store.list())
+    assert [json.loads(line) for line in store.read("stage2/metrics.jsonl").splitlines()] == other.rows
+    assert points(store) == []

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.errors import DamagedDataError
 from pipeline.evolution.search import Search
-from pipeline.evolution.state import EvolutionState, Generation
+from pipeline.evolution.state import EvolutionState, Generation, read_progress
 
 Array = NDArray[np.float64]
 Objective = Callable[[Array], Array]
@@ -253,3 +254,17 @@ def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
         assert float(arrays["sigma"]) == state.search.sigma
         np.testing.assert_array_equal(arrays["best"], state.best)
         assert json.loads(arrays["progress"].tobytes())["history"][1]["generation"] == 2
+
+
+def test_progress_is_read_without_unpickling_anything() -> None:
+    state = make_state()
+    with np.load(io.BytesIO(state.to_bytes())) as arrays:
+        parts = dict(arrays)
+    parts["pycma"] = np.frombuffer(b"no pickle", np.uint8)
+    buffer = io.BytesIO()
+    np.savez(buffer, **parts)
+    progress = read_progress(buffer.getvalue())
+    assert progress["history"] == state.history
+    assert (progress["best_generation"], progress["env_steps"]) == (2, 200)
+    with pytest.raises(DamagedDataError, match=r"cannot be restored by cma"):
+        EvolutionState.from_bytes(buffer.getvalue())

@@ -1,0 +1,95 @@
+"""Stages of their own: latents stay beside what they were made from, and a score is summed up as textbooks do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.executor import InProcessExecutor
+from pipeline.models.weights import new_vae, to_bytes
+from pipeline.stages import collect, encode
+from pipeline.stages.evaluate import summarise
+from pipeline.storage.manifest import Manifest, Record, commit, read_records, seal
+from pipeline.storage.shards import read_episodes, read_latents
+from pipeline.storage.store import Store
+
+
+def seal_as_it_is(store: Store, prefix: str) -> None:
+    seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
+
+
+@pytest.fixture
+def ready(store: Store, executor: InProcessExecutor, smoke_config: RunConfig) -> Store:
+    """A store with collected frames and a VAE as it was initialised."""
+    collect.run(smoke_config, store, executor)
+    seal_as_it_is(store, "rollouts")
+    commit(store, "vae", "vae.safetensors", to_bytes(new_vae(smoke_config)))
+    seal_as_it_is(store, "vae")
+    return store
+
+
+def test_encode_keeps_every_row_beside_its_own_latents(
+    ready: Store, executor: InProcessExecutor, smoke_config: RunConfig, one_thread: None
+) -> None:
+    encode.run(smoke_config, ready, executor)
+    frames, latents = read_records(ready, "rollouts"), read_records(ready, "latents")
+    assert {name: (r.rows, r.info["episodes"]) for name, r in frames.items()} == {
+        name: (r.rows, r.info["episodes"]) for name, r in latents.items()
+    }
+    vae = new_vae(smoke_config)
+    for name in frames:
+        pairs = zip(read_episodes(ready, frames[name]), read_latents(ready, latents[name]), strict=True)
+        for drive, encoded in pairs:
+            assert encoded.id == drive.id
+            for column in ("actions", "rewards", "terminated", "truncated"):
+                assert getattr(encoded, column).tobytes() == getattr(drive, column).tobytes()
+            with torch.no_grad():
+                mu, logvar = vae.encode(torch.from_numpy(drive.frames.transpose(0, 3, 1, 2).astype(np.float32) / 255))
+            np.testing.assert_allclose(encoded.mu, mu, atol=2e-6)
+            np.testing.assert_allclose(encoded.logvar, logvar, atol=2e-6)
+            assert len(np.unique(encoded.mu, axis=0)) == len(drive), "the rows differ, so a shift would show"
+
+
+def test_encode_goes_on_from_the_shards_it_has(
+    ready: Store,
+    executor: InProcessExecutor,
+    smoke_config: RunConfig,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encode.run(smoke_config, ready, executor)
+    whole = read_records(ready, "latents")
+    for name in ("shard-00000.parquet", "shard-00002.parquet"):
+        ready.delete(f"latents/records/{name}.json")
+    encoded: list[str] = []
+    run_jobs = encode.EncodeWorker.run
+
+    def watched(self: encode.EncodeWorker, jobs: Sequence[encode.EncodeJob]) -> Iterator[tuple[str, Record]]:
+        encoded.extend(job.id for job in jobs)
+        return run_jobs(self, jobs)
+
+    monkeypatch.setattr(encode.EncodeWorker, "run", watched)
+    encode.run(smoke_config, ready, executor)
+    assert read_records(ready, "latents") == whole
+    assert encoded == ["shard-00000.parquet", "shard-00002.parquet"]
+
+
+def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> None:
+    returns = np.random.default_rng(0).normal(800, 50, 400)
+    summary = summarise(returns.tolist(), seed=1)
+    assert summary["mean"] == pytest.approx(returns.mean())
+    assert summary["sd"] == pytest.approx(np.sqrt(((returns - returns.mean()) ** 2).sum() / 399))
+    error = returns.std(ddof=1) / 20
+    assert summary["low"] == pytest.approx(returns.mean() - 1.96 * error, abs=0.15 * error)
+    assert summary["high"] == pytest.approx(returns.mean() + 1.96 * error, abs=0.15 * error)
+    assert (summary["episodes"], summary["min"], summary["max"]) == (400, returns.min(), returns.max())
+    assert summarise(returns.tolist(), seed=1) == summary
+
+
+def test_the_summary_of_one_episode_has_no_spread() -> None:
+    summary = summarise([5.0], seed=1)
+    assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
