@@ -63,12 +63,27 @@ class SeedRange(Section):
         return self.stop - self.start
 
 
+_TRACKS = {
+    "training": {"start": 1_000_000, "stop": 2_000_000_000},
+    "validation": {"start": 100_000, "stop": 200_000},
+    "test": {"start": 0, "stop": 100_000},
+}
+
+
 class TracksConfig(Section):
     """Three disjoint ranges of track seeds: fitness, choosing a controller, the reported score."""
 
-    training: SeedRange = SeedRange(start=1_000_000, stop=2_000_000_000)
-    validation: SeedRange = SeedRange(start=100_000, stop=200_000)
-    test: SeedRange = SeedRange(start=0, stop=100_000)
+    training: SeedRange = SeedRange(**_TRACKS["training"])
+    validation: SeedRange = SeedRange(**_TRACKS["validation"])
+    test: SeedRange = SeedRange(**_TRACKS["test"])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """One end of a range may be given alone: the other stays at its default."""
+        if not isinstance(values, dict):
+            return values
+        return {k: {**_TRACKS[k], **v} if k in _TRACKS and isinstance(v, dict) else v for k, v in values.items()}
 
     @model_validator(mode="after")
     def _disjoint(self) -> Self:

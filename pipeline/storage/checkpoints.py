@@ -35,7 +35,10 @@ class Checkpoints:
         record = Record(name=f"{step:08d}", key=key, size_bytes=len(data), sha256=sha256)
         self.store.write(key, data)
         self.store.write(self._record_key(record.name), json.dumps(asdict(record)).encode())
-        for name in self._names()[: -self.keep]:
+        # What is newer was found damaged, or this step would not have been taken again.
+        newer = [name for name in self._names() if name > record.name]
+        kept_and_older = [name for name in self._names() if name <= record.name]
+        for name in (*newer, *kept_and_older[: -self.keep]):
             self._remove(name)
 
     def steps(self) -> list[int]:

@@ -1,0 +1,98 @@
+"""The flow: what is skipped, what may be mixed with what, and what is refused before anything is begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import machine
+from pipeline.errors import ConfigError, StorageError
+from pipeline.executor import InProcessExecutor
+from pipeline.preflight import estimate
+from pipeline.run import STAGES, run_stages, stage_named
+from pipeline.storage.manifest import commit, manifest_key, read_records
+from pipeline.storage.shards import episodes_to_bytes, read_episodes, shard_name
+from pipeline.storage.store import LocalStore
+from pipeline.training.hardware import check_devices
+from tests.counting import counting_config
+
+SMALL = {
+    "evolve.population_size": 3, "evolve.episodes": 1, "evolve.generations": 1, "evolve.validate_every": 1,
+    "evolve.validation_episodes": 1, "evaluate.episodes": 1, "evaluate.gif_seconds": 0.1,
+}  # fmt: skip
+
+
+def _other_bytes_in_the_first_shard(store: LocalStore) -> None:
+    """As if it had been lost and made anew on another machine."""
+    record = read_records(store, "rollouts")[shard_name(0)]
+    episodes = list(read_episodes(store, record))
+    episodes[0].rewards.setflags(write=True)
+    episodes[0].rewards[0] += 1
+    store.delete(f"rollouts/records/{record.name}.json")
+    store.delete(manifest_key("rollouts"))
+    commit(store, "rollouts", record.name, episodes_to_bytes(episodes), rows=record.rows, **record.info)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_stage_does_not_go_on_from_other_data_than_it_began_with(
+    local_store: LocalStore, executor: InProcessExecutor, sealed: bool
+) -> None:
+    config = counting_config(SMALL)
+    run_stages(config, local_store, executor, STAGES[:2])
+    if not sealed:
+        local_store.delete(manifest_key("vae"))
+    _other_bytes_in_the_first_shard(local_store)
+    run_stages(config, local_store, executor, STAGES[:1])
+    before = {key: local_store.read(key) for key in local_store.list("vae/")}
+    with pytest.raises(StorageError, match=r"train-vae has in .*vae was made from other rollouts/ than are there now"):
+        run_stages(config, local_store, executor, STAGES[:2])
+    assert {key: local_store.read(key) for key in local_store.list("vae/")} == before
+
+
+def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
+    run_stages(counting_config(SMALL), local_store, executor, STAGES[:6])
+    grown = counting_config({**SMALL, "evolve.generations": 2})
+    run_stages(grown, local_store, executor, [stage_named("evolve")])
+    with pytest.raises(StorageError, match=r"earlier evolution/ than is there now: run `world-models evaluate` first"):
+        run_stages(grown, local_store, executor, [stage_named("report")])
+    run_stages(grown, local_store, executor, STAGES)
+    assert (Path(local_store.root) / "report" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("section", ["vae", "mdnrnn"])
+def test_a_gpu_that_is_not_there_is_refused(executor: InProcessExecutor, section: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but there is no GPU"):
+        check_devices(counting_config({f"{section}.device": "cuda"}), executor)
+
+
+def test_the_plan_counts_what_a_larger_controller_costs() -> None:
+    def disk(hidden_size: int) -> float:
+        plan = estimate(counting_config({"controller.hidden_size": hidden_size}))
+        return next(row.disk_bytes for row in plan if row.stage == "evolve")
+
+    # Linear: 2 actions x (z + h + 1). With a layer of 64: 64 x (z + h + 1) + 2 x 65. The covariance is its square.
+    config = counting_config()
+    features = config.vae.z_size + config.mdnrnn.hidden_size + 1
+    assert disk(64) / disk(0) == pytest.approx(((64 * features + 130) / (2 * features)) ** 2)
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", None), ("150000 100000", 1), ("50000 100000", 1)])
+def test_the_quota_of_a_container_limits_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int | None
+) -> None:
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    unlimited = machine.num_cores()
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert machine.num_cores() == (expected or unlimited)
+
+
+def test_the_limit_of_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    unlimited = machine.memory_bytes()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.memory_bytes() == unlimited
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    assert machine.memory_bytes() == 2**30
