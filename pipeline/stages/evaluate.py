@@ -56,7 +56,8 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     shown = "best" if "best" in controllers else "mean"
     tag = f"{tag}-{config.evaluate.episodes:06d}"
     if f"drive-{tag}.gif" not in read_records(store, PREFIX):
-        _film(config, store, executor, f"drive-{tag}.gif", shown, controllers[shown], vae_weights, mdnrnn_weights)
+        job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
+        _film(config, store, executor, f"drive-{tag}.gif", shown, job, vae_weights, mdnrnn_weights)
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
     return {"env_steps": sum(row["steps"] for row in rows), "controllers": summary}
@@ -68,7 +69,7 @@ def _film(
     executor: Executor,
     name: str,
     controller: str,
-    parameters: NDArray[np.float32],
+    job: RolloutJob,
     vae_weights: bytes,
     mdnrnn_weights: bytes,
 ) -> None:
@@ -78,7 +79,7 @@ def _film(
             config,
             vae_weights,
             mdnrnn_weights,
-            _film_job(config, parameters),
+            job,
             resources=Resources(),
             on_update=show,
         )
@@ -111,8 +112,9 @@ def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob
     )
 
 
-def _film_job(config: RunConfig, parameters: NDArray[np.float32]) -> RolloutJob:
-    job = _jobs(config, parameters)[0]
+def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
+    """The drive to show: not the best one, but that of the median return (the upper of two)."""
+    job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
     steps = min(config.env.max_episode_steps, round(config.evaluate.gif_seconds * STEPS_PER_SECOND))
     return RolloutJob(**{**vars(job), "max_steps": steps})
 

@@ -11,11 +11,12 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.executor import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
-from pipeline.stages import collect, encode
+from pipeline.stages import collect, encode, evaluate
 from pipeline.stages.evaluate import summarise
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, seal
 from pipeline.storage.shards import read_episodes, read_latents
 from pipeline.storage.store import Store
+from tests.counting import counting_config
 
 
 def seal_as_it_is(store: Store, prefix: str) -> None:
@@ -93,3 +94,12 @@ def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> N
 def test_the_summary_of_one_episode_has_no_spread() -> None:
     summary = summarise([5.0], seed=1)
     assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
+
+
+def test_the_drive_shown_is_the_median_one_not_the_best() -> None:
+    config = counting_config({"evaluate.gif_seconds": 0.1})
+    jobs = evaluate._jobs(config, np.zeros(3, np.float32))
+    shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])
+    assert shown.track == jobs[0].track
+    assert shown.max_steps == 5
+    assert evaluate._film_job(config, jobs[:3], [5.0, 1.0, 9.0]).track == jobs[0].track
