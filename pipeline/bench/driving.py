@@ -21,7 +21,7 @@ from pipeline.seeding import generator
 from pipeline.threads import num_threads
 
 _PIECE_STEPS = 50
-_EPISODE_STEPS = 250
+_EPISODE_STEPS = 100
 
 
 def bench_env(seconds: float) -> Comparison:
@@ -92,7 +92,7 @@ def bench_agent(seconds: float) -> Comparison:
             candidate=0,
             parameters=parameters,
             first_track=0,
-            episodes=range(track, track + 2 * config.rollouts.lanes),
+            episodes=range(track, track + config.rollouts.lanes),
         )
         track += len(jobs)
         return sum(result.steps for _, result in worker.run(jobs))
