@@ -67,6 +67,7 @@ class RayExecutor:
                 ) from error
         else:
             # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.
+            logger.info("starting a local Ray")
             self._local = True
             ray.init(
                 address="local",

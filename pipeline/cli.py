@@ -51,10 +51,6 @@ command again, it goes on from what is committed.
 """
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="world-models",
@@ -67,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_argument("preset", help=f"a preset ({', '.join(preset_names())}) or the path of a YAML file")
+        command.add_argument(
+            "preset", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or the path of a YAML file"
+        )
         command.add_argument(
             "-o",
             "--override",
@@ -98,17 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except WorldModelsError as error:
         print(f"world-models: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"\nworld-models: interrupted; what is committed is kept; {resume}", file=sys.stderr)
-        return 130
-    except _Terminated:
-        print(f"\nworld-models: terminated; what is committed is kept; {resume}", file=sys.stderr)
-        return 143
+    except KeyboardInterrupt as interrupt:
+        terminated = interrupt.args == (signal.SIGTERM,)
+        how = "terminated" if terminated else "interrupted"
+        print(f"\nworld-models: {how}; what is committed is kept; {resume}", file=sys.stderr)
+        return 143 if terminated else 130
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the command as Ctrl-C does: KeyboardInterrupt is what Ray's own calls let through."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Terminated
+    raise KeyboardInterrupt(signal.SIGTERM)
 
 
 def _dispatch(options: argparse.Namespace) -> int:

@@ -224,7 +224,7 @@ class ExecutionConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = runtime("run")
+    name: str = runtime("run", pattern=r"^[^/.][^/]*$", description="by default that of the YAML file")
     seed: int = Field(1, ge=0, lt=2**63)
     env: EnvConfig = EnvConfig()
     tracks: TracksConfig = TracksConfig()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import RunConfig
@@ -23,6 +23,7 @@ _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.35e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
+_START_S = {"ray": 4.0, "in-process": 1.5}  # of a stage's processes, with what they import
 _GIB = 2**30
 
 
@@ -53,7 +54,7 @@ def num_workers(config: RunConfig) -> int:
 
 
 def estimate(config: RunConfig) -> list[StageEstimate]:
-    """Upper bounds: every episode is taken to run to its limit."""
+    """Rough, and for episodes that all run to their limit."""
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
@@ -75,7 +76,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
     evaluate_steps = 2 * config.evaluate.episodes * config.env.max_episode_steps
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
-    return [
+    stages = [
         StageEstimate(
             "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
             frames / _ENV_STEPS_PER_S / cores, frames * _FRAME_BYTES, worker_memory + shard_memory,
@@ -106,8 +107,10 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
             "evaluate", f"2 controllers x {config.evaluate.episodes} tracks",
             evaluate_steps / _ENV_STEPS_PER_S / cores, 10e6, worker_memory,
         ),
-        StageEstimate("report", "one page", 10.0, 10e6, _TRAINING_PROCESS_BYTES),
+        StageEstimate("report", "one page", 2.0, 10e6, _TRAINING_PROCESS_BYTES),
     ]  # fmt: skip
+    start = _START_S[config.execution.executor]
+    return [replace(stage, seconds=stage.seconds + start) for stage in stages]
 
 
 def describe(config: RunConfig, run_dir: str) -> str:
@@ -117,7 +120,7 @@ def describe(config: RunConfig, run_dir: str) -> str:
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
-        f"  {'stage':<13} {'at most':>9}  {'disk':>9}  work",
+        f"  {'stage':<13} {'about':>9}  {'disk':>9}  work",
     ]
     for row in rows:
         lines.append(f"  {row.stage:<13} {_duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")

@@ -57,7 +57,8 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+        told = str(error).replace('"<unicode string>"', source)
+        raise ConfigError(f"{source} is not valid YAML: {told}") from error
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -84,7 +85,9 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
             raise ConfigError(f"{path} cannot be read as text: {error}") from error
     values = parse_yaml(text, source)
     if not isinstance(values, dict):
-        raise ConfigError(f"{source} must hold keys and values, but holds {type(values).__name__}")
+        holds = "is empty" if values is None else f"holds {type(values).__name__}"
+        raise ConfigError(f"{source} must hold keys and values, but {holds}")
+    values.setdefault("name", Path(preset).stem)
     for override in overrides:
         _apply(values, override)
     return validate(values, source)
@@ -108,7 +111,7 @@ def validate(values: Mapping[str, Any], source: str) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()]
-        raise ConfigError(f"{source}: " + "\n".join(lines)) from error
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
 
 
 def _explain(detail: Any) -> str:
@@ -116,14 +119,21 @@ def _explain(detail: Any) -> str:
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
         valid = _keys_of(location[:-1])
-        close = difflib.get_close_matches(location[-1], valid, n=1)
+        close = difflib.get_close_matches(location[-1], valid, n=1) or _sections_with(location[-1])
         hint = f" Did you mean {close[0]}?" if close else ""
         where = f"in section {'.'.join(location[:-1])}" if location[:-1] else "at the top level"
         return f"unknown key {key}.{hint} Valid {where}: {', '.join(valid)}"
     if detail["type"] == "value_error":
         message = str(detail["ctx"]["error"])
         return f"{key}: {message}" if key else message
+    if detail["type"] == "model_type":
+        return f"{key} = {detail['input']!r}: {key} is a section, set its keys: {', '.join(_keys_of(location))}"
     return f"{key} = {detail['input']!r}: {detail['msg']}"
+
+
+def _sections_with(key: str) -> list[str]:
+    """Dotted names of the keys of this name, in whatever section."""
+    return [f"{section}.{key}" for section in RunConfig.model_fields if key in _keys_of([section])]
 
 
 def _keys_of(sections: list[str]) -> list[str]:

@@ -167,9 +167,11 @@ def _upstream(store: Store, stage: Stage) -> dict[str, str]:
     for prefix in stage.reads:
         manifest = read_manifest(store, prefix)
         if manifest is None:
+            first = next(other.name for other in STAGES if read_manifest(store, other.prefix) is None)
             raise StorageError(
                 f"{stage.name} reads what {_filler(prefix)} leaves under {store.locate(prefix)}, and that is not "
-                f"complete. Run `world-models {_filler(prefix)}` first, or `world-models run` for all stages."
+                f"complete. Run `world-models {first}` first with the same arguments, or `world-models run` for all "
+                "stages."
             )
         for source, digest in manifest.upstream.items():
             current = read_manifest(store, source)

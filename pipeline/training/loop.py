@@ -125,7 +125,7 @@ class Fit(Generic[Batch]):
             yield self._update(sum(totals), self._end_epoch())
             self._save()
         self._objective.module.load_state_dict(state.best_weights)
-        return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch, "loss": state.best_loss}
+        return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch + 1, "loss": state.best_loss}
 
     def _train_step(self, batch: Batch) -> dict[str, str]:
         state, objective = self._state, self._objective

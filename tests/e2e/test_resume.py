@@ -50,17 +50,22 @@ def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, 
         assert points == sorted(set(points)) and points[-1] == steps, f"{stage}: doubled or missing points"
 
 
+@pytest.mark.parametrize("executor", ["in-process", "ray"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_says_how_to_go_on_and_loses_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_stop_says_how_to_go_on_and_loses_nothing(
+    tmp_path: Path, number: signal.Signals, code: int, executor: str
+) -> None:
     folder = tmp_path / "run"
-    process = command.Command("collect", "smoke", "--run-dir", str(folder), "-o", "execution.executor=in-process")
+    # More shards than smoke has, so that some are left when the first is there.
+    arguments = ("collect", "smoke", "--run-dir", str(folder), "-o", "collect.episodes=30")
+    process = command.Command(*arguments, "-o", f"execution.executor={executor}")
     records = folder / "rollouts" / "records"
     ended, output = process.interrupt(number, lambda: records.is_dir() and bool(list(records.glob("*.json"))))
     assert ended == code, output
     assert f"world-models collect smoke --run-dir {folder}" in output
     assert "Traceback" not in output
     kept = command.files(records)
-    again, output = command.run("collect", "smoke", "--run-dir", str(folder))
+    again, output = command.run(*arguments)
     assert again == 0, output
     assert kept.items() <= command.files(records).items()
 

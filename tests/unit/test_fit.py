@@ -268,7 +268,7 @@ def test_it_stops_after_so_many_epochs_without_a_better_loss_and_keeps_the_best_
 ) -> None:
     toy = Scripted(losses)
     _, summary = finish(make_fit(store, toy, epochs=6, patience=patience))
-    assert (summary["epochs"], summary["best_epoch"], summary["loss"]) == (epochs, best, losses[best])
+    assert (summary["epochs"], summary["best_epoch"], summary["loss"]) == (epochs, best + 1, losses[best])
     assert weights(toy) == toy.after_epoch[best]
     assert len({json.dumps({k: v.hex() for k, v in w.items()}) for w in toy.after_epoch}) == epochs
 
@@ -280,7 +280,7 @@ def test_patience_is_kept_over_a_resume(store: Store) -> None:
         list(running)
     toy = Scripted([2.0, 0.1])
     _, summary = finish(make_fit(store, toy, epochs=6, patience=2))
-    assert (summary["epochs"], summary["best_epoch"], summary["loss"]) == (4, 1, 1.0)
+    assert (summary["epochs"], summary["best_epoch"], summary["loss"]) == (4, 2, 1.0)
     assert weights(toy) == killed.after_epoch[1], "the best weights are those of before the kill"
 
 

@@ -203,3 +203,32 @@ def test_a_dumped_config_is_read_back_as_it_was_with_every_key_there() -> None:
     text = dump(config)
     assert validate(parse_yaml(text, "x"), "x") == config
     assert yaml.safe_load(text).keys() == RunConfig.model_fields.keys()
+
+
+def test_a_config_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 3\n")
+    assert load_config(str(path)).name == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
+def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name = "):
+        load_config("smoke", [f"name='{name}'"])
+
+
+def test_a_key_given_without_its_section_is_found_in_it() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key population_size\. Did you mean evolve\.population_size\?"):
+        load_config("smoke", ["population_size=8"])
+
+
+def test_a_value_where_a_section_is_meant_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"encode = 8: encode is a section, set its keys: batch_size"):
+        load_config("smoke", ["encode=8"])
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"mine\.yaml must hold keys and values, but is empty"):
+        load_config(str(path))
