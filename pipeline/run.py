@@ -14,7 +14,7 @@ from pipeline.executor import Executor
 from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.sittings import stage_seconds, timed
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
-from pipeline.storage.manifest import Manifest, manifest_key, read_manifest, read_records, seal, supersede
+from pipeline.storage.manifest import Manifest, manifest_key, outgrown, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -173,13 +173,11 @@ def _upstream(store: Store, stage: Stage) -> dict[str, str]:
                 f"complete. Run `world-models {first}` first with the same arguments, or `world-models run` for all "
                 "stages."
             )
-        for source, digest in manifest.upstream.items():
-            current = read_manifest(store, source)
-            if current is None or current.digest != digest:
-                raise StorageError(
-                    f"{store.locate(prefix)} was made from an earlier {source}/ than is there now: run "
-                    f"`world-models {_filler(prefix)}` first, or `world-models run` for all stages."
-                )
+        if earlier := outgrown(store, manifest):
+            raise StorageError(
+                f"{store.locate(prefix)} was made from an earlier {earlier[0]}/ than is there now: run "
+                f"`world-models {_filler(prefix)}` first, or `world-models run` for all stages."
+            )
         digests[prefix] = manifest.digest
     return digests
 

@@ -11,7 +11,7 @@ from pipeline.run import STAGES, Stage
 from pipeline.sittings import read_sittings
 from pipeline.stages.collect import num_shards
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import Manifest, read_manifest, read_records
+from pipeline.storage.manifest import outgrown, read_manifest, read_records
 from pipeline.storage.store import Store
 
 CONFIG_KEY = "config.yaml"
@@ -32,7 +32,7 @@ def describe_run(store: Store) -> str:
     shards = num_shards(config)
     for stage in STAGES:
         manifest = read_manifest(store, stage.prefix)
-        if manifest is not None and _outgrown(store, manifest):
+        if manifest is not None and outgrown(store, manifest):
             lines.append(f"  {stage.name:<13} out of date: what it was made from has grown")
         elif manifest is not None:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
@@ -53,12 +53,6 @@ def describe_run(store: Store) -> str:
         last_one = sittings[-1]
         lines.append(f"sittings: {len(sittings)}, the last on {last_one['host']}, pid {last_one['pid']}")
     return "\n".join(lines)
-
-
-def _outgrown(store: Store, manifest: Manifest) -> bool:
-    """Whether a stage was made from less than is there now."""
-    current = {prefix: read_manifest(store, prefix) for prefix in manifest.upstream}
-    return any(now is None or now.digest != manifest.upstream[prefix] for prefix, now in current.items())
 
 
 def _unfinished(store: Store, stage: Stage, shards: int) -> str:

@@ -156,8 +156,9 @@ def _drive(
         def take(job: RolloutJob, result: RolloutResult) -> None:
             done[job.candidate, job.episode] = result
             returns.append(result.episode_return)
-            metrics.log(len(returns), {"mean_return": fmean(returns)})
-            show(Update(len(returns), len(wanted), {"mean return": f"{fmean(returns):.1f}"}, restored=restored))
+            mean = fmean(returns)
+            metrics.log(len(returns), {"mean_return": mean})
+            show(Update(len(returns), len(wanted), {"mean return": f"{mean:.1f}"}, restored=restored))
             if time.monotonic() - saved >= _SAVE_EVERY_S:
                 save()
 

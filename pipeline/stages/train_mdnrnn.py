@@ -189,18 +189,12 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     )
     held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
     objective = MdnRnnObjective(config, action_size, held_out_windows)
-    schedule = Schedule(
-        epochs=config.mdnrnn.epochs,
-        patience=config.mdnrnn.patience,
-        log_every_steps=config.mdnrnn.log_every_steps,
-        checkpoint_every_s=config.mdnrnn.checkpoint_every_s,
-    )
     fit = Fit(
         store,
         PREFIX,
         stream,
         objective,
-        schedule,
+        Schedule.of(config.mdnrnn),
         "train-mdnrnn",
         hardware=objective.device.type,
         exact=config.execution.exact,

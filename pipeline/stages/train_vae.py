@@ -130,18 +130,12 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     )
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
     objective = VaeObjective(config, held_out_frames)
-    schedule = Schedule(
-        epochs=config.vae.epochs,
-        patience=config.vae.patience,
-        log_every_steps=config.vae.log_every_steps,
-        checkpoint_every_s=config.vae.checkpoint_every_s,
-    )
     fit = Fit(
         store,
         PREFIX,
         stream,
         objective,
-        schedule,
+        Schedule.of(config.vae),
         "train-vae",
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,

@@ -186,6 +186,12 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
     return manifest
 
 
+def outgrown(store: Store, manifest: Manifest) -> list[str]:
+    """The prefixes that a stage read and that are no longer what it read."""
+    current = {prefix: read_manifest(store, prefix) for prefix in manifest.upstream}
+    return [p for p, now in current.items() if now is None or now.digest != manifest.upstream[p]]
+
+
 def seal(store: Store, prefix: str, manifest: Manifest) -> None:
     """Write a stage's manifest, create-only."""
     content = {"format_version": FORMAT_VERSION, **asdict(manifest), "digest": manifest.digest}

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import MdnRnnConfig, VaeConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.metrics import MetricsLog, Row
 from pipeline.progress import Update
@@ -60,6 +61,11 @@ class Schedule:
     patience: int | None
     log_every_steps: int
     checkpoint_every_s: float
+
+    @classmethod
+    def of(cls, config: VaeConfig | MdnRnnConfig) -> Schedule:
+        """The schedule that a training stage's section asks for."""
+        return cls(config.epochs, config.patience, config.log_every_steps, config.checkpoint_every_s)
 
 
 @dataclass
