@@ -42,6 +42,9 @@ class EnvConfig(Section):
     view: Literal["playfield", "full"] = Field(
         "playfield", description="playfield: the frame without the status bar (the paper); full: the whole frame"
     )
+    rendering: Literal["texture", "gymnasium"] = Field(
+        "texture", description="how frames are drawn: from a texture of the track, or by Gymnasium, 50 times slower"
+    )
     max_episode_steps: int = Field(1000, ge=2, description="steps after which an episode is truncated")
     domain_randomize: bool = Field(False, description="random colours of road, background and grass, per track")
 
@@ -208,6 +211,7 @@ class EvaluateConfig(Section):
     """Stage 6: test tracks, never selected on, with Gymnasium's own rendering."""
 
     episodes: int = growable(100, ge=1)
+    rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for these drives")
     gif_seconds: float = Field(20.0, gt=0, description="length of the drive shown, at most")
 
 

@@ -1,15 +1,16 @@
-"""Gymnasium's CarRacing-v3 as the pipeline sees it: 64x64 frames, track seeds, the paper's squashing."""
+"""CarRacing: Gymnasium's own game with a drawing dozens of times faster, and as the pipeline sees it.
+
+``gymnasium.make("pipeline.envs.car_racing:FastCarRacing-v3")`` is a drop-in for ``CarRacing-v3``: the same class with
+two methods extended. What Gymnasium draws on 1000x800 pixels and shrinks to 96x96 is drawn at its final size.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.config import EnvConfig
-from pipeline.envs.environment import Step
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 # Nothing here opens a window; SDL must not look for a screen or a sound card, nor pygame greet.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -17,26 +18,196 @@ os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 import Box2D
+import cv2
 import gymnasium
+import numpy as np
+from gymnasium.envs.box2d import car_racing
+from gymnasium.envs.box2d.car_racing import SCALE, WINDOW_H, WINDOW_W, ZOOM
+from numpy.typing import NDArray
+
+from pipeline.config import EnvConfig
+from pipeline.envs.car_sprites import BAR_TOP, SHRINK_LOSS, VIEWS, CarSprites, StatusBar, reduce_observation
+from pipeline.envs.environment import Step
+from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
 
 cv2.setNumThreads(1)
 
-# Rows of the 96x96 observation above the status bar; the paper crops to them (its carracing.py).
-_PLAYFIELD_ROWS = 84
+ID = "FastCarRacing-v3"
+
+# Texels along each side of the playfield, by frame width: at full zoom a texel is about as large as a pixel, or half.
+_TEXTURE_SIDES = {64: 960, 96: 1920}
+# Tracks that a process remembers, textures of about 10 MB included: those of a generation.
+_MAX_TRACKS = 24
 
 
-def reduce_observation(observation: NDArray[np.uint8], view: str) -> NDArray[np.uint8]:
-    """An observation (96, 96, 3) uint8 to a frame (64, 64, 3) uint8, by area averaging.
+class _TileColor(np.ndarray[Any, np.dtype[np.float64]]):
+    """A road tile's colour, which notes when it is set: Gymnasium does that once the car touches the tile.
 
-    Every path that makes frames goes through here, so that what V was trained on is what C sees.
+    Attributes:
+        tile: its index.
+        touched: where to note it.
     """
-    if view == "playfield":
-        observation = observation[:_PLAYFIELD_ROWS]
-    return cv2.resize(observation, (64, 64), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+    tile: int
+    touched: list[int]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.touched.append(self.tile)
+
+
+@dataclass
+class _Track:
+    """What ``_create_track`` made of a random generator's state; shared by all episodes on it and never changed.
+
+    Attributes:
+        created: whether it succeeded; Gymnasium tries again where it did not.
+        rng_after: the generator's state afterwards.
+        start_alpha, track: as Gymnasium leaves them.
+        polygons: road_poly with colours of its own: tiles, whose colours are arrays, and kerbs.
+        textures: by side.
+    """
+
+    created: bool
+    rng_after: dict[str, Any]
+    start_alpha: float
+    track: list[tuple[float, float, float, float]]
+    polygons: list[tuple[Any, Any]]
+    textures: dict[int, TrackTexture] = field(default_factory=dict)
+
+
+# By the generator's state and the colours: all that a track depends on.
+_tracks: OrderedDict[tuple[Any, ...], _Track] = OrderedDict()
+
+
+class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
+    """CarRacing-v3 whose observations are drawn from a texture of the track.
+
+    Physics, rewards, tracks and endings are Gymnasium's code. ``render()`` is Gymnasium's drawing too; only
+    observations differ from it, by about one of 255 on average.
+
+    Args:
+        view: of observations: ``observation`` is CarRacing-v3's (96, 96, 3) uint8; ``full`` the same at 64x64;
+            ``playfield`` its part above the status bar at 64x64, the paper's.
+        kwargs: CarRacing-v3's own.
+    """
+
+    def __init__(self, view: Literal["observation", "full", "playfield"] = "observation", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._view = VIEWS[view]
+        height, width, screen_rows = self._view
+        self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
+        # The status bar hides what is below it.
+        self._canvas = np.zeros((height * BAR_TOP // screen_rows, width, 4), np.uint8)
+        self._ground = EpisodeTexture()
+        self._touched: list[int] = []
+        self._visited: set[int] = set()
+        self._sprites: dict[float, CarSprites] = {}
+        self._bar = StatusBar(self._view) if screen_rows > BAR_TOP else None
+
+    def _create_track(self) -> bool:
+        state = self.np_random.bit_generator.state
+        colors = (self.road_color, self.bg_color, self.grass_color)
+        key = (*state["state"].values(), state["has_uint32"], state["uinteger"], *np.ravel(colors).tolist())
+        track = _tracks.get(key)
+        if track is None:
+            created = bool(super()._create_track())
+            track = _tracks[key] = self._remember(created)
+            if len(_tracks) > _MAX_TRACKS:
+                _tracks.popitem(last=False)
+        else:
+            _tracks.move_to_end(key)
+            self._recreate(track)
+        if track.created:
+            self._begin_drawing(track)
+        return track.created
+
+    def _remember(self, created: bool) -> _Track:
+        return _Track(
+            created=created,
+            rng_after=self.np_random.bit_generator.state,
+            start_alpha=self.start_alpha,
+            track=self.track if created else [],
+            polygons=[(vertices, _own(color)) for vertices, color in self.road_poly],
+        )
+
+    def _recreate(self, known: _Track) -> None:
+        """Leave everything as ``CarRacing._create_track`` does, without its search for a closed loop."""
+        self.np_random.bit_generator.state = known.rng_after
+        self.start_alpha = known.start_alpha
+        self.road: list[Any] = []
+        if not known.created:
+            return
+        for vertices, shared_color in known.polygons:
+            color = _own(shared_color)
+            if isinstance(color, np.ndarray):
+                self.fd_tile.shape.vertices = vertices
+                tile = self.world.CreateStaticBody(fixtures=self.fd_tile)
+                tile.userData = tile
+                tile.color = color
+                tile.road_visited = False
+                tile.road_friction = 1.0
+                tile.idx = len(self.road)
+                tile.fixtures[0].sensor = True
+                self.road.append(tile)
+            self.road_poly.append((vertices, color))
+        self.track = known.track
+
+    def _begin_drawing(self, track: _Track) -> None:
+        """Take the track's texture, drawn if need be, and put an ear at every tile."""
+        side = _TEXTURE_SIDES[self._view.width]
+        if side not in track.textures:
+            quads = [Quad(np.array(vertices, np.float64), _rgb(color)) for vertices, color in track.polygons]
+            tiles = [index for index, (_, color) in enumerate(track.polygons) if isinstance(color, np.ndarray)]
+            track.textures[side] = TrackTexture(
+                quads, tiles, road=_rgb(self.road_color), background=_rgb(self.bg_color), grass=_rgb(self.grass_color),
+                side=side,
+            )  # fmt: skip
+        self._ground.begin(track.textures[side])
+        self._touched, self._visited = [], set()
+        for tile in self.road:
+            # A view of the array that road_poly holds, so that Gymnasium's own drawing sees the change as well.
+            color = tile.color.view(_TileColor)
+            color.tile, color.touched = tile.idx, self._touched
+            tile.color = color
+
+    def _render(self, mode: str) -> Any:
+        if mode != "state_pixels" or self.car is None:
+            return super()._render(mode)
+        if self._touched:
+            for tile in self._touched:
+                if tile not in self._visited:
+                    self._visited.add(tile)
+                    self._ground.visit(tile)
+            self._touched.clear()
+
+        view, hull = self._view, self.car.hull
+        # The first second's zoom, as CarRacing._render has it.
+        zoom = 0.1 * SCALE * max(1 - self.t, 0) + ZOOM * SCALE * min(self.t, 1)
+        pixel_width, pixel_height = WINDOW_W / view.width, view.screen_rows / view.height
+        self._ground.draw(
+            self._canvas,
+            position=hull.position,
+            angle=hull.angle,
+            origin=(view.width / 2, WINDOW_H * 0.75 / pixel_height),
+            pixel_size=(pixel_width / zoom, pixel_height / zoom),
+        )
+        frame = np.empty((view.height, view.width, 3), np.uint8)
+        cv2.cvtColor(self._canvas, cv2.COLOR_RGBA2RGB, dst=frame[: len(self._canvas)])
+        sprites = self._sprites.get(zoom)
+        if sprites is None:
+            sprites = self._sprites[zoom] = CarSprites(view, zoom)
+        wheels = self.car.wheels
+        sprites.draw(frame, [wheel.joint.angle for wheel in wheels], [wheel.phase for wheel in wheels])
+        if self._bar is not None:
+            speed = math.hypot(*hull.linearVelocity)
+            omegas = [wheel.omega for wheel in wheels]
+            self._bar.draw(frame, self.reward, (speed, *omegas, wheels[0].joint.angle, hull.angularVelocity))
+        return frame
 
 
 class CarRacing:
-    """Gymnasium's own physics, rewards and rendering; see ``pipeline/envs/environment.py`` for the methods."""
+    """The pipeline's CarRacing; see ``pipeline/envs/environment.py`` for the methods."""
 
     action_size = 3
     action_low = np.array([-1.0, 0.0, 0.0], np.float32)
@@ -44,29 +215,29 @@ class CarRacing:
 
     def __init__(self, config: EnvConfig) -> None:
         self._view = config.view
-        self._env = gymnasium.make(
-            "CarRacing-v3",
-            render_mode="rgb_array",
-            continuous=True,
-            domain_randomize=config.domain_randomize,
-            max_episode_steps=config.max_episode_steps,
-            disable_env_checker=True,
-        )
+        self._max_steps = config.max_episode_steps
+        self._fast = config.rendering == "texture"
+        options: dict[str, Any] = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize}
+        # Without Gymnasium's wrappers: the step limit is kept here.
+        self._game = FastCarRacing(config.view, **options) if self._fast else car_racing.CarRacing(**options)
+        self._steps = 0
 
     def reset(self, track: int) -> NDArray[np.uint8]:
         # Gymnasium keeps one Box2D world for all episodes. A new one leaves an earlier episode no way (the broad-phase
         # tree, the order of contacts) to reach the bits of the next.
-        game = self._env.unwrapped
+        game = self._game
         game._destroy()
         game.road = []
         game.car = None
         game.world = Box2D.b2World((0, 0))
-        observation, _ = self._env.reset(seed=track)
-        return reduce_observation(observation, self._view)
+        self._steps = 0
+        observation, _ = game.reset(seed=track)
+        return self._frame(observation)
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        observation, reward, terminated, truncated, _ = self._env.step(action)
-        return Step(reduce_observation(observation, self._view), float(reward), bool(terminated), bool(truncated))
+        observation, reward, terminated, _, _ = self._game.step(action)
+        self._steps += 1
+        return Step(self._frame(observation), float(reward), bool(terminated), self._steps >= self._max_steps)
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """Steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0): the paper's carracing code."""
@@ -76,7 +247,27 @@ class CarRacing:
         return action
 
     def render(self) -> NDArray[np.uint8]:
-        return np.asarray(self._env.render(), np.uint8)
+        return np.asarray(self._game.render(), np.uint8)
 
     def close(self) -> None:
-        self._env.close()
+        self._game.close()
+
+    def _frame(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return observation if self._fast else reduce_observation(observation, self._view)
+
+
+def _own(color: Any) -> Any:
+    """A tile's colour is an array that the episode changes; a kerb's is a tuple."""
+    return color.copy() if isinstance(color, np.ndarray) else color
+
+
+def _rgb(color: Any) -> Color:
+    """A plain colour as it comes out of Gymnasium's drawing: cut to integers, then shrunk."""
+    red, green, blue = (max(int(c) - SHRINK_LOSS, 0) for c in color)
+    return red, green, blue
+
+
+if ID not in gymnasium.registry:
+    gymnasium.register(
+        ID, entry_point="pipeline.envs.car_racing:FastCarRacing", max_episode_steps=1000, reward_threshold=900
+    )

@@ -41,6 +41,8 @@ Row = dict[str, Any]
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Drive what is not driven yet, film a drive, and sum up."""
+    env = config.env.model_copy(update={"rendering": config.evaluate.rendering})
+    config = config.model_copy(update={"env": env})
     vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
     mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
     evolution = require_manifest(store, EVOLUTION)

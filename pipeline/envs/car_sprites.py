@@ -1,0 +1,321 @@
+"""What of CarRacing does not move with the ground: the car, always at one place, and the status bar.
+
+Each sprite is drawn once as Gymnasium draws it (the same pygame calls on the same 1000x800 screen, shrunk by the same
+filters) and kept; a frame is put together from a handful of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pygame
+from gymnasium.envs.box2d.car_dynamics import (
+    HULL_POLY1,
+    HULL_POLY2,
+    HULL_POLY3,
+    HULL_POLY4,
+    SIZE,
+    WHEEL_R,
+    WHEEL_W,
+    WHEEL_WHITE,
+    WHEELPOS,
+)
+from gymnasium.envs.box2d.car_racing import STATE_H, STATE_W, WINDOW_H, WINDOW_W
+from numpy.typing import NDArray
+
+Sprite = NDArray[np.float32]
+
+# Rows of the 96x96 observation above the status bar; the paper crops to them (its carracing.py).
+PLAYFIELD_ROWS = 84
+BAR_TOP = WINDOW_H * PLAYFIELD_ROWS // STATE_H  # 700
+
+_HULL = (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)
+# pygame's smoothscale cuts to integers in both of its passes, so that a plain colour comes out darker by this.
+SHRINK_LOSS = 2
+_HULL_RED = 204 - SHRINK_LOSS
+_ANGLES_PER_RADIAN = 40
+_PHASES = 32
+
+
+class View(NamedTuple):
+    """What part of Gymnasium's screen a frame shows, and at what size.
+
+    Attributes:
+        height, width: of a frame.
+        screen_rows: of the 800 rows, the upper ones that are shown: 700 without the status bar.
+    """
+
+    height: int
+    width: int
+    screen_rows: int
+
+
+VIEWS = {
+    "observation": View(STATE_H, STATE_W, WINDOW_H),
+    "full": View(64, 64, WINDOW_H),
+    "playfield": View(64, 64, BAR_TOP),
+}
+
+
+def reduce_observation(observation: NDArray[np.uint8], view: str) -> NDArray[np.uint8]:
+    """An observation (96, 96, 3) uint8 to a frame (64, 64, 3) uint8, by area averaging.
+
+    Every path that makes frames from Gymnasium's drawing goes through here.
+    """
+    if view == "playfield":
+        observation = observation[:PLAYFIELD_ROWS]
+    return cv2.resize(observation, (64, 64), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+
+
+class _Window:
+    """A part of the screen whose edges are edges of pixels at every size, so that it can be shrunk by itself.
+
+    Args:
+        view: of the frame.
+        left, top, width, height: on the screen; x multiples of 125, y of 175.
+    """
+
+    def __init__(self, view: View, left: int, top: int, width: int, height: int) -> None:
+        self.left, self.top, self.width, self.height = left, top, width, height
+        self._observed = (width * STATE_W // WINDOW_W, height * STATE_H // WINDOW_H)
+        self._size = (width * view.width // WINDOW_W, height * view.height // view.screen_rows)
+        self.rows = slice(top * view.height // view.screen_rows, (top + height) * view.height // view.screen_rows)
+        self.columns = slice(left * view.width // WINDOW_W, (left + width) * view.width // WINDOW_W)
+
+    def surface(self) -> pygame.Surface:
+        return pygame.Surface((self.width, self.height))
+
+    def shrink(self, surface: pygame.Surface) -> Sprite:
+        """(H, W, 3) float32 as Gymnasium and ``reduce_observation`` would have it, but not rounded in between."""
+        scaled = pygame.transform.smoothscale(surface, self._observed)
+        pixels = np.transpose(pygame.surfarray.array3d(scaled), (1, 0, 2)).astype(np.float32)
+        if self._size != self._observed:
+            return cv2.resize(pixels, self._size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+        return pixels
+
+
+class CarSprites:
+    """The car at one zoom. A sprite is (2, h, w, 3) float32: a factor for what is below it, and a colour to add.
+
+    Wheels are drawn at their place on the hull, at 40 angles a radian and 32 phases of their white stripe.
+
+    Args:
+        view: of the frame.
+        zoom: screen pixels per unit of the world.
+    """
+
+    def __init__(self, view: View, zoom: float) -> None:
+        self._window = _Window(view, 375, 525, 250, 175)
+        self._zoom = zoom
+        self._wheels: dict[int, Sprite] = {}
+        surface = self._window.surface()
+        self._draw_hull(surface, (255, 255, 255))
+        covered = _coverage(self._window.shrink(surface))
+        # Cut to the pixels that the car can reach.
+        reach_x, reach_y = self._reach(view)
+        self.rows, self.columns = reach_y, reach_x
+        first_row, first_column = self._window.rows.start, self._window.columns.start
+        self._cut = (
+            slice(reach_y.start - first_row, reach_y.stop - first_row),
+            slice(reach_x.start - first_column, reach_x.stop - first_column),
+        )
+        self._hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32)])[:, *self._cut]
+        self._sum = np.empty_like(self._hull)
+        self._patch = np.empty_like(self._hull[0])
+
+    def draw(self, frame: NDArray[np.uint8], angles: list[float], phases: list[float]) -> None:
+        """Put the car on a frame (H, W, 3).
+
+        Args:
+            frame: drawn on.
+            angles: of the four wheels against the hull, radians.
+            phases: how far each has turned, radians.
+        """
+        total = self._sum
+        np.copyto(total, self._hull)
+        for wheel in range(4):
+            angle = round(angles[wheel] * _ANGLES_PER_RADIAN)
+            phase = math.floor(phases[wheel] * (_PHASES / (2 * math.pi))) % _PHASES
+            key = ((angle + 1000) * _PHASES + phase) * 4 + wheel
+            sprite = self._wheels.get(key)
+            if sprite is None:
+                sprite = self._wheels[key] = self._draw_wheel(wheel, angle, phase)
+            np.add(total, sprite, out=total)
+        below = frame[self.rows, self.columns]
+        np.multiply(below, total[0], out=self._patch)
+        np.add(self._patch, total[1], out=self._patch)
+        np.rint(self._patch, out=self._patch)
+        np.copyto(below, self._patch, casting="unsafe")
+
+    def _reach(self, view: View) -> tuple[slice, slice]:
+        wheel = math.hypot(WHEEL_W, WHEEL_R)
+        unit = SIZE * self._zoom
+        reach_x = max(x for x, _ in WHEELPOS) + wheel
+        ahead = max(y for poly in _HULL for _, y in poly)
+        behind = -min(y for poly in _HULL for _, y in poly)
+        x_scale, y_scale = view.width / WINDOW_W, view.height / view.screen_rows
+        x, y = WINDOW_W / 2, WINDOW_H * 3 / 4
+        return (
+            slice(math.floor((x - reach_x * unit - 1) * x_scale), math.ceil((x + reach_x * unit + 1) * x_scale)),
+            slice(math.floor((y - ahead * unit - 1) * y_scale), math.ceil((y + behind * unit + 1) * y_scale)),
+        )
+
+    def _draw_hull(self, surface: pygame.Surface, color: tuple[int, int, int]) -> None:
+        for poly in _HULL:
+            self._polygon(surface, color, [(x * SIZE, y * SIZE) for x, y in poly])
+
+    def _draw_wheel(self, wheel: int, angle: int, phase: int) -> Sprite:
+        surface = self._window.surface()
+        at_x, at_y = WHEELPOS[wheel]
+        turn = angle / _ANGLES_PER_RADIAN
+        cos, sin = math.cos(turn), math.sin(turn)
+
+        def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+            return [((cos * x - sin * y + at_x) * SIZE, (sin * x + cos * y + at_y) * SIZE) for x, y in points]
+
+        # Red says how much of a pixel the wheel covers, green how bright it is there; the hull is on top.
+        whole = [(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)]
+        self._polygon(surface, (255, 0, 0), place(whole))
+        stripe = _stripe((phase + 0.5) * 2 * math.pi / _PHASES)
+        if stripe is not None:
+            first, last = stripe
+            corners = [(-WHEEL_W, first), (WHEEL_W, first), (WHEEL_W, last), (-WHEEL_W, last)]
+            self._polygon(surface, (255, WHEEL_WHITE[0], 0), place(corners))
+        self._draw_hull(surface, (0, 0, 0))
+        pixels = self._window.shrink(surface)[self._cut]
+        return np.stack([np.repeat(-_coverage(pixels[..., :1]), 3, axis=2), np.repeat(pixels[..., 1:2], 3, axis=2)])
+
+    def _polygon(self, surface: pygame.Surface, color: tuple[int, int, int], points: list[tuple[float, float]]) -> None:
+        # Gymnasium draws with y upwards and flips the screen; rounding to whole pixels comes before the flip.
+        left, bottom = WINDOW_W / 2, WINDOW_H / 4
+        window = self._window
+        path = [
+            (int(x * self._zoom + left) - window.left, WINDOW_H - 1 - int(y * self._zoom + bottom) - window.top)
+            for x, y in points
+        ]
+        pygame.draw.polygon(surface, color, path)
+
+
+def _coverage(pixels: Sprite) -> Sprite:
+    """How much of each pixel something covers that was drawn with 255 on black."""
+    covered: Sprite = np.where(pixels > 0, (pixels + SHRINK_LOSS) / 255, 0).astype(np.float32)
+    return covered
+
+
+def _stripe(phase: float) -> tuple[float, float] | None:
+    """Where along a wheel its white stripe begins and ends; None while it is below. Gymnasium's ``Car.draw``."""
+    s1, s2 = math.sin(phase), math.sin(phase + 1.2)
+    c1, c2 = math.cos(phase), math.cos(phase + 1.2)
+    if s1 > 0 and s2 > 0:
+        return None
+    if s1 > 0:
+        c1 = math.copysign(1, c1)
+    if s2 > 0:
+        c2 = math.copysign(1, c2)
+    return WHEEL_R * c1, WHEEL_R * c2
+
+
+class StatusBar:
+    """The black bar below the playfield, with the return and seven gauges.
+
+    Args:
+        view: of the frame; one that shows the bar.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._window = _Window(view, 0, BAR_TOP, WINDOW_W, WINDOW_H - BAR_TOP)
+        self._gauges: dict[tuple[int, int], Sprite] = {}
+        self._texts: dict[str, Sprite] = {}
+        self._font: pygame.font.Font | None = None
+        self._sum = self._window.shrink(self._window.surface())
+
+    def draw(self, frame: NDArray[np.uint8], reward: float, values: tuple[float, ...]) -> None:
+        """Put the bar on a frame (H, W, 3).
+
+        Args:
+            frame: drawn on.
+            reward: the return so far.
+            values: what the gauges show, from left to right, as in ``_GAUGES``.
+        """
+        text = f"{reward:04.0f}"
+        sprite = self._texts.get(text)
+        if sprite is None:
+            sprite = self._texts[text] = self._draw_text(text)
+        total = self._sum
+        np.copyto(total, sprite)
+        for index, (gauge, value) in enumerate(zip(_GAUGES, values, strict=True)):
+            if abs(value) <= _GAUGE_THRESHOLD:
+                continue
+            end = gauge.end(value)
+            sprite = self._gauges.get((index, end))
+            if sprite is None:
+                sprite = self._gauges[index, end] = self._draw_gauge(gauge, end)
+            np.add(total, sprite, out=total)
+        np.clip(total, 0, 255, out=total)
+        np.rint(total, out=total)
+        np.copyto(frame[self._window.rows, self._window.columns], total, casting="unsafe")
+
+    def _draw_text(self, text: str) -> Sprite:
+        if self._font is None:
+            pygame.font.init()
+            self._font = pygame.font.Font(pygame.font.get_default_font(), 42)
+        surface = self._window.surface()
+        rendered = self._font.render(text, True, (255, 255, 255), (0, 0, 0))
+        center = (60, WINDOW_H - WINDOW_H * 2.5 / 40.0 - BAR_TOP)
+        surface.blit(rendered, rendered.get_rect(center=center))
+        return self._window.shrink(surface)
+
+    def _draw_gauge(self, gauge: _Gauge, end: int) -> Sprite:
+        surface = self._window.surface()
+        corners = gauge.corners(end)
+        pygame.draw.polygon(surface, gauge.color, [(x, y - BAR_TOP) for x, y in corners])
+        return self._window.shrink(surface)
+
+
+class _Gauge(NamedTuple):
+    """A bar that grows from its cell of Gymnasium's 40 x 40 grid, upwards or to the right.
+
+    Attributes:
+        what: it shows.
+        color: RGB.
+        place: its column.
+        upright: whether it grows upwards.
+        cells: that a value of 1 is long.
+    """
+
+    what: str
+    color: tuple[int, int, int]
+    place: int
+    upright: bool
+    cells: float
+
+    def end(self, value: float) -> int:
+        """The screen's row or column where the bar ends."""
+        if self.upright:
+            return int(WINDOW_H - _CELL_H * (1 + self.cells * value))
+        return int((self.place + self.cells * value) * _CELL_W)
+
+    def corners(self, end: int) -> list[tuple[int, int]]:
+        """Of the bar on the screen."""
+        left = self.place * _CELL_W
+        if self.upright:
+            bottom = WINDOW_H - _CELL_H
+            return [(left, end), (left + _CELL_W, end), (left + _CELL_W, bottom), (left, bottom)]
+        top, bottom = WINDOW_H - 4 * _CELL_H, WINDOW_H - 2 * _CELL_H
+        return [(left, top), (end, top), (end, bottom), (left, bottom)]
+
+
+_CELL_W, _CELL_H = WINDOW_W // 40, WINDOW_H // 40
+_GAUGE_THRESHOLD = 1e-4
+_GAUGES = (
+    _Gauge("speed", (255, 255, 255), 5, True, 0.02),
+    _Gauge("front left wheel", (0, 0, 255), 7, True, 0.01),
+    _Gauge("front right wheel", (0, 0, 255), 8, True, 0.01),
+    _Gauge("rear left wheel", (51, 0, 255), 9, True, 0.01),
+    _Gauge("rear right wheel", (51, 0, 255), 10, True, 0.01),
+    _Gauge("steering", (0, 255, 0), 20, False, -10.0),
+    _Gauge("gyroscope", (255, 0, 0), 30, False, -0.8),
+)
