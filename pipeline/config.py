@@ -187,7 +187,18 @@ class RolloutsConfig(Section):
     """How a worker drives: several environments in lockstep, the networks in micro-batches of one fixed size."""
 
     micro_batch: int = Field(4, ge=1, le=256, description="an identity key: a row's bits depend on the batch size")
+    engine: Literal["openvino", "torch"] = Field("openvino", description="what computes the networks while driving")
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto", description="of V's encoder while driving and encoding; auto: the fastest that is native"
+    )
     lanes: int = runtime(8, ge=1, description="environments that one worker steps in lockstep")
+
+
+class EpisodesFrom(Section):
+    """Another number of episodes per candidate from a generation on."""
+
+    generation: int = Field(ge=2)
+    episodes: int = Field(ge=1)
 
 
 class EvolveConfig(Section):
@@ -195,6 +206,9 @@ class EvolveConfig(Section):
 
     population_size: int = Field(64, ge=2)
     episodes: int = Field(16, ge=1, description="episodes per candidate; fitness is their mean return")
+    episodes_from: list[EpisodesFrom] = Field(
+        [], description="episodes per candidate later on: more, once candidates differ by rare failures"
+    )
     sigma: float = Field(0.1, gt=0)
     generations: int = growable(1800, ge=1)
     target_return: float | None = growable(None, description="stop once a validation mean reaches it")
@@ -206,11 +220,23 @@ class EvolveConfig(Section):
     max_seconds: float | None = runtime(None, gt=0, description="ends the sitting, not the run")
     keep_checkpoints: int = runtime(3, ge=2)
 
+    def episodes_at(self, generation: int) -> int:
+        """Episodes per candidate in a generation, the first being 1."""
+        begun = [change for change in self.episodes_from if change.generation <= generation]
+        return max(begun, key=lambda change: change.generation).episodes if begun else self.episodes
+
+    def episodes_until(self, generation: int) -> int:
+        """Episodes per candidate in all generations up to this one."""
+        return sum(self.episodes_at(g) for g in range(1, generation + 1))
+
 
 class EvaluateConfig(Section):
     """Stage 6: test tracks, never selected on, with Gymnasium's own rendering."""
 
     episodes: int = growable(100, ge=1)
+    controllers: Literal["both", "best", "mean"] = Field(
+        "both", description="best: the one that validated best; mean: the last generation's"
+    )
     rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for these drives")
     gif_seconds: float = Field(20.0, gt=0, description="length of the drive shown, at most")
 

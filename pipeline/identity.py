@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import platform
@@ -16,7 +17,7 @@ from pipeline.config import Kind, RunConfig
 from pipeline.errors import ConfigError
 
 # Libraries that bits depend on.
-_LIBRARIES = ("torch", "numpy", "gymnasium", "box2d", "cma", "pyarrow", "ray", "opencv-python-headless")
+_LIBRARIES = ("torch", "numpy", "gymnasium", "box2d", "cma", "pyarrow", "ray", "opencv-python-headless", "openvino")
 
 
 def flatten(config: BaseModel, kind: Kind, sections: Iterable[str] | None = None) -> dict[str, Any]:
@@ -36,6 +37,8 @@ def _walk(model: BaseModel, kind: Kind, prefix: str) -> Iterator[tuple[str, Any]
             continue
         extra = field.json_schema_extra
         if (extra.get("kind", "identity") if isinstance(extra, dict) else "identity") == kind:
+            if isinstance(value, list):
+                value = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
             yield prefix + name, value
 
 
@@ -90,16 +93,22 @@ def code_version() -> str:
 
 
 @cache
+def cpu_info() -> dict[str, str]:
+    """What Linux says of the first core; nothing elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return {}
+    lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+@cache
 def cpu_kind() -> str:
     """The kind of CPU, as far as bits depend on it: model name and vector instructions."""
-    name, flags = platform.processor() or platform.machine(), ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().split("\n\n")[0].splitlines()
-        fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        name = fields.get("model name", name)
-        wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-        flags = " ".join(flag for flag in wanted if flag in fields.get("flags", "").split())
+    fields = cpu_info()
+    name = fields.get("model name", platform.processor() or platform.machine())
+    wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = " ".join(flag for flag in wanted if flag in fields.get("flags", "").split())
     return f"{platform.machine()} {name} [{flags}]" if flags else f"{platform.machine()} {name}"
 
 
@@ -107,5 +116,8 @@ def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that bits depend on."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
-        versions[library] = importlib.metadata.version(library)
+        with contextlib.suppress(
+            importlib.metadata.PackageNotFoundError
+        ):  # rollouts.engine=torch does without OpenVINO
+            versions[library] = importlib.metadata.version(library)
     return versions

@@ -14,10 +14,11 @@ from pipeline.machine import memory_bytes, num_cores
 from pipeline.models.controller import ControllerShape
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
-_ENV_STEPS_PER_S = 140.0
-_VAE_FRAMES_PER_S = 230.0
-_ENCODED_FRAMES_PER_S = 1_500.0
-_RNN_STEPS_PER_S = 6_000.0
+_AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
+_RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "random-controller": 700.0}
+_VAE_FRAMES_PER_S = 320.0
+_ENCODED_FRAMES_PER_S = 5_000.0
+_RNN_STEPS_PER_S = 15_000.0
 _FRAME_BYTES = 900.0  # compressed
 _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
@@ -64,9 +65,8 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     block = min(vae.shuffle_frames, frames) + collect.episodes_per_shard * collect.episode_steps
     latent_bytes = 8 * vae.z_size + 32
     training_steps = (
-        evolve.generations
+        evolve.episodes_until(evolve.generations)
         * evolve.population_size
-        * evolve.episodes
         * (evolve.episode_steps or config.env.max_episode_steps)
     )
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
@@ -74,12 +74,15 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
-    evaluate_steps = 2 * config.evaluate.episodes * config.env.max_episode_steps
+    rate = _AGENT_STEPS_PER_S
+    collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], 1.4 * rate[config.env.rendering])
+    num_controllers = 2 if config.evaluate.controllers == "both" else 1
+    evaluate_steps = num_controllers * config.evaluate.episodes * config.env.max_episode_steps
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
         StageEstimate(
             "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
-            frames / _ENV_STEPS_PER_S / cores, frames * _FRAME_BYTES, worker_memory + shard_memory,
+            frames / collect_rate / cores, frames * _FRAME_BYTES, worker_memory + shard_memory,
         ),
         StageEstimate(
             "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
@@ -100,12 +103,12 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
         ),
         StageEstimate(
             "evolve", f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} episodes",
-            evolve_steps / _ENV_STEPS_PER_S / cores,
+            evolve_steps / rate[config.env.rendering] / cores,
             (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, worker_memory,
         ),
         StageEstimate(
-            "evaluate", f"2 controllers x {config.evaluate.episodes} tracks",
-            evaluate_steps / _ENV_STEPS_PER_S / cores, 10e6, worker_memory,
+            "evaluate", f"{num_controllers} controllers x {config.evaluate.episodes} tracks",
+            evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, worker_memory,
         ),
         StageEstimate("report", "one page", 2.0, 10e6, _TRAINING_PROCESS_BYTES),
     ]  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config import RunConfig
-from pipeline.envs.car_racing import CarRacing, reduce_observation
+from pipeline.envs.car_racing import CarRacing
+from pipeline.envs.car_sprites import reduce_observation
 from pipeline.evolution.fitness import scored_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.vae import frames_to_input

@@ -207,7 +207,9 @@ def _ground(background: Color, grass: Color, oversampling: int) -> tuple[Pixels,
 def _outline(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     """A quad's vertices in drawn pixels, with integers at pixel centres."""
     across = vertices[[1, 0, 3, 2]] - vertices
-    inward = across / np.hypot(across[:, :1], across[:, 1:]) * _OUTLINE
+    # Gymnasium makes kerbs of no width where two tiles turn by exactly the same angle.
+    length = np.maximum(np.hypot(across[:, :1], across[:, 1:]), np.finfo(float).tiny)
+    inward = across / length * _OUTLINE
     outline: NDArray[np.float64] = (vertices + PLAYFIELD) * (_DRAWN_SIDE / (2 * PLAYFIELD)) + inward - 0.5
     return outline
 

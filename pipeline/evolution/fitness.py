@@ -25,7 +25,7 @@ def training_jobs(config: RunConfig, generation: int, candidates: NDArray[np.flo
     """
     jobs = []
     for candidate, parameters in enumerate(candidates.astype(np.float32)):
-        for episode in range(config.evolve.episodes):
+        for episode in range(config.evolve.episodes_at(generation)):
             indices = (generation, episode) if config.evolve.common_tracks else (generation, episode, candidate)
             jobs.append(
                 RolloutJob(

@@ -6,14 +6,121 @@ size it may. So callers give exactly ``batch_size`` rows, padding the last batch
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Literal, Protocol
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.models.mdnrnn import MdnRnn
-from pipeline.models.vae import Vae, frames_to_input
+from pipeline.config import RolloutsConfig, RunConfig
+from pipeline.errors import ConfigError
 
 Array = NDArray[np.float32]
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+class Encoder(Protocol):
+    """V's encoder.
+
+    Attributes:
+        batch_size: B, rows of every call.
+        z_size: Z.
+    """
+
+    batch_size: int
+    z_size: int
+
+    def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """frames: (B, 64, 64, 3) uint8. Returns mu and logvar, (B, Z) float32, good until the next call."""
+
+
+class RnnStep(Protocol):
+    """One step of M's LSTM; its heads are not needed to drive.
+
+    Attributes:
+        batch_size: B, rows of every call.
+        hidden_size: H.
+    """
+
+    batch_size: int
+    hidden_size: int
+
+    def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        """z (B, Z), action (B, A), h and c (B, H), all float32. Returns the next h and c, good until the next call."""
+
+
+def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Encoder:
+    """V's encoder on the engine and at the precision of ``config.rollouts``.
+
+    Args:
+        config: the run's.
+        vae_weights: safetensors bytes.
+        batch_size: B.
+
+    Raises:
+        DamagedDataError: the weights are not this config's.
+    """
+    precision = resolve_precision(config.rollouts)
+    if config.rollouts.engine == "openvino":
+        from pipeline.models.openvino_forward import OpenVinoEncoder
+
+        return OpenVinoEncoder(vae_weights, batch_size, precision)
+    import torch
+
+    from pipeline.models.torch_forward import TorchEncoder
+    from pipeline.models.weights import load_into, new_vae
+
+    vae = new_vae(config)
+    load_into(vae, vae_weights, "the VAE's weights")
+    return TorchEncoder(vae, batch_size, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+
+
+def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int) -> RnnStep:
+    """M's step on the engine of ``config.rollouts``, always in float32.
+
+    Raises:
+        DamagedDataError: the weights are not this config's.
+    """
+    if config.rollouts.engine == "openvino":
+        from pipeline.models.openvino_forward import OpenVinoRnnStep
+
+        return OpenVinoRnnStep(mdnrnn_weights, batch_size)
+    from pipeline.models.torch_forward import TorchRnnStep
+    from pipeline.models.weights import load_into, new_mdnrnn
+
+    mdnrnn = new_mdnrnn(config, action_size)
+    load_into(mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
+    return TorchRnnStep(mdnrnn, batch_size)
+
+
+def resolve_precision(rollouts: RolloutsConfig) -> Precision:
+    """What ``rollouts.precision`` comes to on this machine.
+
+    ``auto`` is the fastest that the CPU multiplies natively: int8 with VNNI, else bfloat16, else float32.
+
+    Raises:
+        ConfigError: the engine is not installed, or this CPU has no instructions for the precision.
+    """
+    if rollouts.engine == "torch":
+        if rollouts.precision == "int8":
+            raise ConfigError("rollouts.precision = 'int8' needs rollouts.engine = 'openvino'")
+        return "float32" if rollouts.precision == "auto" else rollouts.precision
+    if importlib.util.find_spec("openvino") is None:
+        raise ConfigError(
+            "rollouts.engine = 'openvino', but the package openvino is not installed: "
+            "pip install openvino, or choose -o rollouts.engine=torch (slower)"
+        )
+    from pipeline.models.openvino_forward import native_precisions
+
+    native = native_precisions()
+    if rollouts.precision == "auto":
+        return native[-1]
+    if rollouts.precision not in native:
+        raise ConfigError(
+            f"rollouts.precision = {rollouts.precision!r}, but this CPU has no instructions for it; "
+            f"it has {', '.join(native)}"
+        )
+    return rollouts.precision
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
@@ -22,58 +129,16 @@ def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
     return z
 
 
-class Encoder:
-    """V's encoder.
-
-    Args:
-        vae: the whole V; only its encoder is used.
-        batch_size: B, rows of every call.
-    """
-
-    def __init__(self, vae: Vae, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.z_size = vae.z_size
-        self._vae = vae.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-        """frames: (B, 64, 64, 3) uint8. Returns mu and logvar, (B, Z) float32."""
-        assert frames.shape == (self.batch_size, 64, 64, 3), frames.shape
-        mu, logvar = self._vae.encode(frames_to_input(frames))
-        return mu.numpy(), logvar.numpy()
-
-    def encode_all(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-        """Any number of frames (N, 64, 64, 3) uint8, batch by batch, the last one padded. Returns (N, Z) twice."""
-        count = len(frames)
-        mu = np.empty((count, self.z_size), np.float32)
-        logvar = np.empty_like(mu)
-        batch = np.zeros((self.batch_size, 64, 64, 3), np.uint8)
-        for start in range(0, count, self.batch_size):
-            rows = min(self.batch_size, count - start)
-            batch[:rows] = frames[start : start + rows]
-            batch[rows:] = 0
-            batch_mu, batch_logvar = self(batch)
-            mu[start : start + rows], logvar[start : start + rows] = batch_mu[:rows], batch_logvar[:rows]
-        return mu, logvar
-
-
-class RnnStep:
-    """One step of M's LSTM; its heads are not needed to drive.
-
-    Args:
-        mdnrnn: the whole M.
-        batch_size: B, rows of every call.
-    """
-
-    def __init__(self, mdnrnn: MdnRnn, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.hidden_size = mdnrnn.hidden_size
-        self._lstm = mdnrnn.lstm.eval()
-
-    @torch.inference_mode()
-    def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        """z (B, Z), action (B, A), h and c (B, H), all float32. Returns the next h and c."""
-        assert len(z) == self.batch_size, z.shape
-        rnn_input = torch.from_numpy(np.concatenate([z, action], axis=1))[:, None]
-        _, (h_next, c_next) = self._lstm(rnn_input, (torch.from_numpy(h)[None], torch.from_numpy(c)[None]))
-        return h_next[0].numpy(), c_next[0].numpy()
+def encode_all(encoder: Encoder, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+    """Any number of frames (N, 64, 64, 3) uint8, batch by batch, the last one padded. Returns mu and logvar, (N, Z)."""
+    count = len(frames)
+    mu = np.empty((count, encoder.z_size), np.float32)
+    logvar = np.empty_like(mu)
+    batch = np.zeros((encoder.batch_size, 64, 64, 3), np.uint8)
+    for start in range(0, count, encoder.batch_size):
+        rows = min(encoder.batch_size, count - start)
+        batch[:rows] = frames[start : start + rows]
+        batch[rows:] = 0
+        batch_mu, batch_logvar = encoder(batch)
+        mu[start : start + rows], logvar[start : start + rows] = batch_mu[:rows], batch_logvar[:rows]
+    return mu, logvar

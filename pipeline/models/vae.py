@@ -52,6 +52,20 @@ class Vae(nn.Module):
             nn.ConvTranspose2d(32, 3, 6, stride=2), nn.Sigmoid(),
         )  # fmt: skip
 
+        # The largest output of each convolution on real frames, for int8 inference; zeros until ``calibrate``.
+        self.activation_max: Tensor
+        self.register_buffer("activation_max", torch.zeros(4))
+
+    @torch.inference_mode()
+    def calibrate(self, frames: Tensor) -> None:
+        """Widen the activation ranges to those of some frames, (B, 3, 64, 64) in [0, 1]."""
+        largest = []
+        for layer in self.encoder.children():
+            frames = layer(frames)
+            if isinstance(layer, nn.ReLU):
+                largest.append(frames.max())
+        self.activation_max.copy_(torch.maximum(self.activation_max, torch.stack(largest)))
+
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """frames: (B, 3, 64, 64) float in [0, 1]. Returns mu and logvar, (B, Z)."""
         features = self.encoder(frames)

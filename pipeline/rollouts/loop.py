@@ -13,8 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SHAPE, Environment
 from pipeline.envs.registry import make_environment
 from pipeline.models.controller import ControllerBatch, ControllerShape
-from pipeline.models.forward import Encoder, RnnStep, sample_z
-from pipeline.models.weights import load_into, new_mdnrnn, new_vae
+from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 
 Array = NDArray[np.float32]
 
@@ -106,11 +105,8 @@ class RolloutWorker:
         self._idle = [probe]
         self._squash = probe.squash
 
-        vae, mdnrnn = new_vae(config), new_mdnrnn(config, probe.action_size)
-        load_into(vae, vae_weights, "the VAE's weights")
-        load_into(mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
-        self._encoder = Encoder(vae, self._batch_size)
-        self._rnn_step = RnnStep(mdnrnn, self._batch_size)
+        self._encoder = make_encoder(config, vae_weights, self._batch_size)
+        self._rnn_step = make_rnn_step(config, mdnrnn_weights, self._batch_size, probe.action_size)
         shape = ControllerShape.of_run(config, probe.action_size)
         self._features = shape.features
         self._sample = config.controller.z == "sample"

@@ -75,7 +75,8 @@ class RandomControllerPolicy:
         import torch
 
         from pipeline.models.controller import ControllerBatch, ControllerShape
-        from pipeline.models.forward import Encoder, RnnStep, sample_z
+        from pipeline.models.forward import sample_z
+        from pipeline.models.torch_forward import TorchEncoder, TorchRnnStep
         from pipeline.models.weights import new_mdnrnn, new_vae
 
         scale = 0.01 * rng.random()
@@ -86,7 +87,7 @@ class RandomControllerPolicy:
                 parameter.copy_(torch.from_numpy(values))
         shape = ControllerShape.of_run(config, env.action_size)
         self._env, self._rng, self._features = env, rng, shape.features
-        self._encoder, self._rnn_step, self._sample_z = Encoder(vae, 1), RnnStep(mdnrnn, 1), sample_z
+        self._encoder, self._rnn_step, self._sample_z = TorchEncoder(vae, 1), TorchRnnStep(mdnrnn, 1), sample_z
         self._controller = ControllerBatch(shape, 1)
         self._controller.set_row(0, (scale * rng.standard_cauchy(shape.num_parameters)).astype(np.float32))
         self._h = np.zeros((1, mdnrnn.hidden_size), np.float32)

@@ -10,8 +10,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.executor import Executor
 from pipeline.metrics import MetricsLog
-from pipeline.models.forward import Encoder
-from pipeline.models.weights import load_into, new_vae
+from pipeline.models.forward import encode_all, make_encoder
 from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest
 from pipeline.storage.shards import LatentEpisode, latents_to_bytes, read_episodes
@@ -34,9 +33,7 @@ class EncodeWorker:
     """Encodes shards and commits them; the plain class behind an encoding actor."""
 
     def __init__(self, config: RunConfig, store: Store, vae_weights: bytes) -> None:
-        vae = new_vae(config)
-        load_into(vae, vae_weights, "the VAE's weights")
-        self._encoder = Encoder(vae, config.encode.batch_size)
+        self._encoder = make_encoder(config, vae_weights, config.encode.batch_size)
         self._store = store
 
     def run(self, jobs: Sequence[EncodeJob]) -> Iterator[tuple[str, Record]]:
@@ -46,7 +43,7 @@ class EncodeWorker:
     def _encode(self, record: Record) -> Record:
         latents = []
         for episode in read_episodes(self._store, record):
-            mu, logvar = self._encoder.encode_all(episode.frames)
+            mu, logvar = encode_all(self._encoder, episode.frames)
             latents.append(
                 LatentEpisode(
                     episode.id, mu, logvar, episode.actions, episode.rewards, episode.terminated, episode.truncated

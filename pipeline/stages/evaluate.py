@@ -46,7 +46,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
     mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
     evolution = require_manifest(store, EVOLUTION)
-    controllers, tag = _controllers(store, evolution)
+    controllers, tag = _controllers(config, store, evolution)
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
     rows = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
 
@@ -88,16 +88,17 @@ def _film(
     commit(store, PREFIX, name, gif, controller=controller, **drive_info)
 
 
-def _controllers(store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], str]:
+def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], str]:
     """The newest controllers by name, and a tag for the generation they are of.
 
-    ``best`` is left out where it is the mean itself: the same parameters score the same.
+    Of both, ``best`` is left out where it is the mean itself: the same parameters score the same.
     """
     record = max((r for name, r in evolution.records.items() if name.startswith("controllers-")), key=lambda r: r.name)
     tensors = load(read_verified(store, record))
-    if np.array_equal(tensors["mean"], tensors["best"]):
-        del tensors["best"]
-    return {name: tensors[name] for name in ("mean", "best") if name in tensors}, f"{record.info['generation']:06d}"
+    wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]
+    if len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):
+        wanted = ["mean"]
+    return {name: tensors[name] for name in wanted}, f"{record.info['generation']:06d}"
 
 
 def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:

@@ -128,7 +128,7 @@ def _episodes_until(config: RunConfig, generation: int) -> int:
     """Episodes that so many generations take, validation included."""
     evolve = config.evolve
     validations = generation // evolve.validate_every
-    return generation * evolve.population_size * evolve.episodes + validations * evolve.validation_episodes
+    return evolve.episodes_until(generation) * evolve.population_size + validations * evolve.validation_episodes
 
 
 def _next_generation(

@@ -141,6 +141,8 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         exact=config.execution.exact,
     )
     summary = yield from fit.run()
+    for _, batch in objective.held_out():
+        objective.module.calibrate(frames_to_input(batch, objective.device))
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
     if PICTURE not in read_records(store, PREFIX):
         commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))

@@ -2,26 +2,90 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.models.forward import Encoder, RnnStep
+from pipeline.config import RunConfig
+from pipeline.envs.car_racing import CarRacing
+from pipeline.errors import ConfigError, DamagedDataError
+from pipeline.models import forward, openvino_forward
+from pipeline.models.forward import Encoder, RnnStep, encode_all, make_encoder, make_rnn_step
 from pipeline.models.mdnrnn import MdnRnn
-from pipeline.models.vae import Vae
+from pipeline.models.vae import Vae, frames_to_input
+from pipeline.models.weights import to_bytes
 
 Array = NDArray[np.float32]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCH_SIZES = [4, 8, 16]
+# Every choice of rollouts.engine and rollouts.precision that this machine has instructions for.
+CHOICES = [("torch", "float32"), ("torch", "bfloat16")] + [
+    ("openvino", precision) for precision in openvino_forward.native_precisions()
+]
+# Largest error of mu and logvar, in their own standard deviations: rounding, 8 bits of mantissa, 8 bits of range.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.25}
+
+
+def config_of(engine: str, precision: str) -> RunConfig:
+    return RunConfig.model_validate({"rollouts": {"engine": engine, "precision": precision}})
 
 
 @pytest.fixture(scope="module")
-def vae() -> Vae:
+def scenes() -> NDArray[np.uint8]:
+    """Frames of a drive, (48, 64, 64, 3)."""
+    env = CarRacing(config_of("torch", "float32").env)
+    pixels = [env.reset(0)]
+    action = np.array([0.1, 0.5, 0.0], np.float32)
+    pixels += [env.step(action).frame for _ in range(47)]
+    return np.stack(pixels)
+
+
+@pytest.fixture(scope="module")
+def vae(scenes: NDArray[np.uint8]) -> Vae:
     torch.manual_seed(0)
-    return Vae(32)
+    vae = Vae(32)
+    with torch.no_grad():  # as large as those of a trained V
+        for layer in (*vae.encoder, vae.mu, vae.logvar):
+            if hasattr(layer, "weight"):
+                layer.weight.mul_(2)
+    vae.calibrate(frames_to_input(scenes))
+    return vae
+
+
+@pytest.fixture(params=CHOICES, ids="-".join)
+def choice(request: pytest.FixtureRequest) -> tuple[str, str]:
+    engine, precision = request.param
+    return engine, precision
+
+
+@pytest.fixture(params=["torch", "openvino"])
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def encoder_of(vae: Vae, choice: tuple[str, str], batch_size: int) -> Encoder:
+    return make_encoder(config_of(*choice), to_bytes(vae), batch_size)
+
+
+def step_of(mdnrnn: MdnRnn, engine: str, batch_size: int) -> RnnStep:
+    sizes: dict[str, Any] = {
+        "vae": {"z_size": mdnrnn.z_size},
+        "mdnrnn": {"hidden_size": mdnrnn.hidden_size, "mixtures": mdnrnn.mixtures},
+        "rollouts": {"engine": engine},
+    }
+    action_size = mdnrnn.lstm.input_size - mdnrnn.z_size
+    return make_rnn_step(RunConfig.model_validate(sizes), to_bytes(mdnrnn), batch_size, action_size)
+
+
+def copies(pair: tuple[Array, Array]) -> tuple[Array, Array]:
+    return pair[0].copy(), pair[1].copy()
 
 
 @pytest.fixture(scope="module", params=[(32, 3, 256), (5, 2, 7)], ids=["paper", "small"])
@@ -46,25 +110,26 @@ def rnn_inputs(mdnrnn: MdnRnn, count: int, seed: int = 0) -> tuple[Array, Array,
 # ---- encoder
 
 
-def test_the_encoder_is_the_vaes() -> None:
-    torch.manual_seed(0)
-    vae = Vae(32)
-    pixels = frames(8)
-    with torch.no_grad():  # plain layout in memory, before Encoder changes it
-        mu, logvar = vae.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255).contiguous())
-    got_mu, got_logvar = Encoder(vae, 8)(pixels)
-    assert got_mu.dtype == got_logvar.dtype == np.float32
-    np.testing.assert_allclose(got_mu, mu, atol=2e-6)
-    np.testing.assert_allclose(got_logvar, logvar, atol=2e-6)
-    assert np.abs(got_mu).max() > 0.01
-    assert np.abs(got_mu - got_logvar).max() > 0.01
+def test_the_encoder_is_the_vaes(vae: Vae, choice: tuple[str, str], scenes: NDArray[np.uint8]) -> None:
+    pixels = scenes[::6]
+    with torch.no_grad():
+        want = vae.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255).contiguous())
+    got = encoder_of(vae, choice, 8)(pixels)
+    for ours, theirs in zip(got, want, strict=True):
+        assert ours.dtype == np.float32
+        error = np.abs(ours - theirs.numpy()).max() / theirs.std().item()
+        assert error < TOLERANCE[choice[1]]
+        assert (error > 1e-5) == (choice[1] != "float32"), "lower precision is really in use"
+    assert np.abs(got[0] - got[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_an_encoded_row_depends_to_the_bit_on_no_neighbour_and_no_position(vae: Vae, batch_size: int) -> None:
-    encoder = Encoder(vae, batch_size)
+def test_an_encoded_row_depends_to_the_bit_on_no_neighbour_and_no_position(
+    vae: Vae, choice: tuple[str, str], batch_size: int
+) -> None:
+    encoder = encoder_of(vae, choice, batch_size)
     pixels = frames(batch_size)
-    mu, logvar = encoder(pixels)
+    mu, logvar = copies(encoder(pixels))
     for position in range(batch_size):
         others = frames(batch_size, seed=1 + position)
         if position % 2:
@@ -75,28 +140,79 @@ def test_an_encoded_row_depends_to_the_bit_on_no_neighbour_and_no_position(vae: 
         assert other_logvar[position].tobytes() == logvar[0].tobytes()
 
 
-def test_the_encoder_refuses_another_batch_size(vae: Vae) -> None:
+def test_two_encoders_of_the_same_weights_agree_to_the_bit(vae: Vae, choice: tuple[str, str]) -> None:
+    pixels = frames(8)
+    first, second = (copies(encoder_of(vae, choice, 8)(pixels)) for _ in range(2))
+    assert first[0].tobytes() == second[0].tobytes()
+    assert first[1].tobytes() == second[1].tobytes()
+
+
+def test_the_encoder_refuses_another_batch_size(vae: Vae, choice: tuple[str, str]) -> None:
     with pytest.raises(AssertionError):
-        Encoder(vae, 4)(frames(5))
+        encoder_of(vae, choice, 4)(frames(5))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
-def test_encoding_any_number_of_frames_gives_each_the_bits_it_has_in_a_whole_batch(vae: Vae, count: int) -> None:
-    encoder = Encoder(vae, 4)
+def test_encoding_any_number_of_frames_gives_each_the_bits_it_has_in_a_whole_batch(
+    vae: Vae, choice: tuple[str, str], count: int
+) -> None:
+    encoder = encoder_of(vae, choice, 4)
     pixels = frames(12)
-    whole = [encoder(pixels[start : start + 4]) for start in (0, 4, 8)]
-    mu, logvar = encoder.encode_all(pixels[:count])
+    whole = [copies(encoder(pixels[start : start + 4])) for start in (0, 4, 8)]
+    mu, logvar = encode_all(encoder, pixels[:count])
     assert mu.shape == logvar.shape == (count, 32)
     assert mu.tobytes() == np.concatenate([part[0] for part in whole])[:count].tobytes()
     assert logvar.tobytes() == np.concatenate([part[1] for part in whole])[:count].tobytes()
 
 
-def test_encoding_leaves_earlier_results_alone(vae: Vae) -> None:
-    encoder = Encoder(vae, 4)
-    first, _ = encoder(frames(4))
-    kept = first.copy()
-    encoder(frames(4, seed=1))
-    np.testing.assert_array_equal(first, kept)
+def test_calibration_takes_the_largest_activation_of_all_frames(vae: Vae, scenes: NDArray[np.uint8]) -> None:
+    torch.manual_seed(0)
+    fresh = Vae(32)
+    fresh.load_state_dict({**vae.state_dict(), "activation_max": torch.zeros(4)})
+    for start in range(0, 48, 16):
+        fresh.calibrate(frames_to_input(scenes[start : start + 16]))
+    np.testing.assert_allclose(fresh.activation_max, vae.activation_max, rtol=1e-5)
+    with torch.no_grad():
+        first = torch.relu(fresh.encoder[0](frames_to_input(scenes)))
+    assert fresh.activation_max[0].item() == pytest.approx(first.max().item(), rel=1e-5)
+
+
+# ---- what is refused
+
+
+def test_int8_without_calibration_is_refused() -> None:
+    if "int8" not in openvino_forward.native_precisions():
+        pytest.skip("this CPU has no VNNI instructions")
+    with pytest.raises(DamagedDataError, match="activation ranges"):
+        encoder_of(Vae(32), ("openvino", "int8"), 4)
+
+
+def test_a_precision_without_instructions_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_forward, "native_precisions", lambda: ["float32"])
+    with pytest.raises(ConfigError, match=r"bfloat16.*no instructions.*float32"):
+        forward.resolve_precision(config_of("openvino", "bfloat16").rollouts)
+    assert forward.resolve_precision(config_of("openvino", "auto").rollouts) == "float32"
+
+
+def test_torch_has_no_int8() -> None:
+    with pytest.raises(ConfigError, match=r"int8.*openvino"):
+        forward.resolve_precision(config_of("torch", "int8").rollouts)
+
+
+def test_a_missing_openvino_names_the_command_and_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install openvino.*rollouts\.engine=torch"):
+        forward.resolve_precision(config_of("openvino", "auto").rollouts)
+
+
+def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:
+    with pytest.raises(DamagedDataError, match="VAE"):
+        make_encoder(config_of(*choice), b"nothing of the kind", 4)
+
+
+def test_a_worker_that_drives_does_not_load_torch() -> None:
+    code = "import sys, pipeline.rollouts.loop, pipeline.models.openvino_forward; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # ---- LSTM step
@@ -116,19 +232,19 @@ def lstm_by_hand(mdnrnn: MdnRnn, z: Array, action: Array, h: Array, c: Array) ->
     return sigmoid(o) * np.tanh(c_next), c_next
 
 
-def test_the_step_is_the_textbooks(mdnrnn: MdnRnn) -> None:
+def test_the_step_is_the_textbooks(mdnrnn: MdnRnn, engine: str) -> None:
     inputs = rnn_inputs(mdnrnn, 4)
-    h, c = RnnStep(mdnrnn, 4)(*inputs)
+    h, c = step_of(mdnrnn, engine, 4)(*inputs)
     want_h, want_c = lstm_by_hand(mdnrnn, *inputs)
     assert h.dtype == c.dtype == np.float32
     np.testing.assert_allclose(h, want_h, atol=1e-5)
     np.testing.assert_allclose(c, want_c, atol=1e-5)
 
 
-def test_steps_in_a_row_are_the_training_modules_sequence(mdnrnn: MdnRnn) -> None:
+def test_steps_in_a_row_are_the_training_modules_sequence(mdnrnn: MdnRnn, engine: str) -> None:
     steps = [rnn_inputs(mdnrnn, 4, seed) for seed in range(6)]
     h = c = np.zeros((4, mdnrnn.hidden_size), np.float32)
-    step = RnnStep(mdnrnn, 4)
+    step = step_of(mdnrnn, engine, 4)
     for z, action, _, _ in steps:
         h, c = step(z, action, h, c)
     with torch.no_grad():
@@ -141,10 +257,12 @@ def test_steps_in_a_row_are_the_training_modules_sequence(mdnrnn: MdnRnn) -> Non
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_a_stepped_row_depends_to_the_bit_on_no_neighbour_and_no_position(mdnrnn: MdnRnn, batch_size: int) -> None:
-    step = RnnStep(mdnrnn, batch_size)
+def test_a_stepped_row_depends_to_the_bit_on_no_neighbour_and_no_position(
+    mdnrnn: MdnRnn, engine: str, batch_size: int
+) -> None:
+    step = step_of(mdnrnn, engine, batch_size)
     inputs = rnn_inputs(mdnrnn, batch_size)
-    h, c = step(*inputs)
+    h, c = copies(step(*inputs))
     for position in range(batch_size):
         others = rnn_inputs(mdnrnn, batch_size, seed=1 + position)
         for other, own in zip(others, inputs, strict=True):
@@ -156,9 +274,9 @@ def test_a_stepped_row_depends_to_the_bit_on_no_neighbour_and_no_position(mdnrnn
         assert other_c[position].tobytes() == c[0].tobytes()
 
 
-def test_a_step_leaves_its_inputs_alone(mdnrnn: MdnRnn) -> None:
+def test_a_step_leaves_its_inputs_alone(mdnrnn: MdnRnn, engine: str) -> None:
     inputs = rnn_inputs(mdnrnn, 4)
     kept = [array.copy() for array in inputs]
-    RnnStep(mdnrnn, 4)(*inputs)
+    step_of(mdnrnn, engine, 4)(*inputs)
     for array, copy in zip(inputs, kept, strict=True):
         np.testing.assert_array_equal(array, copy)

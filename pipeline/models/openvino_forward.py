@@ -1,0 +1,171 @@
+"""The forward pass compiled by OpenVINO from the weights alone: workers that drive never load torch."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.errors import DamagedDataError
+from pipeline.identity import cpu_info
+from pipeline.models.forward import Precision
+
+Array = NDArray[np.float32]
+
+_CONVOLUTIONS = (0, 2, 4, 6)  # where they stand in ``Vae.encoder``
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not quantised
+
+
+@cache
+def _core() -> ov.Core:
+    return ov.Core()
+
+
+def native_precisions() -> list[Precision]:
+    """What this CPU has instructions for, the fastest last.
+
+    OpenVINO takes any hint and computes in float32 where it has none, and int8 without VNNI, slowly.
+    """
+    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native: list[Precision] = ["float32"]
+    if "BF16" in capabilities:
+        native.append("bfloat16")
+    if "INT8" in capabilities and not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split()):
+        native.append("int8")
+    return native
+
+
+class OpenVinoEncoder:
+    """V's encoder; see ``pipeline/models/forward.py``.
+
+    Args:
+        vae_weights: safetensors bytes of the whole V.
+        batch_size: B.
+        precision: of convolutions and products. int8: weights by output channel, symmetric; activations unsigned,
+            over the ranges that V was calibrated to.
+    """
+
+    def __init__(self, vae_weights: bytes, batch_size: int, precision: Precision) -> None:
+        arrays = _read(vae_weights, "the VAE's weights")
+        self.batch_size = batch_size
+        self.z_size = len(arrays["mu.bias"])
+        self._frames = np.zeros((batch_size, *FRAME_SHAPE), np.uint8)
+        self._request = _compile(_encoder(arrays, batch_size, precision == "int8"), _HINTS[precision])
+        self._request.set_input_tensor(ov.Tensor(self._frames, shared_memory=True))
+        self._mu, self._logvar = (self._request.get_output_tensor(index).data for index in range(2))
+
+    def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+        assert frames.shape == self._frames.shape, frames.shape
+        np.copyto(self._frames, frames)
+        self._request.infer()
+        return self._mu, self._logvar
+
+
+class OpenVinoRnnStep:
+    """One step of M's LSTM in float32; see ``pipeline/models/forward.py``.
+
+    Args:
+        mdnrnn_weights: safetensors bytes of the whole M.
+        batch_size: B.
+    """
+
+    def __init__(self, mdnrnn_weights: bytes, batch_size: int) -> None:
+        arrays = _read(mdnrnn_weights, "the MDN-RNN's weights")
+        input_size, self.hidden_size = arrays["lstm.weight_ih_l0"].shape[1], arrays["lstm.weight_hh_l0"].shape[1]
+        self.batch_size = batch_size
+        self._input = np.zeros((batch_size, input_size), np.float32)
+        self._h, self._c = (np.zeros((batch_size, self.hidden_size), np.float32) for _ in range(2))
+        self._request = _compile(_lstm_step(arrays, batch_size), "f32")
+        for index, array in enumerate((self._input, self._h, self._c)):
+            self._request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
+        self._h_next, self._c_next = (self._request.get_output_tensor(index).data for index in range(2))
+
+    def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        assert len(z) == self.batch_size, z.shape
+        z_size = z.shape[1]
+        self._input[:, :z_size] = z
+        self._input[:, z_size:] = action
+        np.copyto(self._h, h)
+        np.copyto(self._c, c)
+        self._request.infer()
+        return self._h_next, self._c_next
+
+
+def _read(weights: bytes, what: str) -> dict[str, Array]:
+    try:
+        arrays: dict[str, Array] = load(weights)
+        return arrays
+    except SafetensorError as error:
+        raise DamagedDataError(f"{what} are not readable: {error}") from error
+
+
+def _compile(model: ov.Model, precision: str) -> ov.InferRequest:
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        # Pinned, the threads of all workers on a machine share its first core.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return _core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+def _encoder(arrays: dict[str, Array], batch_size: int, quantised: bool) -> ov.Model:
+    """Frames (B, 64, 64, 3) uint8 to mu and logvar, (B, Z): the layers of ``Vae.encode``."""
+    frames = ops.parameter([batch_size, *FRAME_SHAPE], np.uint8, name="frames")
+    x = ops.transpose(ops.convert(frames, "f32"), np.array([0, 3, 1, 2]))
+    if quantised:
+        x = _quantise(x, np.float32(0), np.float32(255), 256)
+    for layer, (index, largest) in enumerate(zip(_CONVOLUTIONS, arrays["activation_max"], strict=True)):
+        kernel, bias = arrays[f"encoder.{index}.weight"], arrays[f"encoder.{index}.bias"]
+        if layer == 0:
+            kernel = kernel / np.float32(255)  # V takes values in [0, 1]
+        x = ops.convolution(x, _weights(kernel, quantised), [2, 2], [0, 0], [0, 0], [1, 1])
+        x = ops.relu(ops.add(x, bias.reshape(1, -1, 1, 1)))
+        if quantised:
+            if not largest > 0:
+                raise DamagedDataError("the VAE's weights hold no activation ranges: int8 needs a calibrated V")
+            x = _quantise(x, np.float32(0), largest, 256)
+    x = ops.reshape(x, np.array([batch_size, -1]), False)
+    heads = [
+        ops.add(ops.matmul(x, _weights(arrays[f"{head}.weight"], quantised), False, True), arrays[f"{head}.bias"])
+        for head in ("mu", "logvar")
+    ]
+    return ov.Model(heads, [frames], "encoder")
+
+
+def _lstm_step(arrays: dict[str, Array], batch_size: int) -> ov.Model:
+    """[z, action], h and c to the next h and c."""
+    hidden_size = arrays["lstm.weight_hh_l0"].shape[1]
+    sizes = (arrays["lstm.weight_ih_l0"].shape[1], hidden_size, hidden_size)
+    inputs = [ops.parameter([batch_size, size], np.float32) for size in sizes]
+    # torch has the gates in the order input, forget, cell, output; OpenVINO forget, input, cell, output.
+    gates = np.arange(4 * hidden_size).reshape(4, hidden_size)[[1, 0, 2, 3]].ravel()
+    weights = (
+        arrays["lstm.weight_ih_l0"][gates],
+        arrays["lstm.weight_hh_l0"][gates],
+        (arrays["lstm.bias_ih_l0"] + arrays["lstm.bias_hh_l0"])[gates],
+    )
+    cell = ops.lstm_cell(*inputs, *(ops.constant(array) for array in weights), hidden_size)
+    return ov.Model([cell.output(0), cell.output(1)], inputs, "rnn step")
+
+
+def _weights(weights: Array, quantised: bool) -> Any:
+    if not quantised:
+        return weights
+    largest = np.abs(weights).reshape(len(weights), -1).max(axis=1).reshape(-1, *[1] * (weights.ndim - 1))
+    # A channel of zeros has no range; any will do.
+    largest = np.where(largest > 0, largest, 1).astype(np.float32)
+    return _quantise(weights, -largest, largest, 255)
+
+
+def _quantise(x: Any, low: Any, high: Any, levels: int) -> Any:
+    """Round to so many levels; OpenVINO computes in 8 bits between two of these."""
+    return ops.fake_quantize(x, low, high, low, high, levels)

@@ -1,0 +1,59 @@
+"""The forward pass on torch: for machines without OpenVINO, and for networks that change from episode to episode."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.models.mdnrnn import MdnRnn
+from pipeline.models.vae import Vae, frames_to_input
+
+Array = NDArray[np.float32]
+
+
+class TorchEncoder:
+    """V's encoder; see ``pipeline/models/forward.py``.
+
+    Args:
+        vae: the whole V; only its encoder is used.
+        batch_size: B, rows of every call.
+        precision: of the convolutions and products.
+    """
+
+    def __init__(self, vae: Vae, batch_size: int, precision: torch.dtype = torch.float32) -> None:
+        self._precision = precision
+        self.batch_size = batch_size
+        self.z_size = vae.z_size
+        self._vae = vae.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """frames: (B, 64, 64, 3) uint8. Returns mu and logvar, (B, Z) float32."""
+        assert frames.shape == (self.batch_size, 64, 64, 3), frames.shape
+        mixed = self._precision is not torch.float32
+        with torch.autocast("cpu", dtype=self._precision, enabled=mixed):
+            mu, logvar = self._vae.encode(frames_to_input(frames))
+        return mu.float().numpy(), logvar.float().numpy()
+
+
+class TorchRnnStep:
+    """One step of M's LSTM; see ``pipeline/models/forward.py``.
+
+    Args:
+        mdnrnn: the whole M.
+        batch_size: B, rows of every call.
+    """
+
+    def __init__(self, mdnrnn: MdnRnn, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.hidden_size = mdnrnn.hidden_size
+        self._lstm = mdnrnn.lstm.eval()
+
+    @torch.inference_mode()
+    def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        """z (B, Z), action (B, A), h and c (B, H), all float32. Returns the next h and c."""
+        assert len(z) == self.batch_size, z.shape
+        rnn_input = torch.from_numpy(np.concatenate([z, action], axis=1))[:, None]
+        _, (h_next, c_next) = self._lstm(rnn_input, (torch.from_numpy(h)[None], torch.from_numpy(c)[None]))
+        return h_next[0].numpy(), c_next[0].numpy()
