@@ -44,6 +44,25 @@ examples:
   world-models status runs/tiny                           where a run is
 """
 
+_BENCHES = {
+    "env": "Gymnasium's CarRacing-v3 beside ours, a core",
+    "agent": "the naive agent loop beside a rollout worker, a core",
+    "generation": "one generation of 64 x 16 episodes on all cores, around the controllers of --run-dir",
+    "collect": "the environment alone beside collecting frames into shards, a core",
+    "train-vae": "a plain training step of V beside the pipeline's",
+    "train-mdnrnn": "a plain training step of M beside the pipeline's",
+    "dream": "one dream at a time beside many, a core",
+    "storage": "numpy files beside shards",
+}
+
+_BENCH_EXAMPLES = """\
+examples:
+  world-models bench env                                  a table with the ratio
+  world-models bench agent --seconds 30 --json            the last line is one JSON object
+  world-models bench generation --run-dir runs/laptop     takes minutes, and a run that has evolved
+  world-models bench all                                  everything: what the README shows
+"""
+
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
 written; 3 a wall-clock limit ended the sitting; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
@@ -78,9 +97,22 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--run-dir", help="where the run lives; by default runs/NAME, NAME being the config's")
     status = commands.add_parser("status", help="where a run is", description="Where a run is: stages, evolution.")
     status.add_argument("run_dir")
-    bench = commands.add_parser("bench", help="measure speed, ours beside a reference, in turn in one run")
-    bench.add_argument("name", choices=["env", "agent", "train-vae", "train-mdnrnn", "all"])
-    bench.add_argument("--seconds", type=float, default=10.0, help="how long each side is measured, all turns together")
+    text = "measure speed, ours beside a reference, in turn in one run"
+    bench = commands.add_parser(
+        "bench",
+        help=text,
+        description=text + ":\n" + "\n".join(f"  {name:<13} {what}" for name, what in _BENCHES.items()),
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("name", metavar="NAME", choices=[*_BENCHES, "all"], help=f"{', '.join(_BENCHES)}, or all")
+    bench.add_argument("--run-dir", default="runs/laptop", help="whose controllers `bench generation` drives")
+    bench.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="each side is measured for so long, all turns together; 10 unless told",
+    )
     bench.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser
 
@@ -112,8 +144,16 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "bench":
         from pipeline.bench.run import run_benches
+        from pipeline.storage.store import open_store
 
-        run_benches(options.name, seconds=options.seconds, as_json=options.json)
+        names = _BENCHES if options.name == "all" else [options.name]
+        run_benches(
+            names,
+            seconds=options.seconds,
+            as_json=options.json,
+            store=open_store(options.run_dir),
+            executor=_make_executor,
+        )
         return 0
     if options.command == "status":
         from pipeline.status import describe_run

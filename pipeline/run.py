@@ -45,7 +45,7 @@ _COLLECT_KEYS = ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdn
 STAGES = (
     Stage("collect", "rollouts", (), _COLLECT_KEYS, collect.run),
     Stage("train-vae", "vae", ("rollouts",), ("seed", "vae"), train_vae.run),
-    Stage("encode", "latents", ("rollouts", "vae"), ("encode",), encode.run),
+    Stage("encode", "latents", ("rollouts", "vae"), ("encode", "rollouts.engine", "rollouts.precision"), encode.run),
     Stage("train-mdnrnn", "mdnrnn", ("latents",), ("seed", "mdnrnn"), train_mdnrnn.run),
     Stage(
         "evolve",

@@ -4,33 +4,70 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 
-from pipeline.bench.driving import bench_agent, bench_env
+from pipeline.bench.agent import bench_agent, bench_generation
+from pipeline.bench.environment import bench_env
+from pipeline.bench.measure import Comparison
+from pipeline.bench.stages import bench_collect, bench_dream, bench_storage
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
+from pipeline.config import RunConfig
+from pipeline.executor import Executor
 from pipeline.identity import cpu_kind
+from pipeline.storage.store import Store
 
-BENCHES = {
+BENCHES: dict[str, Callable[[float], Comparison]] = {
     "env": bench_env,
     "agent": bench_agent,
+    "collect": bench_collect,
     "train-vae": bench_train_vae,
     "train-mdnrnn": bench_train_mdnrnn,
+    "dream": bench_dream,
+    "storage": bench_storage,
 }
+GENERATION = "generation"  # takes minutes, and a run to drive
 
 
-def run_benches(name: str, *, seconds: float, as_json: bool) -> None:
-    """Run one bench or all; print a Markdown table, then, if asked, one line of JSON a bench."""
+def run_benches(
+    names: Iterable[str],
+    *,
+    seconds: float,
+    as_json: bool,
+    store: Store,
+    executor: Callable[[RunConfig], Executor],
+) -> None:
+    """Run benches; print a Markdown table, then, if asked, one line of JSON a bench.
+
+    Args:
+        names: of ``BENCHES``, or ``GENERATION``.
+        seconds: that each side is measured for, in all.
+        as_json: whether to print JSON.
+        store: of the run whose controllers ``generation`` drives.
+        executor: makes the one that ``generation`` drives them on.
+    """
     print(f"{cpu_kind()}, {os.cpu_count()} cores; each side measured for {seconds:g} s, in turns\n")
     print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
     results = []
-    for bench in BENCHES if name == "all" else [name]:
-        result = BENCHES[bench](seconds)
-        print(
-            f"| {result.bench} | {result.unit} | {result.threads} | {result.reference_what} | {result.reference:,.0f} "
-            f"| {result.ours_what} | {result.ours:,.0f} | {result.ratio:.2f} |",
-            flush=True,
-        )
+    for name in names:
+        result = bench_generation(seconds, store, executor) if name == GENERATION else BENCHES[name](seconds)
+        for line in table_rows(result):
+            print(line, flush=True)
         results.append(result)
     if as_json:
         for result in results:
-            print(json.dumps({**asdict(result), "ratio": result.ratio}))
+            print(json.dumps({**_figures(result), "ratio": result.ratio}))
+
+
+def table_rows(result: Comparison) -> list[str]:
+    """Lines of a Markdown table: the comparison, then what was measured beside it."""
+    start = f"| {result.bench} | {result.unit} | {result.threads} | {result.reference_what} | {result.reference:,.0f} "
+    lines = [f"{start}| {result.ours_what} | {result.ours:,.0f} | {result.ratio:.2f} |"]
+    for what, rate in result.others.items():
+        lines.append(f"| | | | | | {what} | {rate:,.0f} | {rate / result.reference:.2f} |")
+    return lines
+
+
+def _figures(result: Comparison) -> dict[str, object]:
+    figures = asdict(result)
+    return {**figures, **figures.pop("more")}

@@ -26,7 +26,7 @@ from gymnasium.envs.box2d.car_racing import SCALE, WINDOW_H, WINDOW_W, ZOOM
 from numpy.typing import NDArray
 
 from pipeline.config import EnvConfig
-from pipeline.envs.car_sprites import BAR_TOP, SHRINK_LOSS, VIEWS, CarSprites, StatusBar, reduce_observation
+from pipeline.envs.car_sprites import BAR_TOP, SHRINK_LOSS, VIEWS, car_sprites, reduce_observation, status_bar
 from pipeline.envs.environment import Step
 from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
 
@@ -102,8 +102,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self._ground = EpisodeTexture()
         self._touched: list[int] = []
         self._visited: set[int] = set()
-        self._sprites: dict[float, CarSprites] = {}
-        self._bar = StatusBar(self._view) if screen_rows > BAR_TOP else None
+        self._bar = status_bar(self._view) if screen_rows > BAR_TOP else None
 
     def _create_track(self) -> bool:
         state = self.np_random.bit_generator.state
@@ -178,7 +177,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
             for tile in self._touched:
                 if tile not in self._visited:
                     self._visited.add(tile)
-                    self._ground.visit(tile)
+                    self._ground.visit(tile, zooming=self.t < 1)
             self._touched.clear()
 
         view, hull = self._view, self.car.hull
@@ -194,11 +193,8 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         )
         frame = np.empty((view.height, view.width, 3), np.uint8)
         cv2.cvtColor(self._canvas, cv2.COLOR_RGBA2RGB, dst=frame[: len(self._canvas)])
-        sprites = self._sprites.get(zoom)
-        if sprites is None:
-            sprites = self._sprites[zoom] = CarSprites(view, zoom)
         wheels = self.car.wheels
-        sprites.draw(frame, [wheel.joint.angle for wheel in wheels], [wheel.phase for wheel in wheels])
+        car_sprites(view, zoom).draw(frame, [wheel.joint.angle for wheel in wheels], [wheel.phase for wheel in wheels])
         if self._bar is not None:
             speed = math.hypot(*hull.linearVelocity)
             omegas = [wheel.omega for wheel in wheels]
@@ -254,6 +250,11 @@ class CarRacing:
 
     def _frame(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return observation if self._fast else reduce_observation(observation, self._view)
+
+
+def forget_tracks() -> None:
+    """Drop the tracks that this process remembers."""
+    _tracks.clear()
 
 
 def _own(color: Any) -> Any:

@@ -7,6 +7,7 @@ filters) and kept; a frame is put together from a handful of them.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -199,6 +200,12 @@ class CarSprites:
         pygame.draw.polygon(surface, color, path)
 
 
+@cache
+def car_sprites(view: View, zoom: float) -> CarSprites:
+    """The sprites of a zoom, shared by all environments of a process. There are 51 zooms."""
+    return CarSprites(view, zoom)
+
+
 def _coverage(pixels: Sprite) -> Sprite:
     """How much of each pixel something covers that was drawn with 255 on black."""
     covered: Sprite = np.where(pixels > 0, (pixels + SHRINK_LOSS) / 255, 0).astype(np.float32)
@@ -227,6 +234,7 @@ class StatusBar:
 
     def __init__(self, view: View) -> None:
         self._window = _Window(view, 0, BAR_TOP, WINDOW_W, WINDOW_H - BAR_TOP)
+        self._text_window = _Window(view, 0, BAR_TOP, WINDOW_W // 8, WINDOW_H - BAR_TOP)
         self._gauges: dict[tuple[int, int], Sprite] = {}
         self._texts: dict[str, Sprite] = {}
         self._font: pygame.font.Font | None = None
@@ -245,7 +253,8 @@ class StatusBar:
         if sprite is None:
             sprite = self._texts[text] = self._draw_text(text)
         total = self._sum
-        np.copyto(total, sprite)
+        total.fill(0)
+        total[:, : sprite.shape[1]] = sprite
         for index, (gauge, value) in enumerate(zip(_GAUGES, values, strict=True)):
             if abs(value) <= _GAUGE_THRESHOLD:
                 continue
@@ -262,11 +271,11 @@ class StatusBar:
         if self._font is None:
             pygame.font.init()
             self._font = pygame.font.Font(pygame.font.get_default_font(), 42)
-        surface = self._window.surface()
+        surface = self._text_window.surface()
         rendered = self._font.render(text, True, (255, 255, 255), (0, 0, 0))
         center = (60, WINDOW_H - WINDOW_H * 2.5 / 40.0 - BAR_TOP)
         surface.blit(rendered, rendered.get_rect(center=center))
-        return self._window.shrink(surface)
+        return self._text_window.shrink(surface)
 
     def _draw_gauge(self, gauge: _Gauge, end: int) -> Sprite:
         surface = self._window.surface()
@@ -319,3 +328,9 @@ _GAUGES = (
     _Gauge("steering", (0, 255, 0), 20, False, -10.0),
     _Gauge("gyroscope", (255, 0, 0), 30, False, -0.8),
 )
+
+
+@cache
+def status_bar(view: View) -> StatusBar:
+    """The bar of a view, shared by all environments of a process."""
+    return StatusBar(view)

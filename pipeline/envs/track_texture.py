@@ -71,15 +71,16 @@ class TrackTexture:
         while len(levels) < _LEVELS:
             levels.append(_shrink(levels[-1], 2))
         self.levels = levels
-        self._patches: dict[int, list[_Patch]] = {}
+        self._patches: dict[tuple[int, int], list[_Patch]] = {}
 
-    def patches(self, tile: int) -> list[_Patch]:
-        """What visiting a tile changes, a patch a level; nothing for a tile without a tint."""
-        if tile not in self._patches:
+    def patches(self, tile: int, num_levels: int) -> list[_Patch]:
+        """What visiting a tile changes, a patch a level from the finest; nothing for a tile without a tint."""
+        key = (tile, num_levels)
+        if key not in self._patches:
             quad = self._tiles[tile]
             tint = np.array(quad.color) - self._road
-            self._patches[tile] = self._make_patches(quad.vertices, tint) if tint.any() else []
-        return self._patches[tile]
+            self._patches[key] = self._make_patches(quad.vertices, tint, num_levels) if tint.any() else []
+        return self._patches[key]
 
     def _draw(self, quads: Sequence[Quad], background: Color, grass: Color) -> Pixels:
         """The finest level."""
@@ -103,21 +104,21 @@ class TrackTexture:
             )
         return finest
 
-    def _make_patches(self, vertices: NDArray[np.float64], tint: NDArray[np.int_]) -> list[_Patch]:
+    def _make_patches(self, vertices: NDArray[np.float64], tint: NDArray[np.int_], num_levels: int) -> list[_Patch]:
         outline = _outline(vertices)
-        block = self._oversampling * 2 ** (_LEVELS - 1)  # a whole texel of the coarsest level
+        block = self._oversampling * 2 ** (num_levels - 1)  # a whole texel of the coarsest of them
         low = np.floor(outline.min(axis=0) / block).astype(int)
         high = np.floor(outline.max(axis=0) / block).astype(int) + 1
         width, height = (high - low) * block
         coverage = np.zeros((height, width), np.uint8)
         _fill(coverage, outline - low * block, 255)
+        weights = np.append(tint / 255, 0)
         patches = []
-        for level in range(_LEVELS):
+        for level in range(num_levels):
             coverage = _shrink(coverage, 2 if level else self._oversampling)
-            scale = 2 ** (_LEVELS - 1 - level)
-            (left, top), (right, bottom) = low * scale, high * scale
-            amount = np.zeros((*coverage.shape, 4), np.uint8)
-            amount[..., :3] = np.rint(coverage[..., None] * (tint / 255))
+            scale = 2 ** (num_levels - 1 - level)
+            (left, top), (right, bottom) = (low * scale).tolist(), (high * scale).tolist()
+            amount = (coverage[..., None] * weights + 0.5).astype(np.uint8)
             patches.append(_Patch(slice(top, bottom), slice(left, right), amount))
         return patches
 
@@ -138,10 +139,11 @@ class EpisodeTexture:
                 np.copyto(own, shared)
         self._track = track
 
-    def visit(self, tile: int) -> None:
-        """Take a tile's tint away."""
+    def visit(self, tile: int, *, zooming: bool) -> None:
+        """Take a tile's tint away; after the first second's zoom only from the finest level, as no other is seen."""
         assert self._track is not None
-        for level, patch in zip(self._levels, self._track.patches(tile), strict=False):
+        patches = self._track.patches(tile, _LEVELS if zooming else 1)
+        for level, patch in zip(self._levels, patches, strict=False):
             texels = level[patch.rows, patch.columns]
             np.subtract(texels, patch.amount, out=texels)
 

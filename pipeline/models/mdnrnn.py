@@ -150,9 +150,10 @@ def sample_mixture(mixture: Mixture, temperature: float, uniform: Tensor, noise:
         z, (..., Z).
     """
     logpi, mu, log_sigma = mixture
-    weights = functional.softmax(logpi / temperature, dim=-1)
-    chosen = (weights.cumsum(dim=-1) < uniform[..., None]).sum(dim=-1, keepdim=True)
-    chosen = chosen.clamp(max=mu.shape[-1] - 1)  # a cumulative sum may round to below 1
+    # At temperature 1 the logits are normalised already.
+    weights = logpi.exp() if temperature == 1 else functional.softmax(logpi / temperature, dim=-1)
+    # The last component takes what rounding leaves of the sum.
+    chosen = (weights[..., :-1].cumsum(dim=-1) <= uniform[..., None]).sum(dim=-1, keepdim=True)
     if logpi.dim() < mu.dim():
         chosen = chosen[..., None, :].expand(*mu.shape[:-1], 1)
     mean = mu.gather(-1, chosen).squeeze(-1)

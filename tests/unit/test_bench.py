@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 
+from pipeline import cli
 from pipeline.bench import measure, run
+from pipeline.bench.agent import bench_generation
+from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.errors import ConfigError
+from pipeline.executor import InProcessExecutor
+from pipeline.storage.store import LocalStore
 
 
 def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +43,42 @@ def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.Monk
 def test_the_last_line_is_one_json_object_with_the_ratio(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1))
-    run.run_benches("env", seconds=1, as_json=True)
+    comparison = Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
+    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
+    run.run_benches(
+        ["env"], seconds=1, as_json=True, store=LocalStore("."), executor=lambda config: InProcessExecutor()
+    )
     lines = capsys.readouterr().out.splitlines()
     last = json.loads(lines[-1])
     assert (last["bench"], last["unit"], last["reference"], last["ours"], last["ratio"]) == (
         "env", "steps/s", 4.0, 10.0, 2.5,
     )  # fmt: skip
+    assert last["seconds"] == 7.5
+    assert last["others"] == {"c": 6.0}
     assert "| env | steps/s | 1 | a | 4 | b | 10 | 2.50 |" in lines
+    assert "| | | | | | c | 6 | 1.50 |" in lines
+
+
+def test_every_bench_of_the_command_is_there() -> None:
+    assert sorted([*run.BENCHES, run.GENERATION]) == sorted(cli._BENCHES)
+
+
+def test_a_generation_needs_a_run_that_has_evolved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no evolution"):
+        bench_generation(1, LocalStore(str(tmp_path)), lambda config: InProcessExecutor())
+
+
+def test_a_recorded_drive_follows_the_road_and_replays_to_the_same_return() -> None:
+    drive = record_drive(1, max_steps=200)
+    assert drive.episode_return > 100
+    env = gymnasium.make("CarRacing-v3")
+    env.unwrapped._render = lambda mode: np.zeros((96, 96, 3), np.uint8)
+    env.reset(seed=1)
+    assert sum(float(env.step(action)[1]) for action in drive.actions) == drive.episode_return
+
+
+def test_a_side_that_is_measured_beside_takes_its_turns_too() -> None:
+    side = Side("a", lambda: 1)
+    result = compare("b", "u", side, Side("b", lambda: 2), seconds=0.01, threads=1, others=[Side("c", lambda: 3)])
+    assert list(result.others) == ["c"]
+    assert result.others["c"] > 0

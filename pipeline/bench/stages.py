@@ -1,0 +1,163 @@
+"""``bench collect``, ``bench dream`` and ``bench storage``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import seeding
+from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.config import RunConfig
+from pipeline.envs.car_racing import CarRacing
+from pipeline.envs.dream import Dream
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.weights import new_mdnrnn
+from pipeline.rollouts.episode import Episode
+from pipeline.rollouts.policies import make_policy
+from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
+from pipeline.storage.manifest import Record, commit
+from pipeline.storage.shards import episodes_to_bytes, read_episodes
+from pipeline.storage.store import LocalStore
+from pipeline.threads import num_threads
+
+_DREAMS = 256
+_DREAM_STEPS = 20
+_STORED_FRAMES = 1000
+
+
+def bench_collect(seconds: float) -> Comparison:
+    """The environment under the random policy, nothing kept, beside the collecting worker: frames to shards."""
+    config = RunConfig.model_validate(
+        {
+            "collect": {"policy": "brownian", "episodes": 100_000, "episode_steps": 250, "episodes_per_shard": 4},
+            "mdnrnn": {"window": 250},
+        }
+    )
+    env = CarRacing(config.env)
+
+    def bare() -> Callable[[], int]:
+        shards = count()
+
+        def work() -> int:
+            # The same episodes as the other side's.
+            episodes = shard_episodes(config, num_shards(config) - 1 - next(shards))
+            steps = 0
+            for episode in episodes:
+                policy = make_policy(config, env, seeding.generator(config.seed, "collect/policy", episode))
+                frame = env.reset(seeding.track(config.seed, config.tracks.training, "collect/track", episode))
+                for _ in range(config.collect.episode_steps):
+                    frame, _, terminated, truncated = env.step(policy.act(frame))
+                    steps += 1
+                    if terminated or truncated:
+                        break
+            return steps
+
+        return work
+
+    with tempfile.TemporaryDirectory() as folder, num_threads(1):
+        worker = CollectWorker(config, LocalStore(folder))
+        shards = count()
+        return compare(
+            "collect",
+            "steps/s/core",
+            Side("the environment alone", bare()),
+            Side(
+                "frames to Parquet",
+                lambda: sum(record.rows for _, record in worker.run([ShardJob(next(shards))])),
+            ),
+            seconds=seconds,
+            threads=1,
+        )
+
+
+def bench_dream(seconds: float) -> Comparison:
+    """One dream at a time beside many in lockstep: M, sampling and controllers."""
+    config = RunConfig()
+    mdnrnn = new_mdnrnn(config, CarRacing.action_size)
+    shape = ControllerShape.of_run(config, CarRacing.action_size)
+    rng = seeding.generator(0, "bench")
+
+    def dreams(batch_size: int) -> Callable[[], int]:
+        controllers = ControllerBatch(shape, batch_size)
+        for row in range(batch_size):
+            controllers.set_row(row, rng.normal(0, 0.1, shape.num_parameters).astype(np.float32))
+        dream = Dream(mdnrnn)
+        z = dream.reset(np.zeros((batch_size, config.vae.z_size), np.float32), seeds=range(batch_size))
+
+        def work() -> int:
+            nonlocal z
+            for _ in range(_DREAM_STEPS):
+                z = dream.step(np.tanh(controllers.outputs(np.concatenate([z, dream.h], axis=1)))).z
+            return batch_size * _DREAM_STEPS
+
+        return work
+
+    with num_threads(1):
+        return compare(
+            "dream",
+            "steps/s/core",
+            Side("one dream at a time", dreams(1)),
+            Side(f"{_DREAMS} dreams", dreams(_DREAMS)),
+            seconds=seconds,
+            threads=1,
+        )
+
+
+def bench_storage(seconds: float) -> Comparison:
+    """Frames written and read again: raw numpy files beside shards, which are compressed, checksummed and sealed."""
+    config = RunConfig()
+    env = CarRacing(config.env)
+    policy = make_policy(
+        config.model_copy(update={"collect": config.collect.model_copy(update={"policy": "brownian"})}),
+        env,
+        seeding.generator(0, "bench"),
+    )
+    frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
+    frame = env.reset(0)
+    for frames_row in frames:
+        frames_row[...] = frame
+        frame = env.step(policy.act(frame)).frame
+    flags = np.zeros(_STORED_FRAMES, np.bool_)
+    episode = Episode(
+        0, frames, np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32), flags, flags
+    )
+    with tempfile.TemporaryDirectory() as folder, num_threads(1):
+        store = LocalStore(folder)
+        names = count()
+        raw = Path(folder, "raw.npy")
+
+        def plain() -> int:
+            np.save(raw, frames)
+            return len(np.load(raw))
+
+        sizes: list[int] = []
+
+        def shard() -> int:
+            record: Record = commit(
+                store,
+                "bench",
+                f"shard-{next(names)}",
+                episodes_to_bytes([episode]),
+                rows=len(episode),
+                episodes=[[0, len(episode)]],
+            )
+            sizes.append(record.size_bytes)
+            read = sum(len(part) for part in read_episodes(store, record))
+            store.delete(record.key)
+            return read
+
+        result = compare(
+            "storage",
+            "frames/s written and read",
+            Side("numpy files", plain),
+            Side("shards, local", shard),
+            seconds=seconds,
+            threads=1,
+        )
+    result.more["bytes_per_frame"] = sizes[-1] / _STORED_FRAMES
+    return result
