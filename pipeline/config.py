@@ -162,6 +162,7 @@ class MdnRnnConfig(Section):
     validation_fraction: float = Field(0.05, gt=0, lt=0.9)
     shuffle_frames: int = Field(200_000, ge=1, description="latents in memory at a time, shuffled in windows")
     patience: int | None = Field(None, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the LSTM; the heads are float32")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(2, ge=1)
     log_every_steps: int = runtime(20, ge=1)

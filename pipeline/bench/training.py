@@ -51,7 +51,9 @@ def bench_train_vae(seconds: float) -> Comparison:
 
     def reference() -> int:
         inputs = frames_to_input(frames).contiguous()
-        reconstruction, mu, logvar = plain(inputs, torch.randn(size, plain.z_size))
+        mu, logvar = plain.encode(inputs)
+        z = sample_z(mu, logvar, torch.randn(size, plain.z_size))
+        reconstruction = plain.decoder(plain.from_z(z)[:, :, None, None])
         optimizer.zero_grad()
         vae_loss(reconstruction, inputs, mu, logvar, config.vae.kl_tolerance).total.backward()
         optimizer.step()
@@ -106,7 +108,10 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
             "train-mdnrnn",
             "windows/s",
             Side("torch float32, plain Adam", reference),
-            Side("the pipeline's", _steps(objective, block.batch(items), size)),
+            Side(
+                f"the pipeline's, {str(objective.precision).removeprefix('torch.')}",
+                _steps(objective, block.batch(items), size),
+            ),
             seconds=seconds,
             threads=config.mdnrnn.threads,
         )

@@ -22,7 +22,7 @@ from pipeline.storage.manifest import Record, commit, require_manifest
 from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
-from pipeline.training.hardware import gpus_for, resolve_device
+from pipeline.training.hardware import gpus_for, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
 PREFIX = "mdnrnn"
@@ -111,6 +111,7 @@ class MdnRnnObjective:
         self._seed = config.seed
         self._held_out = held_out
         self.device = resolve_device(config.mdnrnn.device)
+        self.precision = resolve_precision(config.mdnrnn.precision, self.device)
         self.module = weights.new_mdnrnn(config, action_size).to(self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 
@@ -121,7 +122,10 @@ class MdnRnnObjective:
         seed = seeding.derive(self._seed, "mdnrnn/noise", seed_index)
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         z = sample_z(mu, logvar, noise)
-        prediction, _ = self.module(z[:, :-1], actions)
+        # The heads and the likelihood stay in float32: a narrow mixture tells values apart that bfloat16 does not.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision is torch.bfloat16):
+            hidden, _ = self.module.lstm(torch.cat([z[:, :-1], actions], dim=-1))
+        prediction = self.module.predict(hidden.float())
         nll = _masked_mean(mixture_nll(prediction.mixture, z[:, 1:]), has_next)
         losses = {"loss": nll, "nll": nll}
         if prediction.reward is not None:
@@ -196,12 +200,13 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         objective,
         Schedule.of(config.mdnrnn),
         "train-mdnrnn",
-        hardware=objective.device.type,
+        hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
     )
     summary = yield from fit.run()
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
-    return {**summary, "init": "trained", "device": str(objective.device)}
+    precision = str(objective.precision).removeprefix("torch.")
+    return {**summary, "init": "trained", "device": str(objective.device), "precision": precision}
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:

@@ -235,6 +235,7 @@ def objective(kind: Kind = "factored", **overrides: Any) -> MdnRnnObjective:
             "mdnrnn.mixtures": 2,
             "mdnrnn.mixture": kind,
             "mdnrnn.learning_rate": 2e-2,
+            "mdnrnn.precision": "float32",
             **{f"mdnrnn.{key}": value for key, value in overrides.items()},
         }
     )
@@ -312,6 +313,13 @@ def some_windows(seed: int = 3) -> Windows:
 
     block = WindowBlock([episode(12), episode(4)], 6, rng)
     return block.batch(np.arange(len(block)))
+
+
+def test_in_bfloat16_the_loss_is_near_that_in_float32() -> None:
+    batch = some_windows()
+    narrow, wide = (objective("factored", precision=p).losses(batch, 0)["loss"].item() for p in ("bfloat16", "float32"))
+    assert narrow != wide
+    assert narrow == pytest.approx(wide, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["factored", "joint"])
