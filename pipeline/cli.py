@@ -48,6 +48,7 @@ _BENCHES = {
     "env": "Gymnasium's CarRacing-v3 beside ours, a core",
     "agent": "the naive agent loop beside a rollout worker, a core",
     "generation": "one generation of 64 x 16 episodes on all cores, around the controllers of --run-dir",
+    "fidelity": "the best controller of --run-dir on both drawings and at every precision of V's encoder",
     "collect": "the environment alone beside collecting frames into shards, a core",
     "train-vae": "a plain training step of V beside the pipeline's",
     "train-mdnrnn": "a plain training step of M beside the pipeline's",
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument("name", metavar="NAME", choices=[*_BENCHES, "all"], help=f"{', '.join(_BENCHES)}, or all")
-    bench.add_argument("--run-dir", default="runs/laptop", help="whose controllers `bench generation` drives")
+    bench.add_argument("--run-dir", default="runs/laptop", help="whose controllers `generation` and `fidelity` drive")
     bench.add_argument(
         "--seconds",
         type=float,

@@ -1,12 +1,9 @@
-"""``bench agent`` and ``bench generation``: the whole loop, one worker alone and all of them through Ray."""
+"""``bench agent``: the whole loop, one worker alone."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count, islice
-from statistics import fmean
 
 import gymnasium
 import numpy as np
@@ -17,26 +14,17 @@ from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config import RunConfig
 from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.car_sprites import reduce_observation
-from pipeline.errors import ConfigError
-from pipeline.evolution.fitness import drive, training_jobs
-from pipeline.evolution.state import EvolutionState
-from pipeline.executor import Executor
+from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.openvino_forward import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
-from pipeline.models.weights import load_into, new_mdnrnn, new_vae, to_bytes
-from pipeline.presets import parse_yaml, validate
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
+from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
+from pipeline.rollouts.loop import RolloutWorker
 from pipeline.seeding import generator
-from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import read_verified, require_manifest
-from pipeline.storage.store import Store
 from pipeline.threads import num_threads
 
 _EPISODE_STEPS = 250
-_POPULATION, _EPISODES = 64, 16  # the paper's generation
-_PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
 
 
 def bench_agent(seconds: float) -> Comparison:
@@ -73,7 +61,7 @@ def bench_agent(seconds: float) -> Comparison:
             "agent-steps/s/core",
             Side(
                 "batch 1, torch float32, Gymnasium's rendering",
-                _naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, population[0].astype(np.float32)),
+                naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, population[0].astype(np.float32)),
             ),
             Side(what + fastest, lanes(fastest)),
             seconds=seconds,
@@ -82,109 +70,7 @@ def bench_agent(seconds: float) -> Comparison:
         )
 
 
-def bench_generation(seconds: float, store: Store, executor: Callable[[RunConfig], Executor]) -> Comparison:
-    """One generation of the paper's size around a run's controllers, through the pool that ``evolve`` uses.
-
-    The reference is the naive loop at the same controller: its speed alone on a core, times as many cores as there are
-    workers, which flatters it where cores share what they have.
-
-    Args:
-        seconds: that the naive loop is measured for, half before and half after.
-        store: of a run that has evolved.
-        executor: makes one.
-
-    Raises:
-        ConfigError: the run has no evolution yet.
-    """
-    latest = Checkpoints(store, "evolution").latest()
-    if latest is None:
-        raise ConfigError(
-            f"{store.locate()} holds no evolution. bench generation drives the controllers of a run: "
-            "`world-models run laptop` makes one, `make demo` a weak one; name it by --run-dir"
-        )
-    search = EvolutionState.from_bytes(latest[1]).search
-    saved = validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml"))
-    config = _paper_size(saved)
-    vae_weights = read_verified(store, require_manifest(store, "vae").records["vae.safetensors"])
-    mdnrnn_weights = read_verified(store, require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"])
-    vae, mdnrnn = new_vae(config), new_mdnrnn(config, CarRacing.action_size)
-    load_into(vae, vae_weights, "the VAE's weights")
-    load_into(mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
-    population = generator(0, "bench").multivariate_normal(
-        search.mean, search.sigma**2 * search.covariance, _POPULATION, method="cholesky"
-    )
-    jobs = training_jobs(config, 1, population)
-    returns: list[float] = []
-    steps = 0
-
-    def take(_: RolloutJob, result: RolloutResult) -> None:
-        nonlocal steps
-        returns.append(result.episode_return)
-        steps += result.steps
-
-    with num_threads(1):
-        naive = _naive_loop(config.env.view, config.env.max_episode_steps, vae, mdnrnn, search.mean.astype(np.float32))
-        naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
-    on = executor(config)
-    try:
-        with on.pool(
-            RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=JOBS_PER_LANE * config.rollouts.lanes
-        ) as pool:
-            # Until every worker is up, as they are from the second generation on.
-            drive(pool, [replace(job, max_steps=1) for job in jobs], lambda *_: None)
-            began = time.perf_counter()
-            drive(pool, jobs, take)
-            took = time.perf_counter() - began
-        workers = on.max_workers
-    finally:
-        on.close()
-    with num_threads(1):
-        more_steps, more_seconds = _for_seconds(naive, seconds / 2)
-    naive_rate = (naive_steps + more_steps) / (naive_seconds + more_seconds)
-    return Comparison(
-        "generation",
-        "agent-steps/s",
-        f"the naive loop on {workers} cores",
-        f"{_POPULATION} x {_EPISODES} episodes, {workers} workers on Ray, {took:.0f} s for {steps:,} steps "
-        f"at a mean return of {fmean(returns):.0f}",
-        naive_rate * workers,
-        steps / took,
-        1,
-        more={
-            "seconds": took,
-            "steps": steps,
-            "mean_return": fmean(returns),
-            "workers": workers,
-            "paper_seconds": _PAPER_SECONDS,
-            "paper_cores": _PAPER_CORES,
-        },
-    )
-
-
-def _paper_size(config: RunConfig) -> RunConfig:
-    """The run's own networks and lanes, the paper's population and whole episodes."""
-    evolve = config.evolve.model_copy(
-        update={
-            "population_size": _POPULATION,
-            "episodes": _EPISODES,
-            "episodes_from": [],
-            "episode_steps": None,
-            "stall_steps": None,
-        }
-    )
-    env = config.env.model_copy(update={"max_episode_steps": 1000})
-    return config.model_copy(update={"evolve": evolve, "env": env})
-
-
-def _for_seconds(work: Callable[[], int], seconds: float) -> tuple[int, float]:
-    began = time.perf_counter()
-    units = 0
-    while time.perf_counter() - began < seconds:
-        units += work()
-    return units, time.perf_counter() - began
-
-
-def _naive_loop(
+def naive_loop(
     view: str, max_steps: int, vae: Vae, mdnrnn: MdnRnn, parameters: NDArray[np.float32]
 ) -> Callable[[], int]:
     """What one would write first: one environment, one frame at a time; pieces of 50 steps."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 
-from pipeline.bench.agent import bench_agent, bench_generation
+from pipeline.bench.agent import bench_agent
 from pipeline.bench.environment import bench_env
+from pipeline.bench.fidelity import bench_fidelity, fidelity_figures, fidelity_lines
+from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
 from pipeline.bench.stages import bench_collect, bench_dream, bench_storage
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
@@ -26,11 +28,11 @@ BENCHES: dict[str, Callable[[float], Comparison]] = {
     "dream": bench_dream,
     "storage": bench_storage,
 }
-GENERATION = "generation"  # takes minutes, and a run to drive
+GENERATION, FIDELITY = "generation", "fidelity"  # take minutes, and a run to drive
 
 
 def run_benches(
-    names: Iterable[str],
+    names: Collection[str],
     *,
     seconds: float,
     as_json: bool,
@@ -40,23 +42,29 @@ def run_benches(
     """Run benches; print a Markdown table, then, if asked, one line of JSON a bench.
 
     Args:
-        names: of ``BENCHES``, or ``GENERATION``.
+        names: of ``BENCHES``, or ``GENERATION`` or ``FIDELITY``.
         seconds: that each side is measured for, in all.
         as_json: whether to print JSON.
-        store: of the run whose controllers ``generation`` drives.
-        executor: makes the one that ``generation`` drives them on.
+        store: of the run whose controllers ``generation`` and ``fidelity`` drive.
+        executor: makes the one that they drive them on.
     """
     print(f"{cpu_kind()}, {os.cpu_count()} cores; each side measured for {seconds:g} s, in turns\n")
     print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
-    results = []
+    figures = []
     for name in names:
+        if name == FIDELITY:
+            continue
         result = bench_generation(seconds, store, executor) if name == GENERATION else BENCHES[name](seconds)
         for line in table_rows(result):
             print(line, flush=True)
-        results.append(result)
+        figures.append({**_figures(result), "ratio": result.ratio})
+    if FIDELITY in names:
+        rows = bench_fidelity(store, executor)
+        print("\n" + "\n".join(fidelity_lines(rows)))
+        figures.append(fidelity_figures(rows))
     if as_json:
-        for result in results:
-            print(json.dumps({**_figures(result), "ratio": result.ratio}))
+        for line in map(json.dumps, figures):
+            print(line)
 
 
 def table_rows(result: Comparison) -> list[str]:

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline import cli
 from pipeline.bench import measure, run
-from pipeline.bench.agent import bench_generation
 from pipeline.bench.drives import record_drive
+from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.errors import ConfigError
 from pipeline.executor import InProcessExecutor
@@ -60,7 +60,7 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 
 
 def test_every_bench_of_the_command_is_there() -> None:
-    assert sorted([*run.BENCHES, run.GENERATION]) == sorted(cli._BENCHES)
+    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY]) == sorted(cli._BENCHES)
 
 
 def test_a_generation_needs_a_run_that_has_evolved(tmp_path: Path) -> None:

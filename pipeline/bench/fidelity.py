@@ -1,0 +1,181 @@
+"""``bench fidelity``: what speed costs in truth. Rounding in V's encoder, and the drawing of frames."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.bench.trained import TrainedRun
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.evolution.fitness import drive, scored_jobs
+from pipeline.executor import Executor
+from pipeline.models.forward import encode_all, make_encoder, resolve_precision
+from pipeline.models.openvino_forward import native_precisions
+from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutWorker
+from pipeline.stages.evaluate import summarise
+from pipeline.storage.manifest import read_verified, require_manifest
+from pipeline.storage.shards import episode_steps, read_frames
+from pipeline.storage.store import Store
+from pipeline.threads import num_threads
+
+_FRAMES = 2000
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One way to drive the test tracks.
+
+    Attributes:
+        rendering, engine, precision: of the frames, and of V's encoder.
+        mu_error: mean absolute error of mu against torch in float32, in standard deviations of mu; None for torch.
+        mu_error_max: the largest.
+        mean, low, high: return over the tracks, and the 95 % interval of its mean.
+        difference, difference_low, difference_high: of the mean return from the first row's, track by track.
+    """
+
+    rendering: str
+    engine: str
+    precision: str
+    mu_error: float | None
+    mu_error_max: float | None
+    mean: float
+    low: float
+    high: float
+    difference: float
+    difference_low: float
+    difference_high: float
+
+
+def bench_fidelity(store: Store, executor: Callable[[RunConfig], Executor]) -> list[Fidelity]:
+    """A run's best controller on its test tracks: Gymnasium's drawing first, as the run evaluated it, then ours.
+
+    Raises:
+        ConfigError: the run has not evaluated its best controller on Gymnasium's drawing.
+    """
+    run = TrainedRun.read(store)
+    evaluated = _evaluated(store, run.config)
+    frames = _some_frames(store)
+    torch_mu = _mu(_with(run.config, "torch", "float32"), run, frames)
+    own = resolve_precision(run.config.rollouts)
+    rows = [_row("gymnasium", run.config.rollouts.engine, own, None, torch_mu, evaluated, evaluated)]
+    for engine, precision in [("torch", "float32"), *(("openvino", p) for p in native_precisions())]:
+        config = _with(run.config, engine, precision)
+        mu = None if engine == "torch" else _mu(config, run, frames)
+        rows.append(_row("texture", engine, precision, mu, torch_mu, _returns(config, run, executor), evaluated))
+    return rows
+
+
+def fidelity_lines(rows: list[Fidelity]) -> list[str]:
+    """A Markdown table."""
+    lines = [
+        "| frames drawn by | encoder | error of mu, in sd | largest | mean return, 95 % interval | against the first |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        errors = "| | " if row.mu_error is None else f"| {row.mu_error:.4f} | {row.mu_error_max:.3f} "
+        lines.append(
+            f"| {row.rendering} | {row.engine} {row.precision} {errors}"
+            f"| {row.mean:.1f} ({row.low:.1f} to {row.high:.1f}) "
+            f"| {row.difference:+.1f} ({row.difference_low:+.1f} to {row.difference_high:+.1f}) |"
+        )
+    return lines
+
+
+def fidelity_figures(rows: list[Fidelity]) -> dict[str, object]:
+    """For JSON: Gymnasium's drawing is the reference, ours the run's own precision."""
+    ours = next(row for row in rows[1:] if (row.engine, row.precision) == (rows[0].engine, rows[0].precision))
+    return {
+        "bench": "fidelity",
+        "unit": "mean return",
+        "reference": rows[0].mean,
+        "ours": ours.mean,
+        "ratio": ours.mean / rows[0].mean,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _row(
+    rendering: str,
+    engine: str,
+    precision: str,
+    mu: NDArray[np.float32] | None,
+    torch_mu: NDArray[np.float32],
+    returns: list[float],
+    reference: list[float],
+) -> Fidelity:
+    error = None if mu is None else np.abs(mu - torch_mu) / torch_mu.std(axis=0)
+    score = summarise(returns, seed=0)
+    difference = summarise([ours - theirs for ours, theirs in zip(returns, reference, strict=True)], seed=0)
+    return Fidelity(
+        rendering,
+        engine,
+        precision,
+        None if error is None else float(error.mean()),
+        None if error is None else float(error.max()),
+        score["mean"],
+        score["low"],
+        score["high"],
+        difference["mean"],
+        difference["low"],
+        difference["high"],
+    )
+
+
+def _with(config: RunConfig, engine: str, precision: str) -> RunConfig:
+    rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
+    env = config.env.model_copy(update={"rendering": "texture"})
+    return config.model_copy(update={"rollouts": rollouts, "env": env})
+
+
+def _some_frames(store: Store) -> NDArray[np.uint8]:
+    frames = []
+    for record in require_manifest(store, "rollouts").records.values():
+        frames += list(read_frames(store, record, set(episode_steps(record))))
+        if sum(map(len, frames)) >= _FRAMES:
+            break
+    return np.concatenate(frames)[:_FRAMES]
+
+
+def _mu(config: RunConfig, run: TrainedRun, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    with num_threads(1):
+        return encode_all(make_encoder(config, run.vae_weights, config.rollouts.micro_batch), frames)[0]
+
+
+def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> list[float]:
+    jobs = scored_jobs(
+        config,
+        purpose="test",
+        generation=0,
+        candidate=0,
+        parameters=run.controller,
+        first_track=config.tracks.test.start,
+        episodes=range(config.evaluate.episodes),
+    )
+    on = executor(config)
+    try:
+        per_call = JOBS_PER_LANE * config.rollouts.lanes
+        with on.pool(RolloutWorker, config, run.vae_weights, run.mdnrnn_weights, jobs_per_call=per_call) as pool:
+            results = drive(pool, jobs, lambda *_: None)
+    finally:
+        on.close()
+    return [results[job.id].episode_return for job in jobs]
+
+
+def _evaluated(store: Store, config: RunConfig) -> list[float]:
+    """Returns of the best controller on the test tracks in order, as the run's evaluation found them."""
+    records = require_manifest(store, "evaluation").records
+    newest = max((record for name, record in records.items() if name.startswith("episodes-")), key=lambda r: r.name)
+    rows = pq.read_table(io.BytesIO(read_verified(store, newest))).to_pylist()
+    returns = [row["episode_return"] for row in sorted(rows, key=lambda r: r["track"]) if row["controller"] == "best"]
+    if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
+        raise ConfigError(
+            f"{store.locate()} has not evaluated its best controller on Gymnasium's drawing: "
+            "bench fidelity compares with that (evaluate.rendering: gymnasium, evaluate.controllers: best or both)"
+        )
+    return returns

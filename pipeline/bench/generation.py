@@ -1,0 +1,123 @@
+"""``bench generation``: one generation of the paper's size, on all cores, through Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+
+import numpy as np
+
+from pipeline.bench.agent import naive_loop
+from pipeline.bench.measure import Comparison
+from pipeline.bench.trained import TrainedRun
+from pipeline.config import RunConfig
+from pipeline.envs.registry import environment_class
+from pipeline.evolution.fitness import drive, training_jobs
+from pipeline.executor import Executor
+from pipeline.models.weights import load_into, new_mdnrnn, new_vae
+from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
+from pipeline.seeding import generator
+from pipeline.storage.store import Store
+from pipeline.threads import num_threads
+
+_POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
+_PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
+
+
+def bench_generation(seconds: float, store: Store, executor: Callable[[RunConfig], Executor]) -> Comparison:
+    """64 candidates x 16 episodes from a run's last search distribution, through the pool that ``evolve`` uses.
+
+    The reference is the naive loop at the same controller: its speed alone on a core, times as many cores as there are
+    workers, which flatters it where cores share what they have.
+
+    Args:
+        seconds: that the naive loop is measured for, half before and half after.
+        store: of a run that has evolved.
+        executor: makes one.
+
+    Raises:
+        ConfigError: the run has no evolution yet.
+    """
+    run = TrainedRun.read(store)
+    config = _paper_size(run.config)
+    search = run.search
+    population = generator(0, "bench").multivariate_normal(
+        search.mean, search.sigma**2 * search.covariance, _POPULATION, method="cholesky"
+    )
+    jobs = training_jobs(config, 1, population)
+    returns: list[float] = []
+    steps = 0
+
+    def take(_: RolloutJob, result: RolloutResult) -> None:
+        nonlocal steps
+        returns.append(result.episode_return)
+        steps += result.steps
+
+    naive = _naive_loop(config, run)
+    with num_threads(1):
+        naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
+    on = executor(config)
+    try:
+        per_call = JOBS_PER_LANE * config.rollouts.lanes
+        with on.pool(RolloutWorker, config, run.vae_weights, run.mdnrnn_weights, jobs_per_call=per_call) as pool:
+            # Until every worker is up, as all are from the second generation on.
+            drive(pool, [replace(job, max_steps=1) for job in jobs], lambda *_: None)
+            began = time.perf_counter()
+            drive(pool, jobs, take)
+            took = time.perf_counter() - began
+            workers = pool.num_workers
+    finally:
+        on.close()
+    with num_threads(1):
+        more_steps, more_seconds = _for_seconds(naive, seconds / 2)
+    naive_rate = (naive_steps + more_steps) / (naive_seconds + more_seconds)
+    return Comparison(
+        "generation",
+        "agent-steps/s",
+        f"the naive loop on {workers} cores",
+        f"{_POPULATION} x {_EPISODES} episodes on {workers} Ray workers: {took:.0f} s, {steps:,} steps, "
+        f"mean return {fmean(returns):.0f}",
+        naive_rate * workers,
+        steps / took,
+        1,
+        more={
+            "seconds": took,
+            "steps": steps,
+            "mean_return": fmean(returns),
+            "workers": workers,
+            "paper_seconds": _PAPER_SECONDS,
+            "paper_cores": _PAPER_CORES,
+        },
+    )
+
+
+def _paper_size(config: RunConfig) -> RunConfig:
+    """The run's own networks and lanes, the paper's population and whole episodes."""
+    evolve = config.evolve.model_copy(
+        update={
+            "population_size": _POPULATION,
+            "episodes": _EPISODES,
+            "episodes_from": [],
+            "episode_steps": None,
+            "stall_steps": None,
+        }
+    )
+    env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS})
+    return config.model_copy(update={"evolve": evolve, "env": env})
+
+
+def _naive_loop(config: RunConfig, run: TrainedRun) -> Callable[[], int]:
+    vae, mdnrnn = new_vae(config), new_mdnrnn(config, environment_class(config.env.id).action_size)
+    load_into(vae, run.vae_weights, "the VAE's weights")
+    load_into(mdnrnn, run.mdnrnn_weights, "the MDN-RNN's weights")
+    return naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, run.search.mean.astype(np.float32))
+
+
+def _for_seconds(work: Callable[[], int], seconds: float) -> tuple[int, float]:
+    began = time.perf_counter()
+    units = 0
+    while time.perf_counter() - began < seconds:
+        units += work()
+    return units, time.perf_counter() - began

@@ -1,0 +1,59 @@
+"""A trained run, for benches that drive its controllers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+from pipeline.evolution.search import Search
+from pipeline.evolution.state import EvolutionState
+from pipeline.presets import parse_yaml, validate
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.manifest import read_verified, require_manifest
+from pipeline.storage.store import Store
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run came to.
+
+    Attributes:
+        config: its own.
+        vae_weights, mdnrnn_weights: safetensors bytes.
+        search: CMA-ES after the last generation.
+        controller: (n,) float32, the one that validated best.
+    """
+
+    config: RunConfig
+    vae_weights: bytes
+    mdnrnn_weights: bytes
+    search: Search
+    controller: NDArray[np.float32]
+
+    @classmethod
+    def read(cls, store: Store) -> TrainedRun:
+        """From a run directory.
+
+        Raises:
+            ConfigError: nothing was evolved there.
+        """
+        latest = Checkpoints(store, "evolution").latest()
+        if latest is None:
+            raise ConfigError(
+                f"{store.locate()} holds no evolution, and this bench drives the controllers of a run: "
+                "`world-models run laptop` makes a good one, `make demo` a weak one; name it by --run-dir"
+            )
+        records = require_manifest(store, "evolution").records
+        newest = max((r for name, r in records.items() if name.startswith("controllers-")), key=lambda r: r.name)
+        return cls(
+            config=validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml")),
+            vae_weights=read_verified(store, require_manifest(store, "vae").records["vae.safetensors"]),
+            mdnrnn_weights=read_verified(store, require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]),
+            search=EvolutionState.from_bytes(latest[1]).search,
+            controller=load(read_verified(store, newest))["best"],
+        )
