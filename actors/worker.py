@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ class WorkerActor:
         configure_logging()
         with num_threads(1):
             self._worker = factory(*arguments)
+        # What a worker is built of lives as long as it does, and Box2D's wrappers come and go by the thousand: without
+        # this a twentieth of a rollout's time is the collector looking at all of it again.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
 
     def identity(self) -> WorkerIdentity:
         """Answers once the worker is built."""

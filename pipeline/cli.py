@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -124,13 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     resume = f"to go on, run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}"
     signal.signal(signal.SIGTERM, _on_sigterm)
+    sys.unraisablehook = _deliver_again
     try:
         return _dispatch(options)
     except WorldModelsError as error:
         print(f"world-models: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt as interrupt:
-        terminated = interrupt.args == (signal.SIGTERM,)
+    except KeyboardInterrupt:
+        # Not by the exception: Ray raises one of its own in place of one that crosses it.
+        terminated = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         how = "terminated" if terminated else "interrupted"
         print(f"\nworld-models: {how}; what is committed is kept; {resume}", file=sys.stderr)
         return 143 if terminated else 130
@@ -140,6 +143,17 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the command as Ctrl-C does: KeyboardInterrupt is what Ray's own calls let through."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """A stop that was raised inside a finaliser, where Python drops it, comes again a moment later."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.SIGTERM if unraisable.exc_value.args == (signal.SIGTERM,) else signal.SIGINT
+    if number == signal.SIGTERM:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def _dispatch(options: argparse.Namespace) -> int:

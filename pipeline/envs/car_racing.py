@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +24,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.box2d import car_racing
 from gymnasium.envs.box2d.car_racing import SCALE, WINDOW_H, WINDOW_W, ZOOM
+from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
 from pipeline.config import EnvConfig
@@ -77,7 +79,7 @@ class _Track:
 
 
 # By the generator's state and the colours: all that a track depends on.
-_tracks: OrderedDict[tuple[Any, ...], _Track] = OrderedDict()
+_tracks: OrderedDict[bytes, _Track] = OrderedDict()
 
 
 class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
@@ -94,6 +96,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
 
     def __init__(self, view: Literal["observation", "full", "playfield"] = "observation", **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        EzPickle.__init__(self, view, **kwargs)
         self._view = VIEWS[view]
         height, width, screen_rows = self._view
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
@@ -105,9 +108,8 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self._bar = status_bar(self._view) if screen_rows > BAR_TOP else None
 
     def _create_track(self) -> bool:
-        state = self.np_random.bit_generator.state
         colors = (self.road_color, self.bg_color, self.grass_color)
-        key = (*state["state"].values(), state["has_uint32"], state["uinteger"], *np.ravel(colors).tolist())
+        key = pickle.dumps((self.np_random.bit_generator.state, np.array(colors, np.float64)))
         track = _tracks.get(key)
         if track is None:
             created = bool(super()._create_track())

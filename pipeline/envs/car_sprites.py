@@ -10,6 +10,7 @@ import math
 from functools import cache
 from typing import NamedTuple
 
+import Box2D
 import cv2
 import numpy as np
 import pygame
@@ -33,7 +34,15 @@ Sprite = NDArray[np.float32]
 PLAYFIELD_ROWS = 84
 BAR_TOP = WINDOW_H * PLAYFIELD_ROWS // STATE_H  # 700
 
-_HULL = (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)
+
+def _as_box2d_orders(points: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """A polygon's vertices as Gymnasium draws them: pygame fills the same polygon differently in another order."""
+    shape = Box2D.b2PolygonShape(vertices=[(x * SIZE, y * SIZE) for x, y in points])
+    return [(x, y) for x, y in shape.vertices]
+
+
+_HULL = [_as_box2d_orders(points) for points in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)]
+_WHEEL = _as_box2d_orders([(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)])
 # pygame's smoothscale cuts to integers in both of its passes, so that a plain colour comes out darker by this.
 SHRINK_LOSS = 2
 _HULL_RED = 204 - SHRINK_LOSS
@@ -123,7 +132,8 @@ class CarSprites:
             slice(reach_y.start - first_row, reach_y.stop - first_row),
             slice(reach_x.start - first_column, reach_x.stop - first_column),
         )
-        self._hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32)])[:, *self._cut]
+        # Half a level more, so that cutting to integers rounds.
+        self._hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32) + 0.5])[:, *self._cut]
         self._sum = np.empty_like(self._hull)
         self._patch = np.empty_like(self._hull[0])
 
@@ -148,15 +158,16 @@ class CarSprites:
         below = frame[self.rows, self.columns]
         np.multiply(below, total[0], out=self._patch)
         np.add(self._patch, total[1], out=self._patch)
-        np.rint(self._patch, out=self._patch)
+        # Hull and wheels together may cover a pixel by a hair more than once.
+        np.maximum(self._patch, 0, out=self._patch)
         np.copyto(below, self._patch, casting="unsafe")
 
     def _reach(self, view: View) -> tuple[slice, slice]:
         wheel = math.hypot(WHEEL_W, WHEEL_R)
         unit = SIZE * self._zoom
         reach_x = max(x for x, _ in WHEELPOS) + wheel
-        ahead = max(y for poly in _HULL for _, y in poly)
-        behind = -min(y for poly in _HULL for _, y in poly)
+        ahead = max(y for poly in _HULL for _, y in poly) / SIZE
+        behind = -min(y for poly in _HULL for _, y in poly) / SIZE
         x_scale, y_scale = view.width / WINDOW_W, view.height / view.screen_rows
         x, y = WINDOW_W / 2, WINDOW_H * 3 / 4
         return (
@@ -166,7 +177,7 @@ class CarSprites:
 
     def _draw_hull(self, surface: pygame.Surface, color: tuple[int, int, int]) -> None:
         for poly in _HULL:
-            self._polygon(surface, color, [(x * SIZE, y * SIZE) for x, y in poly])
+            self._polygon(surface, color, poly)
 
     def _draw_wheel(self, wheel: int, angle: int, phase: int) -> Sprite:
         surface = self._window.surface()
@@ -175,15 +186,15 @@ class CarSprites:
         cos, sin = math.cos(turn), math.sin(turn)
 
         def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-            return [((cos * x - sin * y + at_x) * SIZE, (sin * x + cos * y + at_y) * SIZE) for x, y in points]
+            return [(cos * x - sin * y + at_x * SIZE, sin * x + cos * y + at_y * SIZE) for x, y in points]
 
         # Red says how much of a pixel the wheel covers, green how bright it is there; the hull is on top.
-        whole = [(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)]
-        self._polygon(surface, (255, 0, 0), place(whole))
+        self._polygon(surface, (255, 0, 0), place(_WHEEL))
         stripe = _stripe((phase + 0.5) * 2 * math.pi / _PHASES)
         if stripe is not None:
             first, last = stripe
-            corners = [(-WHEEL_W, first), (WHEEL_W, first), (WHEEL_W, last), (-WHEEL_W, last)]
+            half = WHEEL_W * SIZE
+            corners = [(-half, first), (half, first), (half, last), (-half, last)]
             self._polygon(surface, (255, WHEEL_WHITE[0], 0), place(corners))
         self._draw_hull(surface, (0, 0, 0))
         pixels = self._window.shrink(surface)[self._cut]
@@ -222,7 +233,7 @@ def _stripe(phase: float) -> tuple[float, float] | None:
         c1 = math.copysign(1, c1)
     if s2 > 0:
         c2 = math.copysign(1, c2)
-    return WHEEL_R * c1, WHEEL_R * c2
+    return WHEEL_R * SIZE * c1, WHEEL_R * SIZE * c2
 
 
 class StatusBar:
@@ -237,7 +248,6 @@ class StatusBar:
         self._text_window = _Window(view, 0, BAR_TOP, WINDOW_W // 8, WINDOW_H - BAR_TOP)
         self._gauges: dict[tuple[int, int], Sprite] = {}
         self._texts: dict[str, Sprite] = {}
-        self._font: pygame.font.Font | None = None
         self._sum = self._window.shrink(self._window.surface())
 
     def draw(self, frame: NDArray[np.uint8], reward: float, values: tuple[float, ...]) -> None:
@@ -268,11 +278,10 @@ class StatusBar:
         np.copyto(frame[self._window.rows, self._window.columns], total, casting="unsafe")
 
     def _draw_text(self, text: str) -> Sprite:
-        if self._font is None:
-            pygame.font.init()
-            self._font = pygame.font.Font(pygame.font.get_default_font(), 42)
+        pygame.font.init()  # each time: an environment that showed a window ends all of pygame when it is closed
+        font = pygame.font.Font(pygame.font.get_default_font(), 42)
         surface = self._text_window.surface()
-        rendered = self._font.render(text, True, (255, 255, 255), (0, 0, 0))
+        rendered = font.render(text, True, (255, 255, 255), (0, 0, 0))
         center = (60, WINDOW_H - WINDOW_H * 2.5 / 40.0 - BAR_TOP)
         surface.blit(rendered, rendered.get_rect(center=center))
         return self._text_window.shrink(surface)

@@ -145,7 +145,8 @@ class EpisodeTexture:
         patches = self._track.patches(tile, _LEVELS if zooming else 1)
         for level, patch in zip(self._levels, patches, strict=False):
             texels = level[patch.rows, patch.columns]
-            np.subtract(texels, patch.amount, out=texels)
+            # No further than to 0: a kerb or a darker tile may have been drawn over this one.
+            cv2.subtract(texels, patch.amount, dst=texels)
 
     def draw(
         self,

@@ -64,7 +64,7 @@ def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Enco
     if config.rollouts.engine == "openvino":
         from pipeline.models.openvino_forward import OpenVinoEncoder
 
-        return OpenVinoEncoder(vae_weights, batch_size, precision)
+        return OpenVinoEncoder(vae_weights, config.vae.z_size, batch_size, precision)
     import torch
 
     from pipeline.models.torch_forward import TorchEncoder
@@ -84,7 +84,7 @@ def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, act
     if config.rollouts.engine == "openvino":
         from pipeline.models.openvino_forward import OpenVinoRnnStep
 
-        return OpenVinoRnnStep(mdnrnn_weights, batch_size)
+        return OpenVinoRnnStep(mdnrnn_weights, config.vae.z_size + action_size, config.mdnrnn.hidden_size, batch_size)
     from pipeline.models.torch_forward import TorchRnnStep
     from pipeline.models.weights import load_into, new_mdnrnn
 

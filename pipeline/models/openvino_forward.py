@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -47,15 +48,15 @@ class OpenVinoEncoder:
 
     Args:
         vae_weights: safetensors bytes of the whole V.
+        z_size: Z, which they must have.
         batch_size: B.
         precision: of convolutions and products. int8: weights by output channel, symmetric; activations unsigned,
             over the ranges that V was calibrated to.
     """
 
-    def __init__(self, vae_weights: bytes, batch_size: int, precision: Precision) -> None:
-        arrays = _read(vae_weights, "the VAE's weights")
-        self.batch_size = batch_size
-        self.z_size = len(arrays["mu.bias"])
+    def __init__(self, vae_weights: bytes, z_size: int, batch_size: int, precision: Precision) -> None:
+        arrays = _read(vae_weights, "the VAE's weights", {"mu.weight": (z_size, 1024), "activation_max": (4,)})
+        self.batch_size, self.z_size = batch_size, z_size
         self._frames = np.zeros((batch_size, *FRAME_SHAPE), np.uint8)
         self._request = _compile(_encoder(arrays, batch_size, precision == "int8"), _HINTS[precision])
         self._request.set_input_tensor(ov.Tensor(self._frames, shared_memory=True))
@@ -73,13 +74,17 @@ class OpenVinoRnnStep:
 
     Args:
         mdnrnn_weights: safetensors bytes of the whole M.
+        input_size, hidden_size: Z + A and H, which they must have.
         batch_size: B.
     """
 
-    def __init__(self, mdnrnn_weights: bytes, batch_size: int) -> None:
-        arrays = _read(mdnrnn_weights, "the MDN-RNN's weights")
-        input_size, self.hidden_size = arrays["lstm.weight_ih_l0"].shape[1], arrays["lstm.weight_hh_l0"].shape[1]
-        self.batch_size = batch_size
+    def __init__(self, mdnrnn_weights: bytes, input_size: int, hidden_size: int, batch_size: int) -> None:
+        shapes = {
+            "lstm.weight_ih_l0": (4 * hidden_size, input_size),
+            "lstm.weight_hh_l0": (4 * hidden_size, hidden_size),
+        }
+        arrays = _read(mdnrnn_weights, "the MDN-RNN's weights", shapes)
+        self.batch_size, self.hidden_size = batch_size, hidden_size
         self._input = np.zeros((batch_size, input_size), np.float32)
         self._h, self._c = (np.zeros((batch_size, self.hidden_size), np.float32) for _ in range(2))
         self._request = _compile(_lstm_step(arrays, batch_size), "f32")
@@ -98,12 +103,16 @@ class OpenVinoRnnStep:
         return self._h_next, self._c_next
 
 
-def _read(weights: bytes, what: str) -> dict[str, Array]:
+def _read(weights: bytes, what: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     try:
         arrays: dict[str, Array] = load(weights)
-        return arrays
     except SafetensorError as error:
         raise DamagedDataError(f"{what} are not readable: {error}") from error
+    for name, shape in shapes.items():
+        found = arrays[name].shape if name in arrays else "absent"
+        if found != shape:
+            raise DamagedDataError(f"{what} are not those of this config: {name} is {found}, expected {shape}")
+    return arrays
 
 
 def _compile(model: ov.Model, precision: str) -> ov.InferRequest:

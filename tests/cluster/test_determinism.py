@@ -14,6 +14,7 @@ import pytest
 from actors.executor import RayExecutor
 from pipeline.config import RunConfig
 from pipeline.executor import InProcessExecutor
+from pipeline.models.openvino_forward import native_precisions
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.store import LocalStore
@@ -21,14 +22,14 @@ from pipeline.storage.store import LocalStore
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
 
 
-def config(workers: int = 1, lanes: int = 3) -> RunConfig:
+def config(workers: int = 1, lanes: int = 3, engine: str = "openvino", precision: str = "auto") -> RunConfig:
     return RunConfig.model_validate(
         {
             "env": {"id": "tests.counting:CountingEnv", "max_episode_steps": 30},
             "collect": {"policy": "white", "episodes": 4, "episode_steps": 20, "episodes_per_shard": 2},
             "vae": {"epochs": 1, "batch_size": 16, "validation_fraction": 0.3, "z_size": 8},
             "mdnrnn": {"window": 8, "epochs": 1, "batch_size": 4, "hidden_size": 16, "validation_fraction": 0.3},
-            "rollouts": {"micro_batch": 4, "lanes": lanes},
+            "rollouts": {"micro_batch": 4, "lanes": lanes, "engine": engine, "precision": precision},
             "evolve": {
                 "population_size": 5, "episodes": 3, "generations": 3, "validate_every": 2, "validation_episodes": 3,
             },
@@ -101,6 +102,23 @@ def test_ray_with_any_number_of_workers_gives_the_same_bits(
     shutil.copytree(trained, folder)
     run_stages(config(workers), LocalStore(folder), RayExecutor(config(workers)), EVOLVE_AND_EVALUATE)
     assert outcome(folder) == reference
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [("torch", "float32"), *(("openvino", precision) for precision in native_precisions()[:-1])],  # auto is the last
+)
+def test_every_engine_and_precision_gives_the_same_bits_on_ray_and_with_other_lanes(
+    tmp_path: Path, engine: str, precision: str, reference: dict[str, Any]
+) -> None:
+    outcomes = []
+    for folder, lanes, executor in (("here", 3, InProcessExecutor()), ("ray", 8, None)):
+        chosen = config(2, lanes, engine, precision)
+        run_stages(chosen, LocalStore(tmp_path / folder), executor or RayExecutor(chosen), STAGES[:6])
+        outcomes.append(outcome(tmp_path / folder))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] != reference, "the choice matters to the bit"
 
 
 @pytest.mark.usefixtures("local_ray")

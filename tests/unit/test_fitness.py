@@ -59,6 +59,15 @@ def test_every_candidate_drives_every_episode_once_with_its_own_parameters() -> 
         np.testing.assert_array_equal(job.parameters, CANDIDATES[job.candidate].astype(np.float32))
 
 
+def test_later_generations_drive_the_episodes_that_the_config_says() -> None:
+    later = [{"generation": 9, "episodes": 1}, {"generation": 4, "episodes": 5}]
+    overrides = {"evolve.episodes": 2, "evolve.episodes_from": later}
+    counts = [len(jobs_of(generation, **overrides)) // 4 for generation in range(1, 11)]
+    assert counts == [2, 2, 2, 5, 5, 5, 5, 5, 1, 1]
+    evolve = counting_config(overrides).evolve
+    assert [evolve.episodes_until(generation) for generation in (0, 3, 4, 10)] == [0, 6, 11, 33]
+
+
 def test_common_tracks_are_the_same_for_all_candidates_and_new_each_generation() -> None:
     overrides = {"evolve.episodes": 3}
     generations = [jobs_of(generation, **overrides) for generation in (1, 2, 3)]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.envs import car_racing, car_sprites, track_texture
+from pipeline.envs import car_racing, car_sprites
 from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
-from tests.driving import GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, Drive, Frames, drive_again, record, rejecting
+from tests.driving import Driver, GoodDriver, RandomDriver, straight_on
+from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, drive_again, record, rejecting
 
-VIEWS = ("playfield", "full", "observation")
+VIEWS: tuple[View, ...] = get_args(View)
 DRIVES: dict[str, Callable[[], Drive]] = {
     "well": lambda: record(3, GoodDriver(), 330),
     "at random": lambda: record(7, RandomDriver(1), 240),
@@ -45,19 +45,27 @@ def test_frames_are_gymnasiums_but_for_a_little(frames: Frames, check: str) -> N
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
-def test_good_drives_see_every_part(drives: dict[str, Drive], view: str, name: str) -> None:
-    parts = Frames(drives[name], view, drive_again(FastCarRacing(view, **drives[name].options), drives[name], view).frames)
-    seen = {part: parts.seen(part) for part in PARTS}
-    assert min(seen[part] for part in PARTS if part != "status bar" or view != "playfield") > 100, seen
+def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
+    frames = drive_again(FastCarRacing(view, **drives[name].options), drives[name], view)
+    seen = {part: frames.seen(part) for part in PARTS}
+    absent = {"status bar"} if view == "playfield" else set()
+    assert min(seen[part] for part in PARTS.keys() - absent - {"steering"}) > 100, seen
 
 
-def test_every_view_has_its_shape_and_its_bar(drives: dict[str, Drive]) -> None:
-    shapes = {"playfield": (64, 64, 3), "full": (64, 64, 3), "observation": (96, 96, 3)}
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_random_drive_sees_its_wheels_turn(drives: dict[str, Drive], view: View) -> None:
+    assert drive_again(FastCarRacing(view), drives["at random"], view).seen("steering") > 60
+
+
+def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
+    shapes: dict[View, tuple[int, ...]] = {"playfield": (64, 64, 3), "full": (64, 64, 3), "observation": (96, 96, 3)}
     for view, shape in shapes.items():
         env = FastCarRacing(view)
         frame, _ = env.reset(seed=3)
+        for _ in range(ZOOM_STEPS):
+            frame, *_ = env.step(np.zeros(3, np.float32))
         assert frame.shape == env.observation_space.shape == shape
-        assert frame.dtype == np.uint8
+        assert frame.dtype == env.observation_space.dtype == np.uint8
         assert (frame[-1, -10:].max() == 0) == (view != "playfield"), "black below the gauges"
 
 
@@ -102,15 +110,14 @@ def no_tints(original: Any) -> Any:
     return init
 
 
-def a_dark_line(original: Any) -> Any:
-    """Between two rows of blocks; of a third of the tint that a road's tile may have."""
+def dark_lines(original: Any) -> Any:
+    """Two texels wide, between the blocks of which a texture is put together."""
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        side = self.side
-        for place in range(side // 8, side, side // 8):
-            for lines in (self.levels[0][place : place + 2], self.levels[0][:, place : place + 2]):
-                np.subtract(lines, np.minimum(lines, 15), out=lines)
+        for place in range(self.side // 8, self.side, self.side // 8):
+            for line in (self.levels[0][place : place + 2], self.levels[0][:, place : place + 2]):
+                np.subtract(line, np.minimum(line, 15), out=line)
 
     return init
 
@@ -124,6 +131,14 @@ def zoomed_in(original: Any) -> Any:
     return draw
 
 
+def never_steered(original: Any) -> Any:
+    return lambda self, frame, angles, phases: original(self, frame, [0.0] * 4, phases)
+
+
+def never_rolled(original: Any) -> Any:
+    return lambda self, frame, angles, phases: original(self, frame, angles, [0.0] * 4)
+
+
 def nothing(original: Any) -> Any:
     return lambda self, *args, **kwargs: None
 
@@ -132,33 +147,34 @@ def blank(original: Any) -> Any:
     return lambda self, *args, **kwargs: np.zeros_like(original(self, *args, **kwargs))
 
 
-def a_shared_texture(patch: pytest.MonkeyPatch) -> type[FastCarRacing]:
-    def begin(self: EpisodeTexture, track: TrackTexture) -> None:
-        self._track, self._levels = track, track.levels
+class Fault(NamedTuple):
+    """A mutant, the checks that reject it at the least, and the drive on which they do."""
 
-    patch.setattr(EpisodeTexture, "begin", begin)
-    return FastCarRacing
+    mutant: Mutant
+    checks: set[str]
+    drive: str = "well"
 
 
-# With the checks that reject each; without "status bar" where the view has none.
-MUTANTS: dict[str, tuple[Mutant, set[str]]] = {
-    "no wheels": (replaced(CarSprites, "_draw_wheel", blank), {"wheels"}),
-    "no car": (replaced(CarSprites, "draw", nothing), {"wheels", "hull"}),
-    "no kerbs": (replaced(TrackTexture, "__init__", no_kerbs), {"kerbs"}),
-    "a row down": (changed(lambda frame: np.roll(frame, 1, axis=0)), {"hull", "kerbs", "status bar"}),
-    "a row up": (changed(lambda frame: np.roll(frame, -1, axis=0)), {"hull", "kerbs", "status bar"}),
-    "a column right": (changed(lambda frame: np.roll(frame, 1, axis=1)), {"whole frames", "hull", "kerbs"}),
-    "a column left": (changed(lambda frame: np.roll(frame, -1, axis=1)), {"whole frames", "hull", "kerbs"}),
-    "mirrored": (changed(lambda frame: frame[:, ::-1]), {"whole frames", "kerbs"}),
-    "colours swapped": (changed(lambda frame: frame[..., ::-1]), {"hull", "kerbs", "status bar"}),
-    "visited tiles left": (replaced(EpisodeTexture, "visit", nothing), {"tints"}),
-    "all tiles as if visited": (replaced(TrackTexture, "__init__", no_tints), {"tints"}),
-    "no zoom": (replaced(EpisodeTexture, "draw", zoomed_in), {"whole frames"}),
-    "seams": (replaced(TrackTexture, "__init__", a_dark_line), {"seams"}),
-    "no gauges": (replaced(StatusBar, "_draw_gauge", blank), {"status bar"}),
-    "no return": (replaced(StatusBar, "_draw_text", blank), {"status bar"}),
-    "no status bar": (replaced(StatusBar, "draw", nothing), {"status bar"}),
-}  # fmt: skip
+FAULTS = {
+    "no wheels": Fault(replaced(CarSprites, "_draw_wheel", blank), {"wheels"}),
+    "wheels straight on": Fault(replaced(CarSprites, "draw", never_steered), {"steering"}, "at random"),
+    "wheels that do not roll": Fault(replaced(CarSprites, "draw", never_rolled), {"stripes"}),
+    "no car": Fault(replaced(CarSprites, "draw", nothing), {"wheels", "hull"}),
+    "no kerbs": Fault(replaced(TrackTexture, "__init__", no_kerbs), {"kerbs"}),
+    "a row down": Fault(changed(lambda frame: np.roll(frame, 1, axis=0)), {"whole frames", "hull", "kerbs"}),
+    "a row up": Fault(changed(lambda frame: np.roll(frame, -1, axis=0)), {"whole frames", "hull", "kerbs"}),
+    "a column right": Fault(changed(lambda frame: np.roll(frame, 1, axis=1)), {"whole frames", "hull", "kerbs"}),
+    "a column left": Fault(changed(lambda frame: np.roll(frame, -1, axis=1)), {"whole frames", "hull", "kerbs"}),
+    "mirrored": Fault(changed(lambda frame: frame[:, ::-1]), {"whole frames", "kerbs"}),
+    "colours swapped": Fault(changed(lambda frame: frame[..., ::-1]), {"whole frames", "hull", "kerbs"}),
+    "visited tiles left": Fault(replaced(EpisodeTexture, "visit", nothing), {"tints"}),
+    "all tiles as if visited": Fault(replaced(TrackTexture, "__init__", no_tints), {"tints"}),
+    "no zoom": Fault(replaced(EpisodeTexture, "draw", zoomed_in), {"whole frames"}),
+    "seams": Fault(replaced(TrackTexture, "__init__", dark_lines), {"seams"}),
+    "no gauges": Fault(replaced(StatusBar, "_draw_gauge", blank), {"status bar"}),
+    "no return": Fault(replaced(StatusBar, "_draw_text", blank), {"status bar"}),
+    "no status bar": Fault(replaced(StatusBar, "draw", nothing), {"status bar"}),
+}
 
 
 @pytest.fixture
@@ -176,17 +192,91 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     forget()
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, mutant: str, view: str) -> None:
-    drive = drives["well"].until(240)
-    mutate, checks = MUTANTS[mutant]
-    if view == "playfield":
-        checks = checks - {"status bar"}
-    found = rejecting(drive_again(mutate(mutable)(view), drive, view))
+@pytest.mark.parametrize(
+    ("fault", "view"),
+    [
+        (name, view)
+        for name, fault in FAULTS.items()
+        for view in VIEWS
+        if view != "playfield" or fault.checks != {"status bar"}
+    ],
+)
+def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
+    mutant, checks, drive = FAULTS[fault]
+    found = rejecting(drive_again(mutant(mutable)(view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
 def test_a_sound_environment_passes_where_the_faulty_ones_do_not(drives: dict[str, Drive], mutable: Any) -> None:
     for view in VIEWS:
         assert rejecting(drive_again(FastCarRacing(view), drives["well"].until(240), view)) == {}
+
+
+# ---- a texture is shared by the episodes on a track, and what an episode does to it is not
+
+
+def drive_side_by_side(view: View) -> None:
+    """Two episodes on one track at a time, and a third afterwards, see what each sees alone."""
+
+    def steps(env: FastCarRacing, driver: Driver) -> Iterator[NDArray[np.uint8]]:
+        yield env.reset(seed=3)[0]
+        for _ in range(150):
+            yield env.step(driver(env))[0]
+
+    def stand(env: Any) -> NDArray[np.float32]:
+        return np.zeros(3, np.float32)
+
+    together = [steps(FastCarRacing(view), GoodDriver()), steps(FastCarRacing(view), stand)]
+    driving, standing = zip(*zip(*together, strict=True), strict=True)
+    after = list(steps(FastCarRacing(view), stand))
+    for frames, driver in ((driving, GoodDriver()), (standing, stand), (after, stand)):
+        alone = steps(FastCarRacing(view), driver)
+        forget_tracks()
+        assert all(np.array_equal(frame, expected) for frame, expected in zip(frames, alone, strict=True))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_episodes_on_one_track_see_only_their_own_visited_tiles(view: View) -> None:
+    drive_side_by_side(view)
+
+
+def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPatch) -> None:
+    def begin(self: EpisodeTexture, track: TrackTexture) -> None:
+        self._track, self._levels = track, track.levels
+
+    mutable.setattr(EpisodeTexture, "begin", begin)
+    with pytest.raises(AssertionError):
+        drive_side_by_side("playfield")
+
+
+def test_the_shared_textures_are_never_written() -> None:
+    forget_tracks()
+    drivers = {view: (FastCarRacing(view), GoodDriver()) for view in VIEWS}
+    for env, _ in drivers.values():
+        env.reset(seed=3)
+    track = next(track for track in car_racing._tracks.values() if track.created)
+    assert len(track.textures) == 2, "one for each width of frames, not for each view"
+    before = {side: [level.copy() for level in texture.levels] for side, texture in track.textures.items()}
+    for _ in range(120):
+        for env, driver in drivers.values():
+            env.step(driver(env))
+    assert min(env.tile_visited_count for env, _ in drivers.values()) > 20
+    for side, levels in before.items():
+        for level, shared in zip(levels, track.textures[side].levels, strict=True):
+            np.testing.assert_array_equal(shared, level)
+
+
+@pytest.mark.parametrize(("track", "options"), [(45, {}), (18, {}), (25, {"domain_randomize": True})])
+def test_no_texel_becomes_brighter_when_tiles_are_visited(track: int, options: dict[str, Any]) -> None:
+    """Not even one that a kerb or another tile, darker in some colour, has covered since."""
+    env = FastCarRacing("playfield", **options)
+    env.reset(seed=track)
+    shared = next(reversed(car_racing._tracks.values())).textures[960]
+    own = EpisodeTexture()
+    own.begin(shared)
+    for tile in range(len(env.road)):
+        own.visit(tile, zooming=True)
+    for level, before in zip(own._levels, shared.levels, strict=True):
+        brighter = level.astype(int) - before
+        assert brighter.max() <= 0, f"{(brighter > 0).any(axis=2).sum()} texels, by up to {brighter.max()}"
+        assert (brighter < 0).any()

@@ -78,7 +78,7 @@ class Pair:
 
     def drive(self, driver: Driver, steps: int) -> tuple[float, bool, dict[str, Any]]:
         """(return, terminated, last info) of up to so many steps."""
-        total, terminated, info = 0.0, False, {}
+        total, terminated, info = 0.0, False, dict[str, Any]()
         for _ in range(steps):
             reward, terminated, info = self.step(driver)
             total += reward

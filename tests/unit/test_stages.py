@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from pipeline.config import RunConfig
 from pipeline.executor import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
 from pipeline.stages import collect, encode, evaluate
 from pipeline.stages.evaluate import summarise
-from pipeline.storage.manifest import Manifest, Record, commit, read_records, seal
+from pipeline.storage.manifest import Manifest, Record, commit, read_records, require_manifest, seal
 from pipeline.storage.shards import read_episodes, read_latents
 from pipeline.storage.store import Store
 from tests.counting import counting_config
@@ -94,6 +95,29 @@ def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> N
 def test_the_summary_of_one_episode_has_no_spread() -> None:
     summary = summarise([5.0], seed=1)
     assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "same", "evaluated"),
+    [
+        ("both", False, ["mean", "best"]),
+        ("both", True, ["mean"]),
+        ("best", True, ["best"]),
+        ("best", False, ["best"]),
+        ("mean", False, ["mean"]),
+    ],
+)
+def test_the_controllers_asked_for_are_evaluated(store: Store, wanted: str, same: bool, evaluated: list[str]) -> None:
+    mean = np.zeros(3, np.float32)
+    best = mean if same else mean + 1
+    commit(store, "evolution", "controllers-000007.safetensors", save({"mean": mean, "best": best}), generation=7)
+    seal_as_it_is(store, "evolution")
+    config = counting_config({"evaluate.controllers": wanted})
+    found, tag = evaluate._controllers(config, store, require_manifest(store, "evolution"))
+    assert list(found) == evaluated
+    assert tag == "000007"
+    if "best" in found:
+        np.testing.assert_array_equal(found["best"], best)
 
 
 def test_the_drive_shown_is_the_median_one_not_the_best() -> None:

@@ -1,0 +1,118 @@
+"""FastCarRacing as an environment of Gymnasium's."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pygame
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from pipeline.envs import car_sprites
+from pipeline.envs.car_racing import FastCarRacing
+from tests.driving import GoodDriver, RandomDriver, UndrawnCarRacing
+from tests.frames import View
+
+FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"
+VIEWS: dict[View, tuple[int, ...]] = {"observation": (96, 96, 3), "full": (64, 64, 3), "playfield": (64, 64, 3)}
+
+
+def test_it_is_registered_as_carracing_is() -> None:
+    env, plain = gymnasium.make(FAST_ID), gymnasium.make("CarRacing-v3")
+    assert env.observation_space == plain.observation_space, "a drop-in"
+    assert env.action_space == plain.action_space
+    for name in ("max_episode_steps", "reward_threshold", "nondeterministic"):
+        assert getattr(env.spec, name) == getattr(plain.spec, name)
+    assert env.metadata == plain.metadata
+    assert isinstance(env.unwrapped, gymnasium.envs.box2d.car_racing.CarRacing)
+    env.close()
+    plain.close()
+
+
+@pytest.mark.parametrize(("view", "shape"), VIEWS.items())
+def test_each_views_space_holds_its_observations(view: View, shape: tuple[int, ...]) -> None:
+    env = gymnasium.make(FAST_ID, view=view, continuous=False)
+    assert env.observation_space.shape == shape
+    assert env.observation_space.contains(env.reset(seed=1)[0])
+    assert env.observation_space.contains(env.step(3)[0])
+    env.close()
+
+
+@pytest.mark.parametrize("env_id", ["CarRacing-v3", FAST_ID])
+def test_gymnasiums_checker_finds_no_fault(env_id: str) -> None:
+    check_env(gymnasium.make(env_id, render_mode="rgb_array").unwrapped)
+
+
+@pytest.mark.parametrize("options", [{}, {"domain_randomize": True}])
+def test_what_it_renders_for_people_is_gymnasiums_bit_for_bit(options: dict[str, Any]) -> None:
+    env = FastCarRacing("playfield", render_mode="rgb_array", **options)
+    plain = UndrawnCarRacing(render_mode="rgb_array", **options)
+    assert env.render() is plain.render() is None
+    for _ in range(2):  # the second time on a remembered track
+        env.reset(seed=3)
+        plain.reset(seed=3)
+        driver = RandomDriver(2) if options else GoodDriver()
+        for step in range(60):
+            action = driver(plain)
+            env.step(action)
+            plain.step(action)
+            if step % 12 == 11:
+                scene = env.render()
+                assert scene.shape == (400, 600, 3)
+                np.testing.assert_array_equal(scene, plain.render())
+        assert plain.tile_visited_count > 3
+
+
+def test_rendering_for_people_changes_no_observation() -> None:
+    env, watched = FastCarRacing("full"), FastCarRacing("full", render_mode="rgb_array")
+    driver = GoodDriver()
+    np.testing.assert_array_equal(env.reset(seed=2)[0], watched.reset(seed=2)[0])
+    for _ in range(40):
+        action = driver(env)
+        watched.render()
+        np.testing.assert_array_equal(env.step(action)[0], watched.step(action)[0])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_observation_that_is_kept_does_not_change(view: View) -> None:
+    env = FastCarRacing(view)
+    driver = GoodDriver()
+    kept = [env.reset(seed=1)[0]]
+    copies = [kept[0].copy()]
+    for _ in range(30):
+        kept.append(env.step(driver(env))[0])
+        copies.append(kept[-1].copy())
+    env.reset(seed=2)
+    assert not np.array_equal(copies[0], copies[-1])
+    for frame, before in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(frame, before)
+
+
+def test_it_is_pickled_and_copied_with_its_view() -> None:
+    env = FastCarRacing("playfield", continuous=False)
+    for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
+        assert other.observation_space == env.observation_space
+        assert other.action_space == env.action_space
+        np.testing.assert_array_equal(other.reset(seed=1)[0], env.reset(seed=1)[0])
+
+
+def test_it_outlives_a_window_that_was_closed() -> None:
+    """Closing a window of Gymnasium's ends all of pygame, fonts included."""
+    undisturbed, driver = FastCarRacing("full"), GoodDriver()
+    undisturbed.reset(seed=4)
+    actions, frames = [], []
+    for _ in range(100):
+        actions.append(driver(undisturbed))
+        frames.append(undisturbed.step(actions[-1])[0])
+    car_sprites.status_bar.cache_clear()  # else it has written all these returns already
+    env = FastCarRacing("full")
+    env.reset(seed=4)
+    pygame.quit()
+    for action, frame in zip(actions, frames, strict=True):
+        np.testing.assert_array_equal(env.step(action)[0], frame)
+    env.render_mode = "rgb_array"
+    assert env.render().shape == (400, 600, 3)

@@ -1,0 +1,36 @@
+"""A stop that falls into a finaliser, where Python drops exceptions, still stops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys, time
+from pipeline import cli
+
+class Stopped:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000):  # where the handler gets to run
+            pass
+
+def dispatch(options):
+    held = Stopped()
+    del held
+    time.sleep(20)
+    return 0
+
+cli._dispatch = dispatch
+sys.exit(cli.main(["status", "nowhere"]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int) -> None:
+    script = SCRIPT.format(name=name)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=False)
+    assert done.returncode == code, done.stderr
+    assert "to go on, run the same command again" in done.stderr
