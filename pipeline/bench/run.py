@@ -78,4 +78,5 @@ def table_rows(result: Comparison) -> list[str]:
 
 def _figures(result: Comparison) -> dict[str, object]:
     figures = asdict(result)
-    return {**figures, **figures.pop("more")}
+    more = figures.pop("more")
+    return {**figures, **more}
