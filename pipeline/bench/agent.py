@@ -20,7 +20,7 @@ from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.openvino_forward import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
-from pipeline.rollouts.loop import RolloutWorker
+from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutWorker
 from pipeline.seeding import generator
 from pipeline.threads import num_threads
 
@@ -29,7 +29,6 @@ _EPISODE_STEPS = 250
 
 def bench_agent(seconds: float) -> Comparison:
     """The naive agent loop (batch 1, float32, encoder only) beside a rollout worker, at every precision there is."""
-    candidates = 4 * RunConfig().rollouts.lanes
     config = RunConfig.model_validate(
         {
             "env": {"max_episode_steps": _EPISODE_STEPS},
@@ -43,7 +42,7 @@ def bench_agent(seconds: float) -> Comparison:
     rng = generator(0, "bench")
     vae.calibrate(frames_to_input(rng.integers(0, 256, (64, 64, 64, 3), np.uint8)))
     shape = ControllerShape.of_run(config, CarRacing.action_size)
-    population = rng.normal(0, 0.1, (candidates, shape.num_parameters))
+    population = rng.normal(0, 0.1, (JOBS_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
     def lanes(precision: str) -> Callable[[], int]:
         rollouts = config.rollouts.model_copy(update={"precision": precision})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.bench.trained import TrainedRun
@@ -17,9 +15,10 @@ from pipeline.evolution.fitness import drive, scored_jobs
 from pipeline.executor import Executor
 from pipeline.models.forward import encode_all, make_encoder, resolve_precision
 from pipeline.models.openvino_forward import native_precisions
+from pipeline.reporting.findings import read_test_returns
 from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutWorker
 from pipeline.stages.evaluate import summarise
-from pipeline.storage.manifest import read_verified, require_manifest
+from pipeline.storage.manifest import newest, require_manifest
 from pipeline.storage.shards import episode_steps, read_frames
 from pipeline.storage.store import Store
 from pipeline.threads import num_threads
@@ -169,10 +168,9 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, as the run's evaluation found them."""
-    records = require_manifest(store, "evaluation").records
-    newest = max((record for name, record in records.items() if name.startswith("episodes-")), key=lambda r: r.name)
-    rows = pq.read_table(io.BytesIO(read_verified(store, newest))).to_pylist()
-    returns = [row["episode_return"] for row in sorted(rows, key=lambda r: r["track"]) if row["controller"] == "best"]
+    returns = read_test_returns(store, newest(require_manifest(store, "evaluation").records, "episodes-")).get(
+        "best", []
+    )
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
         raise ConfigError(
             f"{store.locate()} has not evaluated its best controller on Gymnasium's drawing: "

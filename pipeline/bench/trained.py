@@ -14,7 +14,7 @@ from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.presets import parse_yaml, validate
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import read_verified, require_manifest
+from pipeline.storage.manifest import newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
 
@@ -48,12 +48,12 @@ class TrainedRun:
                 f"{store.locate()} holds no evolution, and this bench drives the controllers of a run: "
                 "`world-models run laptop` makes a good one, `make demo` a weak one; name it by --run-dir"
             )
-        records = require_manifest(store, "evolution").records
-        newest = max((r for name, r in records.items() if name.startswith("controllers-")), key=lambda r: r.name)
+        controllers = newest(require_manifest(store, "evolution").records, "controllers-")
+        assert controllers is not None
         return cls(
             config=validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml")),
             vae_weights=read_verified(store, require_manifest(store, "vae").records["vae.safetensors"]),
             mdnrnn_weights=read_verified(store, require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]),
             search=EvolutionState.from_bytes(latest[1]).search,
-            controller=load(read_verified(store, newest))["best"],
+            controller=load(read_verified(store, controllers))["best"],
         )

@@ -18,6 +18,7 @@ from pipeline.stages.train_vae import HeldOut, VaeObjective
 from pipeline.storage.shards import LatentEpisode
 from pipeline.storage.store import LocalStore
 from pipeline.threads import num_threads
+from pipeline.training.hardware import precision_name
 from pipeline.training.loop import Objective
 
 _ACTION_SIZE = 3
@@ -64,7 +65,7 @@ def bench_train_vae(seconds: float) -> Comparison:
             "train-vae",
             "frames/s",
             Side("torch float32, plain Adam", reference),
-            Side(f"the pipeline's, {str(objective.precision).removeprefix('torch.')}", _steps(objective, frames, size)),
+            Side(f"the pipeline's, {precision_name(objective.precision)}", _steps(objective, frames, size)),
             seconds=seconds,
             threads=config.vae.threads,
         )
@@ -109,7 +110,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
             "windows/s",
             Side("torch float32, plain Adam", reference),
             Side(
-                f"the pipeline's, {str(objective.precision).removeprefix('torch.')}",
+                f"the pipeline's, {precision_name(objective.precision)}",
                 _steps(objective, block.batch(items), size),
             ),
             seconds=seconds,

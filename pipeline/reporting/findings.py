@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
-from pipeline.storage.manifest import Manifest, Record, read_verified, require_manifest
+from pipeline.storage.manifest import Manifest, Record, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
 PREFIXES = ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation")
@@ -199,7 +199,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         tag=summary_record.name.removeprefix("summary-").removesuffix(".json"),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
-        returns=_test_returns(store, newest(evaluation, "episodes-")),
+        returns=read_test_returns(store, newest(evaluation, "episodes-")),
         history=[Generation(**row) for row in json.loads(read_verified(store, history_record))],
         baseline=_baseline(config, manifests["rollouts"].records),
         frames=sum(record.rows for record in manifests["rollouts"].records.values()),
@@ -216,13 +216,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
     )
 
 
-def newest(records: Mapping[str, Record], start: str) -> Record | None:
-    """The record whose name begins so and sorts last: names carry the generation they are of."""
-    names = [name for name in records if name.startswith(start)]
-    return records[max(names)] if names else None
-
-
-def _test_returns(store: Store, record: Record | None) -> dict[str, list[float]]:
+def read_test_returns(store: Store, record: Record | None) -> dict[str, list[float]]:
+    """Controller to the returns of its test episodes, in the order of tracks."""
     returns: dict[str, list[float]] = {}
     if record is not None:
         table = pq.read_table(io.BytesIO(read_verified(store, record)), columns=["controller", "episode_return"])

@@ -24,7 +24,7 @@ from pipeline.progress import Progress, Update
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import Manifest, commit, read_records, read_verified, require_manifest
+from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
 from pipeline.storage.store import Store
 
 PREFIX = "evaluation"
@@ -93,7 +93,8 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
 
     Of both, ``best`` is left out where it is the mean itself: the same parameters score the same.
     """
-    record = max((r for name, r in evolution.records.items() if name.startswith("controllers-")), key=lambda r: r.name)
+    record = newest(evolution.records, "controllers-")
+    assert record is not None
     tensors = load(read_verified(store, record))
     wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]
     if len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):

@@ -13,8 +13,8 @@ from pipeline.config import RunConfig
 from pipeline.executor import Executor, Resources
 from pipeline.progress import Progress
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
-from pipeline.reporting.findings import gather, newest
-from pipeline.storage.manifest import commit, read_verified, require_manifest
+from pipeline.reporting.findings import gather
+from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
 PREFIX = "report"

@@ -22,7 +22,7 @@ from pipeline.storage.manifest import Record, commit, require_manifest
 from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
-from pipeline.training.hardware import gpus_for, resolve_device, resolve_precision
+from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
 PREFIX = "mdnrnn"
@@ -205,7 +205,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     )
     summary = yield from fit.run()
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
-    precision = str(objective.precision).removeprefix("torch.")
+    precision = precision_name(objective.precision)
     return {**summary, "init": "trained", "device": str(objective.device), "precision": precision}
 
 

@@ -24,7 +24,7 @@ from pipeline.storage.manifest import Record, commit, read_records, require_mani
 from pipeline.storage.shards import episode_steps, read_frames
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
-from pipeline.training.hardware import gpus_for, resolve_device, resolve_precision
+from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
 PREFIX = "vae"
@@ -146,7 +146,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
     if PICTURE not in read_records(store, PREFIX):
         commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
-    return {**summary, "device": str(objective.device), "precision": str(objective.precision).removeprefix("torch.")}
+    return {**summary, "device": str(objective.device), "precision": precision_name(objective.precision)}
 
 
 @torch.inference_mode()

@@ -186,6 +186,12 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
     return manifest
 
 
+def newest(records: Mapping[str, Record], start: str) -> Record | None:
+    """The record whose name begins so and sorts last: names carry the generation they are of."""
+    names = [name for name in records if name.startswith(start)]
+    return records[max(names)] if names else None
+
+
 def outgrown(store: Store, manifest: Manifest) -> list[str]:
     """The prefixes that a stage read and that are no longer what it read."""
     current = {prefix: read_manifest(store, prefix) for prefix in manifest.upstream}

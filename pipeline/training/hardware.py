@@ -43,6 +43,11 @@ def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
     return 1 if device == "cuda" or (device == "auto" and executor.num_gpus > 0) else 0
 
 
+def precision_name(precision: torch.dtype) -> str:
+    """As configs have it: float32 or bfloat16."""
+    return str(precision).removeprefix("torch.")
+
+
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
     if precision == "auto":
