@@ -48,8 +48,8 @@ examples:
 _BENCHES = {
     "env": "Gymnasium's CarRacing-v3 beside ours, a core",
     "agent": "the naive agent loop beside a rollout worker, a core",
-    "generation": "one generation of 64 x 16 episodes on all cores, around the controllers of --run-dir",
-    "fidelity": "the best controller of --run-dir on both drawings and at every precision of V's encoder",
+    "generation": "one generation of 64 x 16 episodes on all cores, around the controllers of a run",
+    "fidelity": "the best controller of a run on both drawings and at every precision of V's encoder",
     "collect": "the environment alone beside collecting frames into shards, a core",
     "train-vae": "a plain training step of V beside the pipeline's",
     "train-mdnrnn": "a plain training step of M beside the pipeline's",
@@ -61,7 +61,7 @@ _BENCH_EXAMPLES = """\
 examples:
   world-models bench env                                  a table with the ratio
   world-models bench agent --seconds 30 --json            the last line is one JSON object
-  world-models bench generation --run-dir runs/laptop     takes minutes, and a run that has evolved
+  world-models bench generation                           takes minutes, and a run: see --run-dir
   world-models bench all                                  everything: what the README shows
 """
 
@@ -108,7 +108,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument("name", metavar="NAME", choices=[*_BENCHES, "all"], help=f"{', '.join(_BENCHES)}, or all")
-    bench.add_argument("--run-dir", default="runs/laptop", help="whose controllers `generation` and `fidelity` drive")
+    bench.add_argument(
+        "--run-dir",
+        help="the run whose controllers `generation` and `fidelity` drive; by default runs/laptop, or else runs/tiny, "
+        "which is made first (minutes) where neither is there",
+    )
     bench.add_argument(
         "--seconds",
         type=float,
@@ -158,18 +162,7 @@ def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "bench":
-        from pipeline.bench.run import run_benches
-        from pipeline.storage.store import open_store
-
-        names = _BENCHES if options.name == "all" else [options.name]
-        run_benches(
-            names,
-            seconds=options.seconds,
-            as_json=options.json,
-            store=open_store(options.run_dir),
-            executor=_make_executor,
-        )
-        return 0
+        return _bench(options)
     if options.command == "status":
         from pipeline.status import describe_run
         from pipeline.storage.store import open_store
@@ -178,6 +171,30 @@ def _dispatch(options: argparse.Namespace) -> int:
         return 0
     config = load_config(options.preset, options.override)
     return _run(config, options.run_dir or f"runs/{config.name}", options.command)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from pipeline.bench.run import NEED_A_RUN, run_benches
+    from pipeline.storage.manifest import read_manifest
+    from pipeline.storage.store import open_store
+
+    names = [*_BENCHES] if options.name == "all" else [options.name]
+    run_dir = options.run_dir
+    if run_dir is None and not NEED_A_RUN.isdisjoint(names):
+        finished = (path for path in ("runs/laptop", "runs/tiny") if read_manifest(open_store(path), "report"))
+        run_dir = next(finished, None)
+        if run_dir is None:
+            logger.info("no run to drive the controllers of: first `world-models run tiny`, a few minutes")
+            run_dir = "runs/tiny"
+            _run(load_config("tiny", []), run_dir, "run")
+    run_benches(
+        names,
+        seconds=options.seconds,
+        as_json=options.json,
+        store=None if run_dir is None else open_store(run_dir),
+        executor=_make_executor,
+    )
+    return 0
 
 
 def _run(config: RunConfig, run_dir: str, command: str) -> int:

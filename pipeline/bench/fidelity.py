@@ -51,22 +51,27 @@ class Fidelity:
     difference_high: float
 
 
-def bench_fidelity(store: Store, executor: Callable[[RunConfig], Executor]) -> list[Fidelity]:
+def bench_fidelity(run: TrainedRun, store: Store, executor: Callable[[RunConfig], Executor]) -> list[Fidelity]:
     """A run's best controller on its test tracks: Gymnasium's drawing first, as the run evaluated it, then ours.
+
+    Args:
+        run: whose controller it is.
+        store: of that run.
+        executor: makes one.
 
     Raises:
         ConfigError: the run has not evaluated its best controller on Gymnasium's drawing.
     """
-    run = TrainedRun.read(store)
     evaluated = _evaluated(store, run.config)
     frames = _some_frames(store)
     torch_mu = _mu(_with(run.config, "torch", "float32"), run, frames)
     own = resolve_precision(run.config.rollouts)
-    rows = [_row("gymnasium", run.config.rollouts.engine, own, None, torch_mu, evaluated, evaluated)]
+    seed = run.config.seed  # as `evaluate` draws its interval
+    rows = [_row("gymnasium", run.config.rollouts.engine, own, None, torch_mu, evaluated, evaluated, seed)]
     for engine, precision in [("torch", "float32"), *(("openvino", p) for p in native_precisions())]:
         config = _with(run.config, engine, precision)
         mu = None if engine == "torch" else _mu(config, run, frames)
-        rows.append(_row("texture", engine, precision, mu, torch_mu, _returns(config, run, executor), evaluated))
+        rows.append(_row("texture", engine, precision, mu, torch_mu, _returns(config, run, executor), evaluated, seed))
     return rows
 
 
@@ -107,10 +112,11 @@ def _row(
     torch_mu: NDArray[np.float32],
     returns: list[float],
     reference: list[float],
+    seed: int,
 ) -> Fidelity:
     error = None if mu is None else np.abs(mu - torch_mu) / torch_mu.std(axis=0)
-    score = summarise(returns, seed=0)
-    difference = summarise([ours - theirs for ours, theirs in zip(returns, reference, strict=True)], seed=0)
+    score = summarise(returns, seed)
+    difference = summarise([ours - theirs for ours, theirs in zip(returns, reference, strict=True)], seed)
     return Fidelity(
         rendering,
         engine,

@@ -19,14 +19,13 @@ from pipeline.executor import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
 from pipeline.seeding import generator
-from pipeline.storage.store import Store
 from pipeline.threads import num_threads
 
 _POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
 _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
 
 
-def bench_generation(seconds: float, store: Store, executor: Callable[[RunConfig], Executor]) -> Comparison:
+def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> Comparison:
     """64 candidates x 16 episodes from a run's last search distribution, through the pool that ``evolve`` uses.
 
     The reference is the naive loop at the same controller: its speed alone on a core, times as many cores as there are
@@ -34,13 +33,9 @@ def bench_generation(seconds: float, store: Store, executor: Callable[[RunConfig
 
     Args:
         seconds: that the naive loop is measured for, half before and half after.
-        store: of a run that has evolved.
+        run: whose controllers are driven.
         executor: makes one.
-
-    Raises:
-        ConfigError: the run has no evolution yet.
     """
-    run = TrainedRun.read(store)
     config = _paper_size(run.config)
     search = run.search
     population = generator(0, "bench").multivariate_normal(
@@ -76,7 +71,7 @@ def bench_generation(seconds: float, store: Store, executor: Callable[[RunConfig
     return Comparison(
         "generation",
         "agent-steps/s",
-        f"the naive loop on {workers} cores",
+        f"the naive loop, one core's rate x {workers}",
         f"{_POPULATION} x {_EPISODES} episodes on {workers} Ray workers: {took:.0f} s, {steps:,} steps, "
         f"mean return {fmean(returns):.0f}",
         naive_rate * workers,

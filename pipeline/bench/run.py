@@ -13,6 +13,7 @@ from pipeline.bench.fidelity import bench_fidelity, fidelity_figures, fidelity_l
 from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
 from pipeline.bench.stages import bench_collect, bench_dream, bench_storage
+from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config import RunConfig
 from pipeline.executor import Executor
@@ -28,7 +29,8 @@ BENCHES: dict[str, Callable[[float], Comparison]] = {
     "dream": bench_dream,
     "storage": bench_storage,
 }
-GENERATION, FIDELITY = "generation", "fidelity"  # take minutes, and a run to drive
+GENERATION, FIDELITY = "generation", "fidelity"
+NEED_A_RUN = {GENERATION, FIDELITY}
 
 
 def run_benches(
@@ -36,7 +38,7 @@ def run_benches(
     *,
     seconds: float,
     as_json: bool,
-    store: Store,
+    store: Store | None,
     executor: Callable[[RunConfig], Executor],
 ) -> None:
     """Run benches; print a Markdown table, then, if asked, one line of JSON a bench.
@@ -45,21 +47,31 @@ def run_benches(
         names: of ``BENCHES``, or ``GENERATION`` or ``FIDELITY``.
         seconds: that each side is measured for, in all.
         as_json: whether to print JSON.
-        store: of the run whose controllers ``generation`` and ``fidelity`` drive.
+        store: of the run whose controllers ``NEED_A_RUN`` drive; None where none of them is asked for.
         executor: makes the one that they drive them on.
+
+    Raises:
+        ConfigError: the run has no evolution yet.
     """
+    # Before anything takes its minutes.
+    trained = None if NEED_A_RUN.isdisjoint(names) or store is None else TrainedRun.read(store)
     print(f"{cpu_kind()}, {os.cpu_count()} cores; each side measured for {seconds:g} s, in turns\n")
     print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
     figures = []
     for name in names:
         if name == FIDELITY:
             continue
-        result = bench_generation(seconds, store, executor) if name == GENERATION else BENCHES[name](seconds)
+        if name == GENERATION:
+            assert trained is not None
+            result = bench_generation(seconds, trained, executor)
+        else:
+            result = BENCHES[name](seconds)
         for line in table_rows(result):
             print(line, flush=True)
         figures.append({**_figures(result), "ratio": result.ratio})
     if FIDELITY in names:
-        rows = bench_fidelity(store, executor)
+        assert trained is not None and store is not None
+        rows = bench_fidelity(trained, store, executor)
         print("\n" + "\n".join(fidelity_lines(rows)))
         figures.append(fidelity_figures(rows))
     if as_json:

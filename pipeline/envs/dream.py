@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.models.mdnrnn import MdnRnn, State, sample_mixture
+from pipeline.models.mdnrnn import MdnRnn, State
 
 Array = NDArray[np.float32]
+
+_DRAWN_AHEAD = 32  # steps for which a stream is asked at a time: a call costs more than the numbers of a step
 
 
 class DreamStep(NamedTuple):
@@ -49,8 +51,8 @@ class Dream:
         self._streams: list[np.random.Generator] = []
         self._z = torch.empty(0)
         self._state: State = mdnrnn.initial_state(0)
-        self._uniform: Array = np.empty(0, np.float32)
-        self._noise: Array = np.empty(0, np.float32)
+        self._steps = 0
+        self._uniform = self._noise = torch.empty(0)
 
     @torch.inference_mode()
     def reset(self, z: Array, *, seeds: Sequence[int], h: Array | None = None, c: Array | None = None) -> Array:
@@ -64,7 +66,7 @@ class Dream:
         Returns:
             ``z``.
         """
-        batch_size, z_size = z.shape
+        batch_size = len(z)
         if len(seeds) != batch_size:
             raise ValueError(f"{len(seeds)} seeds for {batch_size} dreams: each needs one of its own")
         self._streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
@@ -75,32 +77,36 @@ class Dream:
             zero_h if h is None else self._tensor(h.copy())[None],
             zero_c if c is None else self._tensor(c.copy())[None],
         )
-        self._uniform = np.empty((batch_size, 1 if self._mdnrnn.joint else z_size), np.float32)
-        self._noise = np.empty((batch_size, z_size), np.float32)
+        self._steps = 0
         return z
 
     @torch.inference_mode()
     def step(self, actions: Array) -> DreamStep:
         """Act once in every dream; actions: (B, A) float32."""
-        for stream, uniform, noise in zip(self._streams, self._uniform, self._noise, strict=True):
-            stream.random(dtype=np.float32, out=uniform)
-            stream.standard_normal(dtype=np.float32, out=noise)
+        ahead = self._steps % _DRAWN_AHEAD
+        if ahead == 0:
+            self._draw_ahead()
+        self._steps += 1
         hidden, self._state = self._mdnrnn.lstm(
             torch.cat([self._z, self._tensor(actions)], dim=1)[:, None], self._state
         )
-        prediction = self._mdnrnn.predict(hidden[:, 0])
-        uniform_numbers = self._tensor(self._uniform)
-        self._z = sample_mixture(
-            prediction.mixture,
-            self.temperature,
-            uniform_numbers[:, 0] if self._mdnrnn.joint else uniform_numbers,
-            self._tensor(self._noise),
-        )
+        sample = self._mdnrnn.sample(hidden[:, 0], self.temperature, self._uniform[:, ahead], self._noise[:, ahead])
+        self._z = sample.z
         return DreamStep(
-            self._array(self._z),
-            None if prediction.reward is None else self._array(prediction.reward),
-            None if prediction.done_logit is None else self._array(prediction.done_logit.sigmoid()),
+            self._array(sample.z),
+            None if sample.reward is None else self._array(sample.reward),
+            None if sample.done_logit is None else self._array(sample.done_logit.sigmoid()),
         )
+
+    def _draw_ahead(self) -> None:
+        """Random numbers for the next steps: uniform (B, steps, Z), joint (B, steps); noise (B, steps, Z)."""
+        shape = (len(self._streams), _DRAWN_AHEAD, self._mdnrnn.z_size)
+        uniform = np.empty(shape[:2] if self._mdnrnn.joint else shape, np.float32)
+        noise = np.empty(shape, np.float32)
+        for stream, uniform_numbers, normal_numbers in zip(self._streams, uniform, noise, strict=True):
+            stream.random(dtype=np.float32, out=uniform_numbers)
+            stream.standard_normal(dtype=np.float32, out=normal_numbers)
+        self._uniform, self._noise = self._tensor(uniform), self._tensor(noise)
 
     @property
     def h(self) -> Array:

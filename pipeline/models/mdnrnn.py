@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,6 +37,19 @@ class Prediction(NamedTuple):
     """
 
     mixture: Mixture
+    reward: Tensor | None
+    done_logit: Tensor | None
+
+
+class Sample(NamedTuple):
+    """One draw of the next step.
+
+    Attributes:
+        z: (..., Z).
+        reward, done_logit: as in ``Prediction``.
+    """
+
+    z: Tensor
     reward: Tensor | None
     done_logit: Tensor | None
 
@@ -96,19 +110,32 @@ class MdnRnn(nn.Module):
 
     def predict(self, hidden: Tensor) -> Prediction:
         """The heads: hidden (..., H) to a prediction with the same leading axes."""
-        logpi, mu, log_sigma, reward, done = self.heads(hidden).split(self._sizes, dim=-1)
+        (logits, mu, log_sigma), reward, done_logit = self._outputs(hidden)
+        mixture = Mixture(functional.log_softmax(logits, dim=-1), mu, self._bound(log_sigma))
+        return Prediction(mixture, reward, done_logit)
+
+    def sample(self, hidden: Tensor, temperature: float, uniform: Tensor, noise: Tensor) -> Sample:
+        """Draw what ``predict`` describes, without working out the density of what is not drawn.
+
+        Args:
+            hidden: (..., H).
+            temperature, uniform, noise: as ``sample_mixture`` takes them.
+        """
+        mixture, reward, done_logit = self._outputs(hidden)
+        return Sample(sample_mixture(mixture, temperature, uniform, noise, self._bound), reward, done_logit)
+
+    def _outputs(self, hidden: Tensor) -> Prediction:
+        """As the heads give it: logits that are not normalised, and log sigma that is not bounded."""
+        logits, mu, log_sigma, reward, done_logit = self.heads(hidden).split(self._sizes, dim=-1)
         shape = (*hidden.shape[:-1], self.z_size, self.mixtures)
-        logpi = logpi if self.joint else logpi.reshape(shape)
-        mixture = Mixture(
-            functional.log_softmax(logpi, dim=-1),
-            mu.reshape(shape),
-            _softly_between(log_sigma.reshape(shape), *self.log_sigma_bounds),
-        )
         return Prediction(
-            mixture,
+            Mixture(logits if self.joint else logits.reshape(shape), mu.reshape(shape), log_sigma.reshape(shape)),
             reward.squeeze(-1) if self.reward_head else None,
-            done.squeeze(-1) if self.done_head else None,
+            done_logit.squeeze(-1) if self.done_head else None,
         )
+
+    def _bound(self, log_sigma: Tensor) -> Tensor:
+        return _softly_between(log_sigma, *self.log_sigma_bounds)
 
 
 def _softly_between(x: Tensor, low: float, high: float) -> Tensor:
@@ -137,25 +164,33 @@ def mixture_nll(mixture: Mixture, z: Tensor) -> Tensor:
     return -torch.logsumexp(logpi + log_normal.sum(dim=-2), dim=-1) / z.shape[-1]
 
 
-def sample_mixture(mixture: Mixture, temperature: float, uniform: Tensor, noise: Tensor) -> Tensor:
+def sample_mixture(
+    mixture: Mixture,
+    temperature: float,
+    uniform: Tensor,
+    noise: Tensor,
+    bound: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Draw a next z (section A.3: temperature divides the mixture's logits and multiplies its variances).
 
     Args:
-        mixture: with leading axes (...).
+        mixture: with leading axes (...); its logpi need not be normalised.
         temperature: 1.0 is M's own; higher is more uncertain.
         uniform: in [0, 1), (..., Z) factored, (...) joint: picks the component.
         noise: standard normal, (..., Z).
+        bound: what is still to be done to log_sigma, elementwise; None where nothing is.
 
     Returns:
         z, (..., Z).
     """
     logpi, mu, log_sigma = mixture
-    # At temperature 1 the logits are normalised already.
-    weights = logpi.exp() if temperature == 1 else functional.softmax(logpi / temperature, dim=-1)
-    # The last component takes what rounding leaves of the sum.
-    chosen = (weights[..., :-1].cumsum(dim=-1) <= uniform[..., None]).sum(dim=-1, keepdim=True)
+    # Not softmax: over so few components it takes longer than all of this.
+    weights = torch.exp((logpi - logpi.amax(dim=-1, keepdim=True)) / temperature)
+    cumulative = weights.cumsum(dim=-1)
+    chosen = (cumulative[..., :-1] <= uniform[..., None] * cumulative[..., -1:]).sum(dim=-1, keepdim=True)
     if logpi.dim() < mu.dim():
         chosen = chosen[..., None, :].expand(*mu.shape[:-1], 1)
-    mean = mu.gather(-1, chosen).squeeze(-1)
-    sigma = log_sigma.gather(-1, chosen).squeeze(-1).exp()
-    return mean + sigma * math.sqrt(temperature) * noise
+    mean, log_sigma = (parameter.gather(-1, chosen).squeeze(-1) for parameter in (mu, log_sigma))
+    if bound is not None:
+        log_sigma = bound(log_sigma)
+    return mean + log_sigma.exp() * math.sqrt(temperature) * noise

@@ -12,7 +12,6 @@ import pytest
 from pipeline import cli
 from pipeline.bench import measure, run
 from pipeline.bench.drives import record_drive
-from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.errors import ConfigError
 from pipeline.executor import InProcessExecutor
@@ -45,9 +44,7 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 ) -> None:
     comparison = Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
-    run.run_benches(
-        ["env"], seconds=1, as_json=True, store=LocalStore("."), executor=lambda config: InProcessExecutor()
-    )
+    run.run_benches(["env"], seconds=1, as_json=True, store=None, executor=lambda config: InProcessExecutor())
     lines = capsys.readouterr().out.splitlines()
     last = json.loads(lines[-1])
     assert (last["bench"], last["unit"], last["reference"], last["ours"], last["ratio"]) == (
@@ -63,9 +60,17 @@ def test_every_bench_of_the_command_is_there() -> None:
     assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY]) == sorted(cli._BENCHES)
 
 
-def test_a_generation_needs_a_run_that_has_evolved(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no evolution"):
-        bench_generation(1, LocalStore(str(tmp_path)), lambda config: InProcessExecutor())
+def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: pytest.fail("measured something first"))
+    for name in run.NEED_A_RUN:
+        with pytest.raises(ConfigError, match="no evolution"):
+            run.run_benches(
+                ["env", name],
+                seconds=1,
+                as_json=False,
+                store=LocalStore(str(tmp_path)),
+                executor=lambda config: InProcessExecutor(),
+            )
 
 
 def test_a_recorded_drive_follows_the_road_and_replays_to_the_same_return() -> None:
@@ -82,3 +87,19 @@ def test_a_side_that_is_measured_beside_takes_its_turns_too() -> None:
     result = compare("b", "u", side, Side("b", lambda: 2), seconds=0.01, threads=1, others=[Side("c", lambda: 3)])
     assert list(result.others) == ["c"]
     assert result.others["c"] > 0
+
+
+def test_where_there_is_no_run_to_drive_tiny_is_run_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[tuple[str, str, str]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_run", lambda config, run_dir, command: ran.append((config.name, run_dir, command)))
+    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: Comparison("env", "u", "a", "b", 1.0, 2.0, 1))
+    assert cli.main(["bench", "env"]) == 0
+    assert ran == []
+    assert cli.main(["bench", "generation"]) == 2
+    assert ran == [("tiny", "runs/tiny", "run")]
+    assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made none"
+    assert cli.main(["bench", "generation", "--run-dir", "mine"]) == 2
+    assert len(ran) == 1, "a run that is named is not made"
