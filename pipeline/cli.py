@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, WorldModelsError
 from pipeline.logs import configure_logging
-from pipeline.presets import dump, load_config, parse_yaml, preset_names, validate
+from pipeline.presets import CONFIG_KEY, dump, load_config, preset_names, saved_config
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -220,7 +220,7 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
         from pipeline.training.hardware import check_devices
 
         check_devices(config, executor)
-        store.write("config.yaml", dump(config).encode())
+        store.write(CONFIG_KEY, dump(config).encode())
         begin_sitting(store)
         run_stages(config, store, executor, STAGES if command == "run" else [stage_named(command)])
     finally:
@@ -233,12 +233,11 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
 def _check_same_run(config: RunConfig, store: Store) -> None:
     from pipeline.identity import check_same_run
 
-    if store.exists("config.yaml"):
-        saved = validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml"))
-        check_same_run(saved, config, store.locate())
+    if store.exists(CONFIG_KEY):
+        check_same_run(saved_config(store), config, store.locate())
     elif leftovers := store.list():
         raise ConfigError(
-            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, config.yaml is "
+            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG_KEY} is "
             "not): choose another --run-dir"
         )
 

@@ -7,13 +7,18 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.storage.store import Store
+
+CONFIG_KEY = "config.yaml"  # of a run's resolved config in its directory
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,6 +64,15 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         told = str(error).replace('"<unicode string>"', source)
         raise ConfigError(f"{source} is not valid YAML: {told}") from error
+
+
+def saved_config(store: Store) -> RunConfig:
+    """The resolved config that a run keeps in its directory.
+
+    Raises:
+        ConfigError: it is of another version, or was changed by hand.
+    """
+    return validate(parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY), store.locate(CONFIG_KEY))
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:

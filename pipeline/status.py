@@ -6,15 +6,13 @@ from typing import Any
 
 from pipeline.errors import StorageError
 from pipeline.evolution.state import read_progress
-from pipeline.presets import parse_yaml, validate
+from pipeline.presets import CONFIG_KEY, saved_config
 from pipeline.run import STAGES, Stage
 from pipeline.sittings import read_sittings
 from pipeline.stages.collect import num_shards
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import outgrown, read_manifest, read_records
 from pipeline.storage.store import Store
-
-CONFIG_KEY = "config.yaml"
 
 
 def describe_run(store: Store) -> str:
@@ -27,7 +25,7 @@ def describe_run(store: Store) -> str:
         raise StorageError(
             f"{store.locate()} holds no run: there is no {CONFIG_KEY}. Begin one with `world-models run`."
         )
-    config = validate(parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY), store.locate(CONFIG_KEY))
+    config = saved_config(store)
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
     shards = num_shards(config)
     for stage in STAGES:

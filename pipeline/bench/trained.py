@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
-from pipeline.presets import parse_yaml, validate
+from pipeline.presets import saved_config
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import newest, read_verified, require_manifest
 from pipeline.storage.store import Store
@@ -51,7 +51,7 @@ class TrainedRun:
         controllers = newest(require_manifest(store, "evolution").records, "controllers-")
         assert controllers is not None
         return cls(
-            config=validate(parse_yaml(store.read("config.yaml").decode(), "config.yaml"), store.locate("config.yaml")),
+            config=saved_config(store),
             vae_weights=read_verified(store, require_manifest(store, "vae").records["vae.safetensors"]),
             mdnrnn_weights=read_verified(store, require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]),
             search=EvolutionState.from_bytes(latest[1]).search,
