@@ -42,6 +42,10 @@ _TEXTURE_SIDES = {64: 960, 96: 1920}
 _MAX_TRACKS = 24
 
 
+# What CarRacing's tiles are: one definition for all, as making one costs more than a body.
+_STATIC_BODY = Box2D.b2BodyDef(type=Box2D.b2_staticBody)
+
+
 class _TileColor(np.ndarray[Any, np.dtype[np.float64]]):
     """A road tile's colour, which notes when it is set: Gymnasium does that once the car touches the tile.
 
@@ -66,7 +70,9 @@ class _Track:
         created: whether it succeeded; Gymnasium tries again where it did not.
         rng_after: the generator's state afterwards.
         start_alpha, track: as Gymnasium leaves them.
-        polygons: road_poly with colours of its own: tiles, whose colours are arrays, and kerbs.
+        polygons: road_poly: a kerb has its colour, a tile None.
+        tile_colors: (N, 3) float64, before any is visited.
+        fixtures: of the tiles, ready to be put into another world.
         textures: by side.
     """
 
@@ -75,6 +81,8 @@ class _Track:
     start_alpha: float
     track: list[tuple[float, float, float, float]]
     polygons: list[tuple[Any, Any]]
+    tile_colors: NDArray[np.float64]
+    fixtures: list[Any]
     textures: dict[int, TrackTexture] = field(default_factory=dict)
 
 
@@ -124,12 +132,20 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         return track.created
 
     def _remember(self, created: bool) -> _Track:
+        tiles = [(vertices, color) for vertices, color in self.road_poly if isinstance(color, np.ndarray)]
         return _Track(
             created=created,
             rng_after=self.np_random.bit_generator.state,
             start_alpha=self.start_alpha,
             track=self.track if created else [],
-            polygons=[(vertices, _own(color)) for vertices, color in self.road_poly],
+            polygons=[
+                (vertices, None if isinstance(color, np.ndarray) else color) for vertices, color in self.road_poly
+            ],
+            tile_colors=np.array([color for _, color in tiles]),
+            fixtures=[
+                Box2D.b2FixtureDef(shape=Box2D.b2PolygonShape(vertices=vertices), isSensor=True)
+                for vertices, _ in tiles
+            ],
         )
 
     def _recreate(self, known: _Track) -> None:
@@ -139,17 +155,17 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self.road: list[Any] = []
         if not known.created:
             return
-        for vertices, shared_color in known.polygons:
-            color = _own(shared_color)
-            if isinstance(color, np.ndarray):
-                self.fd_tile.shape.vertices = vertices
-                tile = self.world.CreateStaticBody(fixtures=self.fd_tile)
+        tiles = zip(known.fixtures, known.tile_colors.copy(), strict=True)
+        for vertices, color in known.polygons:
+            if color is None:
+                fixture, color = next(tiles)
+                tile = self.world.CreateBody(_STATIC_BODY)
+                tile.CreateFixture(fixture)
                 tile.userData = tile
                 tile.color = color
                 tile.road_visited = False
                 tile.road_friction = 1.0
                 tile.idx = len(self.road)
-                tile.fixtures[0].sensor = True
                 self.road.append(tile)
             self.road_poly.append((vertices, color))
         self.track = known.track
@@ -158,8 +174,12 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         """Take the track's texture, drawn if need be, and put an ear at every tile."""
         side = _TEXTURE_SIDES[self._view.width]
         if side not in track.textures:
-            quads = [Quad(np.array(vertices, np.float64), _rgb(color)) for vertices, color in track.polygons]
-            tiles = [index for index, (_, color) in enumerate(track.polygons) if isinstance(color, np.ndarray)]
+            tile_colors = iter(track.tile_colors)
+            quads = [
+                Quad(np.array(vertices, np.float64), _rgb(next(tile_colors) if color is None else color))
+                for vertices, color in track.polygons
+            ]
+            tiles = [index for index, (_, color) in enumerate(track.polygons) if color is None]
             track.textures[side] = TrackTexture(
                 quads, tiles, road=_rgb(self.road_color), background=_rgb(self.bg_color), grass=_rgb(self.grass_color),
                 side=side,
@@ -257,11 +277,6 @@ class CarRacing:
 def forget_tracks() -> None:
     """Drop the tracks that this process remembers."""
     _tracks.clear()
-
-
-def _own(color: Any) -> Any:
-    """A tile's colour is an array that the episode changes; a kerb's is a tuple."""
-    return color.copy() if isinstance(color, np.ndarray) else color
 
 
 def _rgb(color: Any) -> Color:

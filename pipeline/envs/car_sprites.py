@@ -108,9 +108,10 @@ class _Window:
 
 
 class CarSprites:
-    """The car at one zoom. A sprite is (2, h, w, 3) float32: a factor for what is below it, and a colour to add.
+    """The car at one zoom. A sprite is a factor for what is below it, and a colour to add: (2, h, w, 3) float32.
 
-    Wheels are drawn at their place on the hull, at 40 angles a radian and 32 phases of their white stripe.
+    Wheels are drawn at their place on the hull, at 40 angles a radian and 32 phases of their white stripe. They are
+    grey and kept as (2, h, w): so many are in use that their size is felt in the processor's caches.
 
     Args:
         view: of the frame.
@@ -133,7 +134,9 @@ class CarSprites:
             slice(reach_x.start - first_column, reach_x.stop - first_column),
         )
         # Half a level more, so that cutting to integers rounds.
-        self._hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32) + 0.5])[:, *self._cut]
+        hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32) + 0.5])
+        self._hull = np.ascontiguousarray(hull[:, *self._cut])
+        self._grey = np.empty(self._hull.shape[:-1], np.float32)
         self._sum = np.empty_like(self._hull)
         self._patch = np.empty_like(self._hull[0])
 
@@ -145,8 +148,7 @@ class CarSprites:
             angles: of the four wheels against the hull, radians.
             phases: how far each has turned, radians.
         """
-        total = self._sum
-        np.copyto(total, self._hull)
+        grey, total = self._grey, self._sum
         for wheel in range(4):
             angle = round(angles[wheel] * _ANGLES_PER_RADIAN)
             phase = math.floor(phases[wheel] * (_PHASES / (2 * math.pi))) % _PHASES
@@ -154,7 +156,11 @@ class CarSprites:
             sprite = self._wheels.get(key)
             if sprite is None:
                 sprite = self._wheels[key] = self._draw_wheel(wheel, angle, phase)
-            np.add(total, sprite, out=total)
+            if wheel:
+                np.add(grey, sprite, out=grey)
+            else:
+                np.copyto(grey, sprite)
+        np.add(self._hull, grey[..., None], out=total)
         below = frame[self.rows, self.columns]
         np.multiply(below, total[0], out=self._patch)
         np.add(self._patch, total[1], out=self._patch)
@@ -198,7 +204,7 @@ class CarSprites:
             self._polygon(surface, (255, WHEEL_WHITE[0], 0), place(corners))
         self._draw_hull(surface, (0, 0, 0))
         pixels = self._window.shrink(surface)[self._cut]
-        return np.stack([np.repeat(-_coverage(pixels[..., :1]), 3, axis=2), np.repeat(pixels[..., 1:2], 3, axis=2)])
+        return np.stack([-_coverage(pixels[..., 0]), pixels[..., 1]])
 
     def _polygon(self, surface: pygame.Surface, color: tuple[int, int, int], points: list[tuple[float, float]]) -> None:
         # Gymnasium draws with y upwards and flips the screen; rounding to whole pixels comes before the flip.
