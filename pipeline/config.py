@@ -215,30 +215,16 @@ class EvolveConfig(Section):
     target_return: float | None = growable(None, description="stop once a validation mean reaches it")
     episode_steps: int | None = Field(None, ge=2, description="cut training episodes after so many steps")
     stall_steps: int | None = Field(None, ge=1, description="cut training episodes after so many steps without reward")
-    stall_generations: int | None = Field(
-        None, ge=1, description="stall_steps cuts in so many generations, the first; null: in all"
-    )
     common_tracks: bool = Field(True, description="all candidates of a generation drive the same tracks")
     validate_every: int = Field(25, ge=1)
     validation_episodes: int = Field(100, ge=1)
     max_seconds: float | None = runtime(None, gt=0, description="ends the sitting, not the run")
     keep_checkpoints: int = runtime(3, ge=2)
 
-    @model_validator(mode="after")
-    def _stalls(self) -> Self:
-        if self.stall_generations is not None and self.stall_steps is None:
-            raise ValueError("stall_generations says how long stall_steps cuts episodes, but stall_steps is not set")
-        return self
-
     def episodes_at(self, generation: int) -> int:
         """Episodes per candidate in a generation, the first being 1."""
         begun = [change for change in self.episodes_from if change.generation <= generation]
         return max(begun, key=lambda change: change.generation).episodes if begun else self.episodes
-
-    def stall_steps_at(self, generation: int) -> int | None:
-        """Steps without reward after which a generation's episodes are cut; None for never."""
-        cuts = self.stall_generations is None or generation <= self.stall_generations
-        return self.stall_steps if cuts else None
 
     def episodes_until(self, generation: int) -> int:
         """Episodes per candidate in all generations up to this one."""

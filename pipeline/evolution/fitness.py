@@ -37,7 +37,7 @@ def training_jobs(config: RunConfig, generation: int, candidates: NDArray[np.flo
                     noise_seed=seeding.derive(config.seed, "evolve/noise", *indices),
                     parameters=parameters,
                     max_steps=config.evolve.episode_steps or config.env.max_episode_steps,
-                    stall_steps=config.evolve.stall_steps_at(generation),
+                    stall_steps=config.evolve.stall_steps,
                 )
             )
     return jobs

@@ -44,7 +44,6 @@ def test_the_defaults_are_the_papers() -> None:
         ({"evolve.episode_steps": 17}, "evolve.episode_steps 17 is above env.max_episode_steps 16"),
         ({"evolve.population_size": 1}, "evolve.population_size: Input should be greater than or equal to 2"),
         ({"mdnrnn.log_sigma_min": 1.0, "mdnrnn.log_sigma_max": 1.0}, "log_sigma_min 1.0 must be below log_sigma_max"),
-        ({"evolve.stall_generations": 2}, "evolve.*stall_steps is not set"),
         ({"vae.validation_fraction": 0.01}, "vae.validation_fraction 0.01 of collect.episodes 10 holds out 0"),
         ({"mdnrnn.validation_fraction": 0.01}, "mdnrnn.validation_fraction 0.01 of collect.episodes 10 holds out 0"),
         ({"collect.episodes": 2, "vae.validation_fraction": 0.8}, "vae.validation_fraction 0.8 of .* holds out 2"),

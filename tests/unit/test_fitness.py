@@ -108,12 +108,6 @@ def test_training_episodes_are_cut_as_the_config_says(
     assert {(job.max_steps, job.stall_steps) for job in jobs_of(**overrides)} == {(max_steps, stall_steps)}
 
 
-def test_stalls_are_cut_in_the_generations_that_the_config_says() -> None:
-    overrides = {"evolve.stall_steps": 3, "evolve.stall_generations": 2}
-    cuts = [{job.stall_steps for job in jobs_of(generation, **overrides)} for generation in (1, 2, 3, 4)]
-    assert cuts == [{3}, {3}, {None}, {None}]
-
-
 # ---- validation and test
 
 
