@@ -174,9 +174,8 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, as the run's evaluation found them."""
-    returns = read_test_returns(store, newest(require_manifest(store, "evaluation").records, "episodes-")).get(
-        "best", []
-    )
+    record = newest(require_manifest(store, "evaluation").records, "episodes-")
+    returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
         raise ConfigError(
             f"{store.locate()} has not evaluated its best controller on Gymnasium's drawing: "

@@ -40,9 +40,7 @@ ID = "FastCarRacing-v3"
 _TEXTURE_SIDES = {64: 960, 96: 1920}
 # Tracks that a process remembers, textures of about 10 MB included: those of a generation.
 _MAX_TRACKS = 24
-
-
-# What CarRacing's tiles are: one definition for all, as making one costs more than a body.
+# Of every tile; to define one anew for each costs more than to make the body.
 _STATIC_BODY = Box2D.b2BodyDef(type=Box2D.b2_staticBody)
 
 
