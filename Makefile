@@ -4,11 +4,12 @@ RUN_DIR ?= runs/tiny
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check format bench lock
+.PHONY: help demo test soak check format bench lock
 
 help:
 	@echo "make demo    the whole pipeline on real CarRacing, tiny, in about 5 minutes; RUN_DIR=$(RUN_DIR)"
 	@echo "make test    all tests"
+	@echo "make soak    kill real runs at random times for a quarter of an hour, and compare what they come to"
 	@echo "make check   ruff, format, types"
 	@echo "make format  let ruff put the format right"
 	@echo "make bench   measure speed against references"
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest
+
+soak: $(READY)
+	$(BIN)/python -m tests.soak $(SOAK)
 
 check: $(READY)
 	$(BIN)/ruff check .

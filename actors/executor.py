@@ -6,17 +6,17 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
-from actors.pool import RayPool
-from actors.worker import as_ours, run_task
+from actors.pool import LOST, RayPool, listen, silence
+from actors.worker import not_to_be_retried, run_task
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, JobError
-from pipeline.executor import Pool, Resources, Worker
+from pipeline.errors import ConfigError, EpisodeError, JobError
+from pipeline.executor import Pool, Resources, Worker, cause_of, gave_up
 from pipeline.machine import num_cores
 from pipeline.progress import Update
 
@@ -84,16 +84,21 @@ class RayExecutor:
         resources: Resources,
         on_update: Callable[[Update], None],
     ) -> Result:
-        """See ``pipeline.executor.Executor.run``; a task whose worker dies is begun again and resumes by itself."""
+        """See ``pipeline.executor.Executor.run``.
+
+        A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself.
+        """
         name = task.__module__.rpartition(".")[2]
-        for attempt in range(1, self._execution.max_attempts + 1):
-            updates = run_task.options(
+        max_attempts = self._execution.max_attempts
+        for tries in range(1, max_attempts + 1):
+            run = run_task.options(
                 num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
-            ).remote(task, arguments, resources.threads)
+            )
+            updates = run.remote(task, arguments, resources.threads)
             worker: WorkerIdentity | None = None
+            what, cause = "it ended without a result", cast(BaseException | None, None)
             try:
-                for reference in updates:
-                    kind, value = ray.get(reference)
+                for kind, value in _messages(updates, self._execution.timeout_s):
                     if kind == "worker":
                         worker = value
                         worker.check(exact=self._execution.exact)
@@ -102,20 +107,31 @@ class RayExecutor:
                     else:
                         return value  # type: ignore[no-any-return]
             except RayTaskError as error:
-                raise as_ours(error, name, _where(worker)) from error
-            except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-                logger.warning(
-                    "%s: its worker died (attempt %d of %d): %s; %s",
-                    name, attempt, self._execution.max_attempts, error, _where(worker),
-                )  # fmt: skip
+                ours = not_to_be_retried(error)
+                if ours is not None:
+                    raise ours from error
+                what, cause = cause_of(error.cause), error.cause
+                if not isinstance(cause, EpisodeError):
+                    raise JobError(f"{name} failed: {cause!r}; {_where(worker)}") from error
+            except LOST as error:
+                what, cause = f"its worker died: {error}", error
+            except RayError as error:
+                raise JobError(
+                    f"{name} failed on Ray: {error}; {_where(worker)}. What is committed is kept: the same command "
+                    "goes on."
+                ) from error
+            except _Silent:
+                ray.cancel(updates, force=True)
+                what = silence(self._execution.timeout_s)
             except BaseException:
                 # Refused or interrupted: it must not go on writing behind the driver's back.
                 ray.cancel(updates, force=True)
                 raise
-        raise JobError(
-            f"{name}: its worker died {self._execution.max_attempts} times; {_where(worker)}. What was checkpointed "
-            "is kept; run the same command again to go on."
-        )
+            what = f"{what}; {_where(worker)}"
+            if tries == max_attempts:
+                raise JobError(f"{name} {gave_up(tries, what)}") from cause
+            logger.warning("%s, try %d of %d: %s", name, tries, max_attempts, what)
+        raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
     def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> Iterator[Pool]:
@@ -126,6 +142,7 @@ class RayExecutor:
             num_workers=self.max_workers,
             jobs_per_call=jobs_per_call,
             max_attempts=self._execution.max_attempts,
+            timeout_s=self._execution.timeout_s,
             exact=self._execution.exact,
         )
         try:
@@ -137,6 +154,27 @@ class RayExecutor:
         """Leave the cluster, if this executor joined it; a local Ray that it started ends."""
         if self._owns_ray:
             ray.shutdown()
+
+
+class _Silent(Exception):
+    """A task that had begun gave no sign of life for too long."""
+
+
+def _messages(updates: Any, timeout_s: float) -> Iterator[tuple[str, Any]]:
+    """What a task sends. Its first message is waited for as long as it takes: it may be pending."""
+    silent_s, begun = 0.0, False
+    while True:
+        ready, listened_s = listen([updates])
+        if ready is None:
+            silent_s += listened_s
+            if begun and silent_s >= timeout_s:
+                raise _Silent
+            continue
+        reference = next(updates, None)
+        if reference is None:
+            return
+        yield ray.get(reference)
+        silent_s, begun = 0.0, True
 
 
 def _where(worker: WorkerIdentity | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -15,6 +17,8 @@ from pipeline.executor import Worker
 from pipeline.logs import configure_logging
 from pipeline.progress import Update
 from pipeline.threads import num_threads
+
+logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
@@ -36,7 +40,7 @@ class WorkerActor:
 
     def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any]]:
         """``Worker.run``, each result on its way as soon as it is there."""
-        with num_threads(1):
+        with num_threads(1), _traceback_logged():
             yield from self._worker.run(jobs)
 
 
@@ -47,7 +51,7 @@ def run_task(
     """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``."""
     configure_logging()
     yield "worker", WorkerIdentity.of_this_process()
-    with num_threads(threads):
+    with num_threads(threads), _traceback_logged():
         updates = task(*arguments)
         while True:
             try:
@@ -57,11 +61,18 @@ def run_task(
                 return
 
 
-def as_ours(error: RayTaskError, what: str, where: str) -> WorldModelsError:
-    """An exception that a worker raised, as an error of this project.
+@contextmanager
+def _traceback_logged() -> Iterator[None]:
+    """The driver gets the error; where it was raised is in this worker's log."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, JobError) or not isinstance(error, WorldModelsError):
+            logger.exception("this worker raised")
+        raise
 
-    One of ours comes back as it is; any other is wrapped, with where the worker's log lies.
-    """
-    if isinstance(error.cause, WorldModelsError):
-        return error.cause
-    return JobError(f"{what} failed: {error.cause!r}; {where}")
+
+def not_to_be_retried(error: RayTaskError) -> WorldModelsError | None:
+    """What a worker raised, where it is an error of this project that says what to do: it comes back as it is."""
+    cause = error.cause
+    return cause if isinstance(cause, WorldModelsError) and not isinstance(cause, JobError) else None

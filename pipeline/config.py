@@ -248,8 +248,29 @@ class ExecutionConfig(Section):
     executor: Literal["ray", "in-process"] = runtime("ray")
     ray_address: str | None = runtime(None, description="null: a local Ray of its own, or the cluster of RAY_ADDRESS")
     workers: int | None = runtime(None, ge=1, description="null: one per CPU")
-    max_attempts: int = runtime(3, ge=1, description="times a job is tried when the worker under it dies")
+    max_attempts: int = runtime(3, ge=1, description="times a job is tried: it may raise, its worker may die or hang")
+    timeout_s: float = runtime(
+        900.0,
+        gt=0,
+        description="a worker that gives no sign of life for so long is given up, and its work is done elsewhere",
+    )
     exact: bool = runtime(True, description="refuse to mix kinds of CPU within a run; false: accept and record it")
+
+
+class StorageConfig(Section):
+    """The run directory. No result depends on it; credentials and endpoints come from the environment alone."""
+
+    heartbeat_s: float = runtime(5.0, gt=0, description="a driver gives a sign of life so often")
+    lease_expiry_s: float = runtime(60.0, gt=0, description="a silent driver is succeeded after so long")
+
+    @model_validator(mode="after")
+    def _expiry_beyond_heartbeats(self) -> Self:
+        if self.lease_expiry_s < 3 * self.heartbeat_s:
+            raise ValueError(
+                f"lease_expiry_s {self.lease_expiry_s:g} must be at least three times heartbeat_s "
+                f"{self.heartbeat_s:g}: a single late heartbeat must not cost a driver its run"
+            )
+        return self
 
 
 class RunConfig(Section):
@@ -268,6 +289,7 @@ class RunConfig(Section):
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     execution: ExecutionConfig = ExecutionConfig()
+    storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

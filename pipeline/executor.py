@@ -6,15 +6,19 @@ over. Both run the same plain classes and functions wherever they run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from pipeline.errors import JobError, WorldModelsError
+from pipeline.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.progress import Update
 from pipeline.threads import num_threads
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -27,7 +31,7 @@ class Resources:
 
 
 class Job(Protocol):
-    """One piece of work. Idempotent: it may be run again after its worker died, with the same result."""
+    """One piece of work. Idempotent: it may be run again after it failed, with the same result."""
 
     @property
     def id(self) -> Hashable:
@@ -42,15 +46,24 @@ class Worker(Protocol):
 
 
 class Pool(Protocol):
-    """Workers that stay alive from call to call."""
+    """Workers that stay alive from call to call.
+
+    Attributes:
+        num_workers: there are so many at most.
+        retries: times that a job was tried again, in all calls so far.
+    """
 
     num_workers: int
+    retries: int
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """Run jobs on whichever worker is free, yielding (job id, result) as they complete, each id once.
 
+        A job that raised, or whose worker died or hung, is tried again. Errors of ours but JobError (damaged data,
+        storage) come back as they are, at once.
+
         Raises:
-            JobError: a job raised, or its workers died ``max_attempts`` times; names the job and the worker's log.
+            JobError: a job has failed ``max_attempts`` times; names it, the cause and the worker's log.
         """
 
 
@@ -86,14 +99,91 @@ class Executor(Protocol):
         """End what this executor started."""
 
 
+class JobQueue:
+    """The jobs of one ``Pool.map`` that wait for a worker, and how often each has failed.
+
+    Args:
+        jobs: in the order that they are handed out in.
+        max_attempts: times that a job is tried.
+    """
+
+    def __init__(self, jobs: Iterable[Any], max_attempts: int) -> None:
+        self._waiting = deque(jobs)
+        self._max_attempts = max_attempts
+        self._failures: Counter[Hashable] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self, count: int) -> list[Any]:
+        """The next jobs, ``count`` at most.
+
+        One that has a single try left goes alone, so that the job which is named in the end is the one that fails.
+        """
+        jobs = [self._waiting.popleft()]
+        while self._waiting and len(jobs) < count and not any(map(self._last_try, (jobs[0], self._waiting[0]))):
+            jobs.append(self._waiting.popleft())
+        return jobs
+
+    def put_back(
+        self, jobs: Mapping[Hashable, Any], what: str, cause: BaseException | None, failed: Hashable = None
+    ) -> int:
+        """Jobs of a call that failed are the next to be handed out. Returns how many of them it was put down to.
+
+        Args:
+            jobs: those without a result, by id.
+            what: what happened.
+            cause: the error, where there is one.
+            failed: the job that it was; None where it may have been any of them.
+
+        Raises:
+            JobError: it was the last try of one.
+        """
+        blamed = [failed] if failed in jobs else list(jobs)
+        self._failures.update(blamed)
+        tries = max((self._failures[job_id] for job_id in blamed), default=0)
+        if tries >= self._max_attempts:
+            raise JobError(f"{_name(blamed)} {gave_up(tries, what)}") from cause
+        logger.warning("%s, try %d of %d: %s", _name(blamed), tries, self._max_attempts, what)
+        self._waiting.extendleft(reversed([*jobs.values()]))
+        return len(blamed)
+
+    def _last_try(self, job: Job) -> bool:
+        return 0 < self._failures[job.id] == self._max_attempts - 1
+
+
+def _name(ids: Sequence[Hashable]) -> str:
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+    return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
+
+
+def gave_up(tries: int, what: str) -> str:
+    """The end of a message about a job or a task that is not tried again."""
+    kept = "What is committed is kept: run the same command again to go on."
+    return f"was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}. {kept}"
+
+
+def cause_of(error: BaseException) -> str:
+    """What an error says of a job: ours are meant to be read as they are."""
+    return f"it failed: {error if isinstance(error, WorldModelsError) else repr(error)}"
+
+
 class InProcessExecutor:
     """Everything in this process, one thing at a time.
 
     Tasks see this process's own devices, whatever they are: ``num_gpus`` only matters where work is placed.
+
+    Args:
+        max_attempts: times that a job is tried.
     """
 
     num_gpus = 0
     max_workers = 1
+
+    def __init__(self, max_attempts: int = 3) -> None:
+        self._max_attempts = max_attempts
 
     def run(
         self,
@@ -102,38 +192,62 @@ class InProcessExecutor:
         resources: Resources,
         on_update: Callable[[Update], None],
     ) -> Result:
-        with num_threads(resources.threads):
-            updates = task(*arguments)
-            while True:
-                try:
-                    on_update(next(updates))
-                except StopIteration as end:
-                    return end.value  # type: ignore[no-any-return]
+        """See ``Executor.run``; a task in which an environment raised is begun again."""
+        for tries in range(1, self._max_attempts + 1):
+            try:
+                return _run_task(task(*arguments), resources.threads, on_update)
+            except EpisodeError as error:
+                if tries == self._max_attempts:
+                    raise JobError(f"{task.__name__} {gave_up(tries, cause_of(error))}") from error
+                logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_of(error))
+        raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
     def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> Iterator[Pool]:
         with num_threads(1):
-            yield _InProcessPool(factory(*arguments), jobs_per_call)
+            yield _InProcessPool(partial(factory, *arguments), jobs_per_call, self._max_attempts)
 
     def close(self) -> None:
         """Nothing was started."""
 
 
+def _run_task(updates: Generator[Update, None, Result], threads: int, on_update: Callable[[Update], None]) -> Result:
+    with num_threads(threads):
+        while True:
+            try:
+                on_update(next(updates))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+
 class _InProcessPool:
     num_workers = 1
 
-    def __init__(self, worker: Worker, jobs_per_call: int) -> None:
-        self._worker = worker
+    def __init__(self, make_worker: Callable[[], Worker], jobs_per_call: int, max_attempts: int) -> None:
+        self.retries = 0
+        self._make_worker = make_worker
+        self._worker = make_worker()
         self._jobs_per_call = jobs_per_call
+        self._max_attempts = max_attempts
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        waiting = list(jobs)
-        while waiting:
-            call, waiting = waiting[: self._jobs_per_call], waiting[self._jobs_per_call :]
+        queue = JobQueue(jobs, self._max_attempts)
+        while queue:
+            call = {job.id: job for job in queue.take(self._jobs_per_call)}
             try:
                 with num_threads(1):
-                    yield from self._worker.run(call)
-            except WorldModelsError:
-                raise
+                    for job_id, result in self._worker.run([*call.values()]):
+                        del call[job_id]
+                        yield job_id, result
+            except EpisodeError as error:
+                logger.warning("an environment raised", exc_info=error)
+                self.retries += queue.put_back(call, cause_of(error), error, error.job_id)
             except Exception as error:
-                raise JobError(f"one of the jobs {[job.id for job in call]} failed: {error!r}") from error
+                if isinstance(error, WorldModelsError) and not isinstance(error, JobError):
+                    raise
+                logger.warning("a worker raised", exc_info=error)
+                self.retries += queue.put_back(call, cause_of(error), error)
+                self._worker = self._make_worker()  # nobody knows what state the old one is in
+            else:
+                if call:
+                    raise JobError(f"a worker ended without results for {list(call)}")

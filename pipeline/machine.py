@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from pathlib import Path
+
+import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -24,6 +28,23 @@ def memory_bytes() -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _read("memory.max")
     return min(memory, int(limit)) if limit.isdigit() else memory
+
+
+def machine_name() -> str:
+    """Tells this boot of this machine, or this container on it, from every other: where process ids mean something."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text().strip() if boot.is_file() else f"{psutil.boot_time():.0f}"
+    namespace = Path("/proc/self/ns/pid")
+    return " ".join((socket.gethostname(), since, str(namespace.readlink()) if namespace.is_symlink() else ""))
+
+
+def process_started(pid: int) -> float | None:
+    """When a process of this machine began, seconds since the epoch; None where there is none, or only its corpse."""
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return float(process.create_time())
+    return None
 
 
 def _read(name: str) -> str:

@@ -1,7 +1,8 @@
 """Metrics of a stage, as JSON lines and as TensorBoard events.
 
 Both are views of rows that the stage's checkpoint carries: a stage that resumes hands its rows back, the views are
-begun anew from them, and no point appears twice.
+begun anew from them, and no point appears twice. The views lag by seconds, so that a store without appending is not
+written a whole object for each row.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
@@ -21,9 +24,20 @@ from pipeline.storage.store import Store
 
 Row = dict[str, Any]
 
+_FLUSH_EVERY_S = 10.0
+
+
+@dataclass(eq=False)
+class _View:
+    """One object: all its bytes, and how many of them the store has."""
+
+    key: str
+    content: bytearray = field(default_factory=bytearray)
+    present: int = 0
+
 
 class MetricsLog:
-    """The metrics of one stage.
+    """The metrics of one stage. A context: what was logged is in both views when it ends well.
 
     Args:
         store: the run's.
@@ -34,23 +48,50 @@ class MetricsLog:
     def __init__(self, store: Store, prefix: str, rows: Sequence[Row] = ()) -> None:
         self._store = store
         self._prefix = prefix
-        self._lines_key = f"{prefix}/metrics.jsonl"
         for key in store.list(f"{prefix}/tensorboard/"):
             store.delete(key)
         host = socket.gethostname()
-        self._events_key = f"{prefix}/tensorboard/events.out.tfevents.{int(time.time())}.{host}"
-        self.rows: list[Row] = list(rows)
-        store.write(self._lines_key, b"".join(_line(row) for row in self.rows))
-        header = _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        store.write(self._events_key, header + b"".join(self._event(row) for row in self.rows))
+        lines = _View(f"{prefix}/metrics.jsonl")
+        events = _View(f"{prefix}/tensorboard/events.out.tfevents.{int(time.time())}.{host}")
+        events.content += _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._views = {lines: _line, events: self._event}
+        self.rows: list[Row] = []
+        for row in rows:
+            self._add(row)
+        for view in self._views:
+            store.write(view.key, bytes(view.content))
+            view.present = len(view.content)
+        self._flushed = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, Any]) -> Row:
         """Add one row; None values are left out of TensorBoard. Returns the row."""
         row = {"step": step, "time": time.time(), **values}
-        self.rows.append(row)
-        self._store.append(self._lines_key, _line(row))
-        self._store.append(self._events_key, self._event(row))
+        self._add(row)
+        if time.monotonic() - self._flushed >= _FLUSH_EVERY_S:
+            self.flush()
         return row
+
+    def flush(self) -> None:
+        """Bring the views up to date."""
+        for view in self._views:
+            if view.present != len(view.content):
+                self._store.grow(view.key, bytes(view.content), view.present)
+                view.present = len(view.content)
+        self._flushed = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        for view, encode in self._views.items():
+            view.content += encode(row)
 
     def _event(self, row: Row) -> bytes:
         values = [

@@ -141,16 +141,8 @@ def check(config: RunConfig, run_dir: str) -> None:
         ConfigError: not enough disk or memory, with what to change.
     """
     rows = estimate(config)
-    folder = Path(run_dir).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    needed = sum(row.disk_bytes for row in rows) - _present_bytes(Path(run_dir))
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConfigError(
-            f"the run needs about {_size(needed)} of disk and {folder} has {_size(free)} free: "
-            "choose another --run-dir, or lower collect.episodes"
-        )
+    if "://" not in run_dir:
+        _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
     if _on_a_cluster(config):
         return
     memory = memory_bytes()
@@ -159,6 +151,19 @@ def check(config: RunConfig, run_dir: str) -> None:
         raise ConfigError(
             f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}: "
             "lower execution.workers, collect.episodes_per_shard, or the shuffle_frames of vae and mdnrnn"
+        )
+
+
+def _check_disk(run_dir: Path, size_bytes: float) -> None:
+    folder = run_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed = size_bytes - _present_bytes(run_dir)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"the run needs about {_size(needed)} of disk and {folder} has {_size(free)} free: "
+            "choose another --run-dir, or lower collect.episodes"
         )
 
 

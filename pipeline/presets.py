@@ -66,13 +66,16 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source} is not valid YAML: {told}") from error
 
 
-def saved_config(store: Store) -> RunConfig:
-    """The resolved config that a run keeps in its directory.
+def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
+    """The resolved config that a run keeps in its directory, with overrides as ``load_config`` takes them.
 
     Raises:
         ConfigError: it is of another version, or was changed by hand.
     """
-    return validate(parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY), store.locate(CONFIG_KEY))
+    values = parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY)
+    for override in overrides:
+        _apply(values, override)
+    return validate(values, store.locate(CONFIG_KEY))
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:

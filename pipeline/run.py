@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.executor import Executor
+from pipeline.failpoints import failpoint
 from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.sittings import stage_seconds, timed
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
+from pipeline.storage import sealed
 from pipeline.storage.manifest import Manifest, manifest_key, outgrown, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
 
@@ -76,11 +77,14 @@ def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequ
             logger.info("%s: complete, skipped", stage.name)
             continue
         _begin(config, store, stage, upstream)
+        failpoint("stage-begun")
         logger.info("%s: begins", stage.name)
         with timed(store, stage.name):
             info = stage.run(config, store, executor)
         seconds = stage_seconds(store, stage.name)
+        failpoint("stage-done")
         _seal(config, store, stage, upstream, {**info, "seconds": seconds})
+        failpoint("stage-sealed")
         logger.info("%s: complete in %.1f s", stage.name, seconds)
 
 
@@ -144,14 +148,14 @@ def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str,
     key = f"{stage.prefix}/BEGUN.json"
     begun = {"config": flatten(config, "identity", stage.keys), "upstream": _fixed(upstream)}
     if not store.exists(key):
-        store.create(key, json.dumps(begun).encode())
+        store.create(key, sealed.to_bytes(begun))
         return
     try:
-        before = json.loads(store.read(key))
+        before = sealed.read(store, key, "what a stage was begun from")
         config_before, upstream_before = before["config"], before["upstream"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (DamagedDataError, KeyError) as error:
         raise DamagedDataError(
-            f"{store.locate(key)} is damaged ({error!r}): restore it from a copy; or remove "
+            f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
             f"{store.locate(stage.prefix)} to have the stage made anew"
         ) from error
     if lines := diff(config_before, begun["config"]):
@@ -189,6 +193,12 @@ def _seal(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, 
         grown=flatten(config, "growable", stage.keys),
         upstream=upstream,
         records=read_records(store, stage.prefix),
-        info={**info, "code_version": code_version(), "cpu": cpu_kind(), "versions": library_versions()},
+        info={
+            **info,
+            "epoch": store.epoch,
+            "code_version": code_version(),
+            "cpu": cpu_kind(),
+            "versions": library_versions(),
+        },
     )
     seal(store, stage.prefix, manifest)

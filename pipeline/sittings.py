@@ -1,36 +1,29 @@
-"""The sittings of a run: each start of the command, on what machine, with what code, and how long each stage took."""
+"""What the sittings of a run tell: on what machine and with what code each began, and how long each stage took."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.identity import code_version, cpu_kind, library_versions
+from pipeline.storage.lease import SITTINGS, Lease, epochs, read_owner, read_sitting
 from pipeline.storage.store import Store
-
-KEY = "sittings.jsonl"
 
 logger = logging.getLogger(__name__)
 
 
-def read_sittings(store: Store) -> list[dict[str, Any]]:
-    """All rows, in order. A line that a kill cut short is left out."""
-    if not store.exists(KEY):
-        return []
-    rows = []
-    for line in store.read(KEY).splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            logger.warning("%s: a line was cut short, left out", store.locate(KEY))
-    return rows
+def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
+    """The lease that a command takes on a run before it changes anything."""
+    storage = config.storage
+    return Lease(
+        store, purpose, heartbeat_s=storage.heartbeat_s, expiry_s=storage.lease_expiry_s, about=_this_machine()
+    )
 
 
 def check_machine(store: Store, *, exact: bool) -> None:
@@ -39,10 +32,10 @@ def check_machine(store: Store, *, exact: bool) -> None:
     Raises:
         ConfigError: the run was begun on another kind of CPU and must be exact.
     """
-    first = next((row for row in read_sittings(store) if row["event"] == "begin"), None)
-    if first is None:
+    numbers = epochs(store)
+    if not numbers:
         return
-    this = _this_sitting()
+    first, this = read_owner(store, numbers[0]).about, _this_machine()
     if first["cpu"] != this["cpu"] and exact:
         raise ConfigError(
             f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be the "
@@ -53,39 +46,33 @@ def check_machine(store: Store, *, exact: bool) -> None:
             logger.warning("this run was begun with %s %s, this sitting has %s: recorded", key, first[key], this[key])
 
 
-def begin_sitting(store: Store) -> None:
-    """Write down that a sitting begins."""
-    _append(store, {"event": "begin", "time": time.time(), **_this_sitting()})
-
-
-def _this_sitting() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "cpu": cpu_kind(),
-        "code_version": code_version(),
-        "versions": library_versions(),
-    }
+def _this_machine() -> dict[str, Any]:
+    return {"cpu": cpu_kind(), "code_version": code_version(), "versions": library_versions()}
 
 
 @contextmanager
 def timed(store: Store, stage: str) -> Iterator[None]:
-    """Write down how long a stage took in this sitting, however it ends (but by a kill)."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        _append(store, {"event": "stage", "stage": stage, "seconds": time.monotonic() - began, "time": time.time()})
+    """Write down how long a stage takes in this sitting."""
+    key = f"{SITTINGS}/{store.epoch:06d}/{stage}.json"
+    earlier = _seconds(store, store.epoch, key)  # nothing, but where a stage is run twice in a sitting
+    row = {"began": time.time(), "earlier": earlier, "seconds": None}
+    store.write(key, json.dumps(row).encode())
+    clock = time.monotonic()
+    yield
+    store.write(key, json.dumps({**row, "seconds": time.monotonic() - clock}).encode())
 
 
 def stage_seconds(store: Store, stage: str) -> float:
-    """Seconds that a stage has taken, over all sittings but those that were killed in it."""
-    return sum(
-        float(row["seconds"]) for row in read_sittings(store) if row["event"] == "stage" and row["stage"] == stage
-    )
+    """Seconds that a stage has taken, over all sittings; of one that was killed in it, until its last heartbeat."""
+    keys = [key for key in store.list(f"{SITTINGS}/") if key.endswith(f"/{stage}.json")]
+    return sum(_seconds(store, int(key.split("/")[1]), key) for key in keys)
 
 
-def _append(store: Store, row: dict[str, Any]) -> None:
-    # A line of its own, even after one that was cut short.
-    cut = store.exists(KEY) and not store.read(KEY).endswith(b"\n")
-    store.append(KEY, (b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
+def _seconds(store: Store, epoch: int, key: str) -> float:
+    if not store.exists(key):
+        return 0.0
+    row = json.loads(store.read(key))
+    seconds = row["seconds"]
+    if seconds is None:
+        seconds = max(0.0, read_sitting(store, epoch).time - row["began"]) if epoch in epochs(store) else 0.0
+    return float(row["earlier"] + seconds)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.errors import StorageError
+from tqdm import tqdm
+
 from pipeline.evolution.state import read_progress
-from pipeline.presets import CONFIG_KEY, saved_config
+from pipeline.presets import saved_config
 from pipeline.run import STAGES, Stage
-from pipeline.sittings import read_sittings
 from pipeline.stages.collect import num_shards
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.lease import Sitting, last_sitting
+from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import outgrown, read_manifest, read_records
 from pipeline.storage.store import Store
 
@@ -21,10 +23,7 @@ def describe_run(store: Store) -> str:
     Raises:
         StorageError: there is no run here.
     """
-    if not store.exists(CONFIG_KEY):
-        raise StorageError(
-            f"{store.locate()} holds no run: there is no {CONFIG_KEY}. Begin one with `world-models run`."
-        )
+    require_run(store)
     config = saved_config(store)
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
     shards = num_shards(config)
@@ -39,18 +38,49 @@ def describe_run(store: Store) -> str:
     state = _evolution(store)
     if state is not None and state["history"]:
         last = state["history"][-1]
+        seconds = state["seconds"] / last.generation
+        left = (config.evolve.generations - last.generation) * seconds
         lines.append(
             f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {state['seconds'] / last.generation:.1f} s a generation, "
-            f"{state['env_steps']:,} steps"
+            f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s a generation, "
+            f"{tqdm.format_interval(left)} left, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
             lines.append(f"  best on validation {state['best_validation']:.1f}, generation {state['best_generation']}")
-    sittings = [row for row in read_sittings(store) if row["event"] == "begin"]
-    if sittings:
-        last_one = sittings[-1]
-        lines.append(f"sittings: {len(sittings)}, the last on {last_one['host']}, pid {last_one['pid']}")
+    checkpoint = _newest_checkpoint(store)
+    if checkpoint is not None:
+        lines.append(f"last checkpoint: {checkpoint}")
+    sitting = last_sitting(store)
+    if sitting is not None:
+        lines.append(_owner(sitting))
     return "\n".join(lines)
+
+
+def _newest_checkpoint(store: Store) -> str | None:
+    found = []
+    for stage in STAGES:
+        checkpoints = Checkpoints(store, stage.prefix)
+        age = checkpoints.age_s()
+        if age is not None:
+            found.append((age, f"{stage.name} at {checkpoints.steps()[-1]:,}, {_ago(age)}"))
+    return min(found)[1] if found else None
+
+
+def _owner(sitting: Sitting) -> str:
+    """Who drives the run, or drove it last, and whether that one lives."""
+    owner = sitting.owner
+    if sitting.ended is not None:
+        return f"nobody drives it; the last was {owner}, which ended ({sitting.ended}) {_ago(sitting.age_s)}"
+    sign = f"last sign of life {_ago(sitting.age_s)}"
+    if owner.alive_here is False:
+        return f"nobody drives it; the last was {owner}, which died; {sign}"
+    if sitting.over:
+        return f"nobody drives it, it seems; the last was {owner}, which is silent; {sign}"
+    return f"driven by {owner}, alive; {sign}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{tqdm.format_interval(seconds)} ago"
 
 
 def _unfinished(store: Store, stage: Stage, shards: int) -> str:

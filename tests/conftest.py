@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from pipeline.bench.s3_server import S3Server
 from pipeline.config import RunConfig
 from pipeline.executor import InProcessExecutor
+from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import LocalStore, Store
 from pipeline.threads import num_threads
 from tests.counting import counting_config
 
-# Kind of store to what makes one below a test's own folder. A new kind of store runs the same contract from here.
-STORES: dict[str, Callable[[Path], Store]] = {
-    "local": lambda folder: LocalStore(folder / "run"),
+BUCKET = "runs"
+
+# Kind of store to what makes an empty one for a test. A new kind of store runs the same contract from here.
+STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
+    "local": lambda request: LocalStore(request.getfixturevalue("tmp_path") / "run"),
+    "s3": lambda request: S3Store(request.getfixturevalue("s3_url")),
 }
 
 
 @pytest.fixture(params=sorted(STORES))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest) -> Store:
     """An empty run directory, on every kind of store."""
-    return STORES[request.param](tmp_path)
+    return STORES[request.param](request)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, for all tests."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        server.create_bucket(BUCKET)
+        yield server
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty run directory's URL on the S3 server, which the AWS environment leads to, and to nothing else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{uuid4().hex}"
 
 
 @pytest.fixture

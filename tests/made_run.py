@@ -99,7 +99,7 @@ def put_evaluation(
     ]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(episodes), buffer)
-    commit(store, "evaluation", f"episodes-{tag}.parquet", buffer.getvalue())
+    commit(store, "evaluation", f"episodes-{tag}.parquet", buffer.getvalue(), rows=len(episodes))
     summary = {
         name: {
             "episodes": len(values),

@@ -139,9 +139,11 @@ def _with(config: RunConfig, engine: str, precision: str) -> RunConfig:
 
 
 def _some_frames(store: Store) -> NDArray[np.uint8]:
-    frames = []
-    for record in require_manifest(store, "rollouts").records.values():
-        frames += list(read_frames(store, record, set(episode_steps(record))))
+    records = require_manifest(store, "rollouts").records.values()
+    episodes = {episode for record in records for episode in episode_steps(record)}
+    frames: list[NDArray[np.uint8]] = []
+    for part in read_frames(store, records, episodes):
+        frames.append(part)
         if sum(map(len, frames)) >= _FRAMES:
             break
     return np.concatenate(frames)[:_FRAMES]

@@ -35,6 +35,7 @@ class Comparison:
         threads: that each side ran with.
         others: rates of what was measured beside them, in words.
         more: further figures, by name.
+        notes: of them, what is shown below the table.
     """
 
     bench: str
@@ -46,6 +47,7 @@ class Comparison:
     threads: int
     others: dict[str, float] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:

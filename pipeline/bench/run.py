@@ -12,7 +12,8 @@ from pipeline.bench.environment import bench_env
 from pipeline.bench.fidelity import bench_fidelity, fidelity_figures, fidelity_lines
 from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
-from pipeline.bench.stages import bench_collect, bench_dream, bench_storage
+from pipeline.bench.stages import bench_collect, bench_dream
+from pipeline.bench.storage import bench_storage
 from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config import RunConfig
@@ -57,7 +58,7 @@ def run_benches(
     trained = None if NEED_A_RUN.isdisjoint(names) or store is None else TrainedRun.read(store)
     print(f"{cpu_kind()}, {os.cpu_count()} cores; each side measured for {seconds:g} s, in turns\n")
     print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
-    figures = []
+    figures, notes = [], []
     for name in names:
         if name == FIDELITY:
             continue
@@ -69,6 +70,9 @@ def run_benches(
         for line in table_rows(result):
             print(line, flush=True)
         figures.append({**_figures(result), "ratio": result.ratio})
+        notes += result.notes
+    if notes:
+        print("\n" + "\n".join(notes))
     if FIDELITY in names:
         assert trained is not None and store is not None
         rows = bench_fidelity(trained, store, executor)

@@ -1,11 +1,10 @@
-"""``bench collect``, ``bench dream`` and ``bench storage``."""
+"""``bench collect`` and ``bench dream``."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 
@@ -14,20 +13,15 @@ from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config import RunConfig
 from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.dream import Dream
-from pipeline.envs.environment import FRAME_SHAPE
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.weights import new_mdnrnn
-from pipeline.rollouts.episode import Episode
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
-from pipeline.storage.manifest import Record, commit
-from pipeline.storage.shards import episodes_to_bytes, read_episodes
 from pipeline.storage.store import LocalStore
 from pipeline.threads import num_threads
 
 _DREAMS = 256
 _DREAM_STEPS = 20
-_STORED_FRAMES = 1000
 
 
 def bench_collect(seconds: float) -> Comparison:
@@ -106,58 +100,3 @@ def bench_dream(seconds: float) -> Comparison:
             seconds=seconds,
             threads=1,
         )
-
-
-def bench_storage(seconds: float) -> Comparison:
-    """Frames written and read again: raw numpy files beside shards, which are compressed, checksummed and sealed."""
-    config = RunConfig()
-    env = CarRacing(config.env)
-    policy = make_policy(
-        config.model_copy(update={"collect": config.collect.model_copy(update={"policy": "brownian"})}),
-        env,
-        seeding.generator(0, "bench"),
-    )
-    frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
-    frame = env.reset(0)
-    for frames_row in frames:
-        frames_row[...] = frame
-        frame = env.step(policy.act(frame)).frame
-    flags = np.zeros(_STORED_FRAMES, np.bool_)
-    episode = Episode(
-        0, frames, np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32), flags, flags
-    )
-    with tempfile.TemporaryDirectory() as folder, num_threads(1):
-        store = LocalStore(folder)
-        names = count()
-        raw = Path(folder, "raw.npy")
-
-        def plain() -> int:
-            np.save(raw, frames)
-            return len(np.load(raw))
-
-        sizes: list[int] = []
-
-        def shard() -> int:
-            record: Record = commit(
-                store,
-                "bench",
-                f"shard-{next(names)}",
-                episodes_to_bytes([episode]),
-                rows=len(episode),
-                episodes=[[0, len(episode)]],
-            )
-            sizes.append(record.size_bytes)
-            read = sum(len(part) for part in read_episodes(store, record))
-            store.delete(record.key)
-            return read
-
-        result = compare(
-            "storage",
-            "frames/s written and read",
-            Side("numpy files", plain),
-            Side("shards, local", shard),
-            seconds=seconds,
-            threads=1,
-        )
-    result.more["bytes_per_frame"] = sizes[-1] / _STORED_FRAMES
-    return result

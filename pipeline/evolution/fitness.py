@@ -72,20 +72,44 @@ def scored_jobs(
 def drive(
     pool: Pool, jobs: Sequence[RolloutJob], on_result: Callable[[RolloutJob, RolloutResult], None]
 ) -> dict[JobId, RolloutResult]:
-    """All results by job id, each checked to be finite.
+    """All results by job id, each of them finite.
 
     Raises:
-        JobError: a return is not finite, or a job has no result.
+        JobError: a return is not finite, twice, or a job has no result.
     """
-    by_id = {job.id: job for job in jobs}
-    results: dict[JobId, RolloutResult] = {}
-    for key, result in pool.map(jobs):
-        job = by_id[key]  # type: ignore[index]
+
+    def take(job: RolloutJob, result: RolloutResult) -> None:
         if not math.isfinite(result.episode_return):
             raise JobError(
-                f"the return of {job} is {result.episode_return} after {result.steps} steps: the environment or the "
-                "controller produced a number that is not finite"
+                f"the return of {job.name} is {result.episode_return} after {result.steps} steps, twice: the "
+                "environment or the controller produces a number that is not finite, and a score is not made up. What "
+                "is committed is kept: once that is put right, the same command goes on."
             )
+        on_result(job, result)
+
+    return drive_all(pool, jobs, take)
+
+
+def drive_all(
+    pool: Pool, jobs: Sequence[RolloutJob], on_result: Callable[[RolloutJob, RolloutResult], None]
+) -> dict[JobId, RolloutResult]:
+    """All results by job id. An episode whose return is not finite is driven once more, after the rest.
+
+    Raises:
+        JobError: a job has no result.
+    """
+    results: dict[JobId, RolloutResult] = {}
+    again: list[RolloutJob] = []
+    by_id = {job.id: job for job in jobs}
+    for key, result in pool.map(jobs):
+        job = by_id[key]  # type: ignore[index]
+        if math.isfinite(result.episode_return):
+            results[job.id] = result
+            on_result(job, result)
+        else:
+            again.append(job)
+    for key, result in pool.map(again):
+        job = by_id[key]  # type: ignore[index]
         results[job.id] = result
         on_result(job, result)
     if len(results) != len(jobs):
@@ -93,11 +117,55 @@ def drive(
     return results
 
 
+def not_finite(jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult]) -> list[RolloutJob]:
+    """The jobs whose return is not finite."""
+    return [job for job in jobs if not math.isfinite(results[job.id].episode_return)]
+
+
 def candidate_fitness(
     jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult], population_size: int
 ) -> list[float]:
-    """Mean return of each candidate, summed in the order of the jobs, whatever order the results came in."""
+    """Mean return of each candidate, summed in the order of the jobs, whatever order the results came in.
+
+    A return that is not finite counts as the worst finite fitness minus one: of the candidates all of whose returns
+    are finite, or else, where there is no such candidate, of the episodes.
+
+    Raises:
+        JobError: no return at all is finite.
+    """
     returns: list[list[float]] = [[] for _ in range(population_size)]
     for job in jobs:
         returns[job.candidate].append(results[job.id].episode_return)
-    return [math.fsum(values) / len(values) for values in returns]
+    whole = [_mean(values) for values in returns if all(map(math.isfinite, values))]
+    if len(whole) == population_size:
+        return whole
+    worst = min(whole) if whole else _worst(value for values in returns for value in values)
+    return [_mean(_filled(values, worst - 1)) for values in returns]
+
+
+def validation_returns(jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult]) -> NDArray[np.float64]:
+    """Returns in the order of the jobs; one that is not finite counts as the worst that is, minus one.
+
+    Raises:
+        JobError: no return at all is finite.
+    """
+    returns = [results[job.id].episode_return for job in jobs]
+    return np.array(_filled(returns, _worst(returns) - 1))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _worst(returns: Iterable[float]) -> float:
+    finite = list(filter(math.isfinite, returns))
+    if not finite:
+        raise JobError(
+            "not one return is finite: the environment or the controllers produce numbers that are not. What is "
+            "committed is kept: once that is put right, the same command goes on."
+        )
+    return min(finite)
+
+
+def _filled(returns: Iterable[float], stand_in: float) -> list[float]:
+    return [value if math.isfinite(value) else stand_in for value in returns]

@@ -25,6 +25,7 @@ class Generation:
         sigma: CMA-ES step size after this generation.
         validation_mean, validation_sd: returns of the CMA mean on the validation tracks; None where not driven.
         time: when it ended, seconds since the epoch; no part of the promise either.
+        non_finite: episodes, of the validation too, whose return was not finite, twice.
     """
 
     generation: int
@@ -38,6 +39,7 @@ class Generation:
     validation_mean: float | None
     validation_sd: float | None
     time: float
+    non_finite: int = 0
 
 
 @dataclass

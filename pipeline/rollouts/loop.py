@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SHAPE, Environment
 from pipeline.envs.registry import make_environment
+from pipeline.errors import EpisodeError
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 
@@ -48,6 +50,14 @@ class RolloutJob:
     @property
     def id(self) -> tuple[str, int, int, int]:
         return self.purpose, self.generation, self.candidate, self.episode
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return (
+            f"episode {self.episode} of candidate {self.candidate} in generation {self.generation} ({self.purpose}), "
+            f"on track seed {self.track}"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,7 @@ class RolloutWorker:
         self._batch_size = config.rollouts.micro_batch
         probe = make_environment(config.env)
         self._idle = [probe]
+        self._broken: Environment | None = None
         self._squash = probe.squash
 
         self._encoder = make_encoder(config, vae_weights, self._batch_size)
@@ -120,7 +131,11 @@ class RolloutWorker:
         self._controllers = ControllerBatch(shape, slots)
 
     def run(self, jobs: Sequence[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
-        """Drive every job's episode, yielding (job id, result) as each ends."""
+        """Drive every job's episode, yielding (job id, result) as each ends.
+
+        Raises:
+            EpisodeError: an environment raised. It is not used again; the worker can be called again.
+        """
         queue = deque(jobs)
         lanes: list[_Lane] = []
         try:
@@ -139,13 +154,17 @@ class RolloutWorker:
                     else:
                         self._retire(slot, lanes)
         finally:
-            self._idle += [lane.env for lane in lanes]
+            self._idle += [lane.env for lane in lanes if lane.env is not self._broken]
+            self._broken = None
 
     def _take_environment(self) -> Environment:
         return self._idle.pop() if self._idle else make_environment(self._config.env)
 
     def _begin(self, slot: int, job: RolloutJob, env: Environment) -> _Lane:
-        self._frames[slot] = env.reset(job.track)
+        try:
+            self._frames[slot] = env.reset(job.track)
+        except Exception as error:
+            raise self._failed(env, job, "in reset", error) from error
         self._h[slot] = 0
         self._c[slot] = 0
         self._controllers.set_row(slot, job.parameters)
@@ -184,7 +203,10 @@ class RolloutWorker:
         """Step one lane's environment; the result if that ended its episode."""
         if self._watch is not None:
             self._watch(lane.env, self._frames[slot])
-        self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])
+        try:
+            self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])
+        except Exception as error:
+            raise self._failed(lane.env, lane.job, f"in step {lane.steps + 1}", error) from error
         lane.steps += 1
         lane.episode_return += reward
         lane.stalled = 0 if reward > 0 else lane.stalled + 1
@@ -193,3 +215,9 @@ class RolloutWorker:
         if terminated or truncated or stalled or lane.steps >= job.max_steps:
             return RolloutResult(lane.episode_return, lane.steps, terminated, truncated)
         return None
+
+    def _failed(self, env: Environment, job: RolloutJob, when: str, error: Exception) -> EpisodeError:
+        self._broken = env
+        with suppress(Exception):
+            env.close()
+        return EpisodeError(f"the environment raised in {job.name}, {when}: {error!r}", job.id)

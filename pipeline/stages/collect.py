@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.rollouts.policies import make_policy
 from pipeline.storage.manifest import Record, commit, read_records
 from pipeline.storage.shards import episodes_to_bytes, shard_name
 from pipeline.storage.store import Store
+from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind
 
 PREFIX = "rollouts"
 
@@ -32,9 +34,14 @@ class ShardJob:
 
 
 class CollectWorker:
-    """Drives the episodes of a shard and commits it; the plain class behind a collecting actor."""
+    """Drives the episodes of shards and commits them; the plain class behind a collecting actor.
+
+    Attributes:
+        waiting: seconds that it stood still for storage.
+    """
 
     def __init__(self, config: RunConfig, store: Store) -> None:
+        self.waiting = Waiting()
         self._config = config
         self._store = store
         self._env = make_environment(config.env)
@@ -42,10 +49,10 @@ class CollectWorker:
             importlib.import_module("torch")  # before the thread count is set for a call, which reaches it only then
 
     def run(self, jobs: Sequence[ShardJob]) -> Iterator[tuple[int, Record]]:
-        for job in jobs:
-            yield job.id, self._collect(job.id)
+        return commit_behind(((job.id, self._collect(job.id)) for job in jobs), self.waiting)
 
-    def _collect(self, shard: int) -> Record:
+    def _collect(self, shard: int) -> Callable[[], Record]:
+        """Drive a shard's episodes; what is left to do is to commit it."""
         config = self._config
         episodes = []
         for episode_id in shard_episodes(config, shard):
@@ -60,7 +67,8 @@ class CollectWorker:
                 )
             )
         returns = [float(episode.rewards.sum(dtype="float64")) for episode in episodes]
-        return commit(
+        return partial(
+            commit,
             self._store,
             PREFIX,
             shard_name(shard),
@@ -88,12 +96,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     restored = steps = sum(record.rows for record in present.values())
     done = sum(len(record.info["episodes"]) for record in present.values())
     total = config.collect.episodes
-    with Progress("collect", "episode") as show:
+    rows = _metrics_rows(present.values())
+    with Progress("collect", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
-        metrics = MetricsLog(store, PREFIX, _metrics_rows(present.values()))
         if missing:
-            with executor.pool(CollectWorker, config, store, jobs_per_call=1) as pool:
+            with executor.pool(CollectWorker, config, store, jobs_per_call=SHARDS_PER_CALL) as pool:
                 for _, record in pool.map(missing):
                     done += len(record.info["episodes"])
                     steps += record.rows

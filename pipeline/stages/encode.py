@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -13,8 +14,9 @@ from pipeline.metrics import MetricsLog
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest
-from pipeline.storage.shards import LatentEpisode, latents_to_bytes, read_episodes
+from pipeline.storage.shards import LatentEpisode, episodes_in, latents_to_bytes
 from pipeline.storage.store import Store
+from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind, read_ahead
 
 PREFIX = "latents"
 ROLLOUTS = "rollouts"
@@ -30,26 +32,33 @@ class EncodeJob:
 
 
 class EncodeWorker:
-    """Encodes shards and commits them; the plain class behind an encoding actor."""
+    """Encodes shards and commits them; the plain class behind an encoding actor.
+
+    Attributes:
+        waiting: seconds that it stood still for storage.
+    """
 
     def __init__(self, config: RunConfig, store: Store, vae_weights: bytes) -> None:
+        self.waiting = Waiting()
         self._encoder = make_encoder(config, vae_weights, config.encode.batch_size)
         self._store = store
 
     def run(self, jobs: Sequence[EncodeJob]) -> Iterator[tuple[str, Record]]:
-        for job in jobs:
-            yield job.id, self._encode(job.record)
+        shards = read_ahead(self._store, [job.record for job in jobs], self.waiting)
+        return commit_behind(((record.name, self._encode(record, data)) for record, data in shards), self.waiting)
 
-    def _encode(self, record: Record) -> Record:
+    def _encode(self, record: Record, data: bytes) -> Callable[[], Record]:
+        """Encode a shard's bytes; what is left to do is to commit it."""
         latents = []
-        for episode in read_episodes(self._store, record):
+        for episode in episodes_in(data, self._store.locate(record.key)):
             mu, logvar = encode_all(self._encoder, episode.frames)
             latents.append(
                 LatentEpisode(
                     episode.id, mu, logvar, episode.actions, episode.rewards, episode.terminated, episode.truncated
                 )
             )
-        return commit(
+        return partial(
+            commit,
             self._store,
             PREFIX,
             record.name,
@@ -67,12 +76,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
-    with Progress("encode", "frame") as show:
+    rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
+    with Progress("encode", "frame") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=restored))
-        metrics = MetricsLog(store, PREFIX, [{"step": restored, "time": time.time(), "shards": len(present)}])
         if missing:
             vae_weights = read_verified(store, vae[VAE_WEIGHTS])
-            with executor.pool(EncodeWorker, config, store, vae_weights, jobs_per_call=1) as pool:
+            with executor.pool(EncodeWorker, config, store, vae_weights, jobs_per_call=SHARDS_PER_CALL) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})

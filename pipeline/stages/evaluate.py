@@ -48,7 +48,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     evolution = require_manifest(store, EVOLUTION)
     controllers, tag = _controllers(config, store, evolution)
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    rows = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
+    rows, retries = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
 
     summary: dict[str, Any] = {
         name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
@@ -62,7 +62,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         _film(config, store, executor, f"drive-{tag}.gif", shown, job, vae_weights, mdnrnn_weights)
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
-    return {"env_steps": sum(row["steps"] for row in rows), "controllers": summary}
+    return {"env_steps": sum(row["steps"] for row in rows), "controllers": summary, "retries": retries}
 
 
 def _film(
@@ -130,8 +130,11 @@ def _drive(
     jobs: Mapping[str, Sequence[RolloutJob]],
     vae_weights: bytes,
     mdnrnn_weights: bytes,
-) -> list[Row]:
-    """Every job's row, in the order of controllers and tracks; those a checkpoint has are not driven again."""
+) -> tuple[list[Row], int]:
+    """Every job's row, in the order of controllers and tracks; those a checkpoint has are not driven again.
+
+    Also how often jobs were tried again.
+    """
     checkpoints = Checkpoints(store, PREFIX)
     latest = checkpoints.latest()
     done: dict[tuple[int, int], RolloutResult] = {}
@@ -145,8 +148,8 @@ def _drive(
         {"step": count, "time": time.time(), "mean_return": fmean(returns[:count])}
         for count in range(1, len(returns) + 1)
     ]
-    metrics = MetricsLog(store, PREFIX, rows)
     saved = time.monotonic()
+    retries = 0
 
     def save() -> None:
         nonlocal saved
@@ -154,7 +157,7 @@ def _drive(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with Progress("evaluate", "episode") as show:
+    with Progress("evaluate", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:
@@ -170,12 +173,14 @@ def _drive(
             jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
             with executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool:
                 drive(pool, missing, take)
+                retries = pool.retries
             save()
-    return [
+    driven = [
         {"controller": name, "track": job.track, **vars(done[job.candidate, job.episode])}
         for name, some in jobs.items()
         for job in some
     ]
+    return driven, retries
 
 
 def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,10 +16,19 @@ from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.envs.registry import environment_class
 from pipeline.errors import SittingEnded
-from pipeline.evolution.fitness import candidate_fitness, drive, scored_jobs, training_jobs
+from pipeline.evolution.fitness import (
+    JobId,
+    candidate_fitness,
+    drive_all,
+    not_finite,
+    scored_jobs,
+    training_jobs,
+    validation_returns,
+)
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.executor import Executor, Pool
+from pipeline.failpoints import failpoint
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
 from pipeline.progress import Progress, Update
@@ -33,6 +42,8 @@ PREFIX = "evolution"
 VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
 MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
 
+_NAMED = 10  # episodes in a warning
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,14 +54,16 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _begin(config)
     before = state.env_steps
-    metrics = MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history])
-    if _ended(config, state) is None:
-        jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
-        with (
-            executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool,
-            num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
-        ):
-            _evolve(config, state, pool, checkpoints, metrics)
+    retries = 0
+    with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
+        if _ended(config, state) is None:
+            jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
+            with (
+                executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool,
+                num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
+            ):
+                _evolve(config, state, pool, checkpoints, metrics)
+                retries = pool.retries
     _commit(store, state)
     return {
         "env_steps": state.env_steps,
@@ -60,6 +73,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         "best_generation": state.best_generation,
         "best_validation": state.best_validation,
         "workers": executor.max_workers,
+        "retries": retries,
     }
 
 
@@ -109,7 +123,10 @@ def _evolve(
         while _ended(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
+            retries = pool.retries
             row = _next_generation(config, state, pool, tick)
+            if pool.retries > retries:
+                logger.warning("generation %d: episodes tried again: %d", row.generation, pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
@@ -146,8 +163,12 @@ def _next_generation(
 
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates)
-    fitness = candidate_fitness(jobs, drive(pool, jobs, count), len(candidates))
+    results = drive_all(pool, jobs, count)
+    non_finite = _report_non_finite(jobs, results)
+    fitness = candidate_fitness(jobs, results, len(candidates))
+    failpoint("generation-driven")
     state.search.tell(candidates, fitness)
+    failpoint("generation-told")
 
     validation = None
     if generation % config.evolve.validate_every == 0:
@@ -161,8 +182,9 @@ def _next_generation(
             first_track=config.tracks.validation.start,
             episodes=range(config.evolve.validation_episodes),
         )
-        results = drive(pool, scored, count)
-        validation = np.array([results[job.id].episode_return for job in scored])
+        results = drive_all(pool, scored, count)
+        non_finite += _report_non_finite(scored, results)
+        validation = validation_returns(scored, results)
         if state.best_validation is None or validation.mean() > state.best_validation:
             state.best, state.best_generation = mean, generation
             state.best_validation = float(validation.mean())
@@ -182,9 +204,22 @@ def _next_generation(
             validation_mean=None if validation is None else float(validation.mean()),
             validation_sd=None if validation is None else float(validation.std(ddof=min(1, len(validation) - 1))),
             time=time.time(),
+            non_finite=non_finite,
         )
     )
     return state.history[-1]
+
+
+def _report_non_finite(jobs: Sequence[RolloutJob], results: Mapping[JobId, RolloutResult]) -> int:
+    """Warn of episodes whose return stayed not finite; returns how many."""
+    found = not_finite(jobs, results)
+    if found:
+        named = [f"{job.name}: {results[job.id].episode_return}" for job in found[:_NAMED]]
+        more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
+        logger.warning(
+            "not finite, twice, so counted as the worst return that was, minus one:\n%s", "\n".join(named + more)
+        )
+    return len(found)
 
 
 def _metrics_row(row: Generation) -> dict[str, Any]:

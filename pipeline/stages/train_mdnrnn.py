@@ -19,7 +19,7 @@ from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
 from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, require_manifest
-from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents
+from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents, with_any
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
@@ -173,13 +173,8 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     left_out = set(held_out)
 
     def read(block: Sequence[Record], wanted: set[int], seed: int) -> WindowBlock:
-        found = [
-            episode
-            for record in block
-            if not wanted.isdisjoint(episode_steps(record))
-            for episode in read_latents(store, record)
-            if episode.id in wanted
-        ]
+        episodes = read_latents(store, *with_any(block, wanted))
+        found = [episode for episode in episodes if episode.id in wanted]
         return WindowBlock(found, window, seeding.generator(seed, "windows"))
 
     stream = BlockStream(
@@ -205,8 +200,13 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     )
     summary = yield from fit.run()
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
-    precision = precision_name(objective.precision)
-    return {**summary, "init": "trained", "device": str(objective.device), "precision": precision}
+    return {
+        **summary,
+        "init": "trained",
+        "device": str(objective.device),
+        "precision": precision_name(objective.precision),
+        "storage_wait_s": stream.waiting.seconds,
+    }
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:

@@ -57,16 +57,12 @@ class HeldOut:
 
     def frames(self) -> Iterator[Frames]:
         """Each held-out episode's frames (T, 64, 64, 3), the last one cut."""
-        wanted = set(self.episodes)
         left = self.max_frames
-        for record in self.records.values():
+        for frames in read_frames(self.store, self.records.values(), set(self.episodes)):
+            yield frames[:left]
+            left -= len(frames)
             if left <= 0:
                 return
-            if wanted.isdisjoint(episode_steps(record)):
-                continue
-            for frames in read_frames(self.store, record, wanted):
-                yield frames[: max(0, left)]
-                left -= len(frames)
 
 
 class VaeObjective:
@@ -101,25 +97,23 @@ class VaeObjective:
                 yield len(batch), batch
 
 
-def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
-    """The training task: commits the weights and a picture of reconstructions. Returns a summary."""
-    manifest = require_manifest(store, ROLLOUTS)
-    records = manifest.records
-    episodes = [episode for record in records.values() for episode in episode_steps(record)]
-    held_out = held_out_episodes(episodes, config.vae.validation_fraction, config.seed, "vae/held-out")
+def frame_stream(
+    config: RunConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
+) -> BlockStream[Frames]:
+    """The frames that V is trained on, in shuffled batches (N, 64, 64, 3) uint8, without those of held-out episodes."""
     left_out = set(held_out)
+    episodes = {episode for record in records.values() for episode in episode_steps(record)}
 
     def load(block: Sequence[Record], seed: int) -> _FrameBlock:
         counts = [sum(n for e, n in episode_steps(r).items() if e not in left_out) for r in block]
         frames = np.empty((sum(counts), *FRAME_SHAPE), np.uint8)
         start = 0
-        for record in block:
-            for part in read_frames(store, record, set(episode_steps(record)) - left_out):
-                frames[start : start + len(part)] = part
-                start += len(part)
+        for part in read_frames(store, block, episodes - left_out):
+            frames[start : start + len(part)] = part
+            start += len(part)
         return _FrameBlock(frames)
 
-    stream = BlockStream(
+    return BlockStream(
         records,
         items_of=lambda episode, steps: 0 if episode in left_out else steps,
         load=load,
@@ -128,6 +122,15 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         seed=config.seed,
         purpose="vae",
     )
+
+
+def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
+    """The training task: commits the weights and a picture of reconstructions. Returns a summary."""
+    manifest = require_manifest(store, ROLLOUTS)
+    records = manifest.records
+    episodes = [episode for record in records.values() for episode in episode_steps(record)]
+    held_out = held_out_episodes(episodes, config.vae.validation_fraction, config.seed, "vae/held-out")
+    stream = frame_stream(config, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
     objective = VaeObjective(config, held_out_frames)
     fit = Fit(
@@ -146,7 +149,12 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
     if PICTURE not in read_records(store, PREFIX):
         commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
-    return {**summary, "device": str(objective.device), "precision": precision_name(objective.precision)}
+    return {
+        **summary,
+        "device": str(objective.device),
+        "precision": precision_name(objective.precision),
+        "storage_wait_s": stream.waiting.seconds,
+    }
 
 
 @torch.inference_mode()

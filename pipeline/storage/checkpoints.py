@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import asdict
 
 from pipeline.errors import DamagedDataError
-from pipeline.storage.manifest import Record, read_verified
+from pipeline.failpoints import failpoint
+from pipeline.storage import sealed
+from pipeline.storage.manifest import Record, read_record, read_verified
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
+KEEP = 2
+
 
 class Checkpoints:
     """The checkpoints of one stage. The newest whole one counts.
+
+    A checkpoint's name is its step and the epoch of the sitting that wrote it: a driver that lost its lease in the
+    middle of saving meets no checkpoint of its successor's.
 
     Args:
         store: the run's store.
@@ -23,7 +29,7 @@ class Checkpoints:
         keep: how many of the newest to keep.
     """
 
-    def __init__(self, store: Store, prefix: str, keep: int = 2) -> None:
+    def __init__(self, store: Store, prefix: str, keep: int = KEEP) -> None:
         self.store = store
         self.prefix = f"{prefix}/checkpoints"
         self.keep = keep
@@ -31,19 +37,22 @@ class Checkpoints:
     def save(self, step: int, data: bytes) -> None:
         """Write the checkpoint of a step, then the record that commits it, then drop what is beyond ``keep``."""
         sha256 = hashlib.sha256(data).hexdigest()
-        key = f"{self.prefix}/data/{step:08d}-{sha256[:12]}"
-        record = Record(name=f"{step:08d}", key=key, size_bytes=len(data), sha256=sha256)
+        name = f"{step:08d}-{self.store.epoch:06d}"
+        key = f"{self.prefix}/data/{name}-{sha256[:12]}"
+        record = Record(name, key, len(data), sha256, epoch=self.store.epoch)
         self.store.write(key, data)
-        self.store.write(self._record_key(record.name), json.dumps(asdict(record)).encode())
-        # What is newer was found damaged, or this step would not have been taken again.
-        newer = [name for name in self._names() if name > record.name]
-        kept_and_older = [name for name in self._names() if name <= record.name]
-        for name in (*newer, *kept_and_older[: -self.keep]):
-            self._remove(name)
+        failpoint("checkpoint-data-written")
+        self.store.write(self._record_key(name), sealed.to_bytes(asdict(record)))
+        failpoint("checkpoint-recorded")
+        names = [other for other in self.names() if _epoch(other) <= self.store.epoch]
+        # What is of a later step was found damaged, or this step would not have been taken again.
+        later = [other for other in names if _step(other) > step]
+        for other in (*later, *[other for other in names if _step(other) <= step][: -self.keep]):
+            self.remove(other)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        return [int(name) for name in self._names()]
+        return sorted({_step(name) for name in self.names()})
 
     def latest(self) -> tuple[int, bytes] | None:
         """The newest checkpoint whose bytes verify, as (step, bytes); None where there is none at all.
@@ -51,12 +60,11 @@ class Checkpoints:
         Raises:
             DamagedDataError: there are checkpoints, and every one of them is damaged.
         """
-        names = self._names()
+        names = self.names()
         for name in reversed(names):
             try:
-                record = Record(**json.loads(self.store.read(self._record_key(name))))
-                return int(name), read_verified(self.store, record, self.prefix)
-            except (DamagedDataError, ValueError, TypeError) as error:
+                return _step(name), self.read(name)
+            except DamagedDataError as error:
                 logger.warning(
                     "CHECKPOINT %s OF %s IS DAMAGED, falling back to the one before: %s",
                     name,
@@ -70,15 +78,44 @@ class Checkpoints:
             )
         return None
 
-    def _record_key(self, name: str) -> str:
-        return f"{self.prefix}/records/{name}.json"
-
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """All checkpoints, the oldest first."""
         folder = f"{self.prefix}/records/"
         return [key.removeprefix(folder).removesuffix(".json") for key in self.store.list(folder)]
 
-    def _remove(self, name: str) -> None:
+    def read(self, name: str) -> bytes:
+        """A checkpoint's bytes, verified.
+
+        Raises:
+            DamagedDataError: they or their record are missing or changed.
+        """
+        return read_verified(self.store, read_record(self.store, self._record_key(name)), self.prefix)
+
+    def age_s(self) -> float | None:
+        """Seconds since the newest was written; None where there is none."""
+        names = self.names()
+        return self.store.age_s(self._record_key(names[-1])) if names else None
+
+    def remove(self, name: str) -> None:
+        """Remove a checkpoint."""
+        try:
+            data_key = read_record(self.store, self._record_key(name)).key
+        except DamagedDataError:
+            data_key = None  # for `storage gc`, which finds what no record names
         # The record first: data without a record does not exist, a record without data is damage.
         self.store.delete(self._record_key(name))
-        for key in self.store.list(f"{self.prefix}/data/{name}-"):
-            self.store.delete(key)
+        failpoint("checkpoint-half-removed")
+        if data_key is not None:
+            self.store.delete(data_key)
+
+    def _record_key(self, name: str) -> str:
+        return f"{self.prefix}/records/{name}.json"
+
+
+def _step(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _epoch(name: str) -> int:
+    """Of the sitting that wrote it; names of run format 1 have none."""
+    return int(name.partition("-")[2] or 0)

@@ -10,25 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
+from pipeline.failpoints import failpoint
+from pipeline.storage import sealed
 from pipeline.storage.store import Store
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """One committed object."""
+    """One committed object.
+
+    Attributes:
+        name: within its stage.
+        key: of the object in the store.
+        size_bytes, sha256: of its bytes.
+        rows: that it holds, where that means something.
+        epoch: of the sitting that committed it; 0 outside of one.
+        info: what else is worth knowing without reading the object.
+    """
 
     name: str
     key: str
     size_bytes: int
     sha256: str
     rows: int = 0
+    epoch: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -64,8 +76,13 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+MANIFEST = "MANIFEST.json"
+
+_READERS = 16
+
+
 def manifest_key(prefix: str) -> str:
-    return f"{prefix}/MANIFEST.json"
+    return f"{prefix}/{MANIFEST}"
 
 
 def _record_key(prefix: str, name: str) -> str:
@@ -80,12 +97,13 @@ def commit(store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, 
     sha256 = hashlib.sha256(data).hexdigest()
     path = PurePosixPath(name)
     key = f"{prefix}/data/{path.stem}-{sha256[:12]}{path.suffix}"
-    record = Record(name=name, key=key, size_bytes=len(data), sha256=sha256, rows=rows, info=info)
+    record = Record(name, key, len(data), sha256, rows, store.epoch, info)
     store.write(key, data)
+    failpoint("data-written")
     try:
-        store.create(_record_key(prefix, name), json.dumps(asdict(record)).encode())
+        store.create(_record_key(prefix, name), sealed.to_bytes(asdict(record)))
     except AlreadyExistsError:
-        present = read_records(store, prefix)[name]
+        present = read_record(store, _record_key(prefix, name))
         if present.sha256 != sha256:
             raise StorageError(
                 f"{store.locate(_record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
@@ -94,19 +112,25 @@ def commit(store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, 
                 f"the new one, remove {store.locate(_record_key(prefix, name))} and run the same command again."
             ) from None
         return present
+    failpoint("record-created")
     return record
 
 
 def read_records(store: Store, prefix: str) -> dict[str, Record]:
     """All records of a stage, name to record, sorted by name."""
-    records = {}
-    for key in store.list(f"{prefix}/records/"):
-        try:
-            record = Record(**json.loads(store.read(key)))
-        except (ValueError, TypeError) as error:
-            raise DamagedDataError(f"{store.locate(key)} is not a record: {error}. {_remedy(store, key)}") from error
-        records[record.name] = record
-    return records
+    # Several at a time: a bucket takes as long for one small object as for many.
+    with ThreadPoolExecutor(_READERS) as threads:
+        records = list(threads.map(partial(read_record, store), store.list(f"{prefix}/records/")))
+    return {record.name: record for record in records}
+
+
+def read_record(store: Store, key: str) -> Record:
+    """One record, by its own key."""
+    content = sealed.read(store, key, "a record")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise sealed.damaged(store, key, "a record", error) from error
 
 
 def read_verified(store: Store, record: Record, prefix: str | None = None) -> bytes:
@@ -142,37 +166,19 @@ def _restore(store: Store, record: Record, prefix: str | None) -> str:
     )
 
 
-def _remedy(store: Store, key: str) -> str:
-    return f"Remove {store.locate(key)} and run the same command again: what it committed is made anew."
-
-
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
     """A stage's manifest; None where the stage is not complete."""
     key = manifest_key(prefix)
     try:
-        data = store.read(key)
+        content = sealed.read(store, key, "a manifest")
     except FileNotFoundError:
         return None
     try:
-        content = json.loads(data)
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedDataError(f"{store.locate(key)} is not a manifest: {error!r}. {_remedy(store, key)}") from error
-    if version != FORMAT_VERSION:
-        raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
-            "Use the version that wrote the run, or begin a new --run-dir."
-        )
-    if content.pop("checksum", None) != _checksum(content):
-        raise DamagedDataError(
-            f"{store.locate(key)} does not match its own checksum: it was changed. {_remedy(store, key)}"
-        )
-    try:
-        del content["format_version"], content["digest"]  # the digest is for other readers; it is worked out anew
+        del content["digest"]  # for other readers; it is worked out anew
         content["records"] = {name: Record(**record) for name, record in content["records"].items()}
         return Manifest(**content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedDataError(f"{store.locate(key)} is not a manifest: {error!r}. {_remedy(store, key)}") from error
+        raise sealed.damaged(store, key, "a manifest", error) from error
 
 
 def require_manifest(store: Store, prefix: str) -> Manifest:
@@ -200,18 +206,11 @@ def outgrown(store: Store, manifest: Manifest) -> list[str]:
 
 def seal(store: Store, prefix: str, manifest: Manifest) -> None:
     """Write a stage's manifest, create-only."""
-    content = {"format_version": FORMAT_VERSION, **asdict(manifest), "digest": manifest.digest}
-    content["checksum"] = _checksum(content)
-    store.create(manifest_key(prefix), json.dumps(content, indent=1).encode())
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all that a manifest file says, in whatever order and layout."""
-    as_read = json.loads(json.dumps(content))
-    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+    store.create(manifest_key(prefix), sealed.to_bytes({**asdict(manifest), "digest": manifest.digest}))
 
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:
     """Take the seal off a stage that has grown; the manifest is kept beside, under its digest."""
     store.write(f"{prefix}/superseded/{manifest.digest[:12]}.json", store.read(manifest_key(prefix)))
+    failpoint("stage-superseded")
     store.delete(manifest_key(prefix))

@@ -6,7 +6,7 @@ A shard is built in memory and moved as bytes by the store: pyarrow never opens 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from pipeline.envs.environment import FRAME_SHAPE, FRAME_SIZE
 from pipeline.errors import DamagedDataError
 from pipeline.rollouts.episode import Episode
-from pipeline.storage.manifest import Record, read_verified
+from pipeline.storage.manifest import Record
 from pipeline.storage.store import Store
+from pipeline.storage.streaming import read_ahead
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,14 @@ def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
     )
 
 
-def _tables(store: Store, record: Record, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """A shard's row groups, read one at a time, verified against the record and the page checksums."""
-    data = read_verified(store, record)
+def _tables(data: bytes, where: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """A shard's row groups, read one at a time, verified against the page checksums."""
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise DamagedDataError(f"{store.locate(record.key)} cannot be read as Parquet: {error}") from error
+        raise DamagedDataError(f"{where} cannot be read as Parquet: {error}") from error
 
 
 def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
@@ -137,9 +137,9 @@ def _frames(table: pa.Table) -> NDArray[np.uint8]:
     return flat.reshape(len(chunk), *FRAME_SHAPE)
 
 
-def read_episodes(store: Store, record: Record) -> Iterator[Episode]:
-    """A shard's episodes, one in memory at a time besides the compressed shard."""
-    for table in _tables(store, record):
+def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
+    """The episodes of a shard's bytes, one in memory at a time; ``where`` it lies is for messages."""
+    for table in _tables(data, where):
         yield Episode(
             id=int(_column(table, "episode_id")[0]),
             frames=_frames(table),
@@ -150,16 +150,32 @@ def read_episodes(store: Store, record: Record) -> Iterator[Episode]:
         )
 
 
-def read_frames(store: Store, record: Record, wanted: set[int]) -> Iterator[NDArray[np.uint8]]:
-    """The frames (T, 64, 64, 3) of those episodes of a shard that are wanted, without the other columns."""
-    for table in _tables(store, record, ["episode_id", "frame"]):
-        if int(_column(table, "episode_id")[0]) in wanted:
-            yield _frames(table)
+def read_episodes(store: Store, *records: Record) -> Iterator[Episode]:
+    """The episodes of shards; shards are read ahead."""
+    for record, data in read_ahead(store, records):
+        yield from episodes_in(data, store.locate(record.key))
 
 
-def read_latents(store: Store, record: Record) -> Iterator[LatentEpisode]:
-    """A shard's latents."""
-    for table in _tables(store, record):
+def read_frames(store: Store, records: Iterable[Record], wanted: Container[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames (T, 64, 64, 3) of those episodes of shards that are wanted; shards are read ahead.
+
+    A shard without any is not read, and of the others only two columns are.
+    """
+    for record, data in read_ahead(store, with_any(records, wanted)):
+        for table in _tables(data, store.locate(record.key), ["episode_id", "frame"]):
+            if int(_column(table, "episode_id")[0]) in wanted:
+                yield _frames(table)
+
+
+def read_latents(store: Store, *records: Record) -> Iterator[LatentEpisode]:
+    """The latents of shards; shards are read ahead."""
+    for record, data in read_ahead(store, records):
+        yield from latents_in(data, store.locate(record.key))
+
+
+def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
+    """The latents of a shard's bytes; ``where`` it lies is for messages."""
+    for table in _tables(data, where):
         yield LatentEpisode(
             id=int(_column(table, "episode_id")[0]),
             mu=_matrix(table["mu"]),
@@ -169,6 +185,16 @@ def read_latents(store: Store, record: Record) -> Iterator[LatentEpisode]:
             terminated=_column(table, "terminated").astype(np.bool_),
             truncated=_column(table, "truncated").astype(np.bool_),
         )
+
+
+def with_any(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
+    """The shards that hold a wanted episode, told by their records."""
+    return (record for record in records if any(episode in wanted for episode in episode_steps(record)))
+
+
+def num_rows(data: bytes, where: str) -> int:
+    """Rows of a Parquet file, every row group read and every page checksum verified."""
+    return sum(len(table) for table in _tables(data, where))
 
 
 def episode_steps(record: Record) -> dict[int, int]:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.failpoints import failpoint
 
 
 class Store(Protocol):
     """Bytes under slash-separated keys. Every write is atomic: a reader sees all of an object or none of it.
 
     Stores are small and picklable: workers on other machines get a copy.
+
+    Attributes:
+        epoch: the number of the sitting that this store writes for (``storage/lease.py``); 0 outside of one.
     """
+
+    @property
+    def epoch(self) -> int:
+        """See above."""
 
     def read(self, key: str) -> bytes:
         """The object's bytes; ``FileNotFoundError`` where there is none."""
@@ -26,8 +36,11 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> None:
         """Create an object; ``AlreadyExistsError`` where the key is taken."""
 
-    def append(self, key: str, data: bytes) -> None:
-        """Add to the end of an object. For views (metrics) that are rewritten from a checkpoint, never for data."""
+    def grow(self, key: str, data: bytes, present: int) -> None:
+        """Make an object hold ``data``, whose first ``present`` bytes it holds already.
+
+        For views that grow (metrics) and are rewritten from a checkpoint: not atomic where appending is cheaper.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; no error where there is none."""
@@ -41,11 +54,24 @@ class Store(Protocol):
     def locate(self, key: str = "") -> str:
         """Where an object lies, in words that a user can paste into a shell."""
 
+    def age_s(self, key: str) -> float:
+        """Seconds since the object was last written, by the store's own clock; ``FileNotFoundError`` without one.
+
+        No writer's clock takes part, so machines whose clocks disagree come to the same age.
+        """
+
+    def leftovers(self) -> Sequence[str]:
+        """What writers that were killed left behind and that is no object, by name."""
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove one of ``leftovers``; only while nobody else writes."""
+
 
 class LocalStore:
     """A folder. Create-only writes are a temporary file, fsync, and a hard link."""
 
     TEMPORARY = ".tmp"
+    epoch = 0
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
@@ -72,12 +98,14 @@ class LocalStore:
                 raise AlreadyExistsError(f"{target} exists already") from error
             _sync_folder(target.parent)
 
-    def append(self, key: str, data: bytes) -> None:
+    def grow(self, key: str, data: bytes, present: int) -> None:
         target = self.root / key
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.is_file() or target.stat().st_size != present:
+                self.write(key, data)
+                return
             with target.open("ab") as file:
-                file.write(data)
+                file.write(memoryview(data)[present:])
         except OSError as error:
             raise _unwritable(target, error) from error
 
@@ -105,6 +133,26 @@ class LocalStore:
     def locate(self, key: str = "") -> str:
         return str(self.root / key)
 
+    def age_s(self, key: str) -> float:
+        target = self.root / key
+        if not target.is_file():
+            raise FileNotFoundError(f"{target} does not exist")
+        written = target.stat().st_mtime
+        # On a network file system it is the server that dates files: a new one tells its time.
+        try:
+            with self._temporary(key, b"") as (temporary, _):
+                now = Path(temporary).stat().st_mtime
+        except StorageError:
+            now = time.time()  # somebody looks at a run that is not theirs to write
+        return max(0.0, now - written)
+
+    def leftovers(self) -> Sequence[str]:
+        folder = self.root / self.TEMPORARY
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def remove_leftover(self, name: str) -> None:
+        (self.root / self.TEMPORARY / name).unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes):  # type: ignore[no-untyped-def]
         """A synced temporary file with the data, and the path it is meant for, in a folder that exists."""
@@ -115,8 +163,11 @@ class LocalStore:
             folder = self.root / self.TEMPORARY
             folder.mkdir(exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=folder)
+            half = len(data) // 2
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.write(memoryview(data)[:half])
+                failpoint("object-half-written")
+                file.write(memoryview(data)[half:])
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
@@ -153,12 +204,18 @@ def _unwritable(path: Path, error: OSError) -> StorageError:
 
 
 def open_store(run_dir: str) -> Store:
-    """The store of a run directory.
+    """The store of a run directory: a path, or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigError: the URL scheme is not one that is supported.
+        ConfigError: the URL scheme is not one that is supported, or the URL is none.
     """
     scheme, separator, _ = run_dir.partition("://")
+    if scheme == "s3" and separator:
+        from pipeline.storage.s3 import S3Store
+
+        return S3Store(run_dir)
     if separator:
-        raise ConfigError(f"--run-dir {run_dir}: {scheme}:// is not supported; give a path to a local folder")
+        raise ConfigError(
+            f"--run-dir {run_dir}: {scheme}:// is not supported; give a path to a local folder or s3://bucket/prefix"
+        )
     return LocalStore(run_dir)

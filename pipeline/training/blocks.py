@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.seeding import derive, generator
 from pipeline.storage.manifest import Record
 from pipeline.storage.shards import episode_steps
+from pipeline.storage.streaming import Waiting
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -55,6 +56,9 @@ class BlockStream(Generic[Batch]):
         block_items: about how many items to hold in memory at a time. A shard is never split.
         seed: the run's.
         purpose: names the stream.
+
+    Attributes:
+        waiting: seconds that a batch was waited for, in this sitting.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class BlockStream(Generic[Batch]):
         seed: int,
         purpose: str,
     ) -> None:
+        self.waiting = Waiting()
         self._records = list(records.values())
         self._counts = [
             sum(items_of(episode, steps) for episode, steps in episode_steps(record).items())
@@ -119,7 +124,7 @@ class BlockStream(Generic[Batch]):
             ahead = read(0) if wanted else None
             for position, (index, block, first) in enumerate(wanted):
                 assert ahead is not None
-                loaded = ahead.result()
+                loaded = self.waiting.result(ahead)
                 ahead = read(position + 1) if position + 1 < len(wanted) else None
                 order = generator(self._seed, f"{self._purpose}/items", epoch, index).permutation(block.num_items)
                 for number in range(first, block.num_batches):

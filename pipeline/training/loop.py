@@ -209,6 +209,7 @@ class Fit(Generic[Batch]):
             buffer,
         )
         self._checkpoints.save(state.step, buffer.getvalue())
+        self._metrics.flush()
         self._saved = time.monotonic()
 
     def _restore(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,25 @@ import pytest
 from actors.executor import RayExecutor
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError, JobError
-from pipeline.executor import Executor, InProcessExecutor, Resources
+from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
 from pipeline.progress import Update
-from tests.cluster.toys import Dying, Failing, Number, Squares, counting_task, dying_task, failing_task
+from tests.cluster.toys import (
+    Damaged,
+    Dying,
+    Hanging,
+    Number,
+    Raising,
+    Slow,
+    Squares,
+    counting_task,
+    failing_task,
+    faulty_task,
+)
 
 
-def ray_executor(workers: int) -> RayExecutor:
-    return RayExecutor(RunConfig.model_validate({"execution": {"workers": workers, "max_attempts": 3}}))
+def ray_executor(workers: int, *, max_attempts: int = 3, timeout_s: float = 900) -> RayExecutor:
+    execution = {"workers": workers, "max_attempts": max_attempts, "timeout_s": float(timeout_s)}
+    return RayExecutor(RunConfig.model_validate({"execution": execution}))
 
 
 @pytest.fixture(params=["in-process", "ray-1", "ray-3"])
@@ -52,20 +66,87 @@ def test_a_pool_takes_several_calls(executor: Executor, tmp_path: Path) -> None:
         assert list(pool.map([])) == []
 
 
-def test_a_job_that_raises_ends_the_call_with_its_name_and_cause(executor: Executor) -> None:
+def squares_of(pool: Pool, count: int) -> bool:
+    """Whether a pool gives the squares of so many numbers, each once."""
+    return sorted(pool.map(Number(i) for i in range(count))) == [(i, i * i) for i in range(count)]
+
+
+def lives(folder: Path, count: int, *jobs: int) -> None:
+    """So many lives for each of the jobs, or without a job's name."""
+    for life in range(count):
+        for name in [f"life-{job}-{life}" for job in jobs] or [f"life-{life}"]:
+            (folder / name).touch()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_job_that_raises_is_tried_again(executor: Executor, tmp_path: Path, named: bool) -> None:
+    lives(tmp_path, 2, 5)
+    with executor.pool(Raising, str(tmp_path), named, jobs_per_call=3) as pool:
+        assert squares_of(pool, 12)
+        assert pool.retries == 2 if named else pool.retries >= 2
+    assert not list(tmp_path.glob("life-*"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_job_that_always_raises_is_named_with_its_cause(executor: Executor, tmp_path: Path, named: bool) -> None:
+    lives(tmp_path, 9, 5)
     with (
-        executor.pool(Failing, 3, "theirs", jobs_per_call=1) as pool,
-        pytest.raises(JobError, match=r"\[3\].*divided by zero"),
+        executor.pool(Raising, str(tmp_path), named, jobs_per_call=4) as pool,
+        pytest.raises(JobError, match=r"^job 5 was tried 3 times; the last time .*divided by zero.*the same command"),
+    ):
+        list(pool.map([Number(i) for i in range(12)]))
+    assert len(list(tmp_path.glob("life-*"))) == 6, "one life a try"
+
+
+def test_jobs_beside_one_that_is_named_for_raising_are_not_blamed(executor: Executor, tmp_path: Path) -> None:
+    lives(tmp_path, 2, *range(5))
+    with executor.pool(Raising, str(tmp_path), True, jobs_per_call=6) as pool:
+        assert squares_of(pool, 6), "the later ones were in the calls in which the first ones raised"
+        assert pool.retries == 10
+
+
+def test_a_worker_that_raised_is_made_anew_unless_it_says_that_it_is_fit(executor: Executor, tmp_path: Path) -> None:
+    made = []
+    for named in (True, False):
+        folder = tmp_path / str(named)
+        folder.mkdir()
+        lives(folder, 2, 0)
+        with executor.pool(Raising, str(folder), named, jobs_per_call=1) as pool:
+            assert squares_of(pool, 1)
+        made.append(len(list(folder.glob("made-*"))))
+    assert made == [1, 3]
+
+
+def test_where_every_try_is_the_last_one_jobs_are_not_parted(tmp_path: Path) -> None:
+    lives(tmp_path, 1, 2)
+    with (
+        InProcessExecutor(max_attempts=1).pool(Raising, str(tmp_path), False, jobs_per_call=3) as pool,
+        pytest.raises(JobError, match=r"^job 2 was tried 1 time;"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
+    queue = JobQueue([Number(i) for i in range(6)], max_attempts=1)
+    assert queue.take(3) == [Number(0), Number(1), Number(2)]
+    with pytest.raises(JobError, match=r"^one of the jobs 0, 1, 2, 3 and 1 more was tried 1 time; the last time it"):
+        queue.put_back({i: Number(i) for i in range(5)}, "it was unlucky", None)
 
 
-def test_an_error_of_ours_comes_back_as_it_is(executor: Executor) -> None:
+def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
+    queue = JobQueue([Number(i) for i in range(9)], max_attempts=3)
+    for _ in range(2):
+        call = {job.id: job for job in queue.take(4)}
+        assert list(call) == [0, 1, 2, 3]
+        assert queue.put_back(call, "it was unlucky", None, failed=1) == 1
+    assert [[job.id for job in queue.take(4)] for _ in range(4)] == [[0], [1], [2, 3, 4, 5], [6, 7, 8]]
+    assert not queue
+
+
+def test_an_error_of_ours_comes_back_as_it_is_at_once(executor: Executor, tmp_path: Path) -> None:
     with (
-        executor.pool(Failing, 3, "ours", jobs_per_call=2) as pool,
+        executor.pool(Damaged, 3, str(tmp_path), jobs_per_call=2) as pool,
         pytest.raises(DamagedDataError, match=r"^shard-00007 is damaged$"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_task_gives_its_updates_in_order_and_its_result(executor: Executor) -> None:
@@ -80,57 +161,127 @@ def test_a_task_that_raises_raises_here(executor: Executor) -> None:
         executor.run(failing_task, resources=Resources(), on_update=lambda _: None)
 
 
-def _lives(folder: Path, count: int) -> None:
-    for life in range(count):
-        (folder / f"life-{life}").touch()
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("how", ["raises", "dies", "hangs"])
+def test_a_task_that_fails_is_begun_again(tmp_path: Path, how: str) -> None:
+    lives(tmp_path, 2)
+    begun = ray_executor(1, timeout_s=2).run(
+        faulty_task, str(tmp_path), how, resources=Resources(), on_update=lambda _: None
+    )
+    assert begun == 3
+    hung = list(tmp_path.glob("hung-*"))
+    assert len(hung) == (2 if how == "hangs" else 0)
+    assert all(ends(int(file.name.removeprefix("hung-"))) for file in hung)
+
+
+def test_a_task_in_this_process_in_which_an_environment_raises_is_begun_again(tmp_path: Path) -> None:
+    lives(tmp_path, 2)
+    task = (faulty_task, str(tmp_path), "raises")
+    assert InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None) == 3
+    lives(tmp_path, 3)
+    with pytest.raises(JobError, match=r"^faulty_task was tried 3 times; .*divided by zero.*the same command"):
+        InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raises", "the environment of the film divided by zero"),
+        ("dies", "its worker died"),
+        ("hangs", r"it gave no sign of life for 1 s and was killed \(execution.timeout_s:"),
+    ],
+)
+def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path, how: str, said: str) -> None:
+    lives(tmp_path, 9)
+    with pytest.raises(JobError, match=rf"toys was tried 2 times; the last time (?s:.*){said}") as caught:
+        ray_executor(1, max_attempts=2, timeout_s=1).run(
+            faulty_task, str(tmp_path), how, resources=Resources(), on_update=lambda _: None
+        )
+    assert log_exists(str(caught.value))
+    assert len(list(tmp_path.glob("begun-*"))) == 2
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_of_a_killed_worker_are_done_by_another(tmp_path: Path, workers: int) -> None:
-    _lives(tmp_path, 2)
-    executor = ray_executor(workers)
-    with executor.pool(Dying, 5, str(tmp_path), jobs_per_call=4) as pool:
-        results = list(pool.map([Number(i) for i in range(12)]))
-        assert sorted(results) == [(i, i * i) for i in range(12)]
-        assert pool.retries >= 2  # type: ignore[attr-defined]
+    lives(tmp_path, 2)
+    with ray_executor(workers).pool(Dying, 5, str(tmp_path), jobs_per_call=4) as pool:
+        assert squares_of(pool, 12)
+        assert pool.retries >= 2
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_job_that_kills_every_worker_is_named_with_the_log(tmp_path: Path) -> None:
-    _lives(tmp_path, 9)
-    executor = ray_executor(2)
+    lives(tmp_path, 9)
     with (
-        executor.pool(Dying, 5, str(tmp_path), jobs_per_call=1) as pool,
-        pytest.raises(JobError, match=r"job 5 was tried 3 times") as caught,
+        ray_executor(2).pool(Dying, 5, str(tmp_path), jobs_per_call=1) as pool,
+        pytest.raises(JobError, match=r"^job 5 was tried 3 times; the last time its worker died") as caught,
     ):
         list(pool.map([Number(i) for i in range(12)]))
-    assert _log_exists(str(caught.value))
+    assert log_exists(str(caught.value))
     assert len(list(tmp_path.iterdir())) == 6, "one life a try"
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_the_error_of_a_job_says_where_the_log_lies() -> None:
-    executor = ray_executor(1)
-    with executor.pool(Failing, 3, "theirs", jobs_per_call=1) as pool, pytest.raises(JobError) as caught:
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("how", "workers"), [("asleep", 1), ("asleep", 2), ("stopped", 2)])
+def test_jobs_of_a_worker_that_hangs_are_done_by_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, workers: int
+) -> None:
+    lives(tmp_path, 1)
+    with ray_executor(workers, timeout_s=3).pool(Hanging, 5, str(tmp_path), how, jobs_per_call=4) as pool:
+        assert squares_of(pool, 12)
+        assert pool.retries >= 1
+    (hung,) = tmp_path.iterdir()
+    pid = int(hung.name.removeprefix("hung-"))
+    assert re.search(rf"try 1 of 3: its worker hung.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
+    assert ends(pid)
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(120)
+def test_a_worker_that_hangs_with_all_its_results_given_is_replaced_for_the_next_call(tmp_path: Path) -> None:
+    lives(tmp_path, 1)
+    with ray_executor(1, timeout_s=2).pool(Hanging, 5, str(tmp_path), "at the end", jobs_per_call=4) as pool:
+        assert squares_of(pool, 4)
+        assert squares_of(pool, 4)
+        assert pool.retries == 0
+    assert not list(tmp_path.glob("life-*"))
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(120)
+def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) -> None:
+    lives(tmp_path, 9)
+    with (
+        ray_executor(2, max_attempts=2, timeout_s=2).pool(Hanging, 5, str(tmp_path), "asleep", jobs_per_call=4) as pool,
+        pytest.raises(JobError, match=r"^job 5 was tried 2 times; the last time its worker hung: it gave") as caught,
+    ):
+        list(pool.map([Number(i) for i in range(12)]))
+    assert log_exists(str(caught.value))
+    assert len(list(tmp_path.glob("life-*"))) == 7, "one life a try"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_is_not_given_up_for_coming_up_slowly_nor_for_a_long_call_with_results(tmp_path: Path) -> None:
+    with ray_executor(1, timeout_s=3).pool(Slow, 4.0, 1.1, jobs_per_call=100) as pool:
+        assert squares_of(pool, 8)
+        assert pool.retries == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_the_error_of_a_job_says_where_the_log_lies_which_has_the_traceback(tmp_path: Path) -> None:
+    lives(tmp_path, 9, 3)
+    with (
+        ray_executor(1).pool(Raising, str(tmp_path), False, jobs_per_call=1) as pool,
+        pytest.raises(JobError) as caught,
+    ):
         list(pool.map([Number(3)]))
-    assert _log_exists(str(caught.value))
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_whose_worker_is_killed_is_begun_again(tmp_path: Path) -> None:
-    _lives(tmp_path, 2)
-    begun = ray_executor(1).run(dying_task, str(tmp_path), resources=Resources(), on_update=lambda _: None)
-    assert begun == 3
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_that_kills_every_worker_fails_with_the_log(tmp_path: Path) -> None:
-    _lives(tmp_path, 9)
-    with pytest.raises(JobError, match=r"its worker died 3 times.*log") as caught:
-        ray_executor(1).run(dying_task, str(tmp_path), resources=Resources(), on_update=lambda _: None)
-    assert _log_exists(str(caught.value))
+    (log,) = re.findall(r"log: (\S+\.err)", str(caught.value))
+    assert re.search(r"Traceback(?s:.*)toys\.py(?s:.*)divided by zero", Path(log).read_text())
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -139,6 +290,17 @@ def test_more_threads_than_any_node_has_is_refused() -> None:
         RayExecutor(RunConfig.model_validate({"vae": {"threads": 64}}))
 
 
-def _log_exists(message: str) -> bool:
+def log_exists(message: str) -> bool:
     found = re.search(r"log: (\S+\.err)", message)
     return found is not None and Path(found[1]).is_file()
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends, soon: Ray takes seconds over one that does not hear."""
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False

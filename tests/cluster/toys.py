@@ -8,8 +8,9 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
-from pipeline.errors import DamagedDataError
+from pipeline.errors import DamagedDataError, EpisodeError
 from pipeline.progress import Update
 
 
@@ -31,19 +32,42 @@ class Squares:
             yield job.id, job.id**2
 
 
-class Failing:
-    """Fails on one job, in the way asked for."""
+class Damaged:
+    """Comes upon damaged data on one job; notes each try."""
 
-    def __init__(self, bad: int, how: str) -> None:
-        self._bad, self._how = bad, how
+    def __init__(self, bad: int, folder: str) -> None:
+        self._bad, self._folder = bad, Path(folder)
 
     def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             if job.id == self._bad:
-                if self._how == "ours":
-                    raise DamagedDataError("shard-00007 is damaged")
-                raise ZeroDivisionError("the environment divided by zero")
+                (self._folder / f"try-{uuid4()}").touch()
+                raise DamagedDataError("shard-00007 is damaged")
             yield job.id, job.id
+
+
+def took_a_life(folder: Path, job: int | None = None) -> bool:
+    """Whether there was a life (of this job) left in a folder; it is not there any longer."""
+    for life in sorted(folder.glob("life-*" if job is None else f"life-{job}-*"))[:1]:
+        life.unlink()
+        return True
+    return False
+
+
+class Raising:
+    """Raises on a job as often as it has lives in a folder, by the job's name or not; notes that it was made."""
+
+    def __init__(self, folder: str, named: bool) -> None:
+        self._folder, self._named = Path(folder), named
+        (self._folder / f"made-{uuid4()}").touch()
+
+    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            if took_a_life(self._folder, job.id):
+                if self._named:
+                    raise EpisodeError(f"the environment of {job.id} divided by zero", job.id)
+                raise ZeroDivisionError("the environment divided by zero")
+            yield job.id, job.id**2
 
 
 class Dying:
@@ -54,11 +78,44 @@ class Dying:
 
     def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
-            if job.id == self._bad:
-                for life in sorted(self._folder.glob("life-*"))[:1]:
-                    life.unlink()
-                    time.sleep(0.3)  # lets what was yielded arrive
-                    os.kill(os.getpid(), signal.SIGKILL)
+            if job.id == self._bad and took_a_life(self._folder):
+                time.sleep(0.3)  # lets what was yielded arrive
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield job.id, job.id**2
+
+
+class Hanging:
+    """Hangs on one job, or once all are done, as often as there are lives in a folder; notes the process that does."""
+
+    def __init__(self, bad: int, folder: str, how: str) -> None:
+        self._bad, self._folder, self._how = bad, Path(folder), how
+
+    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            if job.id == self._bad and self._how != "at the end":
+                self._hang()
+            yield job.id, job.id**2
+        if self._how == "at the end":
+            self._hang()
+
+    def _hang(self) -> None:
+        if took_a_life(self._folder):
+            (self._folder / f"hung-{os.getpid()}").touch()
+            if self._how == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(3600)
+
+
+class Slow:
+    """Takes its time to come up, and for every job."""
+
+    def __init__(self, seconds_to_start: float, seconds_a_job: float) -> None:
+        self._seconds = seconds_a_job
+        time.sleep(seconds_to_start)
+
+    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            time.sleep(self._seconds)
             yield job.id, job.id**2
 
 
@@ -73,12 +130,16 @@ def failing_task() -> Generator[Update, None, str]:
     raise ZeroDivisionError("the loss divided by zero")
 
 
-def dying_task(folder: str) -> Generator[Update, None, int]:
-    """Dies once for each life in a folder, then returns how often it was begun."""
+def faulty_task(folder: str, how: str) -> Generator[Update, None, int]:
+    """Dies, hangs or raises once for each life in a folder, then returns how often it was begun."""
     path = Path(folder)
-    (path / f"begun-{os.getpid()}").touch()
+    (path / f"begun-{uuid4()}").touch()
     yield Update(1, 2)
-    for life in sorted(path.glob("life-*"))[:1]:
-        life.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
+    if took_a_life(path):
+        if how == "raises":
+            raise EpisodeError("the environment of the film divided by zero", 5)
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        (path / f"hung-{os.getpid()}").touch()
+        time.sleep(3600)
     return len(list(path.glob("begun-*")))

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from pipeline import cli
+from pipeline import cli, command_line
 from pipeline.bench import measure, run
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
@@ -57,7 +57,7 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 
 
 def test_every_bench_of_the_command_is_there() -> None:
-    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY]) == sorted(cli._BENCHES)
+    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY]) == sorted(command_line.BENCHES)
 
 
 def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 
 import pytest
 
 from pipeline.errors import DamagedDataError
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.lease import FencedStore
 from pipeline.storage.store import Store
+
+
+def in_sitting(store: Store, epoch: int) -> Store:
+    """The store as a sitting has it while the fence has not seen its successor: a pause at the worst moment."""
+    return FencedStore(store, epoch)
 
 
 def data_keys(store: Store, step: int) -> list[str]:
@@ -17,7 +25,7 @@ def data_keys(store: Store, step: int) -> list[str]:
 
 def damage(store: Store, step: int, how: str) -> None:
     (key,) = data_keys(store, step)
-    record = f"stage/checkpoints/records/{step:08d}.json"
+    (record,) = store.list(f"stage/checkpoints/records/{step:08d}-")
     if how == "missing":
         store.delete(key)
     elif how == "record":
@@ -140,3 +148,33 @@ def test_a_kill_in_the_middle_of_pruning_leaves_no_damage(store: Store, monkeypa
     # A record whose bytes are gone would be damage; bytes without a record are nothing.
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.latest() == (3, b"state 3")
+
+
+def test_a_driver_that_lost_its_lease_meets_no_checkpoint_of_its_successor(store: Store) -> None:
+    lost = in_sitting(store, 1)
+    Checkpoints(lost, "stage").save(5, b"by the first")
+    successor = Checkpoints(in_sitting(store, 2), "stage", keep=2)
+    successor.save(6, b"by the second")
+    successor.save(7, b"by the second")
+    Checkpoints(lost, "stage", keep=1).save(6, b"late")
+    assert successor.latest() == (7, b"by the second")
+    assert successor.names() == ["00000006-000001", "00000006-000002", "00000007-000002"]
+
+
+def test_checkpoints_of_run_format_1_are_read_and_pruned(store: Store) -> None:
+    data = b"state"
+    record = {
+        "name": "00000003",
+        "key": "stage/checkpoints/data/00000003-3a6eb0790f39",
+        "size_bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "rows": 0,
+        "info": {},
+    }
+    store.write(str(record["key"]), data)
+    store.write("stage/checkpoints/records/00000003.json", json.dumps(record).encode())
+    checkpoints = Checkpoints(store, "stage", keep=1)
+    assert checkpoints.latest() == (3, data)
+    checkpoints.save(4, b"next")
+    assert checkpoints.steps() == [4]
+    assert not store.exists(str(record["key"]))

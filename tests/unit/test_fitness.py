@@ -11,7 +11,15 @@ import pytest
 
 from pipeline.config import RunConfig, SeedRange
 from pipeline.errors import JobError
-from pipeline.evolution.fitness import candidate_fitness, drive, scored_jobs, training_jobs
+from pipeline.evolution.fitness import (
+    candidate_fitness,
+    drive,
+    drive_all,
+    not_finite,
+    scored_jobs,
+    training_jobs,
+    validation_returns,
+)
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from tests.counting import counting_config
 
@@ -34,12 +42,15 @@ class FakePool:
     """Answers each job with a return that is a function of the job, in an order of its own."""
 
     num_workers = 1
+    retries = 0
 
     def __init__(self, value: Callable[[RolloutJob], float], order: Callable[[list[Any]], list[Any]] = list) -> None:
         self._value, self._order = value, order
+        self.calls: list[list[RolloutJob]] = []
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        for job in self._order(list(jobs)):
+        self.calls.append(list(jobs))
+        for job in self._order(self.calls[-1]):
             yield job.id, RolloutResult(self._value(job), 5 + job.episode, False, True)
 
 
@@ -207,12 +218,79 @@ def test_each_result_is_shown_once_with_its_own_job() -> None:
     assert {key: result.episode_return for key, result in results.items()} == dict(shown)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_return_that_is_not_finite_is_an_error_that_names_the_job(value: float) -> None:
+# ---- returns that are not finite
+
+NOT_FINITE = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+
+
+@NOT_FINITE
+def test_a_return_that_is_not_finite_twice_is_an_error_that_names_the_episode(value: float) -> None:
     jobs = jobs_of()
+    shown: list[Any] = []
     pool = FakePool(lambda job: value if job.id == ("train", 1, 2, 1) else 1.0)
-    with pytest.raises(JobError, match=r"candidate=2, episode=1.* is (nan|inf|-inf)"):
-        drive(pool, jobs, ignore)
+    with pytest.raises(JobError, match=rf"episode 1 of candidate 2 .* {jobs[5].track} is (nan|inf|-inf) .*, twice:"):
+        drive(pool, jobs, lambda job, result: shown.append(job.id))
+    assert shown == [job.id for job in jobs if job is not jobs[5]], "what is not finite is not given out"
+
+
+@NOT_FINITE
+@pytest.mark.parametrize("driving", [drive, drive_all])
+def test_a_return_that_is_not_finite_once_is_driven_again_after_the_rest(value: float, driving: Any) -> None:
+    jobs = jobs_of()
+    shown: list[Any] = []
+    pool = FakePool(lambda job: value if job in (jobs[2], jobs[5]) and len(pool.calls) == 1 else a_return(job))
+    results = driving(pool, jobs, lambda job, result: shown.append((job.id, result.episode_return)))
+    assert pool.calls == [jobs, [jobs[2], jobs[5]]]
+    assert [job_id for job_id, _ in shown] == [job.id for job in [*jobs[:2], *jobs[3:5], *jobs[6:], jobs[2], jobs[5]]]
+    assert dict(shown) == {job.id: a_return(job) for job in jobs}
+    assert {job_id: result.episode_return for job_id, result in results.items()} == dict(shown)
+    assert not not_finite(jobs, results)
+
+
+def test_a_return_that_stays_not_finite_is_shown_once_and_told_of() -> None:
+    jobs = jobs_of()
+    shown: list[Any] = []
+    pool = FakePool(lambda job: math.nan if job is jobs[5] else 1.0)
+    results = drive_all(pool, jobs, lambda job, result: shown.append(job.id))
+    assert sorted(shown) == sorted(job.id for job in jobs)
+    assert not_finite(jobs, results) == [jobs[5]]
+    assert len(pool.calls) == 2
+
+
+def results_of(jobs: list[RolloutJob], returns: list[float]) -> dict[Any, RolloutResult]:
+    return {job.id: RolloutResult(value, 5, False, True) for job, value in zip(jobs, returns, strict=True)}
+
+
+@NOT_FINITE
+def test_an_episode_that_stays_not_finite_counts_as_the_worst_whole_fitness_minus_one(value: float) -> None:
+    jobs = jobs_of()  # four candidates of two episodes each
+    returns = [10.0, 20.0, -500.0, value, 4.0, 8.0, 30.0, 50.0]
+    # Whole: 15, 6 and 40. The worst of them is 6, so the missing return counts as 5.
+    assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 40.0]
+    returns[6:] = [value, value]
+    assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 5.0]
+
+
+def test_where_no_candidate_is_whole_it_counts_as_the_worst_episode_minus_one() -> None:
+    jobs = jobs_of()
+    returns = [10.0, math.nan, math.inf, -7.0, 4.0, math.nan, -math.inf, math.nan]
+    assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [(10 - 8) / 2, (-7 - 8) / 2, (4 - 8) / 2, -8.0]
+
+
+def test_in_validation_it_counts_as_the_worst_of_that_validation_minus_one() -> None:
+    jobs = scored(counting_config(), "validate", 100_000)
+    returns = validation_returns(jobs, results_of(jobs, [3.0, math.nan, -2.0, math.inf, 9.0]))
+    assert returns.tolist() == [3.0, -3.0, -2.0, -3.0, 9.0]
+    assert validation_returns(jobs, results_of(jobs, [3.0, 1.0, -2.0, 0.0, 9.0])).tolist() == [3.0, 1.0, -2.0, 0.0, 9.0]
+
+
+def test_where_nothing_at_all_is_finite_there_is_no_fitness() -> None:
+    jobs = jobs_of()
+    with pytest.raises(JobError, match="not one return is finite"):
+        candidate_fitness(jobs, results_of(jobs, [math.nan, math.inf] * 4), 4)
+    validation = scored(counting_config(), "validate", 100_000)
+    with pytest.raises(JobError, match="not one return is finite"):
+        validation_returns(validation, results_of(validation, [math.nan] * 5))
 
 
 def test_a_job_without_a_result_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,6 @@ import pytest
 
 from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.storage.manifest import (
-    FORMAT_VERSION,
     Manifest,
     commit,
     manifest_key,
@@ -21,6 +21,7 @@ from pipeline.storage.manifest import (
     seal,
     supersede,
 )
+from pipeline.storage.sealed import FORMAT_VERSION
 from pipeline.storage.store import Store
 
 KEY = manifest_key("stage")
@@ -177,7 +178,7 @@ def test_another_format_version_is_refused_by_number(store: Store) -> None:
     content["format_version"] = FORMAT_VERSION + 1
     content.pop("checksum")  # a later format may have none
     store.write(KEY, json.dumps(content).encode())
-    with pytest.raises(StorageError, match=f"format {FORMAT_VERSION + 1}; this version reads format {FORMAT_VERSION}"):
+    with pytest.raises(StorageError, match=f"format {FORMAT_VERSION + 1}; this version reads formats 1 and"):
         read_manifest(store, "stage")
 
 
@@ -243,3 +244,35 @@ def test_the_digest_is_of_what_decides_what_is_read_downstream(store: Store) -> 
     assert len({m.digest for m in [manifest, *differing]}) == 1 + len(differing)
     for same in (replace(manifest, info={"seconds": 99}), replace(manifest, grown={"evolve.generations": 11})):
         assert same.digest == manifest.digest
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 7}, {"sha256": "0" * 64}, {"key": "elsewhere"}, {"info": {"episodes": []}}]
+)
+def test_a_record_that_was_changed_is_damage_before_anything_is_sealed(store: Store, change: dict[str, Any]) -> None:
+    commit(store, "stage", "one.bin", b"one", rows=1, episodes=[[0, 1]])
+    key = "stage/records/one.bin.json"
+    store.write(key, json.dumps({**json.loads(store.read(key)), **change}).encode())
+    with pytest.raises(DamagedDataError, match=r"one\.bin\.json"):
+        read_records(store, "stage")
+
+
+def test_a_run_of_format_1_is_read(store: Store) -> None:
+    record = {
+        "name": "one.bin", "key": "stage/data/one-7692c3ad3540.bin", "size_bytes": 3, "rows": 1, "info": {},
+        "sha256": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
+    }  # fmt: skip
+    store.write(str(record["key"]), b"one")
+    store.write("stage/records/one.bin.json", json.dumps(record).encode())
+    assert read_verified(store, read_records(store, "stage")["one.bin"]) == b"one"
+    content = {
+        "format_version": 1, "stage": "collect", "config": {"seed": 1}, "grown": {}, "upstream": {},
+        "records": {"one.bin": record}, "info": {}, "digest": "of no matter",
+    }  # fmt: skip
+    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    store.write(KEY, json.dumps({**content, "checksum": checksum}).encode())
+    manifest = read_manifest(store, "stage")
+    assert manifest is not None and manifest.records["one.bin"].rows == 1
+    store.write(KEY, json.dumps({**content, "stage": "encode", "checksum": checksum}).encode())
+    with pytest.raises(DamagedDataError):
+        read_manifest(store, "stage")

@@ -81,6 +81,7 @@ def test_both_views_have_the_same_points(store: Store) -> None:
     log.log(10, {"loss": 0.1, "kl": 3})
     log.log(20, {"loss": 1e-12, "validation": None})
     log.log(2**40, {"loss": -2.5e30})
+    log.flush()
     assert [{k: v for k, v in line.items() if k != "time"} for line in lines(store)] == [
         {"step": 10, "loss": 0.1, "kl": 3},
         {"step": 20, "loss": 1e-12, "validation": None},
@@ -94,6 +95,7 @@ def test_a_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
     log = MetricsLog(store, "stage")
     row = log.log(1, {"loss": 0.5})
     log.log(2, {"loss": 0.25})
+    log.flush()
     assert row == lines(store)[0]
     assert log.rows == lines(store)
 
@@ -104,6 +106,7 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
     log = MetricsLog(store, "stage")
     for step in range(1, 6):
         log.log(step, {"loss": 1 / step})
+    log.flush()
     known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
     later = time.time() + 100  # the second sitting's file has another name
     monkeypatch.setattr(time, "time", lambda: later)
@@ -112,17 +115,17 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
     assert points(store) == expected(store)
     for step in range(4, 8):
         resumed.log(step, {"loss": 1 / step})
+    resumed.flush()
     assert [line["step"] for line in lines(store)] == [1, 2, 3, 4, 5, 6, 7]
     assert lines(store)[:3] == known
     assert points(store) == expected(store)
 
 
 def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> None:
-    log = MetricsLog(store, "stage")
-    log.log(1, {"loss": 0.5})
-    store.append("stage/metrics.jsonl", b'{"step": 2, "lo')
-    (key,) = store.list("stage/tensorboard/")
-    store.append(key, b"\x20\x00\x00")
+    with MetricsLog(store, "stage") as log:
+        log.log(1, {"loss": 0.5})
+    for key, cut in (("stage/metrics.jsonl", b'{"step": 2, "lo'), (store.list("stage/tensorboard/")[0], b"\x20\x00")):
+        store.write(key, store.read(key) + cut)
     MetricsLog(store, "stage", log.rows)
     assert lines(store) == log.rows
     assert points(store) == expected(store)
@@ -130,11 +133,29 @@ def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> No
 
 def test_metrics_begun_anew_touch_nothing_else(store: Store) -> None:
     store.write("stage/data/shard", b"")
-    other = MetricsLog(store, "stage2")
-    other.log(1, {"loss": 0.5})
+    with MetricsLog(store, "stage2") as other:
+        other.log(1, {"loss": 0.5})
     before = set(store.list())
-    MetricsLog(store, "stage").log(1, {"loss": 0.25})
+    with MetricsLog(store, "stage") as log:
+        log.log(1, {"loss": 0.25})
     MetricsLog(store, "stage")
     assert before < set(store.list())
     assert [json.loads(line) for line in store.read("stage2/metrics.jsonl").splitlines()] == other.rows
     assert points(store) == []
+
+
+def test_views_are_written_at_the_end_and_in_between_when_it_is_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with MetricsLog(store, "stage") as log:
+        log.log(1, {"loss": 0.5})
+        assert lines(store) == []
+        now += 11
+        log.log(2, {"loss": 0.25})
+        assert [line["step"] for line in lines(store)] == [1, 2]
+        log.log(3, {"loss": 0.125})
+        assert [line["step"] for line in lines(store)] == [1, 2]
+    assert [line["step"] for line in lines(store)] == [1, 2, 3]
+    assert points(store) == expected(store)

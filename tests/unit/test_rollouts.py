@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
-from pipeline.envs.environment import Environment
-from pipeline.errors import DamagedDataError
+from pipeline.config import EnvConfig, RunConfig
+from pipeline.envs.environment import Environment, Step
+from pipeline.errors import DamagedDataError, EpisodeError
 from pipeline.models.controller import ControllerShape
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
 from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
@@ -206,6 +207,68 @@ def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pyte
         next(abandoned)
         abandoned.close()
     assert len(made) == 3
+
+
+# ---- environments that raise
+
+
+class BreakingEnv(CountingEnv):
+    """Breaks in step or reset on a track, once; is good for nothing from then on."""
+
+    breaks: ClassVar[dict[int, str]] = {}
+    made: ClassVar[list[BreakingEnv]] = []
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self.broken = self.closed = False
+        BreakingEnv.made.append(self)
+
+    def reset(self, track: int) -> NDArray[np.uint8]:
+        assert not self.broken, "an environment that raised is used again"
+        self._break("reset", track)
+        return super().reset(track)
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        assert self._track is not None
+        if self._step == 2:
+            self._break("step", self._track)
+        return super().step(action)
+
+    def close(self) -> None:
+        self.closed = True
+        raise OSError("not even that")
+
+    def _break(self, where: str, track: int) -> None:
+        if self.breaks.get(track) == where:
+            del self.breaks[track]
+            self.broken = True
+            raise FloatingPointError("the car is nowhere")
+
+
+@pytest.mark.parametrize(("where", "said"), [("reset", "in reset"), ("step", "in step 3")])
+@pytest.mark.parametrize("number", [0, 1, 2, 5, 8])
+def test_an_environment_that_raises_is_named_and_not_used_again(
+    monkeypatch: pytest.MonkeyPatch, where: str, said: str, number: int
+) -> None:
+    config = counting_config()
+    jobs = make_jobs(config, 9)
+    reference = drive(make_worker(config), jobs)
+    broken = jobs[number]
+    monkeypatch.setattr(BreakingEnv, "breaks", {broken.track: where})
+    monkeypatch.setattr(BreakingEnv, "made", [])
+    config = counting_config({"env.id": "tests.unit.test_rollouts:BreakingEnv"})
+    worker = make_worker(config)
+    with pytest.raises(EpisodeError) as caught:
+        list(worker.run(jobs))
+    assert str(caught.value) == (
+        f"the environment raised in episode {number % 2} of candidate {number // 2} in generation 1 (train), on track "
+        f"seed {broken.track}, {said}: FloatingPointError('the car is nowhere')"
+    )
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.job_id) == (str(caught.value), broken.id)
+    assert drive(worker, jobs) == reference, "the rest of the worker is as it was"
+    assert [env.closed for env in BreakingEnv.made] == [env.broken for env in BreakingEnv.made]
+    assert len(BreakingEnv.made) == config.rollouts.lanes + 1
 
 
 # ---- how an episode ends; with parameters of zero the action is (0, 0.5) throughout

@@ -120,12 +120,12 @@ def test_arrays_that_are_not_contiguous_are_written_as_they_read(store: Store) -
 
 def test_frames_are_read_for_the_wanted_episodes_only(store: Store) -> None:
     record = committed(store, episodes_to_bytes(EPISODES))
-    frames = list(read_frames(store, record, {30, 32, 99}))
+    frames = list(read_frames(store, [record], {30, 32, 99}))
     assert [len(f) for f in frames] == [7, 12]
     assert frames[0].tobytes() == EPISODES[0].frames.tobytes()
     assert frames[1].tobytes() == EPISODES[2].frames.tobytes()
     assert frames[1].shape == (12, 64, 64, 3)
-    assert list(read_frames(store, record, set())) == []
+    assert list(read_frames(store, [record], set())) == []
 
 
 def test_the_same_episodes_give_the_same_bytes() -> None:

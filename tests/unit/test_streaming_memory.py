@@ -21,7 +21,7 @@ from pipeline.rollouts.episode import Episode
 from pipeline.stages import collect, train_vae
 from pipeline.storage.manifest import Manifest, commit, read_records, seal
 from pipeline.storage.shards import episodes_to_bytes, shard_name
-from pipeline.storage.store import LocalStore
+from pipeline.storage.store import Store, open_store
 from tests.counting import counting_config
 
 STATUS = Path("/proc/self/status")
@@ -30,15 +30,14 @@ STEPS = 100  # per episode
 EPISODES_PER_SHARD = 2
 SHUFFLE_FRAMES = 1_000
 NUM_FRAMES = 12_000  # twelve times as many
-SLACK_BYTES = 32 * 2**20  # a shard, a batch, and what allocators keep
+SLACK_BYTES = 32 * 2**20  # the shards that are read ahead, a batch, and what allocators keep
 
 # The block in use and the one that is read meanwhile.
 BOUND_BYTES = 2 * SHUFFLE_FRAMES * FRAME_SIZE + SLACK_BYTES
 
 
-def write_frames(folder: Path, num_frames: int) -> None:
+def write_frames(store: Store, num_frames: int) -> None:
     """A sealed collect stage of still lives."""
-    store = LocalStore(folder)
     for shard in range(num_frames // (STEPS * EPISODES_PER_SHARD)):
         first = shard * EPISODES_PER_SHARD
         zeros, flags = np.zeros((STEPS, 2), np.float32), np.zeros(STEPS, np.bool_)
@@ -88,7 +87,7 @@ def peak_bytes() -> int:
     return int(kilobytes) * 1024
 
 
-def train(folder: str, shuffle_frames: int, num_frames: int) -> None:
+def train(run_dir: str, shuffle_frames: int, num_frames: int) -> None:
     config = counting_config(
         {
             "collect.episodes": num_frames // STEPS,
@@ -100,7 +99,7 @@ def train(folder: str, shuffle_frames: int, num_frames: int) -> None:
             "mdnrnn.validation_fraction": 0.5,
         }
     )
-    for _ in train_vae.train(config, LocalStore(folder)):
+    for _ in train_vae.train(config, open_store(run_dir)):
         pass
 
 
@@ -115,18 +114,18 @@ def measure(small: str, large: str) -> None:
         TinyObjective.frames_seen = 0
         train(large, shuffle_frames, NUM_FRAMES)
         result[name] = {"grown_bytes": peak_bytes() - before, "frames": TinyObjective.frames_seen}
-        for stored in (Path(large) / "vae").rglob("*"):
-            if stored.is_file():
-                stored.unlink()
+        store = open_store(large)
+        for key in store.list("vae/"):
+            store.delete(key)
     print(json.dumps(result))
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory is read from /proc")
-def test_frames_are_streamed_in_the_memory_of_two_blocks_where_all_at_once_would_not_fit(tmp_path: Path) -> None:
-    small, large = tmp_path / "small", tmp_path / "large"
-    write_frames(small, 2_000)
-    write_frames(large, NUM_FRAMES)
-    code = f"from tests.unit.test_streaming_memory import measure\nmeasure({str(small)!r}, {str(large)!r})"
+def test_frames_are_streamed_in_the_memory_of_two_blocks_where_all_at_once_would_not_fit(store: Store) -> None:
+    small, large = f"{store.locate()}/small", f"{store.locate()}/large"
+    write_frames(open_store(small), 2_000)
+    write_frames(open_store(large), NUM_FRAMES)
+    code = f"from tests.unit.test_streaming_memory import measure\nmeasure({small!r}, {large!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
     )

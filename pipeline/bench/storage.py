@@ -1,0 +1,158 @@
+"""``bench storage``: what shards cost, in a local folder and in a bucket, and how long stages stand still for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import seeding
+from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.s3_server import S3Server, server_program
+from pipeline.config import RunConfig
+from pipeline.envs.car_racing import CarRacing
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.models import weights
+from pipeline.rollouts.episode import Episode
+from pipeline.rollouts.policies import make_policy
+from pipeline.stages.collect import CollectWorker, ShardJob, num_shards
+from pipeline.stages.encode import EncodeJob, EncodeWorker
+from pipeline.stages.train_vae import HeldOut, VaeObjective, frame_stream
+from pipeline.storage.manifest import commit, read_records
+from pipeline.storage.shards import episodes_to_bytes, read_episodes
+from pipeline.storage.store import LocalStore, Store, open_store
+from pipeline.threads import num_threads
+
+_STORED_FRAMES = 1000
+_RUN = RunConfig.model_validate(
+    {
+        "collect": {"policy": "brownian", "episodes": 48, "episode_steps": 250, "episodes_per_shard": 4},
+        "vae": {"shuffle_frames": 2000},
+        "mdnrnn": {"window": 250},
+        "rollouts": {"precision": "float32"},  # an untrained V, which int8 refuses
+    }
+)
+_TRAINING_STEPS = 30
+
+
+def bench_storage(seconds: float) -> Comparison:
+    """Frames written and read again: raw numpy files beside shards, which are compressed, checksummed and sealed.
+
+    Beside it the same shards in a bucket, on a real S3 server on this machine, where the package of one is installed;
+    and the share of their time that collecting, encoding and training V wait for either.
+    """
+    frames = _driven_frames()
+    flags = np.zeros(_STORED_FRAMES, np.bool_)
+    episode = Episode(
+        0, frames, np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32), flags, flags
+    )
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
+        stores: dict[str, Store] = {"shards, local": LocalStore(Path(folder, "run"))}
+        if server_program() is not None:
+            stores["shards, S3 on loopback"] = servers.enter_context(_bucket(Path(folder, "s3")))
+        raw = Path(folder, "raw.npy")
+
+        def plain() -> int:
+            np.save(raw, frames)
+            return len(np.load(raw))
+
+        size_bytes = len(episodes_to_bytes([episode]))
+        sides = [Side(what, _write_and_read(store, episode)) for what, store in stores.items()]
+        with num_threads(1):
+            result = compare(
+                "storage",
+                "frames/s written and read",
+                Side("numpy files", plain),
+                sides[0],
+                seconds=seconds,
+                threads=1,
+                others=sides[1:],
+            )
+        waits = {what: _waits(store) for what, store in stores.items()}
+    bytes_per_frame = size_bytes / _STORED_FRAMES
+    rates = {result.ours_what: result.ours, **result.others}
+    megabytes = {what: rate * bytes_per_frame / 1e6 for what, rate in rates.items()}
+    labels = {what: f"{what} ({megabytes[what]:.0f} MB/s)" for what in rates}
+    return replace(
+        result,
+        ours_what=labels[result.ours_what],
+        others={labels[what]: rate for what, rate in result.others.items()},
+        more={"bytes_per_frame": bytes_per_frame, "megabytes_per_s": megabytes, "waits_for_storage": waits},
+        notes=[
+            f"share of a stage's time that it waits for storage, {what}: "
+            + ", ".join(f"{stage} {share:.1%}" for stage, share in shares.items())
+            for what, shares in waits.items()
+        ],
+    )
+
+
+@contextmanager
+def _bucket(folder: Path) -> Iterator[Store]:
+    """A bucket on a server of its own."""
+    with S3Server(folder) as server:
+        server.create_bucket("bench")
+        before = dict(os.environ)
+        os.environ.update(server.environment)
+        try:
+            yield open_store("s3://bench/run")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _driven_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    env = CarRacing(_RUN.env)
+    policy = make_policy(_RUN, env, seeding.generator(0, "bench"))
+    frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
+    frame = env.reset(0)
+    for row in frames:
+        row[...] = frame
+        frame = env.step(policy.act(frame)).frame
+    return frames
+
+
+def _write_and_read(store: Store, episode: Episode) -> Callable[[], int]:
+    names = count()
+
+    def work() -> int:
+        name = f"shard-{next(names)}"
+        record = commit(
+            store, "bench", name, episodes_to_bytes([episode]), rows=len(episode), episodes=[[0, len(episode)]]
+        )
+        read = sum(len(part) for part in read_episodes(store, record))
+        store.delete(record.key)
+        return read
+
+    return work
+
+
+def _waits(store: Store) -> dict[str, float]:
+    """The share of their time that stages wait for a store, on one run's worth of shards."""
+    shares = {}
+    with num_threads(1):
+        collect = CollectWorker(_RUN, store)
+        began = time.perf_counter()
+        list(collect.run([ShardJob(shard) for shard in range(num_shards(_RUN))]))
+        shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
+
+        records = read_records(store, "rollouts")
+        encode = EncodeWorker(_RUN, store, weights.to_bytes(weights.new_vae(_RUN)))
+        began = time.perf_counter()
+        list(encode.run([EncodeJob(name, record) for name, record in records.items()]))
+        shares["encode"] = encode.waiting.seconds / (time.perf_counter() - began)
+    with num_threads(_RUN.vae.threads):
+        stream = frame_stream(_RUN, store, records, held_out=())
+        objective = VaeObjective(_RUN, HeldOut(store, {}, [], 1))
+        began = time.perf_counter()
+        for step, batch in zip(range(_TRAINING_STEPS), stream.batches(0), strict=False):
+            objective.losses(batch, step)["loss"].backward()
+            objective.optimizer.step()
+        shares["train-vae"] = stream.waiting.seconds / (time.perf_counter() - began)
+    return shares

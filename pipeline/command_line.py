@@ -1,0 +1,159 @@
+"""The command line of ``world-models``: its commands, arguments and help."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipeline.presets import preset_names
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_FORMATTER = argparse.RawDescriptionHelpFormatter
+
+_STAGES = {
+    "collect": "1: drive the environment with a random policy, write episodes to shards",
+    "train-vae": "2: train the VAE (V) on the frames",
+    "encode": "3: turn the frames into latents",
+    "train-mdnrnn": "4: train the MDN-RNN (M) on latents and actions",
+    "evolve": "5: evolve the controller (C) by CMA-ES",
+    "evaluate": "6: drive the test tracks",
+    "report": "7: make the page that shows what came out",
+}
+
+_EXAMPLES = """\
+examples:
+  world-models run tiny                                   the whole pipeline in minutes, into runs/tiny
+  world-models run tiny                                   again: what is complete is skipped
+  world-models run laptop --run-dir /data/laptop          a real result on a few cores
+  world-models run tiny -o evolve.population_size=8 -o seed=2 --run-dir runs/x
+  world-models run my.yaml --run-dir runs/mine            a config of your own
+  world-models train-vae tiny                             one stage, with the same arguments
+  world-models run tiny --run-dir s3://bucket/tiny        on object storage; credentials from the AWS environment
+  world-models resume runs/tiny                           go on with a run, by the config that it keeps
+  world-models status runs/tiny                           where a run is, and who drives it
+  world-models storage check runs/tiny                    verify every byte of a run
+"""
+
+BENCHES = {
+    "env": "Gymnasium's CarRacing-v3 beside ours, a core",
+    "agent": "the naive agent loop beside a rollout worker, a core",
+    "generation": "one generation of 64 x 16 episodes on all cores, around the controllers of a run",
+    "fidelity": "the best controller of a run on both drawings and at every precision of V's encoder",
+    "collect": "the environment alone beside collecting frames into shards, a core",
+    "train-vae": "a plain training step of V beside the pipeline's",
+    "train-mdnrnn": "a plain training step of M beside the pipeline's",
+    "dream": "one dream at a time beside many, a core",
+    "storage": "numpy files beside shards",
+}
+
+_BENCH_EXAMPLES = """\
+examples:
+  world-models bench env                                  a table with the ratio
+  world-models bench agent --seconds 30 --json            the last line is one JSON object
+  world-models bench generation                           takes minutes, and a run: see --run-dir
+  world-models bench all                                  everything: what the README shows
+"""
+
+_EXIT_CODES = """\
+exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
+written; 3 a wall-clock limit ended the sitting; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
+command again, or `world-models resume RUN_DIR`: both go on from what is committed.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="world-models",
+        description="World Models (Ha & Schmidhuber 2018) as a pipeline on Ray: VAE, MDN-RNN, CMA-ES controller.",
+        epilog=_EXAMPLES + "\n" + _EXIT_CODES,
+        formatter_class=_FORMATTER,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {"run": "all stages in order; goes on where it was", **_STAGES}.items():
+        command = commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=_FORMATTER)
+        command.add_argument(
+            "preset", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or the path of a YAML file"
+        )
+        _add_override(command)
+        command.add_argument(
+            "--run-dir",
+            help="where the run lives, a folder or s3://bucket/prefix; by default runs/NAME, NAME being the config's",
+        )
+    text = "go on with a run by the config that it keeps; the same as `run` with the same arguments"
+    resume = commands.add_parser("resume", help=text, description=text, epilog=_EXIT_CODES, formatter_class=_FORMATTER)
+    resume.add_argument("run_dir", metavar="RUN_DIR")
+    _add_override(resume)
+    text = "where a run is: stages, evolution, time left, who drives it"
+    status = commands.add_parser("status", help=text, description=text)
+    status.add_argument("run_dir", metavar="RUN_DIR")
+    _add_storage(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _add_override(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a config key by its dotted name, for example evolve.population_size=8; may be repeated. "
+        "All keys are in pipeline/config.py and in RUN_DIR/config.yaml",
+    )
+
+
+def _add_bench(commands: Commands) -> None:
+    text = "measure speed, ours beside a reference, in turn in one run"
+    bench = commands.add_parser(
+        "bench",
+        help=text,
+        description=text + ":\n" + "\n".join(f"  {name:<13} {what}" for name, what in BENCHES.items()),
+        epilog=_BENCH_EXAMPLES,
+        formatter_class=_FORMATTER,
+    )
+    bench.add_argument("name", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, or all")
+    bench.add_argument(
+        "--run-dir",
+        help="the run whose controllers `generation` and `fidelity` drive; by default runs/laptop, or else runs/tiny, "
+        "which is made first (minutes) where neither is there",
+    )
+    bench.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        help="each side is measured for so long, all turns together; 10 unless told",
+    )
+    bench.add_argument("--json", action="store_true", help="one JSON object as the last line")
+
+
+def _add_storage(commands: Commands) -> None:
+    text = "look after the bytes of a run"
+    storage = commands.add_parser("storage", help=text, description=text, formatter_class=_FORMATTER)
+    actions = storage.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "read everything and verify manifests, records, sizes, checksums and row counts; exit code 1 on damage"
+    check = actions.add_parser("check", help=text, description=text)
+    check.add_argument("run_dir", metavar="RUN_DIR")
+    text = "remove what no record names and old checkpoints; only says what it would remove unless --delete is given"
+    gc = actions.add_parser("gc", help=text, description=text)
+    gc.add_argument("run_dir", metavar="RUN_DIR")
+    gc.add_argument("--delete", action="store_true", help="remove it; takes the run's lease")
+    gc.add_argument(
+        "--keep",
+        type=_positive,
+        metavar="N",
+        help="checkpoints to keep a stage, one at least; as the run's config unless told",
+    )
+    text = "copy a run to another place, every byte verified; an interrupted copy goes on"
+    copy = actions.add_parser("copy", help=text, description=text)
+    copy.add_argument("source", metavar="FROM")
+    copy.add_argument("target", metavar="TO")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number

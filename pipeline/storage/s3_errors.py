@@ -1,0 +1,149 @@
+"""What S3 refuses, or does not answer: whether another try may help, and what to tell the user."""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from botocore import exceptions
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+from pipeline.errors import StorageError
+
+ClientError = exceptions.ClientError
+
+# All that boto3 raises for a request: urllib3's own errors come through while a body is read.
+FAILURES = (ClientError, exceptions.BotoCoreError, ResponseParserError, HTTPError)
+
+_UNANSWERED = (
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    ResponseParserError,
+    HTTPError,
+)
+NO_CREDENTIALS = (
+    exceptions.CredentialRetrievalError,
+    exceptions.MetadataRetrievalError,
+    exceptions.NoAuthTokenError,
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.ProfileNotFound,
+    exceptions.SSOError,
+    exceptions.TokenRetrievalError,
+    exceptions.UnknownCredentialError,
+)
+
+_TRANSIENT_STATUS = {408, 409, 412, 429, 500, 502, 503, 504}  # 409 and 412: of a create that crossed another request
+_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+_CLOCK_CODES = {"RequestTimeTooSkewed", "RequestExpired"}
+_CREDENTIAL_CODES = {
+    "400",  # the answer to a HEAD has no body that could say more
+    "403",
+    "AccessDenied",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "UnauthorizedAccess",
+}
+_TOLERATED_SKEW_S = 900  # S3's own
+
+_GO_ON = "Nothing that was committed is touched: the same command goes on from it."
+
+
+def public(text: str) -> str:
+    """Text without the user and password that an endpoint's URL may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def status(error: Any) -> int:
+    """The HTTP status of a refusal."""
+    number: int = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return number
+
+
+def code(error: Any) -> str:
+    """S3's name for a refusal; the status once more where the answer had no body."""
+    name: str = error.response.get("Error", {}).get("Code", "")
+    return name
+
+
+def kind(error: Exception) -> str:
+    """A failure in two words: status and code of a refusal, or the name of what there was instead of an answer."""
+    if not isinstance(error, ClientError):
+        return type(error).__name__
+    return f"{status(error)} {code(error)}" if code(error) != str(status(error)) else code(error)
+
+
+def transient(error: Exception) -> bool:
+    """Whether another try may be answered."""
+    if not isinstance(error, ClientError):
+        return isinstance(error, _UNANSWERED)
+    return status(error) in _TRANSIENT_STATUS or code(error) in _TRANSIENT_CODES
+
+
+def no_credentials(what: str, error: Exception) -> StorageError:
+    """There are no credentials to sign with."""
+    # A program that was to print credentials may have printed them among its errors.
+    retrieval = isinstance(error, exceptions.CredentialRetrievalError)
+    detail = type(error).__name__ if retrieval else str(error).rstrip(".")
+    return StorageError(
+        f"cannot {what}: there are no AWS credentials to use ({detail}). Set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role; every node of a cluster needs them. "
+        "Then run the same command again."
+    )
+
+
+def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: int) -> StorageError:
+    """What a failure means, where it was, and what to do.
+
+    Args:
+        error: one of ``FAILURES``.
+        what: was asked for: "read s3://...".
+        bucket, endpoint: where.
+        tries: how many there were.
+    """
+    if isinstance(error, _UNANSWERED):
+        return StorageError(
+            f"cannot {what}: {endpoint} does not answer as it should ({kind(error)}; {tries} tries). Check the network "
+            f"and AWS_ENDPOINT_URL_S3. {_GO_ON}"
+        )
+    if isinstance(error, NO_CREDENTIALS):
+        return no_credentials(what, error)
+    if not isinstance(error, ClientError):
+        return StorageError(f"cannot {what}: {public(str(error))}")
+    if code(error) in _CLOCK_CODES or (code(error) in _CREDENTIAL_CODES and _skew_s(error) > _TOLERATED_SKEW_S):
+        return StorageError(
+            f"cannot {what}: the clock of this machine is {_skew_s(error):.0f} s away from that of {endpoint} "
+            f"({kind(error)}). Set the clock. {_GO_ON}"
+        )
+    if code(error) in _CREDENTIAL_CODES:
+        return StorageError(
+            f"cannot {what}: {endpoint} refuses the credentials ({kind(error)}). Check AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE, and AWS_DEFAULT_REGION, and that they allow "
+            f"reading, writing, deleting and listing in s3://{bucket}. {_GO_ON}"
+        )
+    if status(error) == 404:
+        return StorageError(
+            f"cannot {what}: there is no bucket {bucket} at {endpoint} ({kind(error)}). Create it, or give another "
+            "--run-dir or AWS_ENDPOINT_URL_S3."
+        )
+    if transient(error):
+        return StorageError(f"cannot {what}: {endpoint} still fails after {tries} tries ({kind(error)}). {_GO_ON}")
+    message = error.response.get("Error", {}).get("Message", "no reason given")
+    return StorageError(f"cannot {what}: {endpoint} refuses it ({kind(error)}: {public(message)}).")
+
+
+def _skew_s(error: Any) -> float:
+    """How far this machine's clock is from that of the server which gave an answer."""
+    date = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return abs(time.time() - parsedate_to_datetime(date).timestamp()) if date else 0.0

@@ -1,0 +1,68 @@
+"""Small JSON objects that carry the version of the run format and a checksum of themselves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import DamagedDataError, StorageError
+from pipeline.storage.store import Store
+
+# What is written; and what is read: format 1 had no leases, and its records no checksum.
+FORMAT_VERSION = 2
+FORMATS_READ = (1, 2)
+
+
+def to_bytes(content: Mapping[str, Any]) -> bytes:
+    """The content with the format version and a checksum."""
+    versioned = {"format_version": FORMAT_VERSION, **content}
+    return json.dumps({**versioned, "checksum": checksum(versioned)}, indent=1).encode()
+
+
+def read(store: Store, key: str, what: str) -> dict[str, Any]:
+    """The content of ``to_bytes``, without the version and the checksum.
+
+    Args:
+        store, key: where it lies; ``FileNotFoundError`` where there is none.
+        what: it should be, for messages: "a manifest".
+
+    Raises:
+        DamagedDataError: it is none, or was changed.
+        StorageError: it has a format that this version does not read.
+    """
+    try:
+        content = json.loads(store.read(key))
+        found = content.pop("checksum", None)
+        version = content.get("format_version", 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise damaged(store, key, what, error) from error
+    if version not in FORMATS_READ:
+        raise StorageError(
+            f"{store.locate(key)} has run format {version}; this version reads formats "
+            f"{' and '.join(map(str, FORMATS_READ))}. Use the version that wrote the run, or begin a new --run-dir."
+        )
+    bare = found is None and "format_version" not in content  # as records of format 1 were
+    if not bare and found != checksum(content):
+        raise DamagedDataError(
+            f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
+        )
+    content.pop("format_version", None)
+    return dict(content)
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of all that the content says, in whatever order and layout."""
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataError:
+    """That an object is not what it should be, and what to do."""
+    return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}. {remedy(store, key)}")
+
+
+def remedy(store: Store, key: str) -> str:
+    """What to do about a small object that is damaged."""
+    return f"Remove {store.locate(key)} and run the same command again: what it committed is made anew."

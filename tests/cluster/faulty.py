@@ -1,0 +1,123 @@
+"""An environment with real faults, which files in a folder ask for: it kills its process, sleeps for good, raises.
+
+Use it as ``env.id = "tests.cluster.faulty:FaultyEnv"``. Without such files it is ``CountingEnv``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.identity import session_logs
+from pipeline.config import EnvConfig
+from pipeline.envs.environment import Step
+from tests.counting import CountingEnv
+
+ENV_ID = "tests.cluster.faulty:FaultyEnv"
+
+_AT_STEP = 1  # so that an episode is under way
+
+_place: int | None = None
+
+
+def faults_folder() -> Path:
+    """The same in the driver and in all workers of a local Ray, and of no other one."""
+    return session_logs().parent / "faults"
+
+
+def ask_for(fault: str, track: int, *, times: int | None = 1) -> list[Path]:
+    """Have a fault in so many of the next episodes on a track, or in all of them until the files are removed.
+
+    Args:
+        fault: ``"kill"``, ``"hang"``, ``"raise"``, ``"raise in reset"``; the rewards ``"nan"``, ``"inf"``, ``"-inf"``.
+        track: its seed.
+        times: None for always.
+    """
+    names = [f"{fault}@{track}@{number}" for number in range(times)] if times else [f"{fault}@{track}@always"]
+    files = [faults_folder() / name for name in names]
+    for file in files:
+        file.touch()
+    return files
+
+
+def ask_for_deaths_in_turn(workers: int) -> None:
+    """Have so many processes kill themselves, each once all of them are driving and the one before it is dead."""
+    (faults_folder() / f"deaths@{workers}").touch()
+
+
+class FaultyEnv(CountingEnv):
+    """See the module's docstring."""
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self._folder = faults_folder()
+
+    def reset(self, track: int) -> NDArray[np.uint8]:
+        if self._has("raise in reset", track):
+            raise FloatingPointError("there is no such road")
+        return super().reset(track)
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        if self._step != _AT_STEP:
+            return super().step(action)
+        assert self._track is not None
+        _die_in_turn(self._folder)
+        if self._has("kill", self._track):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._has("hang", self._track):
+            time.sleep(3600)
+        if self._has("raise", self._track):
+            self._over = True  # whoever steps this one again is told
+            raise FloatingPointError("the car is nowhere")
+        reward = next((value for value in ("nan", "inf", "-inf") if self._has(value, self._track)), None)
+        step = super().step(action)
+        return step if reward is None else step._replace(reward=float(reward))
+
+    def _has(self, fault: str, track: int) -> bool:
+        """Whether a fault is asked for; once less from now on."""
+        if (self._folder / f"{fault}@{track}@always").exists():
+            return True
+        return any(_took(file) for file in self._folder.glob(f"{fault}@{track}@*"))
+
+
+def _took(file: Path) -> bool:
+    try:
+        file.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _die_in_turn(folder: Path) -> None:
+    global _place
+    wanted = next((int(file.name.partition("@")[2]) for file in folder.glob("deaths@*")), 0)
+    if not wanted:
+        return
+    if _place is None:
+        _place = next(place for place in count() if _made(folder / f"place@{place}"))
+    if _place >= wanted:
+        return
+    _wait_for(folder / f"place@{wanted - 1}")
+    if _place:
+        _wait_for(folder / f"dead@{_place - 1}")
+    (folder / f"dead@{_place}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _made(file: Path) -> bool:
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.02)

@@ -1,0 +1,31 @@
+"""Two different runs on one cluster at the same time do not meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from tests.e2e import command
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_two_runs_at_once_come_each_to_what_it_comes_to_alone(tmp_path: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    drivers, alone = {}, {}
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        preset = command.counting_preset(folder, seed=seed)
+        code, output = command.run("run", preset, "--run-dir", str(folder / "alone"))
+        assert code == 0, output
+        alone[seed] = command.outcome(folder / "alone")
+        on_cluster = ("-o", "execution.executor=ray", "-o", f"execution.ray_address={address}")
+        drivers[seed] = ("run", preset, "--run-dir", str(folder / "beside"), *on_cluster)
+    running = {seed: command.Command(*arguments) for seed, arguments in drivers.items()}
+    for seed, driver in running.items():
+        code, output = driver.finish()
+        assert code == 0, output
+        assert command.outcome(tmp_path / str(seed) / "beside") == alone[seed]
+    assert alone[1] != alone[2]

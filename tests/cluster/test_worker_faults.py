@@ -1,0 +1,307 @@
+"""What becomes of an evolution when workers are killed or hang, and environments raise or give no number."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.executor import RayExecutor
+from pipeline import seeding
+from pipeline.config import RunConfig
+from pipeline.errors import JobError
+from pipeline.evolution.fitness import scored_jobs, training_jobs
+from pipeline.evolution.search import Search
+from pipeline.evolution.state import EvolutionState
+from pipeline.executor import Executor, InProcessExecutor
+from pipeline.models.controller import ControllerShape
+from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+from pipeline.run import STAGES, run_stages
+from pipeline.stages.evolve import MDNRNN_WEIGHTS, VAE_WEIGHTS
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
+from pipeline.storage.store import LocalStore
+from pipeline.threads import num_threads
+from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder
+from tests.counting import ACTION_SIZE
+
+BEFORE_EVOLVE, EVOLVE, EVALUATE = STAGES[:4], STAGES[4:5], STAGES[5:6]
+POPULATION, EPISODES, GENERATIONS = 5, 3, 3
+
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(200)]
+
+
+def config(workers: int = 2, **execution: Any) -> RunConfig:
+    """No two training episodes are on one track, so that a track stands for an episode."""
+    return RunConfig.model_validate(
+        {
+            "env": {"id": ENV_ID, "max_episode_steps": 30},
+            "collect": {"policy": "white", "episodes": 4, "episode_steps": 20, "episodes_per_shard": 2},
+            "vae": {"epochs": 1, "batch_size": 16, "validation_fraction": 0.3, "z_size": 8},
+            "mdnrnn": {"window": 8, "epochs": 1, "batch_size": 4, "hidden_size": 16, "validation_fraction": 0.3},
+            "rollouts": {"micro_batch": 4, "lanes": 2},
+            "evolve": {
+                "population_size": POPULATION, "episodes": EPISODES, "generations": GENERATIONS,
+                "common_tracks": False, "validate_every": 2, "validation_episodes": 3,
+            },
+            "evaluate": {"episodes": 4, "gif_seconds": 0.2},
+            "execution": {"workers": workers, **execution},
+        }
+    )  # fmt: skip
+
+
+def episode(generation: int, candidate: int, number: int) -> RolloutJob:
+    """A training episode of the run; its parameters are no matter here."""
+    jobs = training_jobs(config(), generation, np.zeros((POPULATION, 1)))
+    return next(job for job in jobs if (job.candidate, job.episode) == (candidate, number))
+
+
+@pytest.fixture(scope="module")
+def trained(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evolution has yet to begin."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), BEFORE_EVOLVE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the evolution comes to when nothing happens, in one process."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE)
+    return evolved(folder)
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
+    """A run whose evolution has yet to begin, and an empty folder of faults."""
+    faults_folder().mkdir()
+    yield shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(faults_folder())
+
+
+def evolved(folder: Path) -> dict[str, Any]:
+    """All that must be the same: the history but for its clocks, and the bytes of the controllers."""
+    store = LocalStore(folder)
+    records = require_manifest(store, "evolution").records
+    (history,) = (read_verified(store, record) for name, record in records.items() if name.startswith("history"))
+    (controllers,) = (read_verified(store, r) for name, r in records.items() if name.startswith("controllers"))
+    clocks = ("seconds", "time")
+    rows = [{key: value for key, value in row.items() if key not in clocks} for row in json.loads(history)]
+    return {"history": rows, "controllers": controllers}
+
+
+def evolve(folder: Path, workers: int = 2, **execution: Any) -> int:
+    """Evolve on Ray; returns how often jobs were tried again."""
+    chosen = config(workers, **execution)
+    store = LocalStore(folder)
+    run_stages(chosen, store, RayExecutor(chosen), EVOLVE)
+    return int(require_manifest(store, "evolution").info["retries"])
+
+
+def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> None:
+    history = reference["history"]
+    assert len(history) == GENERATIONS
+    assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"
+    assert [row["validation_mean"] is not None for row in history] == [False, True, False]
+    assert [row["non_finite"] for row in history] == [0, 0, 0]
+    tracks = {episode(g, c, e).track for g in (1, 2, 3) for c in range(POPULATION) for e in range(EPISODES)}
+    assert len(tracks) == GENERATIONS * POPULATION * EPISODES
+
+
+# ---- workers
+
+
+def test_an_evolution_whose_worker_is_killed_in_a_generation_ends_with_the_same_bits(
+    folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    ask_for("kill", episode(2, 3, 1).track)
+    assert evolve(folder) >= 1
+    assert evolved(folder) == reference
+    assert not list(faults_folder().iterdir())
+    assert re.search(r"try 1 of 3: its worker died: ", caplog.text)
+    assert re.search(r"generation 2: episodes tried again: [1-9]", caplog.text)
+
+
+def test_an_evolution_whose_workers_are_all_killed_in_turn_ends_with_the_same_bits(
+    folder: Path, reference: dict[str, Any]
+) -> None:
+    ask_for_deaths_in_turn(3)
+    assert evolve(folder, workers=3) >= 3
+    assert evolved(folder) == reference
+    assert len(list(faults_folder().glob("dead@*"))) == 3
+
+
+def test_an_evolution_whose_worker_hangs_ends_with_the_same_bits(
+    folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    ask_for("hang", episode(2, 3, 1).track)
+    assert evolve(folder, timeout_s=5.0) >= 1
+    assert evolved(folder) == reference
+    assert not list(faults_folder().iterdir())
+    assert "its worker hung" in caplog.text
+
+
+def test_an_episode_that_always_hangs_ends_the_sitting_and_the_run_goes_on_to_the_same_bits(
+    folder: Path, reference: dict[str, Any]
+) -> None:
+    hanging = episode(2, 3, 1)
+    (always,) = ask_for("hang", hanging.track, times=None)
+    with pytest.raises(JobError, match=rf"^job {re.escape(str(hanging.id))} was tried 2 times; .* hung.*log: \S+\.err"):
+        evolve(folder, timeout_s=4.0, max_attempts=2)
+    always.unlink()
+    evolve(folder)
+    assert evolved(folder) == reference
+
+
+# ---- environments that raise
+
+
+@pytest.mark.parametrize("fault", ["raise", "raise in reset"])
+def test_an_evolution_in_which_an_environment_raises_ends_with_the_same_bits(
+    folder: Path, reference: dict[str, Any], fault: str
+) -> None:
+    for number in range(EPISODES):
+        ask_for(fault, episode(2, 1, number).track, times=2)  # all three are in one call
+    assert evolve(folder) == 2 * EPISODES, "no job but those that raised is tried again"
+    assert evolved(folder) == reference
+    assert not list(faults_folder().iterdir())
+
+
+def executor_of(kind: str) -> Executor:
+    return InProcessExecutor() if kind == "in-process" else RayExecutor(config())
+
+
+@pytest.mark.parametrize("kind", ["in-process", "ray"])
+@pytest.mark.parametrize(("fault", "when"), [("raise", "in step 2"), ("raise in reset", "in reset")])
+def test_an_episode_that_always_raises_is_named_and_the_run_goes_on_to_the_same_bits(
+    folder: Path, reference: dict[str, Any], kind: str, fault: str, when: str
+) -> None:
+    raising = episode(2, 3, 1)
+    (always,) = ask_for(fault, raising.track, times=None)
+    said = (
+        r"was tried 3 times; the last time it failed: the environment raised in episode 1 of candidate 3 in generation "
+        rf"2 \(train\), on track seed {raising.track}, {when}: FloatingPointError\(.*the same command again to go on"
+    )
+    with pytest.raises(JobError, match=said) as caught:
+        run_stages(config(), LocalStore(folder), executor_of(kind), EVOLVE)
+    assert ("the worker's log: " in str(caught.value)) == (kind == "ray")
+    assert Checkpoints(LocalStore(folder), "evolution").steps() == [1]
+    always.unlink()
+    evolve(folder)
+    assert evolved(folder) == reference
+
+
+def test_a_test_episode_that_raises_is_driven_again_and_one_that_always_does_is_named(folder: Path) -> None:
+    chosen, store = config(), LocalStore(folder)
+    run_stages(chosen, store, InProcessExecutor(), EVOLVE)
+    ask_for("raise", 1)
+    (always,) = ask_for("raise", 2, times=None)
+    with pytest.raises(JobError, match=r"episode 2 of candidate \d+ in generation 0 \(test\), on track seed 2,"):
+        run_stages(chosen, store, InProcessExecutor(), EVALUATE)
+    always.unlink()
+    run_stages(chosen, store, InProcessExecutor(), EVALUATE)
+    assert require_manifest(store, "evaluation").info["retries"] == 0
+
+
+# ---- returns that are no number
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_an_episode_without_a_finite_return_is_driven_once_more(
+    folder: Path, reference: dict[str, Any], value: str
+) -> None:
+    ask_for(value, episode(2, 3, 1).track)
+    ask_for(value, episode(1, 0, 0).track)
+    ask_for(value, config().tracks.validation.start + 1)
+    assert evolve(folder) == 0
+    assert evolved(folder) == reference
+    assert not list(faults_folder().iterdir())
+
+
+@pytest.mark.parametrize("kind", ["in-process", "ray"])
+def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one(
+    folder: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    chosen = config()
+    evolve_config = chosen.evolve.model_copy(update={"generations": 1, "validate_every": 1})
+    chosen = chosen.model_copy(update={"evolve": evolve_config})
+    store = LocalStore(folder)
+    weights = [
+        read_verified(store, require_manifest(store, prefix).records[name])
+        for prefix, name in (("vae", VAE_WEIGHTS), ("mdnrnn", MDNRNN_WEIGHTS))
+    ]
+
+    def returns(jobs: list[RolloutJob]) -> list[float]:
+        results = dict(RolloutWorker(chosen, *weights).run(jobs))
+        assert sum(result.steps for result in results.values()) > 0
+        return [results[job.id].episode_return for job in jobs]
+
+    # By hand, and without faults: five candidates of three episodes each.
+    with num_threads(1):
+        search = Search(
+            num_parameters=ControllerShape.of_run(chosen, ACTION_SIZE).num_parameters,
+            sigma=chosen.evolve.sigma,
+            population_size=POPULATION,
+            seed=seeding.derive(chosen.seed, "evolve/cma"),
+        )
+        candidates = search.ask()
+        driven = np.array(returns(training_jobs(chosen, 1, candidates))).reshape(POPULATION, EPISODES)
+        fitness = driven.mean(axis=1)
+        worst = min(np.delete(fitness, 3))
+        fitness[3] = (driven[3, 0] + (worst - 1) + driven[3, 2]) / 3
+        search.tell(candidates, fitness.tolist())
+
+    bad, first_track = episode(1, 3, 1), chosen.tracks.validation.start
+    ask_for("nan", bad.track, times=None)
+    ask_for("-inf", first_track, times=None)
+    executor = InProcessExecutor() if kind == "in-process" else RayExecutor(chosen)
+    with caplog.at_level(logging.WARNING):
+        run_stages(chosen, store, executor, EVOLVE)
+    shutil.rmtree(faults_folder())
+    faults_folder().mkdir()
+    (row,) = evolved(folder)["history"]
+    assert row["fitness_mean"] == pytest.approx(fitness.mean(), abs=1e-12)
+    assert row["fitness_min"] == pytest.approx(fitness.min(), abs=1e-12)
+    assert row["fitness_sd"] == pytest.approx(fitness.std(), abs=1e-12)
+
+    latest = Checkpoints(store, "evolution").latest()
+    assert latest is not None
+    told = EvolutionState.from_bytes(latest[1]).search.mean
+    np.testing.assert_allclose(told, search.mean, atol=1e-9)
+    validation = returns(
+        scored_jobs(
+            chosen, purpose="validate", generation=1, candidate=0, parameters=told, first_track=first_track,
+            episodes=range(3),
+        )
+    )  # fmt: skip
+    assert row["validation_mean"] == pytest.approx(
+        (min(validation[1:]) - 1 + validation[1] + validation[2]) / 3, abs=1e-12
+    )
+
+    assert row["non_finite"] == 2
+    (logged,) = map(json.loads, store.read("evolution/metrics.jsonl").splitlines())
+    assert logged["non_finite"] == 2
+    assert f"episode 1 of candidate 3 in generation 1 (train), on track seed {bad.track}: nan" in caplog.text
+    assert f"episode 0 of candidate 0 in generation 1 (validate), on track seed {first_track}: -inf" in caplog.text
+
+
+def test_no_score_is_made_up_for_a_test_episode_without_a_finite_return(folder: Path) -> None:
+    chosen, store = config(), LocalStore(folder)
+    run_stages(chosen, store, InProcessExecutor(), EVOLVE)
+    (always,) = ask_for("nan", 2, times=None)
+    ask_for("nan", 1)
+    with pytest.raises(JobError, match=r"^the return of episode 2 of .*\(test\), on track seed 2 is nan .*, twice:"):
+        run_stages(chosen, store, InProcessExecutor(), EVALUATE)
+    assert read_manifest(store, "evaluation") is None
+    always.unlink()
+    run_stages(chosen, store, InProcessExecutor(), EVALUATE)
+    summary = require_manifest(store, "evaluation").info["controllers"]
+    assert all(np.isfinite(row["mean"]) and row["episodes"] == 4 for row in summary.values())

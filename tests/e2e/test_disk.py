@@ -1,0 +1,79 @@
+"""A disk that fills up, or turns read-only, under a running driver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.maintenance import check_run
+from pipeline.storage.store import LocalStore
+from tests.e2e import command
+
+
+def _mount(*arguments: str) -> bool:
+    return shutil.which("mount") is not None and subprocess.run(["mount", *arguments], check=False).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 600 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not _mount("-t", "tmpfs", "-o", "size=600m", "tmpfs", str(folder)):
+        pytest.skip("mounting a disk needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(b"\0" * 2**16)
+        except OSError:
+            os.fsync(ballast.fileno())
+
+
+def read_only(disk: Path) -> None:
+    assert _mount("-o", "remount,ro", str(disk))
+
+
+def repair(disk: Path) -> None:
+    assert _mount("-o", "remount,rw", str(disk))
+    (disk / "ballast").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"), [(fill, "No space left on device"), (read_only, "Read-only file system")], ids=["full", "ro"]
+)
+def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
+    disk: Path, tmp_path: Path, break_it: Callable[[Path], None], said: str
+) -> None:
+    preset = command.counting_preset(tmp_path, vae__epochs=8)
+    folder, straight = disk / "run", tmp_path / "straight"
+    code, output = command.run("run", preset, "--run-dir", str(straight))
+    assert code == 0, output
+    arguments = ("run", preset, "--run-dir", str(folder))
+    driver = command.Command(*arguments)
+    driver.wait_until(command.checkpointed(folder, "vae", 20))
+    break_it(disk)
+    code, output = driver.finish()
+    assert code == 1, output
+    assert f"cannot write {folder}" in output
+    assert said in output
+    assert "Nothing that was committed before is touched" in output
+    assert "Traceback" not in output
+    assert check_run(LocalStore(folder)).problems == []
+    latest = Checkpoints(LocalStore(folder), "vae").latest()
+    assert latest is not None and latest[0] >= 20
+    repair(disk)
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    assert "train-vae: resuming at step" in output
+    assert command.outcome(folder) == command.outcome(straight)

@@ -1,0 +1,122 @@
+"""SIGKILL between each two writes: every sitting dies at a named place, and the run ends as if none had."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline.failpoints import FAILPOINTS, VARIABLE
+from pipeline.storage.lease import epochs
+from pipeline.storage.maintenance import check_run
+from pipeline.storage.store import LocalStore
+from tests.e2e import command
+
+# Each names a place and which pass of it, counted from the start of that sitting: the comments say what that hits. A
+# sitting goes on where the one before died.
+KILLS = (
+    "sitting-begun@1",
+    "config-written@1",
+    "stage-begun@1",  # collect
+    "object-half-written@9",  # in collect
+    "data-written@2",  # the second shard made now
+    "record-created@1",
+    "stage-done@1",
+    "stage-sealed@1",  # collect
+    "object-half-written@9",  # in train-vae
+    "checkpoint-data-written@1",
+    "checkpoint-recorded@2",
+    "checkpoint-half-removed@1",
+    "data-written@1",  # V's weights
+    "record-created@1",
+    "data-written@2",  # V's picture is there, or the first latents
+    "stage-begun@1",
+    "record-created@3",
+    "stage-sealed@1",
+    "checkpoint-recorded@1",  # train-mdnrnn
+    "stage-sealed@1",
+    "generation-driven@2",
+    "generation-told@1",
+    "checkpoint-data-written@1",
+    "checkpoint-recorded@1",
+    "checkpoint-half-removed@1",
+    "generation-driven@1",
+    "record-created@1",  # the controllers
+    "stage-done@1",
+    "checkpoint-recorded@1",  # evaluate
+    "data-written@2",
+    "stage-sealed@1",
+    "data-written@1",  # the report
+    "record-created@2",
+)
+GROWN = (
+    "stage-superseded@1",
+    "stage-begun@1",
+    "generation-told@1",
+    "stage-superseded@1",  # evaluate
+    "stage-sealed@1",
+)
+
+
+def preset(folder: Path, generations: int = 5) -> str:
+    return command.counting_preset(
+        folder, vae__epochs=4, mdnrnn__epochs=3, evolve__generations=generations, evolve__keep_checkpoints=2
+    )
+
+
+def killed_at(failpoint: str, *arguments: str) -> str:
+    """Run the command until it dies there; what it printed."""
+    code, output = command.run(*arguments, environment={VARIABLE: failpoint})
+    assert code == -signal.SIGKILL, f"{failpoint} was not passed:\n{output}"
+    return output
+
+
+def test_every_named_place_is_killed_at() -> None:
+    assert {kill.partition("@")[0] for kill in (*KILLS, *GROWN)} == set(FAILPOINTS)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) -> None:
+    config, straight = preset(tmp_path), tmp_path / "straight"
+    code, output = command.run("run", config, "--run-dir", str(straight))
+    assert code == 0, output
+    folder = tmp_path / "run"
+    store = LocalStore(folder)
+    for kill in KILLS:
+        killed_at(kill, "run", config, "--run-dir", str(folder))
+        if store.exists("config.yaml"):
+            assert check_run(store).problems == [], f"after {kill}"
+    # The same thing by its other name.
+    code, output = command.run("resume", str(folder))
+    assert code == 0, output
+    assert command.outcome(folder) == command.outcome(straight)
+    assert len(epochs(store)) == len(KILLS) + 1
+    for stage in ("rollouts", "vae", "mdnrnn", "evolution", "evaluation"):
+        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+        steps = [row["step"] for row in rows if "held_out_loss" not in row]
+        assert steps == sorted(set(steps)), f"{stage}: doubled points"
+
+    # Grown further, killed again; beside one that was grown in one go.
+    config = preset(tmp_path, generations=6)
+    for kill in GROWN:
+        killed_at(kill, "run", config, "--run-dir", str(folder))
+        assert [problem for problem in check_run(store).problems if "was made from another" not in problem] == []
+    for place in (folder, straight):
+        code, output = command.run("run", config, "--run-dir", str(place))
+        assert code == 0, output
+    assert command.outcome(folder) == command.outcome(straight)
+    assert check_run(store).problems == []
+
+
+def test_a_failpoint_kills_the_driver_alone(tmp_path: Path) -> None:
+    assert VARIABLE not in os.environ
+    folder = tmp_path / "run"
+    arguments = ("run", preset(tmp_path), "--run-dir", str(folder), "-o", "execution.executor=ray")
+    output = killed_at("generation-driven@2", *arguments)
+    assert "evolve: begins" in output
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    assert "evolve: resuming after generation 1" in output

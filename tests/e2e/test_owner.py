@@ -1,0 +1,120 @@
+"""Real drivers of one run: two at once, one that died, one that was frozen and comes back, one with a wrong clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from dataclasses import asdict, replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import lease, sealed
+from pipeline.storage.manifest import read_records
+from pipeline.storage.store import LocalStore
+from tests.e2e import command
+
+# Runs until it is stopped.
+ENDLESS = ("-o", "evolve.generations=100000")
+PATIENCE = ("-o", "storage.heartbeat_s=0.5", "-o", "storage.lease_expiry_s=4")
+
+
+def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_path: Path) -> None:
+    folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
+    arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS)
+    first = command.Command(*arguments)
+    first.wait_until(command.checkpointed(folder, "evolution", 1))
+    for attempt in (arguments, ("resume", str(folder)), ("storage", "gc", str(folder), "--delete")):
+        code, output = command.run(*attempt)
+        assert code == 1, output
+        assert f"{folder} is being driven by `run` on {socket.gethostname()}, pid {first.process.pid}" in output
+        assert "whose last sign of life was" in output
+        assert "Traceback" not in output
+    code, output = command.run("status", str(folder))
+    assert f"driven by `run` on {socket.gethostname()}, pid {first.process.pid} (sitting 1), alive" in output
+    assert lease.epochs(LocalStore(folder)) == [1], "those that were refused took nothing"
+
+    first.interrupt(signal.SIGKILL, lambda: True)
+    code, output = command.run("status", str(folder))
+    assert "which died; last sign of life" in output
+    # The lease would have expired a minute later.
+    code, output = command.run(*arguments, "-o", "evolve.max_seconds=0.001")
+    assert code == 3, output
+    assert "which is gone" in output
+    assert "waiting" not in output
+
+
+@pytest.mark.parametrize("executor", ["in-process", "ray"])
+def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_more(
+    tmp_path: Path, executor: str
+) -> None:
+    """The stopped driver is frozen whole, its training worker on Ray is not: that one is fenced off as well."""
+    preset = command.counting_preset(tmp_path, vae__epochs=10, evolve__generations=3)
+    folder, straight = tmp_path / "run", tmp_path / "straight"
+    code, output = command.run("run", preset, "--run-dir", str(straight))
+    assert code == 0, output
+    arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
+    first = command.Command(*arguments, "-o", f"execution.executor={executor}")
+    first.wait_until(command.checkpointed(folder, "vae", 20))
+    os.kill(first.process.pid, signal.SIGSTOP)
+    first.wait_until(lambda: lease.read_sitting(LocalStore(folder), 1).age_s > 2)
+    second = command.Command(*arguments)
+    code, output = second.finish()
+    assert code == 0, output
+    assert "taking over from `run` on" in output
+    assert "has been silent for" in output
+    after = command.files(folder)
+
+    os.kill(first.process.pid, signal.SIGCONT)
+    code, output = first.finish()
+    assert code == 1, output
+    assert f"this driver has lost {folder} to `run` on {socket.gethostname()}, pid {second.process.pid}" in output
+    assert "Traceback" not in output
+    last_heartbeat = "sittings/000001/heartbeat.json"  # its own, which nobody asks for any more
+    changed = {name for name, digest in command.files(folder).items() if after.get(name) != digest}
+    assert changed <= {last_heartbeat}
+    assert command.outcome(folder) == command.outcome(straight)
+    assert read_records(LocalStore(folder), "vae")["vae.safetensors"].epoch == 2
+
+
+@pytest.mark.parametrize("offset", ["+2d", "-2d"])
+def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_path: Path, offset: str) -> None:
+    library = resources.files("libfaketime") / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+    wrong_clock = {"LD_PRELOAD": str(library), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
+    folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
+    arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
+    first = command.Command(*arguments, *ENDLESS, environment=wrong_clock)
+    first.wait_until(command.checkpointed(folder, "evolution", 1))
+    owner = lease.read_owner(LocalStore(folder), 1)
+    assert abs(owner.began - (folder / "config.yaml").stat().st_mtime) > 100_000, "its clock is not wrong"
+    code, output = command.run(*arguments)
+    assert code == 1, output
+    assert "is being driven by" in output
+    first.interrupt(signal.SIGKILL, lambda: True)
+    # From another host: the heartbeats alone must tell.
+    _as_if_elsewhere(folder)
+    code, output = command.run(*arguments, *ENDLESS, "-o", "evolve.max_seconds=0.001", environment=wrong_clock)
+    assert code == 3, output
+    assert "has been silent for" in output
+
+
+def _as_if_elsewhere(folder: Path) -> None:
+    """Rewrite who began the first sitting: a process of a machine that nobody here can look at."""
+    owner = replace(lease.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away")
+    (folder / "sittings" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
+
+
+@pytest.mark.parametrize("executor", ["in-process", "ray"])
+def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
+    folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
+    arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS, "-o", f"execution.executor={executor}")
+    process = command.Command(*arguments)
+    code, output = process.interrupt(signal.SIGTERM, command.checkpointed(folder, "evolution", 2))
+    assert code == 143, output
+    assert "terminated; what is committed is kept" in output
+    assert f"world-models run {preset}" in output
+    assert f"world-models resume {folder}" in output
+    assert "Traceback" not in output
+    assert lease.read_sitting(LocalStore(folder), 1).ended == "interrupted"

@@ -1,0 +1,179 @@
+"""Whole runs in a bucket of a real server, also through a proxy that misbehaves, and killed amid uploads."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.bench.s3_server import S3Server
+from pipeline.storage.maintenance import check_run, copy_run
+from pipeline.storage.store import LocalStore, open_store
+from tests.e2e import command
+from tests.storage.proxy import Exchange, FaultProxy, answer, drop_reply, hang
+
+UNTIL_KILLED = math.inf
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """A proxy that the command, but not this process, takes for the server."""
+    with FaultProxy(s3_server.endpoint) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the small run comes to in a folder."""
+    folder = tmp_path_factory.mktemp("straight")
+    code, output = command.run("run", command.counting_preset(folder), "--run-dir", str(folder / "run"))
+    assert code == 0, output
+    return command.outcome(folder / "run")
+
+
+def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, smoke_run: Path, tmp_path: Path) -> None:
+    url = f"{s3_url}/smoke"
+    code, output = command.run("run", "smoke", "--run-dir", url)
+    assert code == 0, output
+    assert f"report: {url}/report/index.html" in output
+    store = open_store(url)
+    assert command.outcome(store) == command.outcome(smoke_run)
+    assert {key.split("/")[0] for key in store.list()} == {path.name for path in smoke_run.iterdir()} - {".tmp"}
+    for arguments, said in (
+        (("status", url), "generation 3 of 3"),
+        (("storage", "check", url), ", 0 problems"),
+        (("storage", "gc", url), "0 to remove"),
+        (("resume", url), "report: complete, skipped"),
+    ):
+        code, output = command.run(*arguments)
+        assert code == 0, output
+        assert said in output
+    code, output = command.run("storage", "copy", url, str(tmp_path / "copy"))
+    assert code == 0, output
+    assert command.outcome(tmp_path / "copy") == command.outcome(smoke_run)
+
+
+def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict[str, Any], tmp_path: Path) -> None:
+    folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
+    first = command.Command("run", preset, "--run-dir", str(folder))
+    first.interrupt(signal.SIGKILL, command.checkpointed(folder, "vae", 1))
+    store = open_store(f"{s3_url}/moved")
+    copy_run(LocalStore(folder), store)
+    shutil.rmtree(folder)
+    code, output = command.run("resume", f"{s3_url}/moved")
+    assert code == 0, output
+    assert command.outcome(store) == straight
+
+
+@pytest.mark.parametrize("executor", ["in-process", "ray"])
+def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
+    s3_url: str, straight: dict[str, Any], tmp_path: Path, executor: str
+) -> None:
+    url = f"{s3_url}/run"
+    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url, "-o", f"execution.executor={executor}")
+    store = open_store(url)
+    for prefix in ("rollouts/data/", "evolution/checkpoints/records/"):
+        command.Command(*arguments).interrupt(signal.SIGKILL, partial(store.list, prefix))
+    assert not store.exists("evolution/MANIFEST.json"), "the kill came too late to prove anything"
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    assert command.outcome(store) == straight
+    assert check_run(store).problems == []
+
+
+UPLOADS = {
+    "a shard": "/rollouts/data/",
+    "a record": "/rollouts/records/",
+    "a training checkpoint": "/vae/checkpoints/data/",
+    "the record of a checkpoint": "/evolution/checkpoints/records/",
+    "a manifest": "/mdnrnn/MANIFEST.json",
+}
+
+
+@pytest.mark.parametrize("upload", UPLOADS)
+@pytest.mark.parametrize("arrived", [False, True], ids=["lost", "arrived"])
+def test_sigkill_in_the_middle_of_an_upload_changes_nothing(
+    proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path, upload: str, arrived: bool
+) -> None:
+    """The driver is killed while it waits for the answer to an upload that the server did, or did not, hear of."""
+    url, part = f"{s3_url}/run", UPLOADS[upload]
+    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+
+    reached = threading.Event()
+
+    def fault(exchange: Exchange) -> None:
+        if arrived:
+            exchange.forward()
+        reached.set()
+        hang(exchange)
+
+    proxy.fail(fault, lambda method, path: method == "PUT" and part in path, UNTIL_KILLED)
+    process = command.Command(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
+    process.interrupt(signal.SIGKILL, reached.is_set)
+    store = open_store(url)
+    assert check_run(store).problems == []
+    code, output = command.run(*arguments)
+    assert code == 0, output
+    assert command.outcome(store) == straight
+
+
+FAULTS = {
+    "503 for every third request": (answer(503, "SlowDown"), 3),
+    "the reply to every fifth write is lost": (drop_reply, 5),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_that_fails_now_and_then_changes_nothing(
+    proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path, fault: str
+) -> None:
+    what, period = FAULTS[fault]
+    requests = 0
+
+    def now_and_then(method: str, path: str) -> bool:
+        nonlocal requests
+        if what is drop_reply and method != "PUT":
+            return False
+        requests += 1
+        return requests % period == 0
+
+    proxy.fail(what, now_and_then, UNTIL_KILLED)
+    url = f"{s3_url}/run"
+    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+    code, output = command.run(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
+    assert code == 0, output
+    assert requests > 10 * period
+    store = open_store(url)
+    assert command.outcome(store) == straight
+    assert check_run(store).problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "bucket", "said"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, None, "AWS_ACCESS_KEY_ID"),
+        ({}, "there-is-none", "there-is-none"),
+        ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "2"}, None, "http://127.0.0.1:9"),
+    ],
+    ids=["secret", "key", "bucket", "endpoint"],
+)
+def test_a_bucket_that_cannot_be_had_is_said_before_anything_begins(
+    s3_url: str, changes: dict[str, str], bucket: str | None, said: str
+) -> None:
+    url = f"s3://{bucket}/run" if bucket else s3_url
+    code, output = command.run("run", "smoke", "--run-dir", url, environment=changes)
+    assert code == 1, output
+    assert said in output
+    assert "Traceback" not in output
+    assert "collect: begins" not in output
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in output
+    assert open_store(s3_url).list() == []

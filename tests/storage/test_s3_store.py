@@ -1,0 +1,386 @@
+"""What a store on S3 promises beside the contract of every store. The server is a real one."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from types import SimpleNamespace
+from typing import Any
+
+import botocore.auth
+import pytest
+
+from pipeline.bench.s3_server import S3Server
+from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.storage import s3_client
+from pipeline.storage.s3 import S3Store
+from tests.conftest import BUCKET
+from tests.storage.proxy import wait_until
+
+CALLS: dict[str, Callable[[S3Store], object]] = {
+    "read": lambda store: store.read("a/k"),
+    "write": lambda store: store.write("a/k", b"1"),
+    "create": lambda store: store.create("a/k", b"1"),
+    "grow": lambda store: store.grow("a/k", b"1", 0),
+    "delete": lambda store: store.delete("a/k"),
+    "exists": lambda store: store.exists("a/k"),
+    "list": lambda store: store.list("a/"),
+    "age_s": lambda store: store.age_s("a/k"),
+}
+
+
+@pytest.fixture(params=sorted(CALLS))
+def call(request: pytest.FixtureRequest) -> Callable[[S3Store], object]:
+    """Each method that talks to the server."""
+    return CALLS[request.param]
+
+
+# ---- the URL
+
+
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        ("s3://my-bucket", "s3://my-bucket"),
+        ("s3://my-bucket/", "s3://my-bucket"),
+        ("s3://my.bucket/runs/one", "s3://my.bucket/runs/one"),
+        ("s3://my-bucket/runs/one/", "s3://my-bucket/runs/one"),
+    ],
+)
+def test_a_url_names_a_bucket_and_a_prefix_that_may_be_empty(url: str, where: str) -> None:
+    assert S3Store(url).locate() == where
+    assert S3Store(url).locate("a/k.bin") == f"{where}/a/k.bin"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "s3:///runs", "s3://ab", "s3://My-Bucket/x", "s3://a_b_c", "s3://-abc", "s3://a..b", "s3://abc:90/x"],
+)
+def test_what_cannot_be_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="bucket"):
+        S3Store(url)
+
+
+@pytest.mark.parametrize("url", ["s3://abc//x", "s3://abc/x//y", "s3://abc/./x", "s3://abc/x/../y"])
+def test_a_prefix_that_other_tools_would_read_otherwise_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="prefix"):
+        S3Store(url)
+
+
+def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as caught:
+        S3Store("s3://me:hunter2@abc/x")
+    assert "hunter2" not in str(caught.value)
+
+
+# ---- objects
+
+
+def test_without_a_prefix_keys_are_those_of_the_bucket(s3_server: S3Server, s3_url: str) -> None:
+    s3_server.create_bucket("whole-bucket")
+    store = S3Store("s3://whole-bucket")
+    store.write("a/k", b"1")
+    assert store.list() == store.list("a/") == ["a/k"]
+    assert s3_server.client.get_object(Bucket="whole-bucket", Key="a/k")["Body"].read() == b"1"
+
+
+def test_runs_whose_prefixes_begin_alike_do_not_see_each_other(s3_url: str) -> None:
+    one, other = S3Store(f"{s3_url}/run"), S3Store(f"{s3_url}/run2")
+    one.write("k", b"1")
+    other.write("k2", b"2")
+    assert one.list() == ["k"]
+    assert other.list() == ["k2"]
+    assert S3Store(s3_url).list("run") == ["run/k", "run2/k2"]
+
+
+def test_the_mark_that_a_console_leaves_for_a_folder_is_no_object(s3_store: S3Store, client: Any) -> None:
+    s3_store.write("folder/k", b"1")
+    for folder in ("", "folder/", "empty/"):
+        client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/{folder}", Body=b"")
+    assert s3_store.list() == s3_store.list("folder/") == ["folder/k"]
+
+
+def test_names_that_a_url_has_to_escape_are_kept(s3_store: S3Store) -> None:
+    keys = sorted(["a b", "a+b", "a%20b", "ä&ö=?", "#1", "~x", "(1)'\""])
+    for key in keys:
+        s3_store.write(key, key.encode())
+    assert s3_store.list() == keys
+    assert [s3_store.read(key) for key in keys] == [key.encode() for key in keys]
+
+
+def test_a_list_of_more_keys_than_a_page_holds_is_whole(s3_store: S3Store, client: Any) -> None:
+    keys = [f"k/{number:04d}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/{key}", Body=b""), keys))
+    assert s3_store.list() == keys
+    assert s3_store.list("k/100") == keys[1000:]
+
+
+def test_an_object_of_many_megabytes_comes_back_to_the_byte(s3_store: S3Store) -> None:
+    data = bytes(range(251)) * 80_000
+    s3_store.write("big", data)
+    assert s3_store.read("big") == data
+
+
+def test_an_object_grows_older_and_a_write_makes_it_young(s3_store: S3Store) -> None:
+    s3_store.write("k", b"1")
+    wait_until(lambda: s3_store.age_s("k") >= 2)
+    s3_store.write("k", b"1")
+    assert s3_store.age_s("k") < 2
+
+
+def test_a_key_that_another_program_took_is_taken(s3_store: S3Store, client: Any) -> None:
+    client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/k", Body=b"another's")
+    with pytest.raises(AlreadyExistsError, match="k exists already"):
+        s3_store.create("k", b"ours")
+    assert s3_store.read("k") == b"another's"
+
+
+@pytest.mark.parametrize(("writers", "rounds"), [(2, 100), (16, 3)])  # SeaweedFS has many of them wait for seconds
+def test_of_many_who_create_one_key_at_once_exactly_one_wins(s3_url: str, writers: int, rounds: int) -> None:
+    stores = [S3Store(s3_url) for _ in range(writers)]
+    barrier = Barrier(writers)
+
+    def create(writer: int) -> list[bool]:
+        won = []
+        for number in range(rounds):
+            barrier.wait()
+            try:
+                stores[writer].create(f"k/{number}", str(writer).encode())
+                won.append(True)
+            except AlreadyExistsError:
+                won.append(False)
+        return won
+
+    with ThreadPoolExecutor(writers) as pool:
+        won = list(pool.map(create, range(writers)))
+    for number in range(rounds):
+        winners = [writer for writer in range(writers) if won[writer][number]]
+        assert [str(winner).encode() for winner in winners] == [stores[0].read(f"k/{number}")]
+
+
+# ---- one client a process
+
+
+def test_a_pickled_store_is_small_and_holds_no_credentials(s3_server: S3Server, s3_store: S3Store) -> None:
+    s3_store.write("k", b"1")
+    data = pickle.dumps(s3_store)
+    assert len(data) < 500
+    assert s3_server.environment["AWS_SECRET_ACCESS_KEY"].encode() not in data
+    assert s3_server.environment["AWS_ACCESS_KEY_ID"].encode() not in data
+    assert pickle.loads(data).read("k") == b"1"
+
+
+def test_all_stores_of_a_process_share_one_client(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[float, ...]] = []
+    make = s3_client._made_client
+
+    def counted(*timeouts: float) -> Any:
+        made.append(timeouts)
+        return make(*timeouts)
+
+    monkeypatch.setattr(s3_client, "_clients", {})
+    monkeypatch.setattr(s3_client, "_made_client", counted)
+    stores = [S3Store(f"{s3_url}/{number % 2}") for number in range(16)]
+    barrier = Barrier(len(stores))
+    with ThreadPoolExecutor(len(stores)) as pool:
+        list(pool.map(lambda store: (barrier.wait(), store.write("k", b"1")), stores))
+    pickle.loads(pickle.dumps(stores[0])).read("k")
+    assert len(made) == 1
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "another")
+    with pytest.raises(StorageError):
+        stores[0].read("k")
+    assert len(made) == 2, "another environment is another client"
+
+
+def _run(script: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_boto3_is_imported_by_the_first_request_only() -> None:
+    script = """
+import sys
+import time
+from pipeline.storage.s3 import S3Store
+S3Store("s3://abc/x").locate("k")
+print(sorted({"boto3", "botocore"} & set(sys.modules)))
+"""
+    assert _run(script) == "[]\n"
+
+
+def test_a_child_that_was_forked_in_the_middle_of_a_request_makes_a_client_of_its_own(s3_url: str) -> None:
+    script = f"""
+import os, signal, threading
+from pipeline.storage import s3_client
+from pipeline.storage.s3 import S3Store
+
+store = S3Store({s3_url!r})
+store.write("k", b"1")
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        store.read("k")
+thread = threading.Thread(target=busy)
+thread.start()
+ends = []
+for number in range(8):
+    s3_client._lock.acquire()  # as if another thread were just making a client
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        assert store.read("k") == b"1"
+        store.create(f"child/{{number}}", b"")
+        os._exit(len({{id(client) for client in s3_client._clients.values()}}))
+    s3_client._lock.release()
+    ends.append(os.waitpid(child, 0)[1])
+    store.write("k", b"1")
+stop.set()
+thread.join()
+print([os.waitstatus_to_exitcode(end) for end in ends], len(store.list("child/")))
+"""
+    assert _run(script) == f"{[2] * 8} 8\n", "the parent's client, which is left alone, and the child's own"
+
+
+# ---- what a user has to see to
+
+
+def _refusal(store: S3Store, call: Callable[[S3Store], object]) -> str:
+    with pytest.raises(StorageError) as caught:
+        call(store)
+    assert type(caught.value) is StorageError
+    return str(caught.value)
+
+
+def test_no_credentials(s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    message = _refusal(s3_store, call)
+    assert "there are no AWS credentials to use" in message
+    assert "AWS_ACCESS_KEY_ID" in message
+
+
+def test_half_of_the_credentials(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "missing: AWS_SECRET_ACCESS_KEY" in _refusal(s3_store, CALLS["read"])
+
+
+def test_a_profile_that_is_not_there(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "nobody" in _refusal(s3_store, CALLS["read"])
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials(
+    s3_server: S3Server,
+    s3_store: S3Store,
+    call: Callable[[S3Store], object],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setenv(name, "wrong-and-secret")
+    message = _refusal(s3_store, call)
+    assert "refuses the credentials (403" in message
+    assert s3_server.endpoint in message
+    assert "wrong-and-secret" not in message
+    assert s3_server.environment["AWS_SECRET_ACCESS_KEY"] not in message
+
+
+def test_a_bucket_that_does_not_exist(s3_server: S3Server, s3_url: str, call: Callable[[S3Store], object]) -> None:
+    message = _refusal(S3Store("s3://no-such-bucket/x"), call)
+    assert f"there is no bucket no-such-bucket at {s3_server.endpoint}" in message
+
+
+def test_an_endpoint_that_does_not_answer(
+    s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        message = _refusal(s3_store, call)
+    assert f"{endpoint} does not answer as it should (EndpointConnectionError; 2 tries)" in message
+    assert "Nothing that was committed is touched" in message
+    assert "the same command goes on" in message
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_clock_that_is_too_far_off(
+    s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    true_datetime, true_time = botocore.auth.get_current_datetime, time.time
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: true_datetime() + timedelta(hours=hours))
+    monkeypatch.setattr("pipeline.storage.s3_errors.time", SimpleNamespace(time=lambda: true_time() + 3600 * hours))
+    message = _refusal(s3_store, call)
+    assert "the clock of this machine is 7" in message
+    assert "Set the clock" in message
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "http://me:hunter2@", "http://me:hunter2@host name"])
+def test_an_endpoint_that_is_no_url_is_refused_without_its_password(
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    with pytest.raises(ConfigError, match="AWS") as caught:
+        s3_store.read("k")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_password_in_the_endpoint_is_never_shown(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://me:hunter2@127.0.0.1:{nobody.getsockname()[1]}")
+        assert "hunter2" not in _refusal(s3_store, CALLS["read"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
+def test_a_number_of_tries_that_is_none_is_refused(
+    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
+    with pytest.raises(ConfigError, match=f"AWS_MAX_ATTEMPTS={value}"):
+        s3_store.read("k")
+
+
+def test_plain_http_to_another_machine_is_warned_of_once(
+    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    getaddrinfo = socket.getaddrinfo
+
+    def elsewhere(host: Any, *arguments: Any, **named: Any) -> Any:
+        return getaddrinfo("127.0.0.1" if host == "objects.example" else host, *arguments, **named)
+
+    s3_client._warn_of_plain_http.cache_clear()
+    monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
+    with caplog.at_level(logging.WARNING):
+        s3_store.write("k", b"1")
+        assert caplog.messages == [], "nobody is on the way to this machine"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint.replace("127.0.0.1", "objects.example"))
+        assert s3_store.read("k") == b"1"
+        assert S3Store(s3_store.locate(), read_timeout=20).read("k") == b"1"
+    assert len(caplog.messages) == 1
+    assert "http://objects.example" in caplog.messages[0]
+    assert "IS NOT ENCRYPTED" in caplog.messages[0]
+
+
+def test_the_checksums_of_newer_clients_are_sent_only_where_the_environment_asks_for_them(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3_client.shared_client(10, 30).meta.config.request_checksum_calculation == "when_required"
+    assert s3_client.shared_client(10, 30).meta.config.response_checksum_validation == "when_required"
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_supported")
+    assert s3_client.shared_client(10, 30).meta.config.request_checksum_calculation == "when_supported"
+    assert s3_client.shared_client(10, 30).meta.config.response_checksum_validation == "when_supported"

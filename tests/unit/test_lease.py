@@ -1,0 +1,232 @@
+"""One driver at a time: who may take a run, who may not, and what a driver that lost it can still do."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
+from pipeline.machine import machine_name, process_started
+from pipeline.storage import lease, sealed
+from pipeline.storage.lease import FencedStore, Lease, Owner, last_sitting
+from pipeline.storage.manifest import commit, read_records
+from pipeline.storage.store import LocalStore, Store
+
+HERE = Owner(
+    epoch=1,
+    purpose="run",
+    host=socket.gethostname(),
+    machine=machine_name(),
+    pid=os.getpid(),
+    process_started=process_started(os.getpid()) or 0.0,
+    began=0.0,
+    heartbeat_s=0.1,
+    expiry_s=3.0,
+)
+ELSEWHERE = replace(HERE, host="far-away", machine="far-away boot pid", pid=7)
+
+
+def new_lease(store: Store, **changes: Any) -> Lease:
+    return Lease(store, **{"purpose": "run", "heartbeat_s": 0.1, "expiry_s": 3.0, "about": {}, **changes})
+
+
+def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
+    """A sitting as its owner left it."""
+    store.create(f"sittings/{owner.epoch:06d}/begun.json", sealed.to_bytes(asdict(owner)))
+    if heartbeat:
+        beat(store, owner, **heartbeat)
+
+
+def beat(store: Store, owner: Owner, **heartbeat: Any) -> None:
+    content = {"count": 1, "time": 0.0, "ended": None, **heartbeat}
+    store.write(f"sittings/{owner.epoch:06d}/heartbeat.json", json.dumps(content).encode())
+
+
+def gone_process() -> Owner:
+    """A process of this machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    started = process_started(process.pid) or time.time()
+    process.wait()
+    return replace(HERE, pid=process.pid, process_started=started)
+
+
+def test_sittings_are_numbered_and_each_says_how_it_ended(store: Store) -> None:
+    with new_lease(store, about={"cpu": "fast"}) as first:
+        assert first.epoch == 1
+    with pytest.raises(ZeroDivisionError), new_lease(store) as second:
+        assert second.epoch == 2
+        raise ZeroDivisionError
+    assert lease.epochs(store) == [1, 2]
+    assert [lease.read_sitting(store, epoch).ended for epoch in (1, 2)] == ["complete", "ZeroDivisionError"]
+    owner = lease.read_owner(store, 1)
+    assert (owner.host, owner.pid, owner.about) == (socket.gethostname(), os.getpid(), {"cpu": "fast"})
+
+
+def test_a_second_driver_is_refused_with_the_owners_host_pid_and_age(store: Store) -> None:
+    with new_lease(store, expiry_s=600.0), pytest.raises(LeaseError) as refused, new_lease(store):
+        pass
+    assert socket.gethostname() in str(refused.value)
+    assert f"pid {os.getpid()}" in str(refused.value)
+    assert "last sign of life was 0 s ago" in str(refused.value)
+    with pytest.raises(LeaseError), new_lease(store, expiry_s=600.0):
+        lease.refuse_if_driven(store)
+
+
+def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> None:
+    dead = replace(gone_process(), expiry_s=3600.0)
+    put(store, dead, count=5)
+    lease.refuse_if_driven(store)
+    began = time.monotonic()
+    with new_lease(store) as fenced:
+        assert fenced.epoch == 2
+    assert time.monotonic() - began < 600, "it did not wait for the expiry"
+
+
+def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(store: Store) -> None:
+    put(store, replace(HERE, process_started=HERE.process_started - 1000, expiry_s=3600.0), count=1)
+    with new_lease(store) as fenced:
+        assert fenced.epoch == 2
+
+
+@pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
+def test_a_silent_driver_elsewhere_is_succeeded_after_its_expiry(store: Store, heartbeat: dict[str, Any]) -> None:
+    put(store, ELSEWHERE, **heartbeat)
+    lease.refuse_if_driven(store)  # it may be dead: that takes waiting to find out
+    sitting = last_sitting(store)
+    assert sitting is not None and not sitting.over
+    with new_lease(store) as fenced:
+        assert fenced.epoch == 2
+    assert lease.read_sitting(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
+
+
+def test_a_driver_elsewhere_that_gives_a_sign_while_one_waits_keeps_its_run(store: Store) -> None:
+    put(store, replace(ELSEWHERE, expiry_s=60.0), count=5)
+    threading.Timer(1.0, beat, (store, ELSEWHERE), {"count": 6}).start()
+    with pytest.raises(LeaseError, match="far-away, pid 7"), new_lease(store):
+        pass
+    assert lease.epochs(store) == [1]
+
+
+@pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
+def test_the_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> None:
+    """Only the store's clock counts: by the owner's, this heartbeat is a day old, or of tomorrow."""
+    put(store, replace(ELSEWHERE, began=time.time() + skew_s), count=5, time=time.time() + skew_s)
+    sitting = last_sitting(store)
+    assert sitting is not None and sitting.age_s < 2.5 and not sitting.over
+    with new_lease(store) as fenced:
+        assert fenced.epoch == 2
+
+
+def test_a_sitting_that_ended_is_succeeded_at_once_wherever_it_was(store: Store) -> None:
+    put(store, replace(ELSEWHERE, expiry_s=3600.0), count=5, ended="complete")
+    with new_lease(store) as fenced:
+        assert fenced.epoch == 2
+
+
+def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
+    outcomes: list[str] = []
+    done = threading.Event()
+
+    def take() -> None:
+        try:
+            with new_lease(store, expiry_s=600.0):
+                outcomes.append("taken")
+                done.wait(30)
+        except LeaseError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while len(outcomes) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused"] * 7 + ["taken"]
+
+
+def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> None:
+    first = FencedStore(store, 1)
+    put(store, HERE, count=1)
+    commit(first, "stage", "one.bin", b"one")
+    before = {key: store.read(key) for key in store.list()}
+    put(store, replace(ELSEWHERE, epoch=2))
+    seals = (
+        lambda: commit(first, "stage", "two.bin", b"two"),
+        lambda: first.create("stage/MANIFEST.json", b"{}"),
+        lambda: first.write("config.yaml", b""),
+        lambda: first.grow("stage/metrics.jsonl", b"row", 0),
+        lambda: first.delete("stage/records/one.bin.json"),
+        lambda: first.remove_leftover("tmpabc"),
+    )
+    for seal in seals:
+        with pytest.raises(LeaseError, match=r"lost .* to `run` on far-away, pid 7"):
+            seal()
+    after = {key: store.read(key) for key in store.list()}
+    assert {key: after[key] for key in before} == before
+    assert after.keys() - before.keys() == {"sittings/000002/begun.json"}
+    assert read_records(first, "stage").keys() == {"one.bin"}, "it may still look"
+
+
+def test_what_is_committed_carries_the_epoch(store: Store) -> None:
+    with new_lease(store):
+        pass
+    with new_lease(store) as fenced:
+        assert commit(fenced, "stage", "one.bin", b"one").epoch == 2
+    assert read_records(store, "stage")["one.bin"].epoch == 2
+
+
+def test_heartbeats_go_on_until_the_end_and_survive_a_store_that_fails_for_a_while(
+    local_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_lease(local_store, heartbeat_s=0.02):
+        _wait_for_heartbeats(local_store, 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(local_store), "write", _fails)
+            time.sleep(0.1)
+        _wait_for_heartbeats(local_store, lease.read_sitting(local_store, 1).heartbeats + 3)
+    assert lease.read_sitting(local_store, 1).ended == "complete"
+
+
+def _fails(*_: Any) -> None:
+    raise StorageError("the disk is away")
+
+
+def _wait_for_heartbeats(store: Store, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while lease.read_sitting(store, 1).heartbeats < count:
+        assert time.monotonic() < deadline, "the heartbeats stopped"
+        time.sleep(0.01)
+
+
+def test_the_beginning_of_a_sitting_that_was_changed_is_damage(store: Store) -> None:
+    put(store, HERE, count=1)
+    key = "sittings/000001/begun.json"
+    store.write(key, store.read(key).replace(b'"pid"', b'"pit"'))
+    with pytest.raises(StorageError, match=r"begun\.json"), new_lease(store):
+        pass
+
+
+def test_the_create_that_takes_a_lease_is_exclusive(store: Store) -> None:
+    put(store, HERE)
+    with pytest.raises(AlreadyExistsError):
+        put(store, HERE)
+
+
+def test_a_store_whose_creates_are_not_exclusive_is_refused(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "create", LocalStore.write)
+    with pytest.raises(StorageError, match="ignores If-None-Match"), new_lease(local_store):
+        pass

@@ -1,0 +1,232 @@
+"""Checking, cleaning and copying a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StorageError
+from pipeline.presets import CONFIG_KEY, dump
+from pipeline.storage import maintenance
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.lease import last_sitting
+from pipeline.storage.maintenance import check_run, copy_run, find_garbage, remove_garbage
+from pipeline.storage.manifest import commit, read_manifest, read_records, seal
+from pipeline.storage.store import LocalStore, Store
+from tests.made_run import make_config, put_data, put_evaluation
+from tests.unit.test_lease import ELSEWHERE, HERE, put
+
+SHARD = "rollouts/records/shard-00001.parquet.json"
+
+
+@pytest.fixture
+def made(store: Store) -> Store:
+    """A complete run with a few checkpoints."""
+    config = make_config()
+    put_data(store, config)
+    put_evaluation(store, 6, {"mean": [1.0, 2.0, 3.0]})
+    for step in range(1, 5):
+        Checkpoints(store, "evolution", keep=9).save(step, b"state %d" % step)
+    store.write(CONFIG_KEY, dump(config).encode())
+    return store
+
+
+def keep(number: int) -> Callable[[str], int]:
+    return lambda prefix: number
+
+
+def objects(store: Store) -> dict[str, bytes]:
+    return {key: store.read(key) for key in store.list()}
+
+
+# ---- check
+
+
+def test_a_whole_run_has_no_problems_and_every_object_is_counted(made: Store) -> None:
+    check = check_run(made)
+    assert check.problems == []
+    assert check.unnamed == []
+    records = [key for key in made.list() if "/records/" in key]
+    assert check.objects == len(records) > 15
+    assert check.manifests == 6
+    latents = read_records(made, "latents").values()
+    assert check.rows == 2 * sum(record.rows for record in latents) + 3  # frames, latents, test episodes
+
+
+def _rewritten(store: Store, key: str, change: Callable[[bytes], bytes]) -> None:
+    store.write(key, change(store.read(key)))
+
+
+def _data_key(store: Store) -> str:
+    return str(json.loads(store.read(SHARD))["key"])
+
+
+DAMAGE: dict[str, tuple[Callable[[Store], Any], str]] = {
+    "flipped bit": (
+        lambda s: _rewritten(s, _data_key(s), lambda data: data[:999] + bytes([data[999] ^ 1]) + data[1000:]),
+        "its bytes have changed",
+    ),
+    "truncated": (lambda s: _rewritten(s, _data_key(s), lambda data: data[:-1]), "were committed"),
+    "missing": (lambda s: s.delete(_data_key(s)), "is missing"),
+    "record": (lambda s: _rewritten(s, SHARD, lambda data: data.replace(b"rows", b"sows")), "shard-00001.parquet.json"),
+    "record missing": (lambda s: s.delete(SHARD), "names shard-00001.parquet, and no record does"),
+    "manifest": (
+        lambda s: _rewritten(s, "vae/MANIFEST.json", lambda data: data.replace(b"vae", b"vea")),
+        "vae/MANIFEST.json does not match its own checksum",
+    ),
+    "checkpoint": (
+        lambda s: _rewritten(s, s.list("evolution/checkpoints/data/")[1], lambda data: b"S" + data[1:]),
+        "evolution/checkpoints/data/00000002",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_of_every_kind_is_found_and_named(made: Store, how: str) -> None:
+    damage, said = DAMAGE[how]
+    damage(made)
+    problems = check_run(made).problems
+    assert any(said in problem for problem in problems), problems
+    assert all("/" in problem for problem in problems)
+
+
+def test_rows_that_do_not_fit_the_record_are_found(made: Store) -> None:
+    data = made.read(_data_key(made))
+    commit(made, "other", "shard.parquet", data, rows=1)
+    (problem,) = check_run(made).problems
+    assert "rows where 1 were committed" in problem
+
+
+def test_a_stage_made_from_what_is_no_longer_there_is_found(made: Store) -> None:
+    manifest = read_manifest(made, "latents")
+    assert manifest is not None
+    made.delete("latents/MANIFEST.json")
+    seal(made, "latents", replace(manifest, upstream={"rollouts": "0" * 64}))
+    assert any("made from another rollouts/" in problem for problem in check_run(made).problems)
+
+
+def test_what_is_no_run_is_said_to_be_none(store: Store) -> None:
+    for action in (check_run, lambda s: find_garbage(s, keep(1)), lambda s: copy_run(s, s)):
+        with pytest.raises(StorageError, match="holds no run"):
+            action(store)
+
+
+# ---- gc
+
+
+def test_what_no_record_names_and_old_checkpoints_are_garbage_and_nothing_else_is(made: Store) -> None:
+    before = objects(made)
+    made.write("vae/data/half-abc.bin", b"never committed")
+    made.write("evolution/checkpoints/data/00000009-000001-abc", b"its record was never written")
+    garbage = find_garbage(made, keep(2))
+    assert garbage.data == ["evolution/checkpoints/data/00000009-000001-abc", "vae/data/half-abc.bin"]
+    assert [name for _, name in garbage.checkpoints] == ["00000002-000000", "00000001-000000"]
+    assert len(objects(made)) == len(before) + 2, "looking changes nothing"
+    remove_garbage(made, garbage)
+    left = objects(made)
+    assert Checkpoints(made, "evolution").steps() == [3, 4]
+    gone = {key.rpartition("/")[2][:8] for key in before.keys() - left.keys()}
+    assert gone == {"00000001", "00000002"}
+    assert all(before[key] == data for key, data in left.items())
+    assert check_run(made).problems == []
+    assert len(find_garbage(made, keep(2))) == 0
+
+
+def test_a_damaged_checkpoint_is_not_counted_as_one_that_is_kept(made: Store) -> None:
+    key = made.list("evolution/checkpoints/data/00000004-")[0]
+    made.write(key, b"damaged")
+    garbage = find_garbage(made, keep(2))
+    assert [name for _, name in garbage.checkpoints] == ["00000001-000000"]
+
+
+def test_nothing_is_called_unnamed_where_a_record_cannot_be_read(made: Store) -> None:
+    made.write(SHARD, b"{")
+    assert find_garbage(made, keep(9)).data == []
+
+
+def test_what_killed_writers_left_is_removed(local_store: LocalStore) -> None:
+    local_store.write(CONFIG_KEY, b"{}")
+    (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
+    garbage = find_garbage(local_store, keep(2))
+    assert garbage.leftovers == ["tmpabc"]
+    remove_garbage(local_store, garbage)
+    assert list((local_store.root / ".tmp").iterdir()) == []
+
+
+# ---- copy
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "copy")
+
+
+def test_a_copy_is_the_same_to_the_byte_and_needs_no_more_than_an_empty_place(made: Store, target: LocalStore) -> None:
+    assert copy_run(made, target) == len(made.list())
+    assert objects(target) == objects(made)
+    assert copy_run(made, target) == len(made.list()), "again is no error"
+    back = LocalStore(target.root.parent / "back")
+    copy_run(target, back)
+    assert objects(back) == objects(made)
+
+
+def test_an_interrupted_copy_is_no_run_and_goes_on(
+    made: Store, target: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_THREADS", 1)
+    write = LocalStore.write
+    keys: list[str] = []
+
+    def stops(self: LocalStore, key: str, data: bytes) -> None:
+        if len(keys) == len(made.list()) - 3:
+            raise KeyboardInterrupt
+        keys.append(key)
+        write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "write", stops)
+        with pytest.raises(KeyboardInterrupt):
+            copy_run(made, target)
+    with pytest.raises(StorageError, match="holds no run"):
+        check_run(target)
+    seals = [key.endswith("MANIFEST.json") for key in keys]
+    assert any(seals) and seals == sorted(seals), "what seals comes after what it seals"
+    copy_run(made, target)
+    assert objects(target) == objects(made)
+
+
+def test_a_damaged_object_is_not_copied(made: Store, target: LocalStore) -> None:
+    made.write(_data_key(made), b"damaged")
+    with pytest.raises(StorageError, match="shard-00001"):
+        copy_run(made, target)
+    assert not target.exists(CONFIG_KEY)
+
+
+def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: LocalStore) -> None:
+    target.write("thesis.tex", b"ten years")
+    with pytest.raises(StorageError, match=r"thesis\.tex"):
+        copy_run(made, target)
+    target.delete("thesis.tex")
+    target.write("rollouts/MANIFEST.json", b"of another run")
+    with pytest.raises(StorageError, match="is another than"):
+        copy_run(made, target)
+    assert target.read("rollouts/MANIFEST.json") == b"of another run"
+
+
+def test_a_run_that_is_driven_is_not_copied(made: Store, target: LocalStore) -> None:
+    put(made, HERE, count=1)
+    with pytest.raises(StorageError, match="is being driven by"):
+        copy_run(made, target)
+    assert target.list() == []
+
+
+def test_the_copy_of_a_run_whose_driver_died_is_driven_by_nobody(made: Store, target: LocalStore) -> None:
+    put(made, replace(ELSEWHERE, expiry_s=0.0), count=1)
+    copy_run(made, target)
+    sitting = last_sitting(target)
+    assert sitting is not None and sitting.ended == "copied"
