@@ -26,7 +26,7 @@ from pipeline.storage.store import open_store
 from tests.e2e import command
 
 _WORKER_SHARE = 0.3  # of kills that hit a worker and not the driver
-_LONGEST_S = 25.0
+_LONGEST_S = 20.0
 _BUCKET = "soak"
 
 
