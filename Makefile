@@ -27,7 +27,7 @@ demo: $(READY)
 	$(BIN)/world-models run tiny --run-dir $(RUN_DIR)
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak $(SOAK)

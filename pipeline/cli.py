@@ -48,6 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 143 if terminated else 130
 
 
+def entry() -> None:
+    """The command's process: it ends at once after a stop, whatever thread still waits for a store."""
+    code = main()
+    if code in (130, 143):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the command as Ctrl-C does: KeyboardInterrupt is what Ray's own calls let through."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -167,6 +177,9 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
 
         check_devices(config, executor)
         with lease_for(config, store, command) as fenced:
+            # Once more: another driver may have begun the run, and ended, since.
+            _check_same_run(config, store)
+            check_machine(store, exact=config.execution.exact, epoch=fenced.epoch)
             fenced.write(CONFIG_KEY, dump(config).encode())
             failpoint("config-written")
             run_stages(config, fenced, executor, STAGES if command == "run" else [stage_named(command)])

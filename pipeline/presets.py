@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedDataError
 
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
@@ -73,6 +73,8 @@ def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: it is of another version, or was changed by hand.
     """
     values = parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY)
+    if not isinstance(values, dict):
+        raise DamagedDataError(f"{store.locate(CONFIG_KEY)} holds no config: restore it from a copy")
     for override in overrides:
         _apply(values, override)
     return validate(values, store.locate(CONFIG_KEY))

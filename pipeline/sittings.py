@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedDataError
 from pipeline.identity import code_version, cpu_kind, library_versions
 from pipeline.storage.lease import SITTINGS, Lease, epochs, read_owner, read_sitting
 from pipeline.storage.store import Store
@@ -26,8 +26,13 @@ def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
     )
 
 
-def check_machine(store: Store, *, exact: bool) -> None:
+def check_machine(store: Store, *, exact: bool, epoch: int | None = None) -> None:
     """Compare this machine and code with those that the run was begun with; what differs is logged.
+
+    Args:
+        store: the run's.
+        exact: whether another kind of CPU is refused.
+        epoch: of this sitting, if it has begun: it is not compared with itself, and nothing is logged twice.
 
     Raises:
         ConfigError: the run was begun on another kind of CPU and must be exact.
@@ -42,7 +47,7 @@ def check_machine(store: Store, *, exact: bool) -> None:
             "same to the bit. Go on there, or accept it with -o execution.exact=false"
         )
     for key in ("cpu", "code_version", "versions"):
-        if first[key] != this[key]:
+        if epoch is None and first[key] != this[key]:
             logger.warning("this run was begun with %s %s, this sitting has %s: recorded", key, first[key], this[key])
 
 
@@ -71,8 +76,11 @@ def stage_seconds(store: Store, stage: str) -> float:
 def _seconds(store: Store, epoch: int, key: str) -> float:
     if not store.exists(key):
         return 0.0
-    row = json.loads(store.read(key))
-    seconds = row["seconds"]
+    try:
+        row = json.loads(store.read(key))
+        seconds = row["seconds"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedDataError(f"{store.locate(key)} is damaged ({error}): remove it, it only tells seconds") from error
     if seconds is None:
         seconds = max(0.0, read_sitting(store, epoch).time - row["began"]) if epoch in epochs(store) else 0.0
     return float(row["earlier"] + seconds)

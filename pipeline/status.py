@@ -39,11 +39,12 @@ def describe_run(store: Store) -> str:
     if state is not None and state["history"]:
         last = state["history"][-1]
         seconds = state["seconds"] / last.generation
-        left = (config.evolve.generations - last.generation) * seconds
+        ended = read_manifest(store, "evolution") is not None
+        left = max(0, config.evolve.generations - last.generation) * seconds
         lines.append(
             f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
             f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s a generation, "
-            f"{tqdm.format_interval(left)} left, {state['env_steps']:,} steps"
+            f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
             lines.append(f"  best on validation {state['best_validation']:.1f}, generation {state['best_generation']}")
@@ -57,13 +58,13 @@ def describe_run(store: Store) -> str:
 
 
 def _newest_checkpoint(store: Store) -> str | None:
-    found = []
-    for stage in STAGES:
+    """Of the last stage that has one."""
+    for stage in reversed(STAGES):
         checkpoints = Checkpoints(store, stage.prefix)
         age = checkpoints.age_s()
         if age is not None:
-            found.append((age, f"{stage.name} at {checkpoints.steps()[-1]:,}, {_ago(age)}"))
-    return min(found)[1] if found else None
+            return f"{stage.name} at {checkpoints.steps()[-1]:,}, {_ago(age)}"
+    return None
 
 
 def _owner(sitting: Sitting) -> str:
@@ -76,6 +77,8 @@ def _owner(sitting: Sitting) -> str:
         return f"nobody drives it; the last was {owner}, which died; {sign}"
     if sitting.over:
         return f"nobody drives it, it seems; the last was {owner}, which is silent; {sign}"
+    if owner.alive_here and not sitting.seen_alive:
+        return f"driven by {owner}, whose process is there but gives no sign of life: frozen?; {sign}"
     return f"driven by {owner}, alive; {sign}"
 
 

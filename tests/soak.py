@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -42,13 +42,18 @@ def _preset(folder: Path) -> str:
         evaluate__episodes=20,
         execution__executor="ray",
         execution__workers=2,
+        execution__max_attempts=100,  # a worker may be hit again and again
     )
 
 
 def _workers(driver: psutil.Process) -> list[psutil.Process]:
     """The Ray workers that run something for a driver."""
     found = []
-    for process in driver.children(recursive=True):
+    try:
+        children = driver.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    for process in children:
         try:
             name = process.cmdline()[0]
             # Ray's own agents have such names, too: with one of them all of a node goes.
@@ -78,10 +83,12 @@ def _sit(arguments: list[str], rng: random.Random, kills: Counter[str], log: Pat
             workers = _workers(driver) if rng.random() < _WORKER_SHARE else []
         if not workers:
             process.send_signal(signal.SIGKILL)
-            kills["driver"] += 1
-            return process.wait()
-        rng.choice(workers).kill()
-        kills["worker"] += 1
+            code = process.wait()
+            kills["driver"] += code == -signal.SIGKILL
+            return code
+        with suppress(psutil.NoSuchProcess):
+            rng.choice(workers).kill()
+            kills["worker"] += 1
 
 
 def soak(wanted: int, seed: int, run_dirs: list[str], folder: Path) -> bool:

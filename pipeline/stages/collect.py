@@ -18,7 +18,7 @@ from pipeline.metrics import MetricsLog, Row
 from pipeline.progress import Progress, Update
 from pipeline.rollouts.episode import record_episode
 from pipeline.rollouts.policies import make_policy
-from pipeline.storage.manifest import Record, commit, read_records
+from pipeline.storage.manifest import Record, commit, read_records, require_records
 from pipeline.storage.shards import episodes_to_bytes, shard_name
 from pipeline.storage.store import Store
 from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind
@@ -107,6 +107,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     steps += record.rows
                     metrics.log(done, _metrics(steps, record))
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before))
+    require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
     return {"env_steps": steps, "env_steps_this_sitting": steps - restored}
 
 

@@ -13,7 +13,7 @@ from pipeline.executor import Executor
 from pipeline.metrics import MetricsLog
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.progress import Progress, Update
-from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest
+from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest, require_records
 from pipeline.storage.shards import LatentEpisode, episodes_in, latents_to_bytes
 from pipeline.storage.store import Store
 from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind, read_ahead
@@ -86,4 +86,5 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     done += record.rows
                     metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored))
+    require_records(store, PREFIX, frames.keys())
     return {"frames": total}

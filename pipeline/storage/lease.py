@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
@@ -185,6 +185,7 @@ class FencedStore:
     def __init__(self, store: Store, epoch: int) -> None:
         self._store = store
         self._epoch = epoch
+        self._changes = store.guarded(self.check)
 
     @property
     def epoch(self) -> int:
@@ -207,23 +208,26 @@ class FencedStore:
 
     def write(self, key: str, data: bytes) -> None:
         self.check()
-        self._store.write(key, data)
+        self._changes.write(key, data)
 
     def create(self, key: str, data: bytes) -> None:
         self.check()
-        self._store.create(key, data)
+        self._changes.create(key, data)
 
     def grow(self, key: str, data: bytes, present: int) -> None:
         self.check()
-        self._store.grow(key, data, present)
+        self._changes.grow(key, data, present)
 
     def delete(self, key: str) -> None:
         self.check()
-        self._store.delete(key)
+        self._changes.delete(key)
 
     def remove_leftover(self, name: str) -> None:
         self.check()
-        self._store.remove_leftover(name)
+        self._changes.remove_leftover(name)
+
+    def guarded(self, look: Callable[[], None]) -> FencedStore:
+        return self  # it looks by itself
 
     def read(self, key: str) -> bytes:
         return self._store.read(key)

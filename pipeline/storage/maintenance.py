@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.errors import DamagedDataError, StorageError
-from pipeline.presets import CONFIG_KEY
+from pipeline.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.presets import CONFIG_KEY, saved_config
 from pipeline.progress import Progress, Update
-from pipeline.storage import lease
+from pipeline.storage import lease, sealed
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import (
     MANIFEST,
@@ -63,7 +63,7 @@ def check_run(store: Store) -> Check:
         for count, (key, outcome) in enumerate(_in_threads(lambda key: _verify(store, key), records), 1):
             if isinstance(outcome, str):
                 found.problems.append(outcome)
-            else:
+            elif outcome is not None:
                 found.objects += 1
                 found.rows += outcome.rows
                 found.size_bytes += outcome.size_bytes
@@ -72,12 +72,13 @@ def check_run(store: Store) -> Check:
         if key.endswith("/" + MANIFEST):
             found.problems += _manifest_problems(store, key.removesuffix("/" + MANIFEST))
             found.manifests += 1
+    found.problems += _small_problems(store, keys)
     found.unnamed = unnamed_data(store, keys)
     return found
 
 
-def _verify(store: Store, record_key: str) -> Record | str:
-    """The record of one object that is whole; what is wrong with it, if it is not."""
+def _verify(store: Store, record_key: str) -> Record | str | None:
+    """The record of one object that is whole; what is wrong with it, if it is not; None where it is gone by now."""
     try:
         record = read_record(store, record_key)
         data = read_verified(store, record, record_key.split(_RECORDS)[0])
@@ -85,9 +86,28 @@ def _verify(store: Store, record_key: str) -> Record | str:
             rows = num_rows(data, store.locate(record.key))
             if rows != record.rows:
                 return f"{store.locate(record.key)} has {rows} rows where {record.rows} were committed"
+    except FileNotFoundError:
+        return None
     except DamagedDataError as error:
-        return str(error)
+        # A driver that is at work prunes checkpoints: the record first, then the bytes.
+        return str(error) if store.exists(record_key) else None
     return record
+
+
+def _small_problems(store: Store, keys: list[str]) -> list[str]:
+    """What is wrong with the small objects that a run is gone on with by: its config, and what seals itself."""
+    problems = []
+    try:
+        saved_config(store)
+    except (ConfigError, DamagedDataError) as error:
+        problems.append(str(error))
+    for key in keys:
+        if key.endswith(("/BEGUN.json", "/begun.json")) or "/superseded/" in key:
+            try:
+                sealed.read(store, key, "what it should be")
+            except DamagedDataError as error:
+                problems.append(str(error))
+    return problems
 
 
 def _manifest_problems(store: Store, prefix: str) -> list[str]:
@@ -95,17 +115,19 @@ def _manifest_problems(store: Store, prefix: str) -> list[str]:
     try:
         manifest = read_manifest(store, prefix)
         assert manifest is not None
-        sealed = manifest.records
+        named = manifest.records
         present = {key: read_record(store, key) for key in store.list(f"{prefix}{_RECORDS}")}
     except DamagedDataError as error:
         return [str(error)]
     where = store.locate(f"{prefix}/{MANIFEST}")
     by_name = {record.name: record for record in present.values()}
-    problems = [f"{where} names {name}, and no record does" for name in sealed if name not in by_name]
+    problems = [
+        f"{where} names {name}, and no record does: restore that from a copy" for name in named if name not in by_name
+    ]
     problems += [
         f"{where} and the record of {name} are of different bytes"
         for name, record in by_name.items()
-        if name in sealed and sealed[name].sha256 != record.sha256
+        if name in named and named[name].sha256 != record.sha256
     ]
     problems += [f"{where} was made from another {upstream}/ than is there" for upstream in outgrown(store, manifest)]
     return problems
@@ -114,14 +136,18 @@ def _manifest_problems(store: Store, prefix: str) -> list[str]:
 def unnamed_data(store: Store, keys: list[str]) -> list[str]:
     """Keys of data that no record names: of writes that were never committed, and of pruned checkpoints.
 
-    Where a record is damaged, what it named is not known, and nothing of that stage is called unnamed.
+    Where a record is damaged or vanishes meanwhile, what it named is not known, and nothing of that stage is called
+    unnamed.
     """
     unnamed = []
     for prefix in sorted({key.split("/data/")[0] for key in keys if "/data/" in key}):
         try:
             named = {read_record(store, key).key for key in keys if key.startswith(f"{prefix}{_RECORDS}")}
-        except DamagedDataError:
+            manifest = read_manifest(store, prefix)
+        except (DamagedDataError, FileNotFoundError):
             continue
+        # Sealed data whose record is gone is damage to be mended, not garbage.
+        named |= {record.key for record in manifest.records.values()} if manifest is not None else set()
         unnamed += [key for key in keys if key.startswith(f"{prefix}/data/") and key not in named]
     return unnamed
 
@@ -210,6 +236,8 @@ def copy_run(source: Store, target: Store) -> int:
             done = sum(_copied_at(key)[0] < order for key in keys)
             for count, _ in enumerate(_in_threads(lambda key: _copy_object(source, target, key), batch), done + 1):
                 show(Update(count, len(keys)))
+    if lease.epochs(source) != ([] if last is None else [*range(1, last.owner.epoch + 1)]):
+        raise StorageError(f"{source.locate()} was driven meanwhile: the copy is of no one moment. Copy it again.")
     if last is not None and last.ended is None:
         # Whoever drove the source is not driving the copy.
         lease.end_sitting(target, last.owner.epoch, "copied")

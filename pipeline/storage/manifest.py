@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -190,6 +190,21 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
             "Run it first, or run the whole pipeline with `world-models run`."
         )
     return manifest
+
+
+def require_records(store: Store, prefix: str, names: Collection[str]) -> None:
+    """Refuse to seal a stage whose workers said that they committed what is not here.
+
+    Raises:
+        StorageError: records are missing.
+    """
+    missing = sorted(set(names) - read_records(store, prefix).keys())
+    if missing:
+        raise StorageError(
+            f"{store.locate(prefix)} lacks {len(missing)} of {len(names)} records, {missing[0]} first, though workers "
+            "committed them: does every node see this run directory at the same place? Use a bucket, or a folder that "
+            "all of them share, and run the same command again."
+        )
 
 
 def newest(records: Mapping[str, Record], start: str) -> Record | None:

@@ -5,6 +5,7 @@ Credentials, region and endpoint come from the standard AWS environment, files a
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import random
@@ -53,10 +54,16 @@ class S3Store:
 
     epoch = 0
 
-    def __init__(self, url: str, *, connect_timeout: float = 10.0, read_timeout: float = 30.0) -> None:
+    def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 15.0) -> None:
         self.bucket, self.prefix = _parse(url)
         self._timeouts = (connect_timeout, read_timeout)
         self._bucket_seen = False
+        self._look: Callable[[], None] | None = None
+
+    def guarded(self, look: Callable[[], None]) -> S3Store:
+        guarded = copy.copy(self)
+        guarded._look = look
+        return guarded
 
     def read(self, key: str) -> bytes:
         def ask(client: Any) -> bytes:
@@ -185,6 +192,8 @@ class S3Store:
                 if tries >= _SILENT_TRIES:
                     logger.warning("cannot %s (%s); trying again in %.1f s", what, s3_errors.kind(error), wait)
             time.sleep(wait)
+            if self._look is not None:
+                self._look()
             tries += 1
 
 

@@ -65,4 +65,12 @@ def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataE
 
 def remedy(store: Store, key: str) -> str:
     """What to do about a small object that is damaged."""
-    return f"Remove {store.locate(key)} and run the same command again: what it committed is made anew."
+    if key.startswith("sittings/"):
+        return "Restore it from a copy; or, if no driver of the run lives, remove it and run the same command again."
+    prefix, found, _ = key.partition("/records/")
+    seal = f"{prefix}/MANIFEST.json"
+    manifest = f" and {store.locate(seal)}" if found and store.exists(seal) else ""
+    return (
+        f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again: what it "
+        "committed is made anew."
+    )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
 from pipeline.failpoints import failpoint
 
 
@@ -26,6 +27,9 @@ class Store(Protocol):
     @property
     def epoch(self) -> int:
         """See above."""
+
+    def guarded(self, look: Callable[[], None]) -> Store:
+        """The same store, which calls ``look`` before it tries anything once more; what that raises ends the trying."""
 
     def read(self, key: str) -> bytes:
         """The object's bytes; ``FileNotFoundError`` where there is none."""
@@ -76,6 +80,9 @@ class LocalStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
 
+    def guarded(self, look: Callable[[], None]) -> LocalStore:
+        return self  # a disk is asked once
+
     def read(self, key: str) -> bytes:
         target = self.root / key
         try:
@@ -83,7 +90,9 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(f"{target} does not exist") from error
         except OSError as error:
-            raise StorageError(f"cannot read {target}: {error.strerror or error}") from error
+            damaged = error.errno == errno.EIO  # the disk cannot tell any more what was written
+            kind = DamagedDataError if damaged else StorageError
+            raise kind(f"cannot read {target}: {error.strerror or error}") from error
 
     def write(self, key: str, data: bytes) -> None:
         with self._temporary(key, data) as (temporary, target):

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pipeline.storage.manifest import Record, read_verified
@@ -36,6 +37,25 @@ class Waiting:
             self.seconds += time.monotonic() - began
 
 
+@contextmanager
+def threads_not_waited_for(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads whose work is finished at the end, but for a stop: Ctrl-C or SIGTERM waits for no store.
+
+    Raises:
+        BaseException: whatever ended it.
+    """
+    threads = ThreadPoolExecutor(number)
+    try:
+        yield threads
+    except (KeyboardInterrupt, GeneratorExit):
+        threads.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        threads.shutdown(cancel_futures=False)
+        raise
+    threads.shutdown()
+
+
 def read_ahead(
     store: Store, records: Iterable[Record], waiting: Waiting | None = None
 ) -> Iterator[tuple[Record, bytes]]:
@@ -49,17 +69,14 @@ def read_ahead(
     waiting = waiting or Waiting()
     left = iter(records)
     reads: deque[tuple[Record, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(READ_AHEAD) as threads:
-        try:
-            while True:
-                while len(reads) < READ_AHEAD and (record := next(left, None)) is not None:
-                    reads.append((record, threads.submit(read_verified, store, record)))
-                if not reads:
-                    return
-                record, read = reads.popleft()
-                yield record, waiting.result(read)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+    with threads_not_waited_for(READ_AHEAD) as threads:
+        while True:
+            while len(reads) < READ_AHEAD and (record := next(left, None)) is not None:
+                reads.append((record, threads.submit(read_verified, store, record)))
+            if not reads:
+                return
+            record, read = reads.popleft()
+            yield record, waiting.result(read)
 
 
 def commit_behind(
@@ -76,7 +93,7 @@ def commit_behind(
     """
     waiting = waiting or Waiting()
     under_way: tuple[Id, Future[Record]] | None = None
-    with ThreadPoolExecutor(1) as thread:
+    with threads_not_waited_for(1) as thread:
         for name, commit in made:
             before, under_way = under_way, (name, thread.submit(commit))
             if before is not None:

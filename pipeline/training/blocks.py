@@ -8,7 +8,6 @@ block), so training resumes in the middle of an epoch by reading one block, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.seeding import derive, generator
 from pipeline.storage.manifest import Record
 from pipeline.storage.shards import episode_steps
-from pipeline.storage.streaming import Waiting
+from pipeline.storage.streaming import Waiting, threads_not_waited_for
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -115,7 +114,7 @@ class BlockStream(Generic[Batch]):
             if skip < block.num_batches:
                 wanted.append((index, block, skip))
             skip = max(0, skip - block.num_batches)
-        with ThreadPoolExecutor(1) as reader:
+        with threads_not_waited_for(1) as reader:
 
             def read(position: int):  # type: ignore[no-untyped-def]
                 index, block, _ = wanted[position]

@@ -40,10 +40,14 @@ class Command:
             start_new_session=True,
         )
 
+    def output(self) -> str:
+        """All it has printed so far."""
+        return Path(self._file.name).read_text()
+
     def finish(self) -> tuple[int, str]:
         """Wait for its end: exit code, and all it printed."""
         code = self.process.wait(timeout=280)
-        return code, Path(self._file.name).read_text()
+        return code, self.output()
 
     def wait_until(self, when: Callable[[], object]) -> None:
         """Wait until something is so while the command runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from dataclasses import asdict, replace
@@ -118,3 +119,27 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
     assert f"world-models resume {folder}" in output
     assert "Traceback" not in output
     assert lease.read_sitting(LocalStore(folder), 1).ended == "interrupted"
+
+
+def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    preset, other = command.counting_preset(tmp_path), command.counting_preset(tmp_path / "other", seed=2)
+    code, output = command.run("collect", preset, "--run-dir", str(folder), *PATIENCE)
+    assert code == 0, output
+    config = (folder / "config.yaml").read_bytes()
+    (folder / "config.yaml").unlink()
+    (folder / "sittings" / "000001" / "heartbeat.json").unlink()
+    _as_if_elsewhere(folder)
+    (folder / "sittings").rename(tmp_path / "sittings")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (tmp_path / "sittings").rename(folder / "sittings")
+    (folder / "sittings" / "000001" / "begun.json").touch()
+    waiting = command.Command("run", other, "--run-dir", str(folder))
+    waiting.wait_until(lambda: "taken over unless" in waiting.output())
+    (folder / "config.yaml").write_bytes(config)
+    code, output = waiting.finish()
+    assert code == 2, output
+    assert "seed: 1 -> 2" in output
+    assert (folder / "config.yaml").read_bytes() == config

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from datetime import UTC, timedelta
 from email.utils import format_datetime
 from math import inf
@@ -13,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, StorageError
-from pipeline.storage import s3
+from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
+from pipeline.storage import s3, sealed
+from pipeline.storage.lease import FencedStore
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
 from tests.storage.proxy import (
+    Exchange,
     Fault,
     FaultProxy,
     after,
@@ -33,6 +36,7 @@ from tests.storage.proxy import (
     page,
     stall_in_body,
 )
+from tests.unit.test_lease import HERE
 
 SLOW_DOWN = answer(503, "SlowDown")
 CONFLICT = answer(409, "ConditionalRequestConflict")
@@ -316,3 +320,20 @@ def test_an_age_is_told_by_the_servers_clock_alone(
 def test_an_answer_without_a_date_is_no_age(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(dated(None), only("HEAD"))
     assert "no date" in _refusal(lambda: store.age_s("there"))
+
+
+def test_a_driver_that_loses_its_lease_while_it_tries_again_does_not_get_through(
+    proxy: FaultProxy, s3_store: S3Store, client: Any
+) -> None:
+    fenced = FencedStore(s3_store, 1)
+    fenced.write("k", b"1")
+
+    def succeeded(exchange: Exchange) -> None:
+        key = f"{s3_store.prefix}/sittings/000002/begun.json"
+        client.put_object(Bucket=s3_store.bucket, Key=key, Body=sealed.to_bytes(asdict(replace(HERE, epoch=2))))
+        answer(503, "SlowDown")(exchange)
+
+    proxy.fail(succeeded, only("DELETE", "/k"))
+    with pytest.raises(LeaseError, match="has lost"):
+        fenced.delete("k")
+    assert s3_store.read("k") == b"1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.envs.environment import Environment
+from pipeline.errors import StorageError
 from pipeline.executor import InProcessExecutor
 from pipeline.rollouts.episode import Episode, record_episode
 from pipeline.stages import collect
@@ -192,3 +194,22 @@ def test_metrics_of_an_interrupted_collect_have_each_shard_once(
 def test_another_seed_drives_other_tracks() -> None:
     tracks = [{track_of(counting_config({"seed": seed}), e) for e in range(10)} for seed in (1, 2)]
     assert tracks[0].isdisjoint(tracks[1])
+
+
+class _Elsewhere(InProcessExecutor):
+    """Its workers are on a machine that has a disk of its own where the run directory should be."""
+
+    def __init__(self, disk: Path) -> None:
+        super().__init__()
+        self._disk = disk
+
+    def pool(self, factory: Any, *arguments: Any, jobs_per_call: int) -> Any:
+        config, _ = arguments
+        return super().pool(factory, config, LocalStore(self._disk), jobs_per_call=jobs_per_call)
+
+
+def test_shards_that_a_worker_committed_elsewhere_are_missed_before_the_stage_is_sealed(
+    local_store: LocalStore, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match=r"lacks 4 of 4 records, shard-00000\.parquet first"):
+        collect.run(counting_config(), local_store, _Elsewhere(tmp_path / "another-disk"))

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
@@ -230,3 +231,9 @@ def test_a_store_whose_creates_are_not_exclusive_is_refused(
     monkeypatch.setattr(LocalStore, "create", LocalStore.write)
     with pytest.raises(StorageError, match="ignores If-None-Match"), new_lease(local_store):
         pass
+
+
+def test_a_start_is_told_by_what_no_clock_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "boot_time", lambda: 1.0)
+    assert HERE.alive_here
+    assert not replace(HERE, process_started=HERE.process_started + 1).alive_here

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.presets import CONFIG_KEY, dump
-from pipeline.storage import maintenance
+from pipeline.storage import maintenance, sealed
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.lease import last_sitting
 from pipeline.storage.maintenance import check_run, copy_run, find_garbage, remove_garbage
@@ -116,7 +116,22 @@ def test_what_is_no_run_is_said_to_be_none(store: Store) -> None:
             action(store)
 
 
+@pytest.mark.parametrize("key", ["vae/BEGUN.json", "sittings/000001/begun.json", CONFIG_KEY])
+def test_the_small_objects_that_a_run_is_gone_on_with_by_are_verified(made: Store, key: str) -> None:
+    made.write("vae/BEGUN.json", sealed.to_bytes({"config": {}, "upstream": {}}))
+    put(made, ELSEWHERE, count=1)
+    assert check_run(made).problems == []
+    _rewritten(made, key, lambda data: data[:-9])
+    assert any(key in problem for problem in check_run(made).problems)
+
+
 # ---- gc
+
+
+def test_sealed_data_whose_record_was_removed_is_no_garbage(made: Store) -> None:
+    made.delete(SHARD)
+    assert find_garbage(made, keep(9)).data == []
+    assert check_run(made).problems != []
 
 
 def test_what_no_record_names_and_old_checkpoints_are_garbage_and_nothing_else_is(made: Store) -> None:
