@@ -262,6 +262,7 @@ class Lease:
         self, store: Store, purpose: str, *, heartbeat_s: float, expiry_s: float, about: Mapping[str, Any]
     ) -> None:
         self._store = store
+        self._beats = store.guarded(self._in_time)
         self._purpose = purpose
         self._heartbeat_s, self._expiry_s = heartbeat_s, expiry_s
         self._about = about
@@ -361,14 +362,25 @@ class Lease:
 
     def _beat(self) -> None:
         self._count += 1
+        self._beat_began = time.monotonic()
         heartbeat = {"count": self._count, "time": time.time(), "ended": self._ended}
-        self._store.write(_heartbeat_key(self._owner.epoch), json.dumps(heartbeat).encode())
+        self._beats.write(_heartbeat_key(self._owner.epoch), json.dumps(heartbeat).encode())
+
+    def _in_time(self) -> None:
+        """A late heartbeat is not tried again: the next one is due."""
+        if time.monotonic() - self._beat_began > self._heartbeat_s:
+            raise StorageError("it was late")
 
     def _keep(self) -> None:
+        fence = FencedStore(self._store, self._owner.epoch)
         while True:
             stopped = self._stopped.wait(self._heartbeat_s)
             try:
+                fence.check()
                 self._beat()
+            except LeaseError as error:
+                logger.error("%s", error)
+                return
             except StorageError as error:
                 logger.warning("no heartbeat could be written, the lease may be lost: %s", error)
             if stopped:
