@@ -40,10 +40,13 @@ class Checkpoints:
         name = f"{step:08d}-{self.store.epoch:06d}"
         key = f"{self.prefix}/data/{name}-{sha256[:12]}"
         record = Record(name, key, len(data), sha256, epoch=self.store.epoch)
+        replaced = self.store.list(f"{self.prefix}/data/{name}-")  # a step may be saved twice, as at an epoch's end
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
         self.store.write(self._record_key(name), sealed.to_bytes(asdict(record)))
         failpoint("checkpoint-recorded")
+        for other in set(replaced) - {key}:
+            self.store.delete(other)
         names = [other for other in self.names() if _epoch(other) <= self.store.epoch]
         # What is of a later step was found damaged, or this step would not have been taken again.
         later = [other for other in names if _step(other) > step]

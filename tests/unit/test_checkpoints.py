@@ -69,6 +69,7 @@ def test_saving_a_step_again_replaces_it(store: Store) -> None:
     checkpoints.save(1, b"old")
     checkpoints.save(1, b"new")
     assert checkpoints.latest() == (1, b"new")
+    assert len(data_keys(store, 1)) == 1, "the old bytes are gone"
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
