@@ -37,7 +37,7 @@ _SAME_START_S = 1.0
 # After so many heartbeats that did not come, a process that is there may be frozen.
 _LATE = 3
 # A stop has three seconds before the kill (`ray job stop`): the last heartbeat may take no more than this of them.
-_LAST_HEARTBEAT_S = 1.5
+_LAST_HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True)
