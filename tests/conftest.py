@@ -16,6 +16,7 @@ from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import LocalStore, Store
 from pipeline.threads import num_threads
 from tests.counting import counting_config
+from tests.e2e import command
 
 BUCKET = "runs"
 
@@ -24,6 +25,13 @@ STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
     "local": lambda request: LocalStore(request.getfixturevalue("tmp_path") / "run"),
     "s3": lambda request: S3Store(request.getfixturevalue("s3_url")),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_command_outlives_its_test() -> Iterator[None]:
+    """Drivers that run without end are ended even where a test fails."""
+    yield
+    command.kill_those_left()
 
 
 @pytest.fixture(params=sorted(STORES))

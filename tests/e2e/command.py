@@ -21,6 +21,8 @@ from tests.counting import counting_config
 
 ROOT = Path(__file__).parents[2]
 
+_started: list[subprocess.Popen[str]] = []
+
 
 class Command:
     """``world-models`` in a process group of its own, both outputs in one file.
@@ -39,6 +41,7 @@ class Command:
             text=True,
             start_new_session=True,
         )
+        _started.append(self.process)
 
     def output(self) -> str:
         """All it has printed so far."""
@@ -62,6 +65,15 @@ class Command:
         self.wait_until(when)
         os.kill(self.process.pid, number)
         return self.finish()
+
+
+def kill_those_left() -> None:
+    """End the commands that a test left running, one that failed halfway for instance."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
