@@ -49,6 +49,8 @@ class _Member:
     """An actor, and what it is busy with.
 
     Attributes:
+        identity: where it is; None until its process is up.
+        ready: whether its worker is built.
         waiting_for: the reference or generator that the next answer comes from; None while idle.
         jobs: the jobs of the call in flight that have no result yet, by id.
         silent_s: how long an answer has been listened for, without one.
@@ -57,6 +59,7 @@ class _Member:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
         self.identity: WorkerIdentity | None = None
+        self.ready = False
         self.waiting_for: Any = actor.identity.remote()
         self.jobs: dict[Hashable, Any] = {}
         self.silent_s = 0.0
@@ -74,7 +77,7 @@ class RayPool:
         num_workers: actors at most; fewer are started where there are fewer jobs.
         jobs_per_call: jobs handed to a worker at a time, at most.
         max_attempts: times that a job is handed out: it may raise, workers may die or hang under it.
-        timeout_s: a worker that is up and gives no answer for so long is killed.
+        timeout_s: a worker whose process is up and that gives no answer for so long is killed.
         exact: refuse a worker on another kind of CPU than the driver's.
     """
 
@@ -134,7 +137,7 @@ class RayPool:
         busy = sum(1 for member in self._members if member.jobs)
         while len(self._members) < min(self.num_workers, busy + wanted):
             name = f"{self._name}-{uuid4().hex[:8]}"
-            actor = cast(Any, WorkerActor).options(name=name).remote(self._factory, self._arguments)
+            actor = cast(Any, WorkerActor).options(name=name).remote()
             self._members.append(_Member(actor))
 
     def _hand_out(self, member: _Member, jobs: list[Any]) -> None:
@@ -162,12 +165,17 @@ class RayPool:
                 return answering
 
     def _take(self, member: _Member) -> Iterator[tuple[Hashable, Any]]:
-        """Take a member's answer: that it has started, or a result."""
+        """Take a member's answer: that its process is up, that its worker is built, or a result."""
         try:
             if member.identity is None:
                 identity = ray.get(member.waiting_for)
                 identity.check(exact=self._exact)
-                member.identity, member.waiting_for = identity, None
+                member.identity = identity
+                member.waiting_for = member.actor.build.remote(self._factory, self._arguments)
+                return
+            if not member.ready:
+                ray.get(member.waiting_for)
+                member.ready, member.waiting_for = True, None
                 self._failed_starts = 0
                 return
             try:
@@ -198,11 +206,11 @@ class RayPool:
             return left
         self._members.remove(member)
         ray.kill(member.actor)
-        if member.identity is None:
+        if not member.ready:
             self._failed_starts += 1
             if self._failed_starts >= self._max_attempts:
                 raise JobError(
-                    f"{self._failed_starts} workers died before they were ready: {failed.cause}; {self._where(member)}"
+                    f"{self._failed_starts} workers failed before they were ready, the last: {failed}"
                 ) from failed.cause
         return left
 

@@ -25,18 +25,21 @@ logger = logging.getLogger(__name__)
 class WorkerActor:
     """One worker on one CPU, one thread."""
 
-    def __init__(self, factory: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
+    def __init__(self) -> None:
         configure_logging()
+
+    def identity(self) -> WorkerIdentity:
+        """Answers once the process is up."""
+        return WorkerIdentity.of_this_process()
+
+    def build(self, factory: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
+        """Make the worker: a call of its own, so that it can be told from waiting for a node."""
         with num_threads(1):
             self._worker = factory(*arguments)
         # What a worker is built of lives as long as it does, and Box2D's wrappers come and go by the thousand: without
         # this a twentieth of a rollout's time is the collector looking at all of it again.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
-
-    def identity(self) -> WorkerIdentity:
-        """Answers once the worker is built."""
-        return WorkerIdentity.of_this_process()
 
     def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any]]:
         """``Worker.run``, each result on its way as soon as it is there."""

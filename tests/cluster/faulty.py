@@ -35,8 +35,9 @@ def ask_for(fault: str, track: int, *, times: int | None = 1) -> list[Path]:
     """Have a fault in so many of the next episodes on a track, or in all of them until the files are removed.
 
     Args:
-        fault: ``"kill"``, ``"hang"``, ``"raise"``, ``"raise in reset"``; the rewards ``"nan"``, ``"inf"``, ``"-inf"``.
-        track: its seed.
+        fault: ``"kill"``, ``"hang"``, ``"raise"``, ``"raise in reset"``; the rewards ``"nan"``, ``"inf"``, ``"-inf"``;
+            ``"hang at birth"``, of the environment.
+        track: its seed; for a birth any number.
         times: None for always.
     """
     names = [f"{fault}@{track}@{number}" for number in range(times)] if times else [f"{fault}@{track}@always"]
@@ -57,6 +58,8 @@ class FaultyEnv(CountingEnv):
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)
         self._folder = faults_folder()
+        if self._has("hang at birth", 0):
+            time.sleep(3600)
 
     def reset(self, track: int) -> NDArray[np.uint8]:
         if self._has("raise in reset", track):

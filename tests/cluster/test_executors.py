@@ -266,10 +266,19 @@ def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_worker_is_not_given_up_for_coming_up_slowly_nor_for_a_long_call_with_results(tmp_path: Path) -> None:
-    with ray_executor(1, timeout_s=3).pool(Slow, 4.0, 1.1, jobs_per_call=100) as pool:
+def test_a_worker_is_not_given_up_for_a_long_call_with_results() -> None:
+    with ray_executor(1, timeout_s=3).pool(Slow, 1.0, 1.1, jobs_per_call=100) as pool:
         assert squares_of(pool, 8)
         assert pool.retries == 0
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """The local Ray has four CPUs: the fifth worker waits for one until the end."""
+    with ray_executor(5, timeout_s=3).pool(Slow, 0.0, 1.1, jobs_per_call=1) as pool:
+        assert squares_of(pool, 24)
+        assert pool.retries == 0
+    assert "replaced" not in caplog.text
 
 
 @pytest.mark.usefixtures("local_ray")

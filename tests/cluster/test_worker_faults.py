@@ -161,6 +161,25 @@ def test_an_episode_that_always_hangs_ends_the_sitting_and_the_run_goes_on_to_th
     assert evolved(folder) == reference
 
 
+def test_a_worker_that_hangs_while_it_is_built_is_replaced(
+    folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    (once,) = ask_for("hang at birth", 0)
+    evolve(folder, timeout_s=5.0)
+    assert evolved(folder) == reference
+    assert not once.exists()
+    assert "a worker is replaced: its worker hung" in caplog.text
+
+
+def test_workers_that_always_hang_while_they_are_built_end_the_sitting(folder: Path, reference: dict[str, Any]) -> None:
+    (always,) = ask_for("hang at birth", 0, times=None)
+    with pytest.raises(JobError, match=r"^2 workers failed before they were ready, the last: .* hung.*log: \S+\.err"):
+        evolve(folder, workers=1, timeout_s=4.0, max_attempts=2)
+    always.unlink()
+    evolve(folder)
+    assert evolved(folder) == reference
+
+
 # ---- environments that raise
 
 
