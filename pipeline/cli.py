@@ -86,6 +86,11 @@ def _dispatch(options: argparse.Namespace) -> int:
         return 0
     if options.command == "storage":
         return _storage(options)
+    if options.command == "submit":
+        from cluster.submit import make_job, submit
+
+        job = make_job(options.preset, options.override, options.run_dir, options.env, os.environ)
+        return submit(job, options.address, follow=options.follow)
     if options.command == "resume":
         from pipeline.storage.maintenance import require_run
         from pipeline.storage.store import open_store

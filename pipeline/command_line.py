@@ -33,6 +33,7 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        on object storage; credentials from the AWS environment
   world-models resume runs/tiny                           go on with a run, by the config that it keeps
   world-models status runs/tiny                           where a run is, and who drives it
+  world-models submit paper --run-dir s3://bucket/paper   as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
 """
 
@@ -54,6 +55,13 @@ examples:
   world-models bench agent --seconds 30 --json            the last line is one JSON object
   world-models bench generation                           takes minutes, and a run: see --run-dir
   world-models bench all                                  everything: what the README shows
+"""
+
+_SUBMIT_EXAMPLES = """\
+examples:
+  world-models submit paper --run-dir s3://bucket/paper --address http://127.0.0.1:8265
+  world-models submit paper --run-dir s3://bucket/paper --follow           again: it resumes
+  world-models submit my.yaml --run-dir s3://bucket/mine --env AWS_PROFILE=runs -o evolve.population_size=256
 """
 
 _EXIT_CODES = """\
@@ -88,9 +96,35 @@ def make_parser() -> argparse.ArgumentParser:
     text = "where a run is: stages, evolution, time left, who drives it"
     status = commands.add_parser("status", help=text, description=text)
     status.add_argument("run_dir", metavar="RUN_DIR")
+    _add_submit(commands)
     _add_storage(commands)
     _add_bench(commands)
     return parser
+
+
+def _add_submit(commands: Commands) -> None:
+    text = "hand a run to a Ray cluster as a job: the sources travel, dependencies are those of its image"
+    submit = commands.add_parser(
+        "submit", help=text, description=text, epilog=_SUBMIT_EXAMPLES, formatter_class=_FORMATTER
+    )
+    submit.add_argument("preset", metavar="CONFIG", help="a preset, or the path of a YAML file, which travels, too")
+    submit.add_argument(
+        "--run-dir", required=True, help="s3://bucket/prefix, or the absolute path of a folder that all nodes share"
+    )
+    _add_override(submit)
+    submit.add_argument(
+        "--address",
+        help="of the job server, http://HOST:PORT; RAY_API_SERVER_ADDRESS or else http://127.0.0.1:8265 unless told",
+    )
+    submit.add_argument("--follow", action="store_true", help="show its output; its exit code becomes this one's")
+    submit.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a variable for the job and its workers, with its value here unless one is given; may be repeated. "
+        "AWS_REGION and AWS_ENDPOINT_URL go without being asked for, secrets never: name a profile or a file",
+    )
 
 
 def _add_override(command: argparse.ArgumentParser) -> None:

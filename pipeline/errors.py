@@ -33,6 +33,10 @@ class LeaseError(StorageError):
     """Another driver has the run."""
 
 
+class ClusterError(WorldModelsError):
+    """A cluster does not answer, or not as it should."""
+
+
 class TrainingError(WorldModelsError):
     """Training produced numbers that cannot be gone on with."""
 

@@ -1,0 +1,221 @@
+"""``world-models submit``: a run as a job of a Ray cluster. Needs no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.presets import load_config, preset_names
+from pipeline.storage.store import LocalStore, open_store
+
+SOURCES = ("actors", "cluster", "configs", "pipeline")
+
+# Where storage is and who vouches for this job there, but no secret: the value may be seen by all who see the job.
+STORAGE_SETTINGS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS")
+# The names of secrets, but not of the files that hold them.
+_SECRET = re.compile(r"(SECRET|TOKEN|PASSW|CREDENTIAL|KEY)(?!.*_(FILE|PATH)$)", re.IGNORECASE)
+
+# From SIGTERM to SIGKILL; Ray's own is 3 s. A driver needs less, unless its storage hangs.
+STOP_GRACE_S = 30
+
+# Ray's, which tell of packages and web sockets.
+_CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+
+_RUN_DIR, _DRIVES = "run_dir", (JobStatus.PENDING, JobStatus.RUNNING)
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is handed to the cluster.
+
+    Attributes:
+        name: its submission id.
+        entrypoint: the driver's command line.
+        environment: variables of the driver and of all workers; no secrets.
+        run_dir: where the run lives.
+        preset_file: a YAML file of the user's that travels with the sources; None for a preset of the project.
+    """
+
+    name: str
+    entrypoint: str
+    environment: Mapping[str, str]
+    run_dir: str
+    preset_file: Path | None
+
+
+def make_job(
+    preset: str, overrides: Sequence[str], run_dir: str, variables: Sequence[str], environment: Mapping[str, str]
+) -> Job:
+    """Check all that can be checked without the cluster.
+
+    Args:
+        preset: a preset's name, or the path of a YAML file.
+        overrides: as for ``load_config``.
+        run_dir: an ``s3://`` URL, or an absolute path that every node has.
+        variables: more of the environment for the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
+        environment: this process's.
+
+    Raises:
+        ConfigError: says what is wrong with which of them.
+    """
+    config = load_config(preset, overrides)
+    if config.execution.executor != "ray":
+        raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
+    if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
+        raise ConfigError(
+            f"--run-dir {run_dir}: on a cluster this is s3://bucket/prefix, or the absolute path of a folder that all "
+            "nodes share: a relative one is lost with the job's copy of the sources"
+        )
+    preset_file = None if preset in preset_names() else Path(preset).absolute()
+    arguments = ["run", preset if preset_file is None else preset_file.name, "--run-dir", run_dir]
+    for override in overrides:
+        arguments += ["-o", override]
+    return Job(
+        name=f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}",
+        entrypoint=f"python -m pipeline {shlex.join(arguments)}",
+        environment=_environment(variables, environment),
+        run_dir=run_dir,
+        preset_file=preset_file,
+    )
+
+
+def _environment(variables: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    chosen = {name: environment[name] for name in STORAGE_SETTINGS if name in environment}
+    for variable in variables:
+        name, given, value = variable.partition("=")
+        if _SECRET.search(name):
+            raise ConfigError(
+                f"--env {name}: what a job is given can be read by whoever sees the job, so no secret goes there. Let "
+                "the nodes have credentials of their own (an instance role, a service account, a file that "
+                "AWS_SHARED_CREDENTIALS_FILE names on them), and give the name: --env AWS_PROFILE=NAME"
+            )
+        if not given and name not in environment:
+            raise ConfigError(f"--env {name}: it is not set here; --env {name}=VALUE gives it a value")
+        chosen[name] = value if given else environment[name]
+    for name, value in chosen.items():
+        if urlsplit(value).password:
+            raise ConfigError(f"{name} holds a password, which whoever sees the job could read: give it without")
+    return {**chosen, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
+
+
+class Jobs:
+    """The job server of a cluster.
+
+    Args:
+        address: of its dashboard, as ``http://127.0.0.1:8265``; None for that of the environment, or this one.
+
+    Raises:
+        ClusterError: nobody answers there.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
+        if not self.address.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--address {self.address}: expected the address of the cluster's job server, http://HOST:8265 "
+                "(on another machine reached by `ray dashboard cluster.yaml` or `kubectl port-forward`)"
+            )
+        for logger in _CHATTY:
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        # Ray lets these win over the address that it is given.
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            os.environ.pop(name, None)
+        try:
+            self._client = JobSubmissionClient(self.address)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterError(
+                f"no job server answers at {self.address}: {error} Is the cluster up, its port forwarded to here "
+                "(`ray dashboard cluster.yaml`), and RAY_AUTH_MODE=token with its token set where it asks for one?"
+            ) from error
+
+    def submit(self, job: Job) -> None:
+        """Hand a job in, with the sources.
+
+        Raises:
+            ConfigError: the cluster is driving this run already.
+        """
+        driving = [other for other in self._all_of(job.run_dir) if other.status in _DRIVES]
+        if driving:
+            raise ConfigError(
+                f"{job.run_dir} is being driven by job {driving[0].submission_id}, {driving[0].status.lower()}\n"
+                + self.directions(driving[0].submission_id or "", job.run_dir)
+            )
+        with tempfile.TemporaryDirectory(prefix="world-models-") as folder:
+            stage_sources(job, Path(folder))
+            # No resources of its own: Ray then runs the driver on the head, which is no spot machine.
+            self._client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.name,
+                runtime_env={"working_dir": folder, "env_vars": dict(job.environment)},
+                metadata={_RUN_DIR: job.run_dir},
+            )
+
+    def follow(self, name: str) -> int:
+        """Print a job's output until it ends; its driver's exit code."""
+
+        async def show() -> None:
+            async for lines in self._client.tail_job_logs(name):
+                print(lines, end="", flush=True)
+
+        asyncio.run(show())
+        job = self._client.get_job_info(name)
+        while job.status in _DRIVES:  # its last words come before its end
+            time.sleep(0.2)
+            job = self._client.get_job_info(name)
+        if job.status == JobStatus.SUCCEEDED:
+            return 0
+        why = (job.message or "").partition("\n")[0].partition(", last available logs")[0]
+        print(f"world-models: job {name} {job.status.lower()}: {why}", file=sys.stderr)
+        return job.driver_exit_code or 1
+
+    def directions(self, name: str, run_dir: str) -> str:
+        """What to do with a job."""
+        where = f"--address {self.address}"
+        return (
+            f"  follow  ray job logs {where} --follow {name}\n"
+            f"  status  world-models status {run_dir}\n"
+            f"  stop    ray job stop {where} {name}\n"
+            "  resume  submit the same again: it goes on from what is committed"
+        )
+
+    def _all_of(self, run_dir: str) -> list[JobDetails]:
+        return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]
+
+
+def stage_sources(job: Job, folder: Path) -> None:
+    """Put into a folder what the job needs from here, and nothing else."""
+    root = Path(__file__).parent.parent
+    for package in SOURCES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if job.preset_file is not None:
+        shutil.copy(job.preset_file, folder)
+
+
+def submit(job: Job, address: str | None, *, follow: bool) -> int:
+    """Submit a job and say how to follow, stop and resume it; the exit code."""
+    jobs = Jobs(address)
+    jobs.submit(job)
+    print(f"job {job.name} at {jobs.address}: {job.entrypoint}\n{jobs.directions(job.name, job.run_dir)}", flush=True)
+    if not follow:
+        return 0
+    try:
+        return jobs.follow(job.name)
+    except KeyboardInterrupt:
+        print(f"\nworld-models: the job goes on without this window\n{jobs.directions(job.name, job.run_dir)}")
+        return 130

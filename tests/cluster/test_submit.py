@@ -1,0 +1,160 @@
+"""Runs as jobs of a real cluster: submitted, stopped halfway, submitted again; and what must not travel does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster import submit
+from pipeline.errors import ConfigError
+from pipeline.presets import dump, load_config
+from tests.cluster.head import Head
+from tests.e2e import command
+
+# The preset `tiny`, real CarRacing, smaller still.
+TINY = ("tiny", *(part for setting in (
+    "collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1",
+    "mdnrnn.epochs=1", "evolve.population_size=4", "evolve.generations=6", "evolve.validation_episodes=2",
+    "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
+) for part in ("-o", setting)))  # fmt: skip
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with Head() as head:
+        yield head
+
+
+@pytest.fixture
+def client(head: Head, monkeypatch: pytest.MonkeyPatch) -> JobSubmissionClient:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return JobSubmissionClient(head.jobs)
+
+
+def job_in(output: str) -> str:
+    (name,) = re.findall(r"^job (\S+) at http", output, re.MULTILINE)
+    return str(name)
+
+
+def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bits(
+    head: Head, client: JobSubmissionClient, tmp_path: Path
+) -> None:
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    code, output = command.run("run", *TINY, "--run-dir", str(straight), "-o", "execution.executor=in-process")
+    assert code == 0, output
+
+    arguments = ("submit", *TINY, "--run-dir", str(folder), "--address", head.jobs)
+    # An address in the environment must not win over the one that is given.
+    code, output = command.run(*arguments, environment={"RAY_ADDRESS": "127.0.0.1:1"})
+    assert code == 0, output
+    first = job_in(output)
+    while not command.checkpointed(folder, "evolution", 2)():
+        assert client.get_job_status(first) in (JobStatus.PENDING, JobStatus.RUNNING), client.get_job_logs(first)
+    code, output = command.run(*arguments)
+    assert code == 2, output
+    assert f"{folder} is being driven by job {first}, running" in output
+    assert f"ray job stop --address {head.jobs} {first}" in output
+
+    client.stop_job(first)
+    while client.get_job_status(first) == JobStatus.RUNNING:
+        pass
+    assert client.get_job_status(first) == JobStatus.STOPPED
+    assert "terminated; what is committed is kept" in client.get_job_logs(first)
+    assert not command.checkpointed(folder, "evolution", 6)()
+
+    code, output = command.run(*arguments, "--follow")
+    assert code == 0, output
+    assert "evolve: resuming after generation" in output
+    assert "on 1 test tracks" in output
+    assert command.outcome(folder) == command.outcome(straight)
+
+
+def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
+    head: Head, client: JobSubmissionClient, tmp_path: Path
+) -> None:
+    (tmp_path / "in-the-way").touch()
+    arguments = ("submit", *TINY, "--address", head.jobs, "--follow", "--run-dir")
+    code, output = command.run(*arguments, str(tmp_path / "in-the-way"))
+    assert code == 1, output
+    assert re.search(r"world-models: job \S+ failed: .*exit code 1", output)
+
+    following = command.Command(*arguments, str(tmp_path / "run"))
+    code, output = following.interrupt(signal.SIGINT, lambda: "collect: begins" in following.output())
+    assert code == 130, output
+    assert "the job goes on without this window" in output
+    assert "Traceback" not in output
+    name = job_in(output)
+    assert client.get_job_status(name) == JobStatus.RUNNING
+    client.stop_job(name)
+
+
+def test_a_preset_of_ones_own_travels_and_secrets_do_not(
+    head: Head, client: JobSubmissionClient, tmp_path: Path
+) -> None:
+    secrets = {"AWS_SECRET_ACCESS_KEY": "planted-secret-key", "AWS_SESSION_TOKEN": "planted-session-token"}
+    preset, folder = tmp_path / "mine.yaml", tmp_path / "run"
+    preset.write_text(dump(load_config(TINY[0], TINY[2::2])))
+    code, output = command.run(
+        "submit", str(preset), "--run-dir", str(folder), "--address", head.jobs, "--follow", "--env", "AWS_PROFILE",
+        environment={**secrets, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},
+    )  # fmt: skip
+    assert code == 0, output
+    job = client.get_job_info(job_in(output))
+    assert job.runtime_env is not None
+    told = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
+    assert told.items() <= job.runtime_env["env_vars"].items()
+    places = [path for top in (folder, head.folder) for path in top.rglob("*") if path.is_file()]
+    assert any("nowhere-1" in path.read_text(errors="replace") for path in places), "the search finds what is there"
+    for secret in secrets.values():
+        assert secret not in output + json.dumps(job.dict(), default=str)
+        assert [path for path in places if secret in path.read_text(errors="replace")] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"run_dir": "runs/x"}, r"--run-dir runs/x: on a cluster this is s3://"),
+        ({"run_dir": "s3://key:secret@bucket/x"}, r"credentials do not belong in a URL"),
+        ({"preset": "tiney"}, r"Did you mean tiny"),
+        ({"overrides": ["execution.executor=in-process"]}, r"execution.executor is 'in-process'"),
+        ({"variables": ["AWS_SECRET_ACCESS_KEY"]}, r"no secret goes there"),
+        ({"variables": ["MY_PASSWORD=x"]}, r"no secret goes there"),
+        ({"variables": ["NOT_SET_HERE"]}, r"NOT_SET_HERE: it is not set here"),
+        ({"environment": {"AWS_ENDPOINT_URL": "http://user:secret@host"}}, r"AWS_ENDPOINT_URL holds a password"),
+    ],
+)
+def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[str, Any], said: str) -> None:
+    whole = {"preset": "tiny", "overrides": [], "run_dir": "s3://bucket/x", "variables": [], "environment": {}}
+    assert submit.make_job(**whole)
+    with pytest.raises(ConfigError, match=said) as caught:
+        submit.make_job(**{**whole, **changes})
+    assert "secret@" not in str(caught.value)
+
+
+def test_files_that_hold_secrets_may_be_named() -> None:
+    variables = ["AWS_WEB_IDENTITY_TOKEN_FILE=/var/token", "AWS_SHARED_CREDENTIALS_FILE=/etc/aws"]
+    assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
+
+
+def test_where_nobody_answers_it_says_what_to_look_at() -> None:
+    code, output = command.run("submit", "tiny", "--run-dir", "s3://bucket/x", "--address", "http://127.0.0.1:1")
+    assert code == 1, output
+    assert "no job server answers at http://127.0.0.1:1" in output
+    assert "Traceback" not in output
+
+
+def test_only_the_sources_travel(tmp_path: Path) -> None:
+    submit.stage_sources(submit.make_job("tiny", [], "s3://bucket/x", [], {}), tmp_path)
+    found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.parts[0] for path in found} == set(submit.SOURCES)
+    assert {path.suffix for path in found} <= {".py", ".yaml", ".html", ".css", ".typed"}
+    assert sum((tmp_path / path).stat().st_size for path in found) < 2_000_000

@@ -1,0 +1,79 @@
+"""Imports point one way: configs <- pipeline <- actors <- cluster; stages stand side by side; torch has its place."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("configs", "pipeline", "actors", "cluster")
+# These put the program together: within a function they may import from any layer.
+COMPOSITION_ROOTS = ("pipeline/cli.py", "pipeline/bench/")
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """All that a module imports, and whether it does so inside a function."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where things come from"
+            yield node.module or "", False
+        else:
+            in_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            yield from ((name, inside or in_function) for name, inside in imports(node))
+
+
+def faults(file: str, source: str) -> list[str]:
+    """The imports of a file that point the wrong way."""
+    layer = file.split("/")[0]
+    found = []
+    for name, inside in imports(ast.parse(source)):
+        theirs = name.split(".")[0]
+        upwards = theirs in LAYERS and LAYERS.index(theirs) > LAYERS.index(layer)
+        if upwards and not (inside and file.startswith(COMPOSITION_ROOTS)):
+            found.append(f"{file} imports {name}")
+        if theirs == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
+            found.append(f"{file} imports {name}: that is for actors")
+        if theirs == "torch" and layer == "cluster":
+            found.append(f"{file} imports {name}")
+        if file.startswith("pipeline/stages/") and name.startswith("pipeline.stages."):
+            found.append(f"{file} imports {name}: stages meet in pipeline/run.py")
+    return found
+
+
+FILES = sorted(str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_one_way(file: str) -> None:
+    assert faults(file, (ROOT / file).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("pipeline/run.py", "import actors.pool"),
+        ("pipeline/run.py", "def f():\n    from actors import pool"),
+        ("pipeline/cli.py", "from cluster.submit import submit"),
+        ("pipeline/stages/evolve.py", "from pipeline.stages.collect import PREFIX"),
+        ("pipeline/executor.py", "import ray"),
+        ("actors/pool.py", "if True:\n    import cluster.submit"),
+        ("cluster/submit.py", "import torch.nn"),
+        ("configs/__init__.py", "import pipeline"),
+    ],
+)
+def test_an_import_that_points_the_wrong_way_is_found(file: str, source: str) -> None:
+    assert faults(file, source) != []
+
+
+@pytest.mark.parametrize("module", ["pipeline.cli", "cluster.submit"])
+def test_neither_the_command_nor_submitting_brings_torch(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'openvino', 'cma'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
