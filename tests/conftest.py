@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -25,6 +26,12 @@ STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
     "local": lambda request: LocalStore(request.getfixturevalue("tmp_path") / "run"),
     "s3": lambda request: S3Store(request.getfixturevalue("s3_url")),
 }
+
+
+def pytest_configure() -> None:
+    """Whoever begins the tests in the background may have them ignore Ctrl-C, and so would all commands under test."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -165,7 +165,7 @@ def test_a_worker_that_hangs_while_it_is_built_is_replaced(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     (once,) = ask_for("hang at birth", 0)
-    evolve(folder, timeout_s=5.0)
+    evolve(folder, workers=1, timeout_s=4.0)
     assert evolved(folder) == reference
     assert not once.exists()
     assert "a worker is replaced: its worker hung" in caplog.text
