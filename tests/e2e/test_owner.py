@@ -125,7 +125,8 @@ def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(
     folder = tmp_path / "run"
     (tmp_path / "other").mkdir()
     preset, other = command.counting_preset(tmp_path), command.counting_preset(tmp_path / "other", seed=2)
-    code, output = command.run("collect", preset, "--run-dir", str(folder), *PATIENCE)
+    # Long enough for the second driver to come up meanwhile, on a busy machine too.
+    code, output = command.run("collect", preset, "--run-dir", str(folder), "-o", "storage.lease_expiry_s=20")
     assert code == 0, output
     config = (folder / "config.yaml").read_bytes()
     (folder / "config.yaml").unlink()
