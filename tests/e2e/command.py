@@ -25,15 +25,15 @@ _started: list[subprocess.Popen[str]] = []
 
 
 class Command:
-    """``world-models`` in a process group of its own, both outputs in one file.
+    """``world-models``, or another module, in a process group of its own, both outputs in one file.
 
     Not in a pipe: Ray's processes would hold it open for a while after the command was killed.
     """
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, module: str = "pipeline") -> None:
         self._file = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
             stdout=self._file,

@@ -1,0 +1,101 @@
+"""A real Ray cluster of several nodes on this machine, in a process of its own, which is its driver as well."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, cast
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+# Of the driver's process.
+_cluster: Any = None
+
+
+class ManyNodes:
+    """Up within the context; all its processes are gone after it. Other Rays of this machine are not touched.
+
+    Args:
+        head: of the head node, arguments of Ray's ``Cluster.add_node``.
+
+    Attributes:
+        folder: Ray's session folders and logs.
+    """
+
+    def __init__(self, **head: Any) -> None:
+        self._head = head
+        self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
+        self.folder = self._temporary.name
+
+    def __enter__(self) -> Self:
+        self._driver = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.in_driver(_begin, self.folder, self._head)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.in_driver(_end)
+        self._driver.shutdown()
+        self._temporary.cleanup()
+
+    def add(self, **options: Any) -> str:
+        """A node more, with arguments of Ray's ``Cluster.add_node``; returns its id."""
+        return self.in_driver(_add, options)
+
+    def kill(self, node_id: str) -> None:
+        """End a node's processes, as the loss of its machine would."""
+        self.in_driver(_kill, node_id)
+
+    def in_driver(
+        self, function: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result:
+        """Call a function of a module in the driver, where Ray is connected. What it keeps, it keeps in its module."""
+        return self._driver.submit(function, *arguments, **named).result()
+
+
+def _begin(folder: str, head: dict[str, Any]) -> None:
+    global _cluster
+    os.environ["RAY_TMPDIR"] = folder
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    _cluster = Cluster()
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
+    _add(head)
+    ray.init(address=_cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
+
+
+def _end() -> None:
+    import ray
+
+    ray.shutdown()
+    _cluster.shutdown()
+
+
+def _end_with_the_tests() -> None:
+    """Also where they are killed."""
+    tests = parent_process()
+    assert tests is not None
+    tests.join()
+    try:
+        _end()
+    finally:
+        os._exit(1)
+
+
+def _add(options: dict[str, Any]) -> str:
+    node = _cluster.add_node(include_dashboard=False, object_store_memory=80_000_000, **options)
+    return cast(str, node.node_id)
+
+
+def _kill(node_id: str) -> None:
+    (node,) = [node for node in _cluster.list_all_nodes() if node.node_id == node_id]
+    _cluster.remove_node(node, allow_graceful=False)

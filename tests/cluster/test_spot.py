@@ -1,0 +1,152 @@
+"""A spot machine's notice becomes a drain of its node: the watcher itself, real nodes, stand-ins of the clouds."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from actors import nodes
+from tests.cluster.many_nodes import ManyNodes
+from tests.e2e.command import Command
+from tests.metadata_server import AwsServer, GcpServer, wait_for
+
+pytestmark = pytest.mark.timeout(120)
+
+# Of the driver's process: actors, those that live.
+_actors: list[Any] = []
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[ManyNodes]:
+    with ManyNodes(num_cpus=1) as cluster:
+        cluster.add(num_cpus=2)
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: ManyNodes) -> Iterator[ManyNodes]:
+    """A head with one CPU, a node with two, and no actors."""
+    yield shared
+    shared.in_driver(_actors_end)
+
+
+def start(count: int, answers: int, node_id: str | None = None) -> list[str]:
+    """Start one-CPU actors, on a node or anywhere, and wait for some to answer: their nodes' ids.
+
+    Those that could answer as well get a second more.
+    """
+
+    @ray.remote(num_cpus=1)
+    class Place:
+        def node_id(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    where = {} if node_id is None else {"label_selector": {"ray.io/node-id": node_id}}
+    new = [Place.options(scheduling_strategy="SPREAD", **where).remote() for _ in range(count)]
+    _actors.extend(new)
+    references = [actor.node_id.remote() for actor in new]
+    ray.wait(references, num_returns=answers, timeout=60)
+    answered, _ = ray.wait(references, num_returns=count, timeout=1)
+    return ray.get(answered)
+
+
+def first_answers_from() -> str:
+    """The id of the node that the first actor answers from."""
+    return ray.get(_actors[0].node_id.remote(), timeout=60)
+
+
+def first_was_preempted() -> bool:
+    """Whether Ray says of the first actor, once it has died, that its node was preempted."""
+    while True:
+        try:
+            ray.get(_actors[0].node_id.remote(), timeout=10)
+        except ActorDiedError as error:
+            return bool(error.preempted)
+        except ActorUnavailableError:
+            pass
+        time.sleep(0.1)
+
+
+def _actors_end() -> None:
+    for actor in _actors:
+        ray.kill(actor)
+    _actors.clear()
+
+
+def watch(node_id: str, server: AwsServer | GcpServer) -> Command:
+    watcher = Command("--poll-s", "0.1", "--node-id", node_id, environment=server.environment, module="cluster.spot")
+    watcher.wait_until(lambda: len(server.asked) > 4)
+    return watcher
+
+
+def test_a_notice_on_aws_drains_the_node_until_its_time(cluster: ManyNodes) -> None:
+    leaving = cluster.add(num_cpus=2)
+    assert cluster.in_driver(start, 1, 1, leaving) == [leaving]
+    with AwsServer() as aws:
+        watcher = watch(leaving, aws)
+        assert cluster.in_driver(nodes.draining_nodes) == {}
+        when = float(int(time.time()) + 3)  # notices are in whole seconds
+        aws.interrupt("terminate", when)
+        code, output = watcher.finish()
+    assert code == 0, output
+    assert re.search(rf"AWS will terminate this spot instance at .*: draining Ray node {leaving}", output)
+
+    assert cluster.in_driver(nodes.draining_nodes) == {leaving: when}
+    known = {node.id: node for node in cluster.in_driver(nodes.nodes)}
+    assert [node.id for node in known.values() if node.draining] == [leaving]
+    assert known[leaving].alive
+    (head,) = [node.id for node in known.values() if node.is_head]
+    (staying,) = known.keys() - {head, leaving}
+    placed = cluster.in_driver(start, 4, 3)
+    assert sorted(placed) == sorted([head, staying, staying]), "the free CPU of the draining node is not used"
+    assert cluster.in_driver(first_answers_from) == leaving, "what runs there runs on"
+
+    wait_for(lambda: time.time() > when)
+    assert cluster.in_driver(first_answers_from) == leaving
+    cluster.kill(leaving)
+    assert cluster.in_driver(first_was_preempted), "Ray knows why the node went, and that it was time"
+
+
+def test_a_preemption_on_gcp_drains_the_node_and_an_idle_one_leaves_at_once(cluster: ManyNodes) -> None:
+    node_id = cluster.add(num_cpus=2, num_gpus=1, labels={"kind": "spot"})
+    (node,) = [node for node in cluster.in_driver(nodes.nodes) if node.id == node_id]
+    assert (node.num_cpus, node.num_gpus, node.is_head, node.alive, node.draining) == (2, 1, False, True, False)
+    assert node.labels == {"kind": "spot", "ray.io/node-id": node_id}
+    assert node.address == "127.0.0.1"
+    with GcpServer() as gcp, AwsServer() as quiet:
+        watcher, second = watch(node_id, gcp), watch(node_id, quiet)
+        gcp.values["preempted"] = "TRUE"
+        code, output = watcher.finish()
+        assert code == 0, output
+        assert f"GCP preempts this machine, 30 s from now: draining Ray node {node_id}" in output
+        # One that hears of nothing ends with its node.
+        code, output = second.finish()
+        assert code == 0, output
+        assert f"Ray node {node_id} has ended" in output
+    (node,) = [node for node in cluster.in_driver(nodes.nodes) if node.id == node_id]
+    assert (node.alive, node.draining) == (False, False)
+
+
+def test_of_several_nodes_on_a_machine_one_must_be_named(cluster: ManyNodes) -> None:
+    with AwsServer() as aws:
+        code, output = Command(environment=aws.environment, module="cluster.spot").finish()
+    assert code == 2, output
+    assert "Ray nodes run on this machine, say which: " in output
+    assert aws.asked == []
+
+
+def test_a_cluster_that_could_not_be_told_is_found_out_at_the_beginning(cluster: ManyNodes) -> None:
+    (head,) = [node for node in cluster.in_driver(nodes.nodes) if node.is_head]
+    with AwsServer() as aws:
+        no_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}
+        environment = {**aws.environment, **no_token}
+        code, output = Command("--node-id", head.id, environment=environment, module="cluster.spot").finish()
+    assert code == 1, output
+    assert "could not be told of a notice: see above" in output
+    assert aws.asked == []

@@ -1,0 +1,95 @@
+"""What the clouds' metadata services say, asked of stand-ins that are real HTTP servers."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.metadata import Aws, Gcp, MetadataError, Notice
+from pipeline.errors import ConfigError
+from tests.metadata_server import AwsServer, GcpServer
+
+WHEN = 1_900_000_120.0  # 2030-03-17T17:48:40Z
+
+
+def test_a_token_that_has_expired_is_renewed(aws: AwsServer) -> None:
+    cloud = Aws()
+    assert cloud.notice() is None
+    aws.expire()
+    aws.interrupt("stop", WHEN)
+    notice = cloud.notice()
+    assert notice is not None
+    assert notice.deadline_s == WHEN
+
+
+def test_a_service_that_refuses_every_token_is_not_asked_for_ever(aws: AwsServer) -> None:
+    aws.faults = [(200, "token"), (401, ""), (200, "token"), (401, "")]
+    with pytest.raises(MetadataError, match=r"answered 401 for spot/instance-action"):
+        Aws().notice()
+    assert len(aws.asked) == 4
+
+
+def test_a_recommendation_to_rebalance_is_a_notice_only_where_it_was_asked_for(aws: AwsServer) -> None:
+    aws.documents["events/recommendations/rebalance"] = '{"noticeTime": "2026-11-23T06:00:00Z"}'
+    assert Aws().notice() is None
+    assert Aws(rebalance=True).notice() == Notice(
+        "AWS recommends since 2026-11-23T06:00:00Z to leave this spot instance", None
+    )
+    aws.interrupt("terminate", WHEN)
+    notice = Aws(rebalance=True).notice()
+    assert notice is not None
+    assert notice.deadline_s == WHEN
+
+
+def test_a_migration_of_gcps_is_no_notice(gcp: GcpServer) -> None:
+    gcp.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"
+    assert Gcp().notice() is None
+
+
+def test_what_is_no_answer_of_gcps_is_no_answer(gcp: GcpServer) -> None:
+    gcp.values["preempted"] = "<html>"
+    with pytest.raises(MetadataError, match=r"answered '<html>' for preempted"):
+        Gcp().notice()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("<html>", r"'<html>' has no action and time"),
+        ("[1]", r"has no action and time"),
+        ('{"action": "stop"}', r"has no action and time"),
+        ('{"action": "stop", "time": "soon"}', r"'soon' is no time in UTC"),
+        ('{"action": "stop", "time": "2026-11-23T06:00:00"}', r"is no time in UTC"),
+    ],
+)
+def test_what_is_no_notice_of_awss_is_no_notice(aws: AwsServer, body: str, said: str) -> None:
+    aws.documents["spot/instance-action"] = body
+    with pytest.raises(MetadataError, match=said):
+        Aws().notice()
+
+
+def test_a_page_for_a_token_is_no_answer(aws: AwsServer) -> None:
+    aws.faults = [(200, "<html>\n</html>\n")]
+    with pytest.raises(MetadataError, match="does not answer"):
+        Aws().notice()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "127.0.0.1:80"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "https://127.0.0.1"),
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:port"),
+        ("GCE_METADATA_HOST", "http://127.0.0.1"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_with_the_variables_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=rf"^{variable} leads to "):
+        Aws() if variable.startswith("AWS") else Gcp()
+
+
+def test_an_address_may_end_with_a_slash(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{aws.environment[aws.variable]}/")
+    assert Aws().notice() is None
