@@ -103,11 +103,15 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     secrets = {"AWS_SECRET_ACCESS_KEY": "planted-secret-key", "AWS_SESSION_TOKEN": "planted-session-token"}
     preset, folder = tmp_path / "mine.yaml", tmp_path / "run"
     preset.write_text(dump(load_config(TINY[0], TINY[2::2])))
-    code, output = command.run(
+    following = command.Command(
         "submit", str(preset), "--run-dir", str(folder), "--address", head.jobs, "--follow", "--env", "AWS_PROFILE",
         environment={**secrets, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},
     )  # fmt: skip
-    assert code == 0, output
+    following.wait_until(lambda: "collect: complete" in following.output())
+    client.stop_job(job_in(following.output()))
+    code, output = following.finish()
+    assert code == 1, output
+    assert "stopped: Job was intentionally stopped" in output
     job = client.get_job_info(job_in(output))
     assert job.runtime_env is not None
     told = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
