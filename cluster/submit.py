@@ -121,6 +121,7 @@ class Jobs:
         address: of its dashboard, as ``http://127.0.0.1:8265``; None for that of the environment, or this one.
 
     Raises:
+        ConfigError: that is no such address.
         ClusterError: nobody answers there.
     """
 

@@ -26,7 +26,6 @@ class Head:
 
     Attributes:
         jobs: URL of the job server.
-        address: for ``ray.init``.
         folder: Ray's session folders and logs.
     """
 
@@ -34,11 +33,11 @@ class Head:
         self._num_cpus = num_cpus
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
         self.folder = Path(self._temporary.name)
-        self.jobs = self.address = ""
+        self.jobs = ""
 
     def __enter__(self) -> Self:
         dashboard, gcs, client = _free_ports(3)
-        self.jobs, self.address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
+        self.jobs = f"http://127.0.0.1:{dashboard}"
         options = {
             "port": gcs, "node-ip-address": "127.0.0.1", "num-cpus": self._num_cpus, "temp-dir": self.folder,
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,
