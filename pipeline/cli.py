@@ -158,14 +158,14 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _run(config: RunConfig, run_dir: str, command: str) -> int:
     from pipeline import preflight
-    from pipeline.envs.registry import environment_class
+    from pipeline.envs.registry import check_environment
     from pipeline.sittings import check_machine, lease_for
     from pipeline.storage.lease import refuse_if_driven
     from pipeline.storage.store import open_store
 
     # Everything that can be refused is refused before anything is written.
     store = open_store(run_dir)
-    environment_class(config.env.id)
+    check_environment(config)
     refuse_if_driven(store)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)

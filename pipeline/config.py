@@ -111,6 +111,9 @@ class CollectConfig(Section):
     )
     episodes: int = Field(10_000, ge=2)
     episode_steps: int = Field(1000, ge=2, description="an episode is cut after so many steps")
+    exploring_starts: bool = Field(
+        False, description="begin anywhere on the road, at a random offset, heading and speed, instead of at its start"
+    )
     episodes_per_shard: int = Field(10, ge=1)
 
 

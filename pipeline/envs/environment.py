@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,14 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Free what the environment holds."""
+
+
+@runtime_checkable
+class ExploringEnvironment(Environment, Protocol):
+    """One in which an episode can begin anywhere, for ``collect.exploring_starts``."""
+
+    def reset_anywhere(self, track: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """Begin an episode on a track in a state that ``rng`` chooses, to the same bits for the same stream."""
 
 
 class EnvironmentClass(Protocol):

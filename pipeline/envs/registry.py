@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from pipeline.config import EnvConfig
+from pipeline.config import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, EnvironmentClass
 from pipeline.errors import ConfigError
 
@@ -32,6 +32,20 @@ def environment_class(env_id: str) -> EnvironmentClass:
             f"env.id = {env_id!r}: {error}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
             "or module:Class of a class with the methods of pipeline/envs/environment.py"
         ) from error
+
+
+def check_environment(config: RunConfig) -> None:
+    """See whether a run's environment exists and can do what is asked of it.
+
+    Raises:
+        ConfigError: it does not, or cannot.
+    """
+    found = environment_class(config.env.id)
+    if config.collect.exploring_starts and not hasattr(found, "reset_anywhere"):
+        raise ConfigError(
+            f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "
+            "pipeline/envs/environment.py). Leave it false, or add that method."
+        )
 
 
 def make_environment(config: EnvConfig) -> Environment:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.envs.environment import FRAME_SHAPE, Environment
+from pipeline.envs.environment import FRAME_SHAPE, Environment, ExploringEnvironment
 from pipeline.rollouts.policies import Policy
 
 
@@ -42,14 +42,23 @@ def record_episode(
     episode_id: int,
     track: int,
     max_steps: int,
+    start: np.random.Generator | None = None,
 ) -> Episode:
-    """Drive one episode and write it down, up to ``max_steps`` steps."""
+    """Drive one episode and write it down, up to ``max_steps`` steps.
+
+    Args:
+        start: the stream that chooses where it begins, in an ``ExploringEnvironment``; None for the track's own start.
+    """
     frames = np.empty((max_steps, *FRAME_SHAPE), np.uint8)
     actions = np.empty((max_steps, env.action_size), np.float32)
     rewards = np.empty(max_steps, np.float32)
     terminated = np.zeros(max_steps, np.bool_)
     truncated = np.zeros(max_steps, np.bool_)
-    frame = env.reset(track)
+    if start is None:
+        frame = env.reset(track)
+    else:
+        assert isinstance(env, ExploringEnvironment)  # refused otherwise, before the run
+        frame = env.reset_anywhere(track, start)
     steps = 0
     while steps < max_steps:
         frames[steps] = frame

@@ -64,6 +64,9 @@ class CollectWorker:
                     episode_id=episode_id,
                     track=seeding.track(config.seed, config.tracks.training, "collect/track", episode_id),
                     max_steps=config.collect.episode_steps,
+                    start=seeding.generator(config.seed, "collect/start", episode_id)
+                    if config.collect.exploring_starts
+                    else None,
                 )
             )
         returns = [float(episode.rewards.sum(dtype="float64")) for episode in episodes]
