@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
+from actors.nodes import node_kinds
+from actors.placement import Placement
 from actors.pool import LOST, RayPool, listen, silence
 from actors.worker import not_to_be_retried, run_task
 from pipeline.config import RunConfig
@@ -41,19 +43,18 @@ class RayExecutor:
         if self._owns_ray:
             self._connect(config)
         threads = max(config.vae.threads, config.mdnrnn.threads)
-        largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+        kinds = node_kinds()
+        largest = max((kind.get("CPU", 0.0) for kind in kinds), default=0.0)
         if threads > largest:
             self.close()
             raise ConfigError(
                 f"vae.threads or mdnrnn.threads asks for {threads} CPUs on one node, and the largest node has "
                 f"{largest:g}: lower them (in a new --run-dir, their number changes bits) or add a larger node"
             )
-        resources = ray.cluster_resources()
-        self.num_gpus = int(resources.get("GPU", 0))
-        cpus = max(1, int(resources.get("CPU", 1)))
-        if self._local:
-            cpus = min(cpus, num_cores())  # training may have been given more CPUs than there are cores
-        self.max_workers = config.execution.workers or cpus
+        self.num_gpus = int(max((kind.get("GPU", 0.0) for kind in kinds), default=0.0))
+        # A local Ray may have been given more CPUs for training than there are cores. On a cluster, workers are as many
+        # as are worthwhile: it may grow.
+        self._max_workers = config.execution.workers or (num_cores() if self._local else None)
 
     def _connect(self, config: RunConfig) -> None:
         address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
@@ -101,7 +102,7 @@ class RayExecutor:
                 for kind, value in _messages(updates, self._execution.timeout_s):
                     if kind == "worker":
                         worker = value
-                        worker.check(exact=self._execution.exact)
+                        worker.check(exact=self._execution.exact, on_gpu=resources.gpus > 0)
                     elif kind == "update":
                         on_update(value)
                     else:
@@ -134,16 +135,18 @@ class RayExecutor:
         raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
-    def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> Iterator[Pool]:
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
+    ) -> Iterator[Pool]:
         """See ``pipeline.executor.Executor.pool``."""
         pool = RayPool(
             factory,
             arguments,
-            num_workers=self.max_workers,
-            jobs_per_call=jobs_per_call,
-            max_attempts=self._execution.max_attempts,
-            timeout_s=self._execution.timeout_s,
-            exact=self._execution.exact,
+            execution=self._execution,
+            placement=None if self._local else Placement(self._execution),
+            max_workers=self._max_workers,
+            jobs_at_once=jobs_at_once,
+            worthwhile=worthwhile,
         )
         try:
             yield pool

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 class WorkerIdentity:
     """Where a worker process runs, and what its bits depend on."""
 
+    node_id: str
     host: str
     pid: int
     cpu_kind: str
@@ -28,10 +29,15 @@ class WorkerIdentity:
 
     @classmethod
     def of_this_process(cls) -> WorkerIdentity:
-        return cls(socket.gethostname(), os.getpid(), cpu_kind(), code_version(), library_versions())
+        node_id = ray.get_runtime_context().get_node_id()
+        return cls(node_id, socket.gethostname(), os.getpid(), cpu_kind(), code_version(), library_versions())
 
-    def check(self, *, exact: bool) -> None:
+    def check(self, *, exact: bool, on_gpu: bool = False) -> None:
         """Refuse a worker of other code, or, where a run must be exact, of another kind of CPU or library version.
+
+        Args:
+            exact: whether the run must be.
+            on_gpu: whether it computes on a GPU: its CPU's kind is no matter then.
 
         Raises:
             ConfigError: says which differs and what to do.
@@ -42,7 +48,7 @@ class WorkerIdentity:
                 f"the worker on {self.host} runs code version {self.code_version}, the driver runs "
                 f"{driver.code_version}: install the same sources on every node, or submit them with --working-dir"
             )
-        differences = diff({"CPU": driver.cpu_kind, **driver.versions}, {"CPU": self.cpu_kind, **self.versions})
+        differences = diff(driver._bits_depend_on(on_gpu), self._bits_depend_on(on_gpu))
         if differences:
             message = f"the worker on {self.host} differs from the driver:\n" + "\n".join(differences)
             if exact:
@@ -51,6 +57,9 @@ class WorkerIdentity:
                     "accept it with -o execution.exact=false"
                 )
             logger.warning("%s\naccepted, as execution.exact is false", message)
+
+    def _bits_depend_on(self, on_gpu: bool) -> dict[str, str]:
+        return self.versions if on_gpu else {"CPU": self.cpu_kind, **self.versions}
 
     def log_location(self) -> str:
         """Where the output of this process lies."""

@@ -104,6 +104,20 @@ def nodes() -> list[Node]:
     ]
 
 
+def node_kinds() -> list[dict[str, float]]:
+    """The resources (``CPU``, ``GPU``, ...) of each live node, and of each kind that the autoscaler may add, if any.
+
+    Needs a connection (``ray.init``).
+    """
+    import ray
+    from ray._private.state import state
+
+    kinds = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return kinds + [dict(group.resources) for group in groups if group.max_count > 0]
+
+
 def draining_nodes() -> dict[str, float | None]:
     """The ids of nodes that are about to go, each with the time when, in seconds since the epoch; None: not known.
 

@@ -1,13 +1,16 @@
-"""A pool of worker actors: jobs to whoever is free, results as they come, dead and hung workers replaced."""
+"""A pool of worker actors: jobs to whoever is free, results as they come, workers that come, go, die and hang."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from itertools import islice, repeat
+from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import ray
 from ray.exceptions import (
     NodeDiedError,
@@ -18,8 +21,11 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from actors.identity import WorkerIdentity, session_logs
-from actors.worker import WorkerActor, not_to_be_retried
+from actors.member import Member
+from actors.nodes import draining_nodes, nodes
+from actors.placement import Place, Placement
+from actors.worker import not_to_be_retried
+from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError
 from pipeline.executor import JobQueue, Worker, cause_of
 
@@ -29,6 +35,14 @@ logger = logging.getLogger(__name__)
 LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 _LISTEN_S = 1.0
+_TEND_EVERY_S = 1.0
+# With many workers, answers are taken together: to ask Ray which of 256 have one costs as much as five answers do. Jobs
+# that lie before the workers keep them busy meanwhile.
+_MANY = 32
+_GATHER_S = 0.02
+# A worker is suspect once it has been silent for so many times as long as nine of ten jobs take.
+_SUSPECT_AFTER = 2.0
+_SAY_EVERY_S = 60.0
 
 
 class _Failed(Exception):
@@ -39,46 +53,48 @@ class _Failed(Exception):
         cause: the error; None where it hung.
     """
 
-    def __init__(self, member: _Member, what: str, cause: BaseException | None) -> None:
+    def __init__(self, member: Member, what: str, cause: BaseException | None) -> None:
         super().__init__(what)
         self.member = member
         self.cause = cause
 
 
-class _Member:
-    """An actor, and what it is busy with.
+@dataclass
+class _Round:
+    """One ``map``.
 
     Attributes:
-        identity: where it is; None until its process is up.
-        ready: whether its worker is built.
-        waiting_for: the reference or generator that the next answer comes from; None while idle.
-        jobs: the jobs of the call in flight that have no result yet, by id.
-        silent_s: how long an answer has been listened for, without one.
+        queue: the jobs that wait for a worker.
+        missing: the jobs without a result, by id.
+        seconds: that jobs took in their workers.
     """
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-        self.identity: WorkerIdentity | None = None
-        self.ready = False
-        self.waiting_for: Any = actor.identity.remote()
-        self.jobs: dict[Hashable, Any] = {}
-        self.silent_s = 0.0
+    queue: JobQueue
+    missing: dict[Hashable, Any]
+    seconds: list[float]
 
-    @property
-    def idle(self) -> bool:
-        return self.waiting_for is None
+    def without_result(self, jobs: Iterable[Any]) -> list[Any]:
+        return [job for job in jobs if job.id in self.missing]
 
 
 class RayPool:
     """Workers that stay alive from call to call. Use as ``pipeline.executor.Pool``.
 
+    An actor is asked for wherever one more worker would help: those that Ray cannot place yet are what makes an
+    autoscaler add nodes, and they end with the pool.
+
     Args:
         factory, arguments: make a worker; shipped once to each node through the object store.
-        num_workers: actors at most; fewer are started where there are fewer jobs.
-        jobs_per_call: jobs handed to a worker at a time, at most.
-        max_attempts: times that a job is handed out: it may raise, workers may die or hang under it.
-        timeout_s: a worker whose process is up and that gives no answer for so long is killed.
-        exact: refuse a worker on another kind of CPU than the driver's.
+        execution: how often jobs are tried, how long silence may be, which nodes are for workers.
+        placement: chooses nodes; None leaves it to Ray, where there is only one.
+        max_workers: actors at most; None: as many as are worthwhile.
+        jobs_at_once, worthwhile: see ``pipeline.executor.Executor.pool``.
+
+    Attributes:
+        num_workers: so many have been ready at a time, at most.
+        retries: times that a job was tried again.
+        copies: jobs that were given to a second worker because the first was silent.
+        lost_nodes: workers that were lost with their node.
     """
 
     def __init__(
@@ -86,138 +102,247 @@ class RayPool:
         factory: Callable[..., Worker],
         arguments: tuple[Any, ...],
         *,
-        num_workers: int,
-        jobs_per_call: int,
-        max_attempts: int,
-        timeout_s: float,
-        exact: bool,
+        execution: ExecutionConfig,
+        placement: Placement | None,
+        max_workers: int | None,
+        jobs_at_once: int,
+        worthwhile: int,
     ) -> None:
-        self.num_workers = num_workers
-        self.retries = 0
+        self.num_workers = self.retries = self.copies = self.lost_nodes = 0
         self._name = factory.__name__
         self._factory, self._arguments = factory, ray.put(arguments)
-        self._jobs_per_call = jobs_per_call
-        self._max_attempts = max_attempts
-        self._timeout_s = timeout_s
-        self._exact = exact
+        self._execution = execution
+        self._placement = placement
+        self._max_workers = max_workers
+        self._jobs_at_once = jobs_at_once
+        self._worthwhile = worthwhile
         self._failed_starts = 0
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
+        # Seconds that this process was awake for: one that was stopped (Ctrl-Z) has listened to nobody meanwhile.
+        self._clock = self._said = 0.0
+        self._looked = time.monotonic()
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.executor.Pool.map``."""
-        queue = JobQueue(jobs, self._max_attempts)
-        while queue or any(member.jobs for member in self._members):
-            self._start(len(queue))
-            for member in self._members:
-                if member.idle and queue:
-                    self._hand_out(member, queue.take(self._share(len(queue))))
-            try:
-                yield from self._take(self._next_answer())
-            except _Failed as failed:
-                left = self._end_call(failed)
-                if left:
-                    culprit = failed.cause.job_id if isinstance(failed.cause, EpisodeError) else None
-                    self.retries += queue.put_back(left, str(failed), failed.cause, culprit)
-                else:
-                    logger.warning("a worker is replaced: %s", failed)
-
-    def _share(self, waiting: int) -> int:
-        """Jobs of the next call: at most half of a fair share of what waits, so that calls get smaller towards the end
-        and the workers finish together."""
-        return min(self._jobs_per_call, max(1, waiting // (2 * self.num_workers)))
+        jobs = list(jobs)
+        this = _Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
+        tend_at = self._clock
+        while this.missing:
+            if self._clock >= tend_at:
+                self._tend(this)
+                tend_at = self._clock + _TEND_EVERY_S
+            answering = self._listen()
+            for member in answering:
+                try:
+                    yield from self._take(member, this)
+                except _Failed as failed:
+                    self._end_call(failed, this)
+            self._hand_out(this, answering)
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, also those that still wait for a node."""
         for member in self._members:
             ray.kill(member.actor)
         self._members.clear()
 
-    def _start(self, wanted: int) -> None:
-        """Start actors until there is one for each job that waits, or as many as allowed."""
-        busy = sum(1 for member in self._members if member.jobs)
-        while len(self._members) < min(self.num_workers, busy + wanted):
-            name = f"{self._name}-{uuid4().hex[:8]}"
-            actor = cast(Any, WorkerActor).options(name=name).remote()
-            self._members.append(_Member(actor))
+    def _ask_for_workers(self, jobs: int) -> None:
+        """Have an actor for each worthwhile number of jobs, or as many as allowed."""
+        wanted = -(-jobs // self._worthwhile) if self._max_workers is None else min(self._max_workers, jobs)
+        missing = wanted - sum(1 for member in self._members if not member.leaving)
+        if missing <= 0:
+            return
+        places: Iterator[Place] = repeat(Place())
+        if self._placement is not None:
+            places = self._placement.places(nodes(), sum(1 for member in self._members if member.on_head))
+        for place in islice(places, missing):
+            self._members.append(Member(f"{self._name}-{uuid4().hex[:8]}", place, self._jobs_at_once))
 
-    def _hand_out(self, member: _Member, jobs: list[Any]) -> None:
-        member.jobs, member.silent_s = {job.id: job for job in jobs}, 0.0
-        member.waiting_for = member.actor.run.options(num_returns="streaming").remote(jobs)
+    def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
+        """Give jobs to those of some members that are about to run out of them, first those with the fewest.
 
-    def _next_answer(self) -> _Member:
-        """The next member with something to say.
-
-        Raises:
-            _Failed: one that is up has been silent for too long.
+        A share is half of what would be fair, so that shares get smaller towards the end and workers finish together.
         """
-        expected = {member.waiting_for: member for member in self._members if not member.idle}
-        while True:
-            ready, listened_s = listen(list(expected))
-            answering = expected.get(ready)
-            for member in expected.values():
-                # One that is not up yet may be waiting for a node that the autoscaler is to bring.
-                if member.identity is not None and member is not answering:
-                    member.silent_s += listened_s
-                    if member.silent_s >= self._timeout_s and not _has_answer(member):
-                        raise _Failed(member, f"{silence(self._timeout_s)}; {self._where(member)}", None)
-            if answering is not None:
-                answering.silent_s = 0.0
-                return answering
+        ready = sum(1 for member in self._members if member.ready)
+        for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
+            waiting = len(this.queue)
+            # While there is plenty, jobs lie ready behind those that are begun.
+            free = self._jobs_at_once - len(member.jobs) + (1 if waiting > ready else 0)
+            alone = this.queue.next_goes_alone
+            if waiting == 0 or free <= 0 or (alone and member.jobs):
+                continue
+            jobs = this.without_result(this.queue.take(max(free, waiting // (2 * ready))))
+            if jobs:
+                if not member.jobs:
+                    member.heard = self._clock
+                member.alone = alone
+                member.hand(jobs)
 
-    def _take(self, member: _Member) -> Iterator[tuple[Hashable, Any]]:
-        """Take a member's answer: that its process is up, that its worker is built, or a result."""
+    def _listen(self) -> list[Member]:
+        """Wait a moment for members to have something to say; returns those that do."""
+        speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
+        waitables = list(speaking)
+        ready, _ = ray.wait(waitables, num_returns=1, timeout=_LISTEN_S, fetch_local=False)
+        if ready and len(waitables) > 1:
+            if len(waitables) > _MANY:
+                time.sleep(_GATHER_S)
+            ready, _ = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)
+        now = time.monotonic()
+        self._clock += min(now - self._looked, 2 * _LISTEN_S)
+        self._looked = now
+        answering = [speaking[reference] for reference in ready]
+        for member in answering:
+            member.heard, member.suspect = self._clock, False
+        return answering
+
+    def _take(self, member: Member, this: _Round) -> Iterator[tuple[Hashable, Any]]:
+        """Take a member's answer: that its process is up, that its worker is built, a result, or the end of a call."""
         try:
             if member.identity is None:
                 identity = ray.get(member.waiting_for)
-                identity.check(exact=self._exact)
-                member.identity = identity
-                member.waiting_for = member.actor.build.remote(self._factory, self._arguments)
+                identity.check(exact=self._execution.exact)
+                member.identity, member.heard = identity, self._clock
+                member.build(self._factory, self._arguments)
                 return
             if not member.ready:
                 ray.get(member.waiting_for)
                 member.ready, member.waiting_for = True, None
                 self._failed_starts = 0
+                self.num_workers = max(self.num_workers, sum(1 for other in self._members if other.ready))
                 return
-            try:
-                reference = next(member.waiting_for)
-            except StopIteration:
-                member.waiting_for = None
-                if member.jobs:
-                    raise JobError(f"a worker ended without results for {list(member.jobs)}") from None
+            reference = next(member.waiting_for, None)
+            if reference is None:
+                if not member.call_ended():
+                    raise JobError(f"a worker ended without results for {list(member.jobs)}")
                 return
-            job_id, result = ray.get(reference)
+            job_id, result, seconds = ray.get(reference)
         except RayTaskError as error:
             ours = not_to_be_retried(error)
             if ours is not None:
                 raise ours from error
-            raise _Failed(member, f"{cause_of(error.cause)}; {self._where(member)}", error.cause) from error
+            raise _Failed(member, f"{cause_of(error.cause)}; {member.where()}", error.cause) from error
         except LOST as error:
-            raise _Failed(member, f"its worker died: {_first_line(error)}; {self._where(member)}", error) from error
+            raise _Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
         except RayError as error:
-            raise _Failed(member, f"it failed on Ray: {error!r}; {self._where(member)}", error) from error
-        del member.jobs[job_id]
-        yield job_id, result
+            raise _Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
+        member.jobs.pop(job_id, None)
+        if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
+            this.seconds.append(seconds)
+            yield job_id, result
 
-    def _end_call(self, failed: _Failed) -> dict[Hashable, Any]:
-        """Do away with the member, unless it says itself that it is fit to go on; returns the jobs that it had left."""
-        member = failed.member
-        left, member.jobs, member.waiting_for = member.jobs, {}, None
+    def _end_call(self, failed: _Failed, this: _Round) -> None:
+        """Hand a failed call's jobs to others, and do away with the member unless it says itself that it is fit."""
+        member, begun = failed.member, failed.member.begun()
+        left = this.without_result(member.jobs.values())
+        member.jobs, member.waiting_for, member.alone = {}, None, False
         if isinstance(failed.cause, EpisodeError):
-            return left
-        self._members.remove(member)
-        ray.kill(member.actor)
-        if not member.ready:
+            begun = [failed.cause.job_id]
+        else:
+            self._remove(member)
+        begun = [job_id for job_id in begun if job_id in this.missing]
+        if self._lost_its_node(member, failed.cause):
+            self.lost_nodes += 1
+            self.retries += len(begun)
+            logger.warning("a worker is lost with its node, %d jobs that it had begun are tried again", len(begun))
+        elif member.ready:
+            self.retries += this.queue.failed(begun, str(failed), failed.cause)
+        else:
             self._failed_starts += 1
-            if self._failed_starts >= self._max_attempts:
+            if self._failed_starts >= self._execution.max_attempts:
                 raise JobError(
                     f"{self._failed_starts} workers failed before they were ready, the last: {failed}"
                 ) from failed.cause
-        return left
+        this.queue.put_back(left)
+        if not begun and member not in self._members:
+            logger.warning("a worker is replaced: %s", failed)
+        self._ask_for_workers(len(this.missing))
 
-    def _where(self, member: _Member) -> str:
-        if member.identity is None:
-            return f"the worker's log is under {session_logs()}"
-        return member.identity.log_location()
+    def _lost_its_node(self, member: Member, cause: BaseException | None) -> bool:
+        """Whether a member died because its machine was taken away: no job's fault."""
+        if not isinstance(cause, LOST) or member.identity is None:
+            return False
+        node = next((node for node in nodes() if node.id == member.identity.node_id), None)
+        return node is None or not node.alive or node.draining
+
+    def _remove(self, member: Member) -> None:
+        self._members.remove(member)
+        member.leaving = True
+        ray.kill(member.actor)
+
+    def _tend(self, this: _Round) -> None:
+        """What need not be done more often than once a second."""
+        self._leave_nodes(this)
+        self._give_up_the_silent(this)
+        self._ask_for_workers(len(this.missing))
+        self._say_what_is_waited_for()
+        if not this.queue:
+            idle = sum(1 for member in self._members if member.takes_jobs and not member.jobs)
+            self._level(this, idle)
+            self._copy_from_silent(this, idle)
+        self._hand_out(this, self._members)
+
+    def _silent_s(self, member: Member) -> float:
+        """How long a member has been listened to, without an answer; 0 while its process is not up: it may wait for a
+        node that the autoscaler is to bring."""
+        return 0.0 if member.identity is None or member.waiting_for is None else self._clock - member.heard
+
+    def _give_up_the_silent(self, this: _Round) -> None:
+        limit = self._execution.timeout_s
+        for member in [member for member in self._members if self._silent_s(member) >= limit]:
+            if not _has_answer(member):
+                self._end_call(_Failed(member, f"{silence(limit)}; {member.where()}", None), this)
+
+    def _leave_nodes(self, this: _Round) -> None:
+        """Give no more jobs to workers on nodes that are drained, or on the head once there are others; take back what
+        they have not begun, and end those that have nothing left."""
+        draining = draining_nodes()
+        head_in_use = any(member.on_head for member in self._members)
+        others = head_in_use and self._placement is not None and not self._placement.is_all_there_is(nodes())
+        for member in list(self._members):
+            if member.identity is None:
+                continue
+            if not member.leaving and (member.identity.node_id in draining or (member.on_head and others)):
+                member.leaving = True
+                logger.info("no more jobs for the worker on %s: its node is to be left", member.identity.host)
+                this.queue.put_back(this.without_result(member.take_back()))
+            if member.leaving and not member.jobs:
+                self._remove(member)
+
+    def _level(self, this: _Round, idle: int) -> None:
+        """Take jobs that were not begun back from the workers that have the most, for those that have none."""
+        for member in sorted(self._members, key=lambda member: -len(member.jobs))[:idle]:
+            surplus = len(member.jobs) - self._jobs_at_once
+            if surplus > 0:
+                this.queue.put_back(this.without_result(member.take_back(-(-surplus // 2))))
+
+    def _copy_from_silent(self, this: _Round, idle: int) -> None:
+        """Where nothing is left to begin, and workers are idle: do again what silent workers are at. The first answer
+        counts; on one kind of CPU they are the same."""
+        if not idle or not this.seconds:
+            return
+        limit = _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9))
+        for member in self._members:
+            copied = this.without_result(member.jobs.values())
+            silent_s = self._silent_s(member)
+            if copied and not member.suspect and silent_s > max(limit, _TEND_EVERY_S):
+                member.suspect = True
+                self.copies += len(copied)
+                logger.info(
+                    "%d jobs are done again elsewhere: no answer for %.1f s; %s",
+                    len(copied), silent_s, member.where(),
+                )  # fmt: skip
+                this.queue.put_back(copied, alone=True)
+
+    def _say_what_is_waited_for(self) -> None:
+        """Where there is not one worker: that a node is waited for, and what kind."""
+        if any(member.identity is not None for member in self._members):
+            self._said = self._clock
+        elif self._clock - self._said >= _SAY_EVERY_S:
+            self._said = self._clock
+            logger.warning(
+                "%d workers of one CPU each wait for a node. GPU nodes are left alone, and so is the head where there "
+                "are others, unless execution.workers_on names them; `ray status` shows what the autoscaler does",
+                len(self._members),
+            )
 
 
 def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
@@ -238,7 +363,7 @@ def silence(timeout_s: float) -> str:
     )
 
 
-def _has_answer(member: _Member) -> bool:
+def _has_answer(member: Member) -> bool:
     return bool(ray.wait([member.waiting_for], timeout=0, fetch_local=False)[0])
 
 

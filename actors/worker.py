@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from actors.identity import WorkerIdentity
 from pipeline.errors import JobError, WorldModelsError
-from pipeline.executor import Worker
+from pipeline.executor import Inbox, Worker
 from pipeline.logs import configure_logging
 from pipeline.progress import Update
 from pipeline.threads import num_threads
@@ -21,12 +22,21 @@ from pipeline.threads import num_threads
 logger = logging.getLogger(__name__)
 
 
-@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
+@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"inbox": 1})
 class WorkerActor:
-    """One worker on one CPU, one thread."""
+    """One worker on one CPU: a thread that works, and one that now and then puts jobs before it.
 
-    def __init__(self) -> None:
+    Args:
+        name: for people: Ray shows it, and begins the lines of its log with it.
+    """
+
+    def __init__(self, name: str) -> None:
         configure_logging()
+        self._name = name
+        self._inbox = TimedInbox()
+
+    def __repr__(self) -> str:
+        return self._name
 
     def identity(self) -> WorkerIdentity:
         """Answers once the process is up."""
@@ -41,10 +51,46 @@ class WorkerActor:
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
 
-    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any]]:
-        """``Worker.run``, each result on its way as soon as it is there."""
+    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
+    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any, float]]:
+        """``Worker.run``, each result on its way as soon as it is there, with the seconds since its job was taken.
+
+        Goes on while there are jobs: these, and what is added meanwhile.
+        """
+        self._inbox.add(jobs)
         with num_threads(1), _traceback_logged():
-            yield from self._worker.run(jobs)
+            try:
+                for job_id, result in self._worker.run(self._inbox):
+                    yield job_id, result, self._inbox.seconds_since_taken(job_id)
+            except BaseException:
+                self._inbox.clear()  # the driver hands them to others
+                raise
+
+    @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
+    def add(self, jobs: Sequence[Any]) -> None:
+        """Put jobs behind those that lie there."""
+        self._inbox.add(jobs)
+
+    @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
+    def take_back(self, ids: Sequence[Hashable]) -> None:
+        """Leave out those of some jobs that are not begun."""
+        self._inbox.take_back(ids)
+
+
+class TimedInbox(Inbox):
+    """An inbox that knows when each job was taken out of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken: dict[Hashable, float] = {}
+
+    def __next__(self) -> Any:
+        job = super().__next__()
+        self._taken[job.id] = time.monotonic()
+        return job
+
+    def seconds_since_taken(self, job_id: Hashable) -> float:
+        return time.monotonic() - self._taken.pop(job_id)
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]

@@ -149,6 +149,7 @@ def _bench(options: argparse.Namespace) -> int:
     run_benches(
         names,
         seconds=options.seconds,
+        workers=options.workers,
         as_json=options.json,
         store=None if run_dir is None else open_store(run_dir),
         executor=_make_executor,

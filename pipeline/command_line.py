@@ -47,6 +47,7 @@ BENCHES = {
     "train-mdnrnn": "a plain training step of M beside the pipeline's",
     "dream": "one dream at a time beside many, a core",
     "storage": "numpy files beside shards",
+    "fanout": "how busy the pool keeps hundreds of workers, whose episodes are simulated; about 20 minutes",
 }
 
 _BENCH_EXAMPLES = """\
@@ -159,6 +160,13 @@ def _add_bench(commands: Commands) -> None:
         type=float,
         default=10.0,
         help="each side is measured for so long, all turns together; 10 unless told",
+    )
+    bench.add_argument(
+        "--workers",
+        type=_positive,
+        default=256,
+        metavar="N",
+        help="`fanout` goes up to so many, all of them on this machine: 256 take 20 GiB of memory; 256 unless told",
     )
     bench.add_argument("--json", action="store_true", help="one JSON object as the last line")
 

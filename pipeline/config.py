@@ -250,7 +250,12 @@ class ExecutionConfig(Section):
 
     executor: Literal["ray", "in-process"] = runtime("ray")
     ray_address: str | None = runtime(None, description="null: a local Ray of its own, or the cluster of RAY_ADDRESS")
-    workers: int | None = runtime(None, ge=1, description="null: one per CPU")
+    workers: int | None = runtime(
+        None, ge=1, description="null: one per core of this machine; on a cluster, as many as there is work for"
+    )
+    workers_on: list[Literal["head", "gpu-nodes"]] = runtime(
+        [], description="nodes that workers may use besides the others; the head is used where it is all there is"
+    )
     max_attempts: int = runtime(3, ge=1, description="times a job is tried: it may raise, its worker may die or hang")
     timeout_s: float = runtime(
         900.0,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -41,15 +41,53 @@ class Job(Protocol):
 class Worker(Protocol):
     """A plain class that runs jobs; it may keep what is dear to build (environments, networks) between calls."""
 
-    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any]]:
-        """Run jobs, yielding (job id, result) as each is done, in any order."""
+    def run(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
+        """Run jobs, yielding (job id, result) as each is done, in any order.
+
+        Args:
+            jobs: taken in order, each when the worker is ready to begin it: there may be more of them by then.
+        """
+
+
+class Inbox:
+    """The jobs that lie before a worker. Another thread may add to them, or take some back, while it works.
+
+    An iterator that has more to give after it was exhausted, if something was added since.
+    """
+
+    def __init__(self, jobs: Iterable[Any] = ()) -> None:
+        self._jobs = deque(jobs)
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return self._jobs.popleft()
+        except IndexError:
+            raise StopIteration from None
+
+    def add(self, jobs: Iterable[Any]) -> None:
+        self._jobs.extend(jobs)
+
+    def take_back(self, ids: Collection[Hashable]) -> None:
+        """Remove those jobs of these ids that were not taken yet."""
+        for job in [job for job in self._jobs.copy() if job.id in ids]:
+            with suppress(ValueError):  # taken in the meantime
+                self._jobs.remove(job)
+
+    def clear(self) -> None:
+        self._jobs.clear()
 
 
 class Pool(Protocol):
     """Workers that stay alive from call to call.
 
     Attributes:
-        num_workers: there are so many at most.
+        num_workers: so many have worked at a time, at most.
         retries: times that a job was tried again, in all calls so far.
     """
 
@@ -72,11 +110,9 @@ class Executor(Protocol):
 
     Attributes:
         num_gpus: GPUs that tasks can ask for.
-        max_workers: workers that a pool may have.
     """
 
     num_gpus: int
-    max_workers: int
 
     def run(
         self,
@@ -87,12 +123,15 @@ class Executor(Protocol):
     ) -> Result:
         """Run one task to its end. A task is a generator function: it yields updates and returns its result."""
 
-    def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> AbstractContextManager[Pool]:
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
+    ) -> AbstractContextManager[Pool]:
         """Workers made by ``factory(*arguments)``, one CPU and one thread each.
 
         Args:
             factory: makes a worker; picklable, as are its arguments.
-            jobs_per_call: how many jobs a worker is handed at a time.
+            jobs_at_once: how many jobs a worker has begun and not finished at a time, at most.
+            worthwhile: for how many jobs a cluster that can grow should bring one more worker.
         """
 
     def close(self) -> None:
@@ -111,6 +150,7 @@ class JobQueue:
         self._waiting = deque(jobs)
         self._max_attempts = max_attempts
         self._failures: Counter[Hashable] = Counter()
+        self._alone: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -121,35 +161,46 @@ class JobQueue:
         One that has a single try left goes alone, so that the job which is named in the end is the one that fails.
         """
         jobs = [self._waiting.popleft()]
-        while self._waiting and len(jobs) < count and not any(map(self._last_try, (jobs[0], self._waiting[0]))):
+        while self._waiting and len(jobs) < count and not any(map(self._goes_alone, (jobs[0], self._waiting[0]))):
             jobs.append(self._waiting.popleft())
         return jobs
 
-    def put_back(
-        self, jobs: Mapping[Hashable, Any], what: str, cause: BaseException | None, failed: Hashable = None
-    ) -> int:
-        """Jobs of a call that failed are the next to be handed out. Returns how many of them it was put down to.
+    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None) -> int:
+        """Count a try of each job that may have been the cause of a failure. Returns how many they are.
 
         Args:
-            jobs: those without a result, by id.
+            begun: the ids of the jobs that it may have been.
             what: what happened.
             cause: the error, where there is one.
-            failed: the job that it was; None where it may have been any of them.
 
         Raises:
             JobError: it was the last try of one.
         """
-        blamed = [failed] if failed in jobs else list(jobs)
-        self._failures.update(blamed)
-        tries = max((self._failures[job_id] for job_id in blamed), default=0)
+        self._failures.update(begun)
+        tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
-            raise JobError(f"{_name(blamed)} {gave_up(tries, what)}") from cause
-        logger.warning("%s, try %d of %d: %s", _name(blamed), tries, self._max_attempts, what)
-        self._waiting.extendleft(reversed([*jobs.values()]))
-        return len(blamed)
+            raise JobError(f"{_name(begun)} {gave_up(tries, what)}") from cause
+        if begun:
+            logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
+        return len(begun)
 
-    def _last_try(self, job: Job) -> bool:
-        return 0 < self._failures[job.id] == self._max_attempts - 1
+    def put_back(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
+        """Jobs without a result are the next to be handed out.
+
+        Args:
+            jobs: in order.
+            alone: whether each must go alone from now on, because any of them may be the end of its worker.
+        """
+        self._waiting.extendleft(reversed(jobs))
+        if alone:
+            self._alone.update(job.id for job in jobs)
+
+    @property
+    def next_goes_alone(self) -> bool:
+        return bool(self._waiting) and self._goes_alone(self._waiting[0])
+
+    def _goes_alone(self, job: Job) -> bool:
+        return job.id in self._alone or 0 < self._failures[job.id] == self._max_attempts - 1
 
 
 def _name(ids: Sequence[Hashable]) -> str:
@@ -180,7 +231,6 @@ class InProcessExecutor:
     """
 
     num_gpus = 0
-    max_workers = 1
 
     def __init__(self, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
@@ -203,9 +253,11 @@ class InProcessExecutor:
         raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
-    def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> Iterator[Pool]:
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
+    ) -> Iterator[Pool]:
         with num_threads(1):
-            yield _InProcessPool(partial(factory, *arguments), jobs_per_call, self._max_attempts)
+            yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
 
     def close(self) -> None:
         """Nothing was started."""
@@ -223,31 +275,34 @@ def _run_task(updates: Generator[Update, None, Result], threads: int, on_update:
 class _InProcessPool:
     num_workers = 1
 
-    def __init__(self, make_worker: Callable[[], Worker], jobs_per_call: int, max_attempts: int) -> None:
+    def __init__(self, make_worker: Callable[[], Worker], max_attempts: int) -> None:
         self.retries = 0
         self._make_worker = make_worker
         self._worker = make_worker()
-        self._jobs_per_call = jobs_per_call
         self._max_attempts = max_attempts
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         queue = JobQueue(jobs, self._max_attempts)
         while queue:
-            call = {job.id: job for job in queue.take(self._jobs_per_call)}
+            left = {job.id: job for job in queue.take(len(queue))}
+            inbox = Inbox(left.values())
             try:
                 with num_threads(1):
-                    for job_id, result in self._worker.run([*call.values()]):
-                        del call[job_id]
+                    for job_id, result in self._worker.run(inbox):
+                        del left[job_id]
                         yield job_id, result
-            except EpisodeError as error:
-                logger.warning("an environment raised", exc_info=error)
-                self.retries += queue.put_back(call, cause_of(error), error, error.job_id)
             except Exception as error:
-                if isinstance(error, WorldModelsError) and not isinstance(error, JobError):
+                if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
                     raise
                 logger.warning("a worker raised", exc_info=error)
-                self.retries += queue.put_back(call, cause_of(error), error)
-                self._worker = self._make_worker()  # nobody knows what state the old one is in
+                waiting = {job.id for job in inbox}
+                begun = [job_id for job_id in left if job_id not in waiting]
+                if isinstance(error, EpisodeError):
+                    begun = [error.job_id]
+                else:
+                    self._worker = self._make_worker()  # nobody knows what state the old one is in
+                self.retries += queue.failed(begun, cause_of(error), error)
+                queue.put_back([*left.values()])
             else:
-                if call:
-                    raise JobError(f"a worker ended without results for {list(call)}")
+                if left:
+                    raise JobError(f"a worker ended without results for {list(left)}")

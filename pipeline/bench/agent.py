@@ -20,11 +20,12 @@ from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.openvino_forward import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutWorker
+from pipeline.rollouts.loop import RolloutWorker
 from pipeline.seeding import generator
 from pipeline.threads import num_threads
 
 _EPISODE_STEPS = 250
+_EPISODES_PER_LANE = 4
 
 
 def bench_agent(seconds: float) -> Comparison:
@@ -42,7 +43,7 @@ def bench_agent(seconds: float) -> Comparison:
     rng = generator(0, "bench")
     vae.calibrate(frames_to_input(rng.integers(0, 256, (64, 64, 64, 3), np.uint8)))
     shape = ControllerShape.of_run(config, CarRacing.action_size)
-    population = rng.normal(0, 0.1, (JOBS_PER_LANE * config.rollouts.lanes, shape.num_parameters))
+    population = rng.normal(0, 0.1, (_EPISODES_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
     def lanes(precision: str) -> Callable[[], int]:
         rollouts = config.rollouts.model_copy(update={"precision": precision})

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from pipeline.bench.trained import TrainedRun
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.evolution.fitness import drive, scored_jobs
+from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
 from pipeline.executor import Executor
 from pipeline.models.forward import encode_all, make_encoder, resolve_precision
 from pipeline.models.openvino_forward import native_precisions
 from pipeline.reporting.findings import read_test_returns
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutWorker
 from pipeline.stages.evaluate import summarise
 from pipeline.storage.manifest import newest, require_manifest
 from pipeline.storage.shards import episode_steps, read_frames
@@ -166,8 +165,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
     )
     on = executor(config)
     try:
-        per_call = JOBS_PER_LANE * config.rollouts.lanes
-        with on.pool(RolloutWorker, config, run.vae_weights, run.mdnrnn_weights, jobs_per_call=per_call) as pool:
+        with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
             results = drive(pool, jobs, lambda *_: None)
     finally:
         on.close()

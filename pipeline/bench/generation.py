@@ -14,10 +14,10 @@ from pipeline.bench.measure import Comparison
 from pipeline.bench.trained import TrainedRun
 from pipeline.config import RunConfig
 from pipeline.envs.registry import environment_class
-from pipeline.evolution.fitness import drive, training_jobs
+from pipeline.evolution.fitness import drive, rollout_pool, training_jobs
 from pipeline.executor import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
+from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.seeding import generator
 from pipeline.threads import num_threads
 
@@ -55,8 +55,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
         naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
     on = executor(config)
     try:
-        per_call = JOBS_PER_LANE * config.rollouts.lanes
-        with on.pool(RolloutWorker, config, run.vae_weights, run.mdnrnn_weights, jobs_per_call=per_call) as pool:
+        with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
             # Until every worker is up, as all are from the second generation on.
             drive(pool, [replace(job, max_steps=1) for job in jobs], lambda *_: None)
             began = time.perf_counter()

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from pipeline.bench.agent import bench_agent
 from pipeline.bench.environment import bench_env
+from pipeline.bench.fanout import bench_fanout, fanout_figures, table_header
 from pipeline.bench.fidelity import bench_fidelity, fidelity_figures, fidelity_lines
 from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
@@ -30,7 +31,7 @@ BENCHES: dict[str, Callable[[float], Comparison]] = {
     "dream": bench_dream,
     "storage": bench_storage,
 }
-GENERATION, FIDELITY = "generation", "fidelity"
+GENERATION, FIDELITY, FANOUT = "generation", "fidelity", "fanout"
 NEED_A_RUN = {GENERATION, FIDELITY}
 
 
@@ -38,6 +39,7 @@ def run_benches(
     names: Collection[str],
     *,
     seconds: float,
+    workers: int,
     as_json: bool,
     store: Store | None,
     executor: Callable[[RunConfig], Executor],
@@ -45,8 +47,9 @@ def run_benches(
     """Run benches; print a Markdown table, then, if asked, one line of JSON a bench.
 
     Args:
-        names: of ``BENCHES``, or ``GENERATION`` or ``FIDELITY``.
+        names: of ``BENCHES``, or ``GENERATION``, ``FIDELITY`` or ``FANOUT``.
         seconds: that each side is measured for, in all.
+        workers: that ``FANOUT`` goes up to.
         as_json: whether to print JSON.
         store: of the run whose controllers ``NEED_A_RUN`` drive; None where none of them is asked for.
         executor: makes the one that they drive them on.
@@ -56,12 +59,13 @@ def run_benches(
     """
     # Before anything takes its minutes.
     trained = None if NEED_A_RUN.isdisjoint(names) or store is None else TrainedRun.read(store)
-    print(f"{cpu_kind()}, {os.cpu_count()} cores; each side measured for {seconds:g} s, in turns\n")
-    print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
+    compared = [name for name in names if name not in (FIDELITY, FANOUT)]
+    machine = f"{cpu_kind()}, {os.cpu_count()} cores"
     figures, notes = [], []
-    for name in names:
-        if name == FIDELITY:
-            continue
+    if compared:
+        print(f"{machine}; each side measured for {seconds:g} s, in turns\n")
+        print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
+    for name in compared:
         if name == GENERATION:
             assert trained is not None
             result = bench_generation(seconds, trained, executor)
@@ -78,6 +82,10 @@ def run_benches(
         rows = bench_fidelity(trained, store, executor)
         print("\n" + "\n".join(fidelity_lines(rows)))
         figures.append(fidelity_figures(rows))
+    if FANOUT in names:
+        print(f"\n{machine}; the actors are real, their episodes are simulated: each sleeps for 0.5 to 1.5 s\n")
+        print("\n".join(table_header()))
+        figures.append(fanout_figures(bench_fanout(workers, lambda line: print(line, flush=True))))
     if as_json:
         for line in map(json.dumps, figures):
             print(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.errors import JobError
-from pipeline.executor import Pool
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.executor import Executor, Pool
+from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
 
 JobId = tuple[str, int, int, int]
 
@@ -67,6 +68,20 @@ def scored_jobs(
         )
         for episode in episodes
     ]
+
+
+def rollout_pool(
+    executor: Executor, config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes
+) -> AbstractContextManager[Pool]:
+    """Workers that drive. A worker's networks run on whole micro-batches, so fewer episodes are not worth one more."""
+    return executor.pool(
+        RolloutWorker,
+        config,
+        vae_weights,
+        mdnrnn_weights,
+        jobs_at_once=config.rollouts.lanes,
+        worthwhile=config.rollouts.micro_batch,
+    )
 
 
 def drive(

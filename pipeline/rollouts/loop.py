@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,9 +17,6 @@ from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 
 Array = NDArray[np.float32]
-
-# Jobs that a call to a worker carries for each of its lanes, at most: a lane that ends early finds the next one there.
-JOBS_PER_LANE = 4
 
 
 @dataclass(frozen=True)
@@ -130,18 +126,20 @@ class RolloutWorker:
         self._actions = np.zeros((slots, probe.action_size), np.float32)
         self._controllers = ControllerBatch(shape, slots)
 
-    def run(self, jobs: Sequence[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
-        """Drive every job's episode, yielding (job id, result) as each ends.
+    def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
+        """Drive every job's episode, yielding (job id, result) as each ends. A lane that ends takes the next job.
 
         Raises:
             EpisodeError: an environment raised. It is not used again; the worker can be called again.
         """
-        queue = deque(jobs)
+        waiting = iter(jobs)
         lanes: list[_Lane] = []
         try:
-            while queue and len(lanes) < self._config.rollouts.lanes:
-                lanes.append(self._begin(len(lanes), queue.popleft(), self._take_environment()))
-            while lanes:
+            while True:
+                while len(lanes) < self._config.rollouts.lanes and (job := next(waiting, None)) is not None:
+                    lanes.append(self._begin(len(lanes), job, self._take_environment()))
+                if not lanes:
+                    return
                 self._act(lanes)
                 # From the last slot down, so that a lane moved into a freed slot has had its step.
                 for slot in reversed(range(len(lanes))):
@@ -149,8 +147,9 @@ class RolloutWorker:
                     if result is None:
                         continue
                     yield lanes[slot].job.id, result
-                    if queue:
-                        lanes[slot] = self._begin(slot, queue.popleft(), lanes[slot].env)
+                    job = next(waiting, None)
+                    if job is not None:
+                        lanes[slot] = self._begin(slot, job, lanes[slot].env)
                     else:
                         self._retire(slot, lanes)
         finally:

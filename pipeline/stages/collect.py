@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -21,9 +21,10 @@ from pipeline.rollouts.policies import make_policy
 from pipeline.storage.manifest import Record, commit, read_records, require_records
 from pipeline.storage.shards import episodes_to_bytes, shard_name
 from pipeline.storage.store import Store
-from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind
+from pipeline.storage.streaming import Waiting, commit_behind
 
 PREFIX = "rollouts"
+SHARDS_AT_ONCE = 2  # of a worker: one is driven while the one before is committed
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CollectWorker:
         if config.collect.policy == "random-controller":
             importlib.import_module("torch")  # before the thread count is set for a call, which reaches it only then
 
-    def run(self, jobs: Sequence[ShardJob]) -> Iterator[tuple[int, Record]]:
+    def run(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[int, Record]]:
         return commit_behind(((job.id, self._collect(job.id)) for job in jobs), self.waiting)
 
     def _collect(self, shard: int) -> Callable[[], Record]:
@@ -104,7 +105,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         show(Update(done, total, restored=done))
         before = done
         if missing:
-            with executor.pool(CollectWorker, config, store, jobs_per_call=SHARDS_PER_CALL) as pool:
+            with executor.pool(CollectWorker, config, store, jobs_at_once=SHARDS_AT_ONCE) as pool:
                 for _, record in pool.map(missing):
                     done += len(record.info["episodes"])
                     steps += record.rows

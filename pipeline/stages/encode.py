@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,9 +16,10 @@ from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest, require_records
 from pipeline.storage.shards import LatentEpisode, episodes_in, latents_to_bytes
 from pipeline.storage.store import Store
-from pipeline.storage.streaming import SHARDS_PER_CALL, Waiting, commit_behind, read_ahead
+from pipeline.storage.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
 
 PREFIX = "latents"
+SHARDS_AT_ONCE = READ_AHEAD + 2  # of a worker: read ahead, one being encoded, one being committed
 ROLLOUTS = "rollouts"
 VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
 
@@ -43,8 +44,8 @@ class EncodeWorker:
         self._encoder = make_encoder(config, vae_weights, config.encode.batch_size)
         self._store = store
 
-    def run(self, jobs: Sequence[EncodeJob]) -> Iterator[tuple[str, Record]]:
-        shards = read_ahead(self._store, [job.record for job in jobs], self.waiting)
+    def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
+        shards = read_ahead(self._store, (job.record for job in jobs), self.waiting)
         return commit_behind(((record.name, self._encode(record, data)) for record, data in shards), self.waiting)
 
     def _encode(self, record: Record, data: bytes) -> Callable[[], Record]:
@@ -81,7 +82,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         show(Update(done, total, restored=restored))
         if missing:
             vae_weights = read_verified(store, vae[VAE_WEIGHTS])
-            with executor.pool(EncodeWorker, config, store, vae_weights, jobs_per_call=SHARDS_PER_CALL) as pool:
+            with executor.pool(EncodeWorker, config, store, vae_weights, jobs_at_once=SHARDS_AT_ONCE) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})

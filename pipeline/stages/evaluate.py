@@ -17,12 +17,12 @@ from safetensors.numpy import load
 
 from pipeline import seeding
 from pipeline.config import RunConfig
-from pipeline.evolution.fitness import drive, scored_jobs
+from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
 from pipeline.executor import Executor, Resources
 from pipeline.metrics import MetricsLog
 from pipeline.progress import Progress, Update
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
+from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
 from pipeline.storage.store import Store
@@ -170,8 +170,7 @@ def _drive(
                 save()
 
         if missing:
-            jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
-            with executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool:
+            with rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool:
                 drive(pool, missing, take)
                 retries = pool.retries
             save()

@@ -21,6 +21,7 @@ from pipeline.evolution.fitness import (
     candidate_fitness,
     drive_all,
     not_finite,
+    rollout_pool,
     scored_jobs,
     training_jobs,
     validation_returns,
@@ -32,7 +33,7 @@ from pipeline.failpoints import failpoint
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
 from pipeline.progress import Progress, Update
-from pipeline.rollouts.loop import JOBS_PER_LANE, RolloutJob, RolloutResult, RolloutWorker
+from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_verified, require_manifest
 from pipeline.storage.store import Store
@@ -54,16 +55,15 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _begin(config)
     before = state.env_steps
-    retries = 0
+    retries = workers = 0
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
         if _ended(config, state) is None:
-            jobs_per_call = JOBS_PER_LANE * config.rollouts.lanes
             with (
-                executor.pool(RolloutWorker, config, vae_weights, mdnrnn_weights, jobs_per_call=jobs_per_call) as pool,
+                rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool,
                 num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
             ):
                 _evolve(config, state, pool, checkpoints, metrics)
-                retries = pool.retries
+                retries, workers = pool.retries, pool.num_workers
     _commit(store, state)
     return {
         "env_steps": state.env_steps,
@@ -72,7 +72,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         "ended_by": _ended(config, state),
         "best_generation": state.best_generation,
         "best_validation": state.best_validation,
-        "workers": executor.max_workers,
+        "workers": workers,
         "retries": retries,
     }
 

@@ -18,9 +18,6 @@ Value = TypeVar("Value")
 # Shards in memory, compressed, besides the one in use: an object store answers several requests as fast as one.
 READ_AHEAD = 4
 
-# Shards that a call to a worker carries, at most: while one is uploaded, the next one is made.
-SHARDS_PER_CALL = 4
-
 
 class Waiting:
     """Seconds that a worker has stood still for storage."""

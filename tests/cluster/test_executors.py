@@ -45,12 +45,12 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     made.close()
 
 
-@pytest.mark.parametrize("jobs_per_call", [1, 4, 100])
+@pytest.mark.parametrize("jobs_at_once", [1, 4, 100])
 def test_each_job_runs_once_and_its_result_is_under_its_id(
-    executor: Executor, tmp_path: Path, jobs_per_call: int
+    executor: Executor, tmp_path: Path, jobs_at_once: int
 ) -> None:
     jobs = [Number(i) for i in range(17)]
-    with executor.pool(Squares, str(tmp_path), jobs_per_call=jobs_per_call) as pool:
+    with executor.pool(Squares, str(tmp_path), jobs_at_once=jobs_at_once) as pool:
         results = list(pool.map(jobs))
     assert sorted(results) == [(i, i * i) for i in range(17)]
     ran = sorted(int(path.name.split("-")[0]) for path in tmp_path.iterdir())
@@ -58,7 +58,7 @@ def test_each_job_runs_once_and_its_result_is_under_its_id(
 
 
 def test_a_pool_takes_several_calls(executor: Executor, tmp_path: Path) -> None:
-    with executor.pool(Squares, str(tmp_path), jobs_per_call=2) as pool:
+    with executor.pool(Squares, str(tmp_path), jobs_at_once=2) as pool:
         for first in (0, 10, 20):
             assert dict(pool.map([Number(first), Number(first + 1), Number(first + 2)])) == {
                 i: i * i for i in range(first, first + 3)
@@ -81,7 +81,7 @@ def lives(folder: Path, count: int, *jobs: int) -> None:
 @pytest.mark.parametrize("named", [True, False])
 def test_a_job_that_raises_is_tried_again(executor: Executor, tmp_path: Path, named: bool) -> None:
     lives(tmp_path, 2, 5)
-    with executor.pool(Raising, str(tmp_path), named, jobs_per_call=3) as pool:
+    with executor.pool(Raising, str(tmp_path), named, jobs_at_once=3) as pool:
         assert squares_of(pool, 12)
         assert pool.retries == 2 if named else pool.retries >= 2
     assert not list(tmp_path.glob("life-*"))
@@ -91,7 +91,7 @@ def test_a_job_that_raises_is_tried_again(executor: Executor, tmp_path: Path, na
 def test_a_job_that_always_raises_is_named_with_its_cause(executor: Executor, tmp_path: Path, named: bool) -> None:
     lives(tmp_path, 9, 5)
     with (
-        executor.pool(Raising, str(tmp_path), named, jobs_per_call=4) as pool,
+        executor.pool(Raising, str(tmp_path), named, jobs_at_once=4) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 3 times; the last time .*divided by zero.*the same command"),
     ):
         list(pool.map([Number(i) for i in range(12)]))
@@ -100,7 +100,7 @@ def test_a_job_that_always_raises_is_named_with_its_cause(executor: Executor, tm
 
 def test_jobs_beside_one_that_is_named_for_raising_are_not_blamed(executor: Executor, tmp_path: Path) -> None:
     lives(tmp_path, 2, *range(5))
-    with executor.pool(Raising, str(tmp_path), True, jobs_per_call=6) as pool:
+    with executor.pool(Raising, str(tmp_path), True, jobs_at_once=6) as pool:
         assert squares_of(pool, 6), "the later ones were in the calls in which the first ones raised"
         assert pool.retries == 10
 
@@ -111,7 +111,7 @@ def test_a_worker_that_raised_is_made_anew_unless_it_says_that_it_is_fit(executo
         folder = tmp_path / str(named)
         folder.mkdir()
         lives(folder, 2, 0)
-        with executor.pool(Raising, str(folder), named, jobs_per_call=1) as pool:
+        with executor.pool(Raising, str(folder), named, jobs_at_once=1) as pool:
             assert squares_of(pool, 1)
         made.append(len(list(folder.glob("made-*"))))
     assert made == [1, 3]
@@ -120,14 +120,14 @@ def test_a_worker_that_raised_is_made_anew_unless_it_says_that_it_is_fit(executo
 def test_where_every_try_is_the_last_one_jobs_are_not_parted(tmp_path: Path) -> None:
     lives(tmp_path, 1, 2)
     with (
-        InProcessExecutor(max_attempts=1).pool(Raising, str(tmp_path), False, jobs_per_call=3) as pool,
+        InProcessExecutor(max_attempts=1).pool(Raising, str(tmp_path), False, jobs_at_once=3) as pool,
         pytest.raises(JobError, match=r"^job 2 was tried 1 time;"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
     queue = JobQueue([Number(i) for i in range(6)], max_attempts=1)
     assert queue.take(3) == [Number(0), Number(1), Number(2)]
     with pytest.raises(JobError, match=r"^one of the jobs 0, 1, 2, 3 and 1 more was tried 1 time; the last time it"):
-        queue.put_back({i: Number(i) for i in range(5)}, "it was unlucky", None)
+        queue.failed(range(5), "it was unlucky", None)
 
 
 def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
@@ -135,14 +135,15 @@ def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
     for _ in range(2):
         call = {job.id: job for job in queue.take(4)}
         assert list(call) == [0, 1, 2, 3]
-        assert queue.put_back(call, "it was unlucky", None, failed=1) == 1
+        assert queue.failed([1], "it was unlucky", None) == 1
+        queue.put_back([*call.values()])
     assert [[job.id for job in queue.take(4)] for _ in range(4)] == [[0], [1], [2, 3, 4, 5], [6, 7, 8]]
     assert not queue
 
 
 def test_an_error_of_ours_comes_back_as_it_is_at_once(executor: Executor, tmp_path: Path) -> None:
     with (
-        executor.pool(Damaged, 3, str(tmp_path), jobs_per_call=2) as pool,
+        executor.pool(Damaged, 3, str(tmp_path), jobs_at_once=2) as pool,
         pytest.raises(DamagedDataError, match=r"^shard-00007 is damaged$"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
@@ -207,7 +208,7 @@ def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_of_a_killed_worker_are_done_by_another(tmp_path: Path, workers: int) -> None:
     lives(tmp_path, 2)
-    with ray_executor(workers).pool(Dying, 5, str(tmp_path), jobs_per_call=4) as pool:
+    with ray_executor(workers).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
         assert squares_of(pool, 12)
         assert pool.retries >= 2
     assert not list(tmp_path.iterdir())
@@ -217,7 +218,7 @@ def test_jobs_of_a_killed_worker_are_done_by_another(tmp_path: Path, workers: in
 def test_a_job_that_kills_every_worker_is_named_with_the_log(tmp_path: Path) -> None:
     lives(tmp_path, 9)
     with (
-        ray_executor(2).pool(Dying, 5, str(tmp_path), jobs_per_call=1) as pool,
+        ray_executor(2).pool(Dying, 5, str(tmp_path), jobs_at_once=1) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 3 times; the last time its worker died") as caught,
     ):
         list(pool.map([Number(i) for i in range(12)]))
@@ -232,12 +233,14 @@ def test_jobs_of_a_worker_that_hangs_are_done_by_another(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str, workers: int
 ) -> None:
     lives(tmp_path, 1)
-    with ray_executor(workers, timeout_s=3).pool(Hanging, 5, str(tmp_path), how, jobs_per_call=4) as pool:
+    caplog.set_level("INFO")
+    with ray_executor(workers, timeout_s=3).pool(Hanging, 5, str(tmp_path), how, jobs_at_once=4) as pool:
         assert squares_of(pool, 12)
-        assert pool.retries >= 1
+        assert pool.retries >= 1 if workers == 1 else pool.copies >= 1
     (hung,) = tmp_path.iterdir()
     pid = int(hung.name.removeprefix("hung-"))
-    assert re.search(rf"try 1 of 3: its worker hung.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
+    said = "try 1 of 3: its worker hung" if workers == 1 else "jobs are done again elsewhere: no answer"
+    assert re.search(rf"{said}.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
     assert ends(pid)
 
 
@@ -245,7 +248,7 @@ def test_jobs_of_a_worker_that_hangs_are_done_by_another(
 @pytest.mark.timeout(120)
 def test_a_worker_that_hangs_with_all_its_results_given_is_replaced_for_the_next_call(tmp_path: Path) -> None:
     lives(tmp_path, 1)
-    with ray_executor(1, timeout_s=2).pool(Hanging, 5, str(tmp_path), "at the end", jobs_per_call=4) as pool:
+    with ray_executor(1, timeout_s=2).pool(Hanging, 5, str(tmp_path), "at the end", jobs_at_once=4) as pool:
         assert squares_of(pool, 4)
         assert squares_of(pool, 4)
         assert pool.retries == 0
@@ -257,7 +260,7 @@ def test_a_worker_that_hangs_with_all_its_results_given_is_replaced_for_the_next
 def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) -> None:
     lives(tmp_path, 9)
     with (
-        ray_executor(2, max_attempts=2, timeout_s=2).pool(Hanging, 5, str(tmp_path), "asleep", jobs_per_call=4) as pool,
+        ray_executor(2, max_attempts=2, timeout_s=2).pool(Hanging, 5, str(tmp_path), "asleep", jobs_at_once=4) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 2 times; the last time its worker hung: it gave") as caught,
     ):
         list(pool.map([Number(i) for i in range(12)]))
@@ -267,7 +270,7 @@ def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_is_not_given_up_for_a_long_call_with_results() -> None:
-    with ray_executor(1, timeout_s=3).pool(Slow, 1.0, 1.1, jobs_per_call=100) as pool:
+    with ray_executor(1, timeout_s=3).pool(Slow, 1.0, 1.1, jobs_at_once=100) as pool:
         assert squares_of(pool, 8)
         assert pool.retries == 0
 
@@ -275,7 +278,7 @@ def test_a_worker_is_not_given_up_for_a_long_call_with_results() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptureFixture) -> None:
     """The local Ray has four CPUs: the fifth worker waits for one until the end."""
-    with ray_executor(5, timeout_s=3).pool(Slow, 0.0, 1.1, jobs_per_call=1) as pool:
+    with ray_executor(5, timeout_s=3).pool(Slow, 0.0, 1.1, jobs_at_once=1) as pool:
         assert squares_of(pool, 24)
         assert pool.retries == 0
     assert "replaced" not in caplog.text
@@ -285,7 +288,7 @@ def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptur
 def test_the_error_of_a_job_says_where_the_log_lies_which_has_the_traceback(tmp_path: Path) -> None:
     lives(tmp_path, 9, 3)
     with (
-        ray_executor(1).pool(Raising, str(tmp_path), False, jobs_per_call=1) as pool,
+        ray_executor(1).pool(Raising, str(tmp_path), False, jobs_at_once=1) as pool,
         pytest.raises(JobError) as caught,
     ):
         list(pool.map([Number(3)]))

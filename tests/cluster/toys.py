@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -25,8 +25,8 @@ class Squares:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
-        for job in reversed(jobs):
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
+        for job in reversed(list(jobs)):
             time.sleep(0.002 * (job.id % 5))
             (self._folder / f"{job.id}-{os.getpid()}-{time.monotonic_ns()}").touch()
             yield job.id, job.id**2
@@ -38,7 +38,7 @@ class Damaged:
     def __init__(self, bad: int, folder: str) -> None:
         self._bad, self._folder = bad, Path(folder)
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             if job.id == self._bad:
                 (self._folder / f"try-{uuid4()}").touch()
@@ -61,7 +61,7 @@ class Raising:
         self._folder, self._named = Path(folder), named
         (self._folder / f"made-{uuid4()}").touch()
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             if took_a_life(self._folder, job.id):
                 if self._named:
@@ -76,7 +76,7 @@ class Dying:
     def __init__(self, bad: int, folder: str) -> None:
         self._bad, self._folder = bad, Path(folder)
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             if job.id == self._bad and took_a_life(self._folder):
                 time.sleep(0.3)  # lets what was yielded arrive
@@ -90,7 +90,7 @@ class Hanging:
     def __init__(self, bad: int, folder: str, how: str) -> None:
         self._bad, self._folder, self._how = bad, Path(folder), how
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             if job.id == self._bad and self._how != "at the end":
                 self._hang()
@@ -113,7 +113,7 @@ class Slow:
         self._seconds = seconds_a_job
         time.sleep(seconds_to_start)
 
-    def run(self, jobs: Sequence[Number]) -> Iterator[tuple[int, int]]:
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             time.sleep(self._seconds)
             yield job.id, job.id**2

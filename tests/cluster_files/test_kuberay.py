@@ -17,6 +17,7 @@ import yaml
 from ray._common.runtime_env_uri import Protocol, parse_uri
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
+from actors.placement import WORKERS_LABEL
 from pipeline.command_line import make_parser
 from pipeline.presets import load_config
 from tests.cluster_files.documents import (
@@ -156,7 +157,7 @@ def test_the_head_runs_no_work_and_workers_come_and_go(document: Any) -> None:
     assert shape == {
         "headgroup": (0, 0, 0, {}),
         "cpu-spot": (15, 0, 0, {"ray.io/market-type": "spot"}),
-        "gpu": (8, 1, 0, {"ray.io/market-type": "on-demand"}),
+        "gpu": (8, 1, 0, {"ray.io/market-type": "on-demand", WORKERS_LABEL: "no"}),
     }
     assert node_types["cpu-spot"]["max_workers"] > 1 == node_types["gpu"]["max_workers"]
     assert cluster_spec(document)["autoscalerOptions"]["version"] == "v2"

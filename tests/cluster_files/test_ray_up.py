@@ -19,6 +19,7 @@ from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler.sdk import get_docker_host_mount_location
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 
+from actors.placement import WORKERS_LABEL
 from tests.cluster_files.dockerfile import DOCKERFILE
 from tests.cluster_files.documents import (
     ROOT,
@@ -191,7 +192,9 @@ def test_only_rollout_nodes_are_spot_and_labels_say_so(config: Any) -> None:
         spot |= node.get("scheduling", {}).get("provisioningModel") == "SPOT"
         assert spot == (name == "cpu-spot")
         if name != "head":
-            assert node_type["labels"] == {"ray.io/market-type": "spot" if spot else "on-demand"}
+            not_for_workers = {WORKERS_LABEL: "no"} if name == "gpu" else {}
+            market = {"ray.io/market-type": "spot" if spot else "on-demand"}
+            assert node_type["labels"] == market | not_for_workers
 
 
 def test_the_dashboard_and_the_job_server_are_on_loopback(config: Any) -> None:

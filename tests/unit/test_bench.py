@@ -44,7 +44,9 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 ) -> None:
     comparison = Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
-    run.run_benches(["env"], seconds=1, as_json=True, store=None, executor=lambda config: InProcessExecutor())
+    run.run_benches(
+        ["env"], seconds=1, workers=1, as_json=True, store=None, executor=lambda config: InProcessExecutor()
+    )
     lines = capsys.readouterr().out.splitlines()
     last = json.loads(lines[-1])
     assert (last["bench"], last["unit"], last["reference"], last["ours"], last["ratio"]) == (
@@ -57,7 +59,7 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 
 
 def test_every_bench_of_the_command_is_there() -> None:
-    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY]) == sorted(command_line.BENCHES)
+    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY, run.FANOUT]) == sorted(command_line.BENCHES)
 
 
 def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +69,7 @@ def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, mo
             run.run_benches(
                 ["env", name],
                 seconds=1,
+                workers=1,
                 as_json=False,
                 store=LocalStore(str(tmp_path)),
                 executor=lambda config: InProcessExecutor(),

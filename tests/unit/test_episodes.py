@@ -203,9 +203,9 @@ class _Elsewhere(InProcessExecutor):
         super().__init__()
         self._disk = disk
 
-    def pool(self, factory: Any, *arguments: Any, jobs_per_call: int) -> Any:
+    def pool(self, factory: Any, *arguments: Any, jobs_at_once: int) -> Any:
         config, _ = arguments
-        return super().pool(factory, config, LocalStore(self._disk), jobs_per_call=jobs_per_call)
+        return super().pool(factory, config, LocalStore(self._disk), jobs_at_once=jobs_at_once)
 
 
 def test_shards_that_a_worker_committed_elsewhere_are_missed_before_the_stage_is_sealed(

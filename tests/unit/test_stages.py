@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -70,7 +70,8 @@ def test_encode_goes_on_from_the_shards_it_has(
     encoded: list[str] = []
     run_jobs = encode.EncodeWorker.run
 
-    def watched(self: encode.EncodeWorker, jobs: Sequence[encode.EncodeJob]) -> Iterator[tuple[str, Record]]:
+    def watched(self: encode.EncodeWorker, jobs: Iterable[encode.EncodeJob]) -> Iterator[tuple[str, Record]]:
+        jobs = list(jobs)
         encoded.extend(job.id for job in jobs)
         return run_jobs(self, jobs)
 

@@ -1,0 +1,92 @@
+"""A worker of a pool as its driver sees it: an actor, and the jobs that lie before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
+from typing import Any
+
+from actors.identity import WorkerIdentity, session_logs
+from actors.placement import Place
+from actors.worker import WorkerActor
+from pipeline.executor import Worker
+
+
+class Member:
+    """An actor, and what it is busy with.
+
+    Args:
+        name: of the actor, for people.
+        place: where Ray may put it.
+        jobs_at_once: how many jobs it has begun and not finished at a time, at most.
+
+    Attributes:
+        actor: its handle.
+        identity: where it is; None until its process is up.
+        ready: whether its worker is built.
+        waiting_for: the reference or generator that the next answer comes from; None while nothing runs.
+        jobs: those that were handed to it and have no result from it yet, by id, in the order that it takes them in.
+        heard: when it last gave an answer, or had nothing to answer, by the pool's clock.
+        leaving: whether it gets no new jobs, because its node is to be left.
+        suspect: whether it has been silent for so long that its jobs were given to others as well.
+        on_head: whether it is where it is for want of another node.
+        alone: whether its job must have no other beside it.
+    """
+
+    def __init__(self, name: str, place: Place, jobs_at_once: int) -> None:
+        self.actor: Any = WorkerActor.options(name=name, **place.options).remote(name)  # type: ignore[attr-defined]
+        self.identity: WorkerIdentity | None = None
+        self.ready = False
+        self.waiting_for: Any = self.actor.identity.remote()
+        self.jobs: dict[Hashable, Any] = {}
+        self.heard = 0.0
+        self.leaving = self.suspect = self.alone = False
+        self.on_head = place.on_head
+        self._jobs_at_once = jobs_at_once
+        self._added = False
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether it can be handed jobs. One that has given all its results, and yet runs on, is left to end first."""
+        fit = self.ready and not (self.leaving or self.suspect or self.alone)
+        return fit and (self.waiting_for is None or bool(self.jobs))
+
+    def build(self, factory: Callable[..., Worker], arguments: Any) -> None:
+        self.waiting_for = self.actor.build.remote(factory, arguments)
+
+    def hand(self, jobs: Sequence[Any]) -> None:
+        """Put jobs before it: begin a call, or add to the one that runs."""
+        self.jobs.update((job.id, job) for job in jobs)
+        if self.waiting_for is None:
+            self.waiting_for, self._added = self.actor.run.remote(jobs), False
+        else:
+            self.actor.add.remote(jobs)
+            self._added = True
+
+    def call_ended(self) -> bool:
+        """Its call is over; one that ended as jobs were added is begun again. Returns whether that leaves none behind.
+
+        The alternative is a worker that gave no result for a job.
+        """
+        self.waiting_for, self.alone = None, False
+        if self.jobs and self._added:
+            self.waiting_for, self._added = self.actor.run.remote([]), False
+        return not self.jobs or self.waiting_for is not None
+
+    def begun(self) -> list[Hashable]:
+        """The ids of the jobs that it may be at: it takes them in order."""
+        return list(islice(self.jobs, self._jobs_at_once))
+
+    def take_back(self, count: int | None = None) -> list[Any]:
+        """Of the jobs that it has not begun, the last ``count``, or all. One that is begun just now is run twice."""
+        first = self._jobs_at_once if count is None else max(self._jobs_at_once, len(self.jobs) - count)
+        ids = list(islice(self.jobs, first, None))
+        if ids:
+            self.actor.take_back.remote(ids)
+        return [self.jobs.pop(job_id) for job_id in ids]
+
+    def where(self) -> str:
+        """Where its log lies."""
+        if self.identity is None:
+            return f"the worker's log is under {session_logs()}"
+        return self.identity.log_location()

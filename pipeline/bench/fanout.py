@@ -1,0 +1,209 @@
+"""``bench fanout``: how busy the production pool keeps many workers. Real Ray actors; what they do is simulated."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.executor import Pool
+from pipeline.seeding import generator
+
+JOBS = (1024, 4096)
+FEWER_WORKERS = (16, 64)
+_SECONDS = (0.5, 1.5)
+_WARM_UP_S = 0.01
+
+
+@dataclass(frozen=True)
+class SimulatedEpisode:
+    """An episode that only takes time: ``seconds`` of it."""
+
+    id: int
+    seconds: float
+
+
+class SleepingWorker:
+    """Sleeps instead of driving."""
+
+    def run(self, jobs: Iterable[SimulatedEpisode]) -> Iterator[tuple[int, None]]:
+        for job in jobs:
+            time.sleep(job.seconds)
+            yield job.id, None
+
+
+@dataclass(frozen=True)
+class Round:
+    """One generation of simulated episodes.
+
+    Attributes:
+        seconds: from the first job handed out to the last result.
+        first_result_s: until the first result.
+        driver_ms: CPU time of the driver's thread: what it does besides waiting.
+        process_ms: CPU time of the driver's process, Ray's own threads with it.
+    """
+
+    seconds: float
+    first_result_s: float
+    driver_ms: float
+    process_ms: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a number of workers and of jobs.
+
+    Attributes:
+        workers, jobs: how many.
+        busy: share of the workers' time in which they were at a job; a job that is run twice counts once.
+        greedy: the same, had each job gone at once and at no cost to the worker that is free first.
+        reference: the same of a plain ``ray.util.ActorPool`` loop.
+        first_result_s, driver_ms, process_ms: see ``Round``.
+        reference_driver_ms: the driver's thread in the reference.
+        copies: jobs that were run twice.
+    """
+
+    workers: int
+    jobs: int
+    busy: float
+    greedy: float
+    reference: float
+    first_result_s: float
+    driver_ms: float
+    process_ms: float
+    reference_driver_ms: float
+    copies: int
+
+
+def bench_fanout(workers: int, show: Callable[[str], None]) -> list[Row]:
+    """Generations of simulated episodes on 16, 64 and ``workers`` workers; shows each row as it is measured."""
+    import ray
+
+    from actors.executor import RayExecutor
+
+    # Hundreds of processes that begin at once on a few cores take longer to report than Ray waits for.
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "900")
+    counts = sorted({count for count in FEWER_WORKERS if count < workers} | {workers})
+
+    def executor(count: int) -> RayExecutor:
+        return RayExecutor(RunConfig.model_validate({"execution": {"workers": count}}))
+
+    started = executor(workers)
+    rows = []
+    try:
+        for count in counts:
+            with executor(count).pool(SleepingWorker) as pool:
+                _warm_up(pool, count)
+                ours = [_measured(pool.map, simulated_jobs(jobs)) for jobs in JOBS]
+                copies = pool.copies  # type: ignore[attr-defined]
+            references = _actor_pool(ray, count)
+            for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
+                seconds = [job.seconds for job in simulated_jobs(jobs)]
+                rows.append(
+                    Row(
+                        count, jobs,
+                        busy=sum(seconds) / count / ours_round.seconds,
+                        greedy=sum(seconds) / count / greedy_seconds(seconds, count),
+                        reference=sum(seconds) / count / reference.seconds,
+                        first_result_s=ours_round.first_result_s,
+                        driver_ms=ours_round.driver_ms,
+                        process_ms=ours_round.process_ms,
+                        reference_driver_ms=reference.driver_ms,
+                        copies=copies,
+                    )
+                )  # fmt: skip
+                show(table_row(rows[-1]))
+    finally:
+        started.close()
+    return rows
+
+
+def simulated_jobs(count: int) -> list[SimulatedEpisode]:
+    """Uniform between 0.5 and 1.5 s, the same each time."""
+    seconds = generator(0, "bench/fanout", count).uniform(*_SECONDS, count)
+    return [SimulatedEpisode(i, float(s)) for i, s in enumerate(seconds)]
+
+
+def greedy_seconds(seconds: Sequence[float], workers: int) -> float:
+    """How long greedy (list) scheduling takes: each job, in order, to the worker that is free first, at no cost."""
+    free_at = [0.0] * workers
+    for duration in seconds:
+        heapq.heapreplace(free_at, free_at[0] + duration)
+    return max(free_at)
+
+
+def table_header() -> list[str]:
+    return [
+        "| workers | jobs | busy | greedy's bound | of the bound | ActorPool | first result, s | driver, ms | "
+        "its process, ms | ActorPool's driver, ms | run twice |",
+        "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+
+
+def table_row(row: Row) -> str:
+    return (
+        f"| {row.workers} | {row.jobs:,} | {row.busy:.1%} | {row.greedy:.1%} | {row.busy / row.greedy:.1%} | "
+        f"{row.reference:.1%} | {row.first_result_s:.2f} | {row.driver_ms:.0f} | {row.process_ms:.0f} | "
+        f"{row.reference_driver_ms:.0f} | {row.copies} |"
+    )
+
+
+def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
+    """For JSON: those of the most workers and jobs, and all rows."""
+    last = rows[-1]
+    return {
+        "bench": "fanout",
+        "unit": "share of the workers' time",
+        **asdict(last),
+        "ours": last.busy,
+        "ratio": last.busy / last.reference,
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _warm_up(pool: Pool, workers: int) -> None:
+    """Until every worker is up, as all are from the second generation on."""
+    while pool.num_workers < workers:
+        for _ in pool.map(SimulatedEpisode(i, _WARM_UP_S) for i in range(4 * workers)):
+            pass
+
+
+def _measured(
+    map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], jobs: Sequence[SimulatedEpisode]
+) -> Round:
+    thread, process, began = time.thread_time(), time.process_time(), time.perf_counter()
+    first = None
+    for _ in map_jobs(jobs):
+        first = first or time.perf_counter() - began
+    assert first is not None
+    return Round(
+        time.perf_counter() - began,
+        first,
+        1000 * (time.thread_time() - thread),
+        1000 * (time.process_time() - process),
+    )
+
+
+def _actor_pool(ray: Any, workers: int) -> list[Round]:
+    """The loop that Ray's documentation shows: an actor is given its next job when it has given its result."""
+
+    class Sleeper:
+        def run(self, job: SimulatedEpisode) -> int:
+            time.sleep(job.seconds)
+            return job.id
+
+    sleeper = ray.remote(num_cpus=1)(Sleeper)
+    actors = [sleeper.remote() for _ in range(workers)]
+    ray.get([actor.run.remote(SimulatedEpisode(0, _WARM_UP_S)) for actor in actors])
+    pool = ray.util.ActorPool(actors)
+    rounds = [
+        _measured(lambda some: pool.map_unordered(lambda actor, job: actor.run.remote(job), some), simulated_jobs(jobs))
+        for jobs in JOBS
+    ]
+    for actor in actors:
+        ray.kill(actor)
+    return rounds
