@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -78,6 +79,8 @@ def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:
 def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "bench":
         return _bench(options)
+    if options.command == "plan":
+        return _plan(options)
     if options.command == "status":
         from pipeline.status import describe_run
         from pipeline.storage.store import open_store
@@ -154,6 +157,41 @@ def _bench(options: argparse.Namespace) -> int:
         store=None if run_dir is None else open_store(run_dir),
         executor=_make_executor,
     )
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pipeline import planning
+    from pipeline.envs.registry import check_environment
+    from pipeline.rollouts.simulation import WorkerSpeed
+    from pipeline.storage.store import open_store
+
+    config = load_config(options.preset, options.override)
+    check_environment(config)
+    episode_steps = None
+    if options.run_dir is not None:
+        episode_steps = planning.measured_episode_steps(open_store(options.run_dir), config)
+    rates, speed_from = options.steps_per_s, "as given"
+    if rates is None:
+        from pipeline.bench.lanes import measure_rates
+        from pipeline.identity import cpu_kind
+        from pipeline.machine import num_cores
+
+        cores = num_cores()
+        at_once = f"{cores} worker{'s' if cores > 1 else ''} at once"
+        speed_from = f"CPU time, a new track every episode, measured now on {cpu_kind()}, {at_once}"
+        logger.info("measuring a worker's speed, half a minute or so; --steps-per-s goes without")
+        rates = measure_rates(config, options.seconds, cores)
+    costs = planning.Costs(
+        speed=WorkerSpeed.from_rates(config, *rates),
+        episode_steps=episode_steps,
+        dispatch_s=(planning.DISPATCH_MS if options.dispatch_ms is None else options.dispatch_ms) / 1e3,
+        overhead_s=(planning.OVERHEAD_MS if options.overhead_ms is None else options.overhead_ms) / 1e3,
+    )
+    estimates = [planning.Estimate(config, costs, workers) for workers in options.workers or planning.WORKERS]
+    print("\n".join(planning.describe(estimates, options.price, speed_from)))
+    if options.json:
+        print(json.dumps(planning.figures(estimates, options.price, speed_from)))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from pipeline.presets import preset_names
@@ -33,6 +34,7 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        on object storage; credentials from the AWS environment
   world-models resume runs/tiny                           go on with a run, by the config that it keeps
   world-models status runs/tiny                           where a run is, and who drives it
+  world-models plan paper --workers 256 --price 0.05      what an evolution takes, in seconds and dollars
   world-models submit paper --run-dir s3://bucket/paper   as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
 """
@@ -56,6 +58,15 @@ examples:
   world-models bench agent --seconds 30 --json            the last line is one JSON object
   world-models bench generation                           takes minutes, and a run: see --run-dir
   world-models bench all                                  everything: what the README shows
+"""
+
+_PLAN_EXAMPLES = """\
+examples:
+  world-models plan paper --price 0.05                    16 to 1,024 workers; measures this machine's speed first
+  world-models plan paper --workers 256 --price 0.05 --steps-per-s 2200 900
+                                                          with a speed that was measured elsewhere
+  world-models plan laptop --run-dir runs/laptop          episodes as long as that run's were
+  world-models plan paper -o rollouts.lanes=8 --json      the last line is one JSON object
 """
 
 _SUBMIT_EXAMPLES = """\
@@ -97,10 +108,61 @@ def make_parser() -> argparse.ArgumentParser:
     text = "where a run is: stages, evolution, time left, who drives it"
     status = commands.add_parser("status", help=text, description=text)
     status.add_argument("run_dir", metavar="RUN_DIR")
+    _add_plan(commands)
     _add_submit(commands)
     _add_storage(commands)
     _add_bench(commands)
     return parser
+
+
+def _add_plan(commands: Commands) -> None:
+    text = "what an evolution takes on so many workers: seconds and dollars a generation, and to published scores"
+    plan = commands.add_parser(
+        "plan",
+        help=text,
+        description=f"{text}.\nComputed, from how fast a worker is and how the pool hands episodes out; starts nothing "
+        "on any cluster.\nWhat is taken for granted is listed below the table.",
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=_FORMATTER,
+    )
+    plan.add_argument("preset", metavar="CONFIG", help="a preset, or the path of a YAML file")
+    _add_override(plan)
+    plan.add_argument(
+        "--workers",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="numbers of workers, one a vCPU; 16, 32 and so on to 1,024 unless told",
+    )
+    plan.add_argument("--price", type=_above_zero, metavar="DOLLARS", help="of a vCPU-hour; without it no dollars")
+    plan.add_argument(
+        "--steps-per-s",
+        type=_above_zero,
+        nargs=2,
+        metavar=("ALL", "ONE"),
+        help="agent-steps/s of a worker with all its lanes at work, and with one; measured here unless given, by a "
+        "worker on each core at once",
+    )
+    plan.add_argument(
+        "--seconds", type=_above_zero, default=5.0, help="each of the two is measured for so long; 5 unless told"
+    )
+    plan.add_argument(
+        "--run-dir",
+        help="a run whose training episodes tell how long episodes are; without it all last to their limit",
+    )
+    plan.add_argument(
+        "--dispatch-ms",
+        type=_not_negative,
+        metavar="MS",
+        help="driver's time an episode, for handing it out and taking its result; unless told, as measured here once",
+    )
+    plan.add_argument(
+        "--overhead-ms",
+        type=_not_negative,
+        metavar="MS",
+        help="driver's time a generation, for CMA-ES and the checkpoint; unless told, as measured here once",
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object as the last line")
 
 
 def _add_submit(commands: Commands) -> None:
@@ -195,7 +257,30 @@ def _add_storage(commands: Commands) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 was expected")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    number = _number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0 was expected")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    number = _number(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or a number above it was expected")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: a number was expected")
     return number

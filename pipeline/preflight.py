@@ -126,9 +126,9 @@ def describe(config: RunConfig, run_dir: str) -> str:
         f"  {'stage':<13} {'about':>9}  {'disk':>9}  work",
     ]
     for row in rows:
-        lines.append(f"  {row.stage:<13} {_duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")
+        lines.append(f"  {row.stage:<13} {duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")
     lines.append(
-        f"  {'all':<13} {_duration(sum(r.seconds for r in rows)):>9}  {_size(sum(r.disk_bytes for r in rows)):>9}  "
+        f"  {'all':<13} {duration(sum(r.seconds for r in rows)):>9}  {_size(sum(r.disk_bytes for r in rows)):>9}  "
         f"memory at most {_size(max(r.memory_bytes for r in rows))}; times are rough, for this machine's cores"
     )
     return "\n".join(lines)
@@ -181,7 +181,8 @@ def _size(size_bytes: float) -> str:
     return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB / 10 else f"{size_bytes / 2**20:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """For people: two digits or three, in the unit that fits."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

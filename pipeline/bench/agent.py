@@ -14,6 +14,7 @@ from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config import RunConfig
 from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.car_sprites import reduce_observation
+from pipeline.envs.registry import environment_class
 from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
@@ -39,9 +40,8 @@ def bench_agent(seconds: float) -> Comparison:
             "rollouts": {"micro_batch": 8, "lanes": 16},
         }
     )
-    vae, mdnrnn = new_vae(config), new_mdnrnn(config, CarRacing.action_size)
+    vae, mdnrnn = untrained_networks(config)
     rng = generator(0, "bench")
-    vae.calibrate(frames_to_input(rng.integers(0, 256, (64, 64, 64, 3), np.uint8)))
     shape = ControllerShape.of_run(config, CarRacing.action_size)
     population = rng.normal(0, 0.1, (_EPISODES_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
@@ -68,6 +68,13 @@ def bench_agent(seconds: float) -> Comparison:
             threads=1,
             others=[Side(what + precision, lanes(precision)) for precision in others],
         )
+
+
+def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
+    """V and M as initialised, V such that every precision takes it."""
+    vae = new_vae(config)
+    vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, 64, 64, 3), np.uint8)))
+    return vae, new_mdnrnn(config, environment_class(config.env.id).action_size)
 
 
 def naive_loop(
