@@ -27,7 +27,7 @@ from actors.placement import Place, Placement
 from actors.worker import not_to_be_retried
 from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError
-from pipeline.executor import JobQueue, Worker, cause_of
+from pipeline.executor import JobQueue, Worker, cause_of, share
 
 logger = logging.getLogger(__name__)
 
@@ -158,19 +158,17 @@ class RayPool:
             self._members.append(Member(f"{self._name}-{uuid4().hex[:8]}", place, self._jobs_at_once))
 
     def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
-        """Give jobs to those of some members that are about to run out of them, first those with the fewest.
-
-        A share is half of what would be fair, so that shares get smaller towards the end and workers finish together.
-        """
-        ready = sum(1 for member in self._members if member.ready)
+        """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
+        workers = sum(1 for member in self._members if member.ready)
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
-            waiting = len(this.queue)
-            # While there is plenty, jobs lie ready behind those that are begun.
-            free = self._jobs_at_once - len(member.jobs) + (1 if waiting > ready else 0)
+            count = share(
+                waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
+                jobs_at_once=self._jobs_at_once,
+            )  # fmt: skip
             alone = this.queue.next_goes_alone
-            if waiting == 0 or free <= 0 or (alone and member.jobs):
+            if count == 0 or (alone and member.jobs):
                 continue
-            jobs = this.without_result(this.queue.take(max(free, waiting // (2 * ready))))
+            jobs = this.without_result(this.queue.take(count))
             if jobs:
                 if not member.jobs:
                     member.heard = self._clock

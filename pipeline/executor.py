@@ -203,6 +203,32 @@ class JobQueue:
         return job.id in self._alone or 0 < self._failures[job.id] == self._max_attempts - 1
 
 
+# Jobs that lie before a worker, at most, for each that it can have begun: more would be lost on workers yet to come.
+_MOST_AHEAD = 8
+
+
+def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: int) -> int:
+    """How many jobs a worker is given next.
+
+    So many that it works at full width, or at as much of it as is fair; and while there are plenty, half of what would
+    be fair besides, which lies ready when it ends what it has begun. Shares get smaller towards the end, so that
+    workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987).
+
+    Args:
+        waiting: jobs that no worker has.
+        missing: jobs without a result, those that workers have among them.
+        workers: that there are.
+        has: jobs that this one has.
+        jobs_at_once: that it has begun and not finished at a time, at most.
+    """
+    plenty = waiting > workers
+    if has > jobs_at_once or (has == jobs_at_once and not plenty):
+        return 0
+    fair = min(jobs_at_once, -(-missing // workers)) - has
+    ahead = max(1, waiting // (2 * workers)) if plenty else 0
+    return max(0, min(waiting, max(fair, ahead), _MOST_AHEAD * jobs_at_once))
+
+
 def _name(ids: Sequence[Hashable]) -> str:
     if len(ids) == 1:
         return f"job {ids[0]}"

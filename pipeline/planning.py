@@ -16,7 +16,6 @@ from pipeline.evolution.state import read_progress
 from pipeline.preflight import duration
 from pipeline.presets import saved_config
 from pipeline.reporting.published import PUBLISHED
-from pipeline.rollouts.loop import JOBS_PER_LANE
 from pipeline.rollouts.simulation import Drive, WorkerSpeed, drive, episode_lengths
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
@@ -254,8 +253,8 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         lengths,
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
         f"{config.env.max_episode_steps:,} steps, while no others are driven",
-        f"episodes are handed out as the pool does: to whoever is idle, half of a fair share of what waits, "
-        f"{JOBS_PER_LANE * speed.lanes} at most",
+        "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
+        "is fair, and half of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms a generation while workers wait",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "

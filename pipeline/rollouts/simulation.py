@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import numpy as np
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.rollouts.loop import JOBS_PER_LANE
+from pipeline.executor import share
 
 
 @dataclass(frozen=True)
@@ -60,23 +60,6 @@ class WorkerSpeed:
         """Seconds of one step of so many lanes."""
         return ceil(active / self.micro_batch) * self.batch_s + active * self.lane_s
 
-    def call_s(self, lengths: Sequence[int]) -> float:
-        """Seconds that a worker takes for the episodes of one call, as ``RolloutWorker.run`` drives them.
-
-        Args:
-            lengths: of the episodes, in steps.
-        """
-        waiting = deque(lengths)
-        ends: list[int] = []  # of the lanes at work, in steps of the worker
-        now, seconds = 0, 0.0
-        while waiting or ends:
-            while waiting and len(ends) < self.lanes:
-                heapq.heappush(ends, now + waiting.popleft())
-            end = heapq.heappop(ends)
-            seconds += (end - now) * self.step_s(len(ends) + 1)
-            now = end
-        return seconds
-
 
 @dataclass(frozen=True)
 class Drive:
@@ -93,8 +76,55 @@ class Drive:
     steps: float
 
 
+@dataclass
+class _Worker:
+    """A worker in the simulation.
+
+    Attributes:
+        speed: how fast it is.
+        inbox: lengths of the episodes that lie before it.
+        ends: of the lanes at work, in steps of the worker; a heap.
+        steps: that it has made.
+        at: the time of which all this is true.
+        busy_s: that it has driven.
+    """
+
+    speed: WorkerSpeed
+    inbox: deque[int] = field(default_factory=deque)
+    ends: list[float] = field(default_factory=list)
+    steps: float = 0.0
+    at: float = 0.0
+    busy_s: float = 0.0
+
+    @property
+    def has(self) -> int:
+        return len(self.inbox) + len(self.ends)
+
+    @property
+    def next_end(self) -> float:
+        """When the next of its episodes ends."""
+        return self.at + (self.ends[0] - self.steps) * self.speed.step_s(len(self.ends))
+
+    def advance(self, now: float) -> None:
+        if self.ends:
+            self.steps += (now - self.at) / self.speed.step_s(len(self.ends))
+            self.busy_s += now - self.at
+        self.at = now
+
+    def begin(self) -> None:
+        """Idle lanes take what lies there."""
+        while self.inbox and len(self.ends) < self.speed.lanes:
+            heapq.heappush(self.ends, self.steps + self.inbox.popleft())
+
+    def end(self) -> None:
+        """The next episode to end does, just now."""
+        self.advance(self.next_end)
+        self.steps = heapq.heappop(self.ends)
+        self.begin()
+
+
 def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: float) -> Drive:
-    """Simulate how a pool hands episodes out: whoever is idle gets the next call, calls get smaller towards the end.
+    """Simulate how a pool hands episodes out (``pipeline.executor.share``), to whoever has just ended one.
 
     Args:
         lengths: of the episodes, in steps, in the order that they are handed out in.
@@ -102,24 +132,49 @@ def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: 
         speed: of each.
         dispatch_s: seconds of the driver an episode; it does one thing at a time.
     """
-    largest = JOBS_PER_LANE * speed.lanes
-    idle_from = [0.0] * min(workers, len(lengths))
-    driver = busy_s = end = 0.0
-    done = 0
-    while done < len(lengths):
-        call = lengths[done : done + _call_size(len(lengths) - done, workers, largest)]
-        done += len(call)
-        driver = max(driver, heapq.heappop(idle_from)) + len(call) * dispatch_s
-        took = speed.call_s(call)
-        busy_s += took
-        heapq.heappush(idle_from, driver + took)
-        end = max(end, driver + took)
-    return Drive(end, busy_s, sum(lengths))
+    waiting = deque(lengths)
+    pool = [_Worker(speed) for _ in range(min(workers, len(lengths)))]
+    missing, driver, end = len(lengths), 0.0, 0.0
+    # (when, whose, what): an episode's end, or episodes that arrive. Of a worker whose lanes changed since, an end is
+    # out of date: the number tells.
+    events: list[tuple[float, int, int, list[int]]] = []
+    versions = [0] * len(pool)
 
+    def look_out_for(index: int) -> None:
+        versions[index] += 1
+        if pool[index].ends:
+            heapq.heappush(events, (pool[index].next_end, index, versions[index], []))
 
-def _call_size(waiting: int, workers: int, largest: int) -> int:
-    """Episodes of the next call; the rule of ``actors/pool.py``."""
-    return min(largest, max(1, waiting // (2 * workers)))
+    def hand_out(index: int, now: float) -> None:
+        nonlocal driver
+        count = share(
+            waiting=len(waiting), missing=missing, workers=len(pool), has=pool[index].has + under_way[index],
+            jobs_at_once=speed.lanes,
+        )  # fmt: skip
+        if count:
+            driver = max(driver, now) + count * dispatch_s
+            under_way[index] += count
+            heapq.heappush(events, (driver, index, 0, [waiting.popleft() for _ in range(count)]))
+
+    under_way = [0] * len(pool)
+    for index in range(len(pool)):
+        hand_out(index, 0.0)
+    while events:
+        now, index, version, arriving = heapq.heappop(events)
+        worker = pool[index]
+        if arriving:
+            worker.advance(now)
+            worker.inbox.extend(arriving)
+            under_way[index] -= len(arriving)
+            worker.begin()
+        elif version == versions[index]:
+            worker.end()
+            missing, end = missing - 1, now
+            hand_out(index, now)
+        else:
+            continue
+        look_out_for(index)
+    return Drive(end, sum(worker.busy_s for worker in pool), sum(lengths))
 
 
 def episode_lengths(rng: np.random.Generator, count: int, limit: int, mean: float) -> list[int]:
