@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
-from actors.nodes import node_kinds
+from actors.nodes import node_kinds, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import LOST, RayPool, listen, silence
 from actors.worker import not_to_be_retried, run_task
@@ -33,7 +33,8 @@ class RayExecutor:
         config: the run's; ``execution`` says where, and the training stages how many CPUs one task needs at least.
 
     Raises:
-        ConfigError: a cluster was named and does not answer, or no node of it can hold the largest task.
+        ConfigError: a cluster was named and does not answer, no node of it can hold the largest task, or its nodes
+            would take this job's sources from under each other.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -42,6 +43,14 @@ class RayExecutor:
         self._local = False
         if self._owns_ray:
             self._connect(config)
+        if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
+            self.close()
+            raise ConfigError(
+                f"{shared[0]} on one machine is the folder of several nodes. Each unpacks this job's sources there, "
+                "and so deletes those that the others are running. Start every further node of a machine with a folder "
+                "of its own, `ray start --temp-dir=/tmp/ray-2 ...`, or run without a job, where the sources are: "
+                "RAY_ADDRESS=HOST:PORT world-models run ..."
+            )
         threads = max(config.vae.threads, config.mdnrnn.threads)
         kinds = node_kinds()
         largest = max((kind.get("CPU", 0.0) for kind in kinds), default=0.0)
@@ -63,8 +72,9 @@ class RayExecutor:
                 ray.init(address=address, logging_level=logging.WARNING)
             except ConnectionError as error:
                 raise ConfigError(
-                    f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, unset "
-                    "RAY_ADDRESS, or leave execution.ray_address null for a local Ray"
+                    f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, set "
+                    "RAY_AUTH_MODE=token if it asks for a token, unset RAY_ADDRESS, or leave execution.ray_address "
+                    "null for a local Ray"
                 ) from error
         else:
             # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.

@@ -18,19 +18,33 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Where a worker process runs, and what its bits depend on."""
+    """Where a worker process runs, and what its bits depend on.
 
-    node_id: str
+    Attributes:
+        node_id: Ray's; None of a process that is not on Ray.
+        logs: the folder of its node's logs, on ``host``; None of a process that is not on Ray.
+    """
+
+    node_id: str | None
     host: str
     pid: int
+    logs: Path | None
     cpu_kind: str
     code_version: str
     versions: dict[str, str]
 
     @classmethod
     def of_this_process(cls) -> WorkerIdentity:
-        node_id = ray.get_runtime_context().get_node_id()
-        return cls(node_id, socket.gethostname(), os.getpid(), cpu_kind(), code_version(), library_versions())
+        on_ray = ray.is_initialized()
+        return cls(
+            node_id=ray.get_runtime_context().get_node_id() if on_ray else None,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            logs=session_logs() if on_ray else None,
+            cpu_kind=cpu_kind(),
+            code_version=code_version(),
+            versions=library_versions(),
+        )
 
     def check(self, *, exact: bool, on_gpu: bool = False) -> None:
         """Refuse a worker of other code, or, where a run must be exact, of another kind of CPU or library version.
@@ -63,12 +77,13 @@ class WorkerIdentity:
 
     def log_location(self) -> str:
         """Where the output of this process lies."""
-        found = sorted(session_logs().glob(f"worker-*-{self.pid}.err")) if self.host == socket.gethostname() else []
-        path = found[0] if found else session_logs() / f"worker-*-{self.pid}.err"
+        logs = self.logs or session_logs()
+        found = sorted(logs.glob(f"worker-*-{self.pid}.err")) if self.host == socket.gethostname() else []
+        path = found[0] if found else logs / f"worker-*-{self.pid}.err"
         return f"the worker's log: {path} (and .out beside it) on {self.host}, pid {self.pid}"
 
 
 def session_logs() -> Path:
-    """The folder of this node's Ray logs; every node has one of the same path."""
+    """The folder of this node's Ray logs."""
     context = ray.get_runtime_context()
     return Path(str(context.get_temp_dir()), str(context.get_session_name()), "logs")

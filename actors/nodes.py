@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -116,6 +117,23 @@ def node_kinds() -> list[dict[str, float]]:
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return kinds + [dict(group.resources) for group in groups if group.max_count > 0]
+
+
+def sharing_a_folder() -> list[Path]:
+    """Session folders that several live nodes use, of one machine. Needs a connection (``ray.init``).
+
+    Ray unpacks a job's working directory there once for every node, over the one that is there already: what runs in
+    that one is left in a folder that is deleted, where MKL for one ends the process (``Cannot load libtorch_cpu.so``).
+    """
+    import ray
+
+    sockets: dict[tuple[str, Path], set[str]] = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            socket = Path(node["RayletSocketName"])
+            sockets.setdefault((node["NodeManagerHostname"], socket.parent.parent), set()).add(socket.name)
+    # Of two containers that have their machine's name, each has a folder of its own, where the sockets are of one name.
+    return [folder for (_, folder), names in sockets.items() if len(names) > 1]
 
 
 def draining_nodes() -> dict[str, float | None]:

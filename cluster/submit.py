@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import ClusterError, ConfigError
@@ -122,7 +123,7 @@ class Jobs:
 
     Raises:
         ConfigError: that is no such address.
-        ClusterError: nobody answers there.
+        ClusterError: nobody answers there, or not without a token.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -139,6 +140,11 @@ class Jobs:
             os.environ.pop(name, None)
         try:
             self._client = JobSubmissionClient(self.address)
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"the job server at {self.address} wants a token: {str(error).partition(chr(10))[0]}. Set "
+                "RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from error
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
                 f"no job server answers at {self.address}: {error} Is the cluster up, its port forwarded to here "
@@ -150,6 +156,7 @@ class Jobs:
 
         Raises:
             ConfigError: the cluster is driving this run already.
+            ClusterError: the job server does not take the job.
         """
         driving = [other for other in self._all_of(job.run_dir) if other.status in _DRIVES]
         if driving:
@@ -160,12 +167,19 @@ class Jobs:
         with tempfile.TemporaryDirectory(prefix="world-models-") as folder:
             stage_sources(job, Path(folder))
             # No resources of its own: Ray then runs the driver on the head, which is no spot machine.
-            self._client.submit_job(
-                entrypoint=job.entrypoint,
-                submission_id=job.name,
-                runtime_env={"working_dir": folder, "env_vars": dict(job.environment)},
-                metadata={_RUN_DIR: job.run_dir},
-            )
+            try:
+                self._client.submit_job(
+                    entrypoint=job.entrypoint,
+                    submission_id=job.name,
+                    runtime_env={"working_dir": folder, "env_vars": dict(job.environment)},
+                    metadata={_RUN_DIR: job.run_dir},
+                )
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"the job server at {self.address} did not take the job: {error} Where no agent is available, the "
+                    "head's has no port, another Ray of that machine has it: dashboard_agent.log among the head's logs "
+                    "says so, and `ray start --head --dashboard-agent-listen-port=0` lets it choose a free one."
+                ) from error
 
     def follow(self, name: str) -> int:
         """Print a job's output until it ends; its driver's exit code."""

@@ -36,7 +36,7 @@ class Head:
         self.jobs = ""
 
     def __enter__(self) -> Self:
-        dashboard, gcs, client = _free_ports(3)
+        dashboard, gcs, client = free_ports(3)
         self.jobs = f"http://127.0.0.1:{dashboard}"
         options = {
             "port": gcs, "node-ip-address": "127.0.0.1", "num-cpus": self._num_cpus, "temp-dir": self.folder,
@@ -80,7 +80,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
+    """Ports of the loopback interface that nobody has."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [int(each.getsockname()[1]) for each in sockets]
     for each in sockets:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
@@ -64,6 +66,8 @@ def _begin(folder: str, head: dict[str, Any]) -> None:
     global _cluster
     os.environ["RAY_TMPDIR"] = folder
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    # A job's `python` is the first of the head's path.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     import ray
     from ray.cluster_utils import Cluster
 
@@ -92,7 +96,7 @@ def _end_with_the_tests() -> None:
 
 
 def _add(options: dict[str, Any]) -> str:
-    node = _cluster.add_node(include_dashboard=False, object_store_memory=80_000_000, **options)
+    node = _cluster.add_node(**{"include_dashboard": False, "object_store_memory": 80_000_000, **options})
     return cast(str, node.node_id)
 
 

@@ -7,15 +7,18 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster import submit
-from pipeline.errors import ConfigError
+from pipeline.errors import ClusterError, ConfigError
 from pipeline.presets import dump, load_config
-from tests.cluster.head import Head
+from tests.cluster.head import Head, free_ports
+from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
 
 # The preset `tiny`, real CarRacing, smaller still.
@@ -97,6 +100,36 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     client.stop_job(name)
 
 
+def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(tmp_path: Path) -> None:
+    (dashboard,) = free_ports(1)
+    server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
+    arguments = ("submit", *TINY, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
+    with ManyNodes(num_cpus=2, **server) as cluster, TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        cluster.add(num_cpus=2, temp_dir=folder)
+        following = command.Command(*arguments, str(tmp_path / "run"))
+        following.wait_until(lambda: "collect: begins" in following.output())
+        JobSubmissionClient(f"http://127.0.0.1:{dashboard}").stop_job(job_in(following.output()))
+        following.finish()
+
+        cluster.add(num_cpus=2)
+        code, output = command.run(*arguments, str(tmp_path / "another"))
+        assert code == 2, output
+        assert re.search(rf"{cluster.folder}/\S+ on one machine is the folder of several nodes", output)
+        assert "--temp-dir" in output
+        assert "Traceback" not in output
+
+
+def test_a_job_that_the_server_does_not_take_is_an_error_without_a_traceback(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise RuntimeError("Request failed with status code 500: No available agent to submit job")
+
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", refuse)
+    with pytest.raises(ClusterError, match=r"did not take the job: .*No available agent.*agent-listen-port=0"):
+        submit.Jobs(head.jobs).submit(submit.make_job("tiny", [], "s3://bucket/x", [], {}))
+
+
 def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
@@ -147,6 +180,16 @@ def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[s
 def test_files_that_hold_secrets_may_be_named() -> None:
     variables = ["AWS_WEB_IDENTITY_TOKEN_FILE=/var/token", "AWS_SHARED_CREDENTIALS_FILE=/etc/aws"]
     assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
+
+
+def test_without_the_token_that_it_wants_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str) -> None:
+        raise AuthenticationError("Unauthorized: Missing authentication token\n\nmuch more")
+
+    monkeypatch.setattr(submit, "JobSubmissionClient", refuse)
+    with pytest.raises(ClusterError, match=r"wants a token: .*Missing.* RAY_AUTH_MODE=token") as told:
+        submit.Jobs("http://127.0.0.1:1")
+    assert "much more" not in str(told.value)
 
 
 def test_where_nobody_answers_it_says_what_to_look_at() -> None:
