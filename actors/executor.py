@@ -13,12 +13,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
 from actors.pool import LOST, RayPool, listen, silence
+from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried, run_task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EpisodeError, JobError
 from pipeline.executor import Pool, Resources, Worker, cause_of, gave_up
 from pipeline.machine import num_cores
-from pipeline.progress import Update
+from pipeline.progress import Figures, Update
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -54,6 +55,7 @@ class RayExecutor:
         if self._local:
             cpus = min(cpus, num_cores())  # training may have been given more CPUs than there are cores
         self.max_workers = config.execution.workers or cpus
+        self._telemetry = Telemetry(config.name)
 
     def _connect(self, config: RunConfig) -> None:
         address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
@@ -131,6 +133,7 @@ class RayExecutor:
             if tries == max_attempts:
                 raise JobError(f"{name} {gave_up(tries, what)}") from cause
             logger.warning("%s, try %d of %d: %s", name, tries, max_attempts, what)
+            self._telemetry.retried(1)
         raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
@@ -149,6 +152,10 @@ class RayExecutor:
             yield pool
         finally:
             pool.close()
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """See ``pipeline.executor.Executor.publish``."""
+        self._telemetry.publish(stage, figures)
 
     def close(self) -> None:
         """Leave the cluster, if this executor joined it; a local Ray that it started ends."""

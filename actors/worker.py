@@ -23,10 +23,18 @@ logger = logging.getLogger(__name__)
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
 class WorkerActor:
-    """One worker on one CPU, one thread."""
+    """One worker on one CPU, one thread.
 
-    def __init__(self) -> None:
+    Args:
+        label: what Ray calls it, in its dashboard ("Repr", and before the names of its tasks) and its logs.
+    """
+
+    def __init__(self, label: str = "worker") -> None:
+        self._label = label
         configure_logging()
+
+    def __repr__(self) -> str:
+        return self._label
 
     def identity(self) -> WorkerIdentity:
         """Answers once the process is up."""

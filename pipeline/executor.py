@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import EpisodeError, JobError, WorldModelsError
-from pipeline.progress import Update
+from pipeline.progress import Figures, Update
 from pipeline.threads import num_threads
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,9 @@ class Executor(Protocol):
             factory: makes a worker; picklable, as are its arguments.
             jobs_per_call: how many jobs a worker is handed at a time.
         """
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """Figures of a stage, for whoever watches the cluster; cheap enough for every result."""
 
     def close(self) -> None:
         """End what this executor started."""
@@ -206,6 +209,9 @@ class InProcessExecutor:
     def pool(self, factory: Callable[..., Worker], *arguments: Any, jobs_per_call: int) -> Iterator[Pool]:
         with num_threads(1):
             yield _InProcessPool(partial(factory, *arguments), jobs_per_call, self._max_attempts)
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """There is no cluster to watch."""
 
     def close(self) -> None:
         """Nothing was started."""
