@@ -15,12 +15,13 @@ from actors.identity import WorkerIdentity, session_logs
 from actors.nodes import node_kinds, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import LOST, RayPool, listen, silence
+from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried, run_task
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EpisodeError, JobError
 from pipeline.executor import Pool, Resources, Worker, cause_of, gave_up
 from pipeline.machine import num_cores
-from pipeline.progress import Update
+from pipeline.progress import Figures, Update
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -64,6 +65,7 @@ class RayExecutor:
         # A local Ray may have been given more CPUs for training than there are cores. On a cluster, workers are as many
         # as are worthwhile: it may grow.
         self._max_workers = config.execution.workers or (num_cores() if self._local else None)
+        self._telemetry = Telemetry(config.name)
 
     def _connect(self, config: RunConfig) -> None:
         address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
@@ -142,6 +144,7 @@ class RayExecutor:
             if tries == max_attempts:
                 raise JobError(f"{name} {gave_up(tries, what)}") from cause
             logger.warning("%s, try %d of %d: %s", name, tries, max_attempts, what)
+            self._telemetry.retried(1)
         raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
@@ -153,6 +156,7 @@ class RayExecutor:
             factory,
             arguments,
             execution=self._execution,
+            telemetry=self._telemetry,
             placement=None if self._local else Placement(self._execution),
             max_workers=self._max_workers,
             jobs_at_once=jobs_at_once,
@@ -162,6 +166,10 @@ class RayExecutor:
             yield pool
         finally:
             pool.close()
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """See ``pipeline.executor.Executor.publish``."""
+        self._telemetry.publish(stage, figures)
 
     def close(self) -> None:
         """Leave the cluster, if this executor joined it; a local Ray that it started ends."""

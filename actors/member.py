@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from actors.identity import WorkerIdentity, session_logs
 from actors.placement import Place
@@ -16,7 +17,7 @@ class Member:
     """An actor, and what it is busy with.
 
     Args:
-        name: of the actor, for people.
+        label: what Ray calls the actor, and its calls, for people.
         place: where Ray may put it.
         jobs_at_once: how many jobs it has begun and not finished at a time, at most.
 
@@ -33,8 +34,11 @@ class Member:
         alone: whether its job must have no other beside it.
     """
 
-    def __init__(self, name: str, place: Place, jobs_at_once: int) -> None:
-        self.actor: Any = WorkerActor.options(name=name, **place.options).remote(name)  # type: ignore[attr-defined]
+    def __init__(self, label: str, place: Place, jobs_at_once: int) -> None:
+        name = f"{label}-{uuid4().hex[:8]}"
+        self.actor: Any = WorkerActor.options(name=name, **place.options).remote(label)  # type: ignore[attr-defined]
+        # Ray takes a task's name from the actor's label only once the worker tells it.
+        self._run = self.actor.run.options(num_returns="streaming", name=f"{label}.run")
         self.identity: WorkerIdentity | None = None
         self.ready = False
         self.waiting_for: Any = self.actor.identity.remote()
@@ -58,7 +62,7 @@ class Member:
         """Put jobs before it: begin a call, or add to the one that runs."""
         self.jobs.update((job.id, job) for job in jobs)
         if self.waiting_for is None:
-            self.waiting_for, self._added = self.actor.run.remote(jobs), False
+            self.waiting_for, self._added = self._run.remote(jobs), False
         else:
             self.actor.add.remote(jobs)
             self._added = True
@@ -70,7 +74,7 @@ class Member:
         """
         self.waiting_for, self.alone = None, False
         if self.jobs and self._added:
-            self.waiting_for, self._added = self.actor.run.remote([]), False
+            self.waiting_for, self._added = self._run.remote([]), False
         return not self.jobs or self.waiting_for is not None
 
     def begun(self) -> list[Hashable]:

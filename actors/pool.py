@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import ray
@@ -24,6 +23,7 @@ from ray.exceptions import (
 from actors.member import Member
 from actors.nodes import draining_nodes, nodes
 from actors.placement import Place, Placement
+from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
 from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError
@@ -86,6 +86,7 @@ class RayPool:
     Args:
         factory, arguments: make a worker; shipped once to each node through the object store.
         execution: how often jobs are tried, how long silence may be, which nodes are for workers.
+        telemetry: counts workers, retries and losses.
         placement: chooses nodes; None leaves it to Ray, where there is only one.
         max_workers: actors at most; None: as many as are worthwhile.
         jobs_at_once, worthwhile: see ``pipeline.executor.Executor.pool``.
@@ -103,15 +104,17 @@ class RayPool:
         arguments: tuple[Any, ...],
         *,
         execution: ExecutionConfig,
+        telemetry: Telemetry,
         placement: Placement | None,
         max_workers: int | None,
         jobs_at_once: int,
         worthwhile: int,
     ) -> None:
         self.num_workers = self.retries = self.copies = self.lost_nodes = 0
-        self._name = factory.__name__
+        self._label = factory.__name__
         self._factory, self._arguments = factory, ray.put(arguments)
         self._execution = execution
+        self._telemetry = telemetry
         self._placement = placement
         self._max_workers = max_workers
         self._jobs_at_once = jobs_at_once
@@ -144,6 +147,7 @@ class RayPool:
         for member in self._members:
             ray.kill(member.actor)
         self._members.clear()
+        self._telemetry.workers(0)
 
     def _ask_for_workers(self, jobs: int) -> None:
         """Have an actor for each worthwhile number of jobs, or as many as allowed."""
@@ -155,7 +159,7 @@ class RayPool:
         if self._placement is not None:
             places = self._placement.places(nodes(), sum(1 for member in self._members if member.on_head))
         for place in islice(places, missing):
-            self._members.append(Member(f"{self._name}-{uuid4().hex[:8]}", place, self._jobs_at_once))
+            self._members.append(Member(self._label, place, self._jobs_at_once))
 
     def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
@@ -205,7 +209,7 @@ class RayPool:
                 ray.get(member.waiting_for)
                 member.ready, member.waiting_for = True, None
                 self._failed_starts = 0
-                self.num_workers = max(self.num_workers, sum(1 for other in self._members if other.ready))
+                self._count_workers()
                 return
             reference = next(member.waiting_for, None)
             if reference is None:
@@ -232,17 +236,19 @@ class RayPool:
         member, begun = failed.member, failed.member.begun()
         left = this.without_result(member.jobs.values())
         member.jobs, member.waiting_for, member.alone = {}, None, False
+        fit, preempted = isinstance(failed.cause, EpisodeError), self._lost_its_node(member, failed.cause)
         if isinstance(failed.cause, EpisodeError):
             begun = [failed.cause.job_id]
-        else:
-            self._remove(member)
         begun = [job_id for job_id in begun if job_id in this.missing]
-        if self._lost_its_node(member, failed.cause):
+        if not fit:
+            self._remove(member)
+            self._telemetry.lost_worker(preempted=preempted)
+        if preempted:
             self.lost_nodes += 1
-            self.retries += len(begun)
+            self._count_retries(len(begun))
             logger.warning("a worker is lost with its node, %d jobs that it had begun are tried again", len(begun))
         elif member.ready:
-            self.retries += this.queue.failed(begun, str(failed), failed.cause)
+            self._count_retries(this.queue.failed(begun, str(failed), failed.cause))
         else:
             self._failed_starts += 1
             if self._failed_starts >= self._execution.max_attempts:
@@ -250,9 +256,13 @@ class RayPool:
                     f"{self._failed_starts} workers failed before they were ready, the last: {failed}"
                 ) from failed.cause
         this.queue.put_back(left)
-        if not begun and member not in self._members:
+        if not begun and not fit:
             logger.warning("a worker is replaced: %s", failed)
         self._ask_for_workers(len(this.missing))
+
+    def _count_retries(self, jobs: int) -> None:
+        self.retries += jobs
+        self._telemetry.retried(jobs)
 
     def _lost_its_node(self, member: Member, cause: BaseException | None) -> bool:
         """Whether a member died because its machine was taken away: no job's fault."""
@@ -261,10 +271,16 @@ class RayPool:
         node = next((node for node in nodes() if node.id == member.identity.node_id), None)
         return node is None or not node.alive or node.draining
 
+    def _count_workers(self) -> None:
+        ready = sum(1 for member in self._members if member.ready)
+        self.num_workers = max(self.num_workers, ready)
+        self._telemetry.workers(ready)
+
     def _remove(self, member: Member) -> None:
         self._members.remove(member)
         member.leaving = True
         ray.kill(member.actor)
+        self._count_workers()
 
     def _tend(self, this: _Round) -> None:
         """What need not be done more often than once a second."""

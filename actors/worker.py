@@ -27,16 +27,16 @@ class WorkerActor:
     """One worker on one CPU: a thread that works, and one that now and then puts jobs before it.
 
     Args:
-        name: for people: Ray shows it, and begins the lines of its log with it.
+        label: what Ray calls it, in its dashboard ("Repr", and before the names of its tasks) and its logs.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, label: str) -> None:
+        self._label = label
         configure_logging()
-        self._name = name
         self._inbox = TimedInbox()
 
     def __repr__(self) -> str:
-        return self._name
+        return self._label
 
     def identity(self) -> WorkerIdentity:
         """Answers once the process is up."""

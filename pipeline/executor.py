@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import EpisodeError, JobError, WorldModelsError
-from pipeline.progress import Update
+from pipeline.progress import Figures, Update
 from pipeline.threads import num_threads
 
 logger = logging.getLogger(__name__)
@@ -133,6 +133,9 @@ class Executor(Protocol):
             jobs_at_once: how many jobs a worker has begun and not finished at a time, at most.
             worthwhile: for how many jobs a cluster that can grow should bring one more worker.
         """
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """Figures of a stage, for whoever watches the cluster; cheap enough for every result."""
 
     def close(self) -> None:
         """End what this executor started."""
@@ -284,6 +287,9 @@ class InProcessExecutor:
     ) -> Iterator[Pool]:
         with num_threads(1):
             yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """There is no cluster to watch."""
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,17 +1,32 @@
-"""Progress of long steps: a bar on a terminal, plain lines in a log."""
+"""Progress of long steps: a bar on a terminal, plain lines in a log, figures for whoever watches from outside."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
+
+# What is counted: so much more since the last update.
+Counted = Literal["episodes", "env_steps", "encoded_frames"]
+# What is measured: so much now.
+Measured = Literal[
+    "progress_ratio",
+    "generation",
+    "fitness_mean",
+    "fitness_max",
+    "validation_mean",
+    "sigma",
+    "loss",
+    "held_out_loss",
+]
+Figures = Mapping[Counted | Measured, float]
 
 
 @dataclass(frozen=True)
@@ -23,25 +38,29 @@ class Update:
         total: units in all.
         shown: figures to show beside, name to value.
         restored: units of ``done`` that an earlier sitting had finished; no part of the rate.
+        figures: for those who watch from outside.
     """
 
     done: int
     total: int
     shown: Mapping[str, Any] = field(default_factory=dict)
     restored: int = 0
+    figures: Figures = field(default_factory=dict)
 
 
 class Progress:
     """Shows updates on standard error with rate and time left.
 
     Args:
-        title: what is going on.
+        title: what is going on: the stage's name, where it is a stage.
         unit: what is counted, for example ``"frame"``.
+        publish: where figures go; see ``pipeline.executor.Executor.publish``.
     """
 
-    def __init__(self, title: str, unit: str) -> None:
+    def __init__(self, title: str, unit: str, publish: Callable[[str, Figures], None] | None = None) -> None:
         self.title = title
         self.unit = unit
+        self._publish = publish
         self._bar: tqdm[Any] | None = None
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
@@ -63,6 +82,8 @@ class Progress:
     def __call__(self, update: Update) -> None:
         """Show an update; cheap enough for every result."""
         self._last = update
+        if self._publish is not None:
+            self._publish(self.title, {"progress_ratio": update.done / update.total, **update.figures})
         if self._terminal:
             if self._bar is None:
                 self._bar = tqdm(

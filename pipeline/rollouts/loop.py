@@ -15,6 +15,7 @@ from pipeline.envs.registry import make_environment
 from pipeline.errors import EpisodeError
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
+from pipeline.progress import Figures
 
 Array = NDArray[np.float32]
 
@@ -70,6 +71,11 @@ class RolloutResult:
     steps: int
     terminated: bool
     truncated: bool
+
+    @property
+    def figures(self) -> Figures:
+        """See ``pipeline.progress``."""
+        return {"episodes": 1, "env_steps": self.steps}
 
 
 @dataclass

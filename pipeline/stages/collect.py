@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.envs.registry import make_environment
 from pipeline.executor import Executor
 from pipeline.metrics import MetricsLog, Row
-from pipeline.progress import Progress, Update
+from pipeline.progress import Figures, Progress, Update
 from pipeline.rollouts.episode import record_episode
 from pipeline.rollouts.policies import make_policy
 from pipeline.storage.manifest import Record, commit, read_records, require_records
@@ -101,16 +101,18 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     done = sum(len(record.info["episodes"]) for record in present.values())
     total = config.collect.episodes
     rows = _metrics_rows(present.values())
-    with Progress("collect", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with Progress("collect", "episode", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
         if missing:
             with executor.pool(CollectWorker, config, store, jobs_at_once=SHARDS_AT_ONCE) as pool:
                 for _, record in pool.map(missing):
-                    done += len(record.info["episodes"])
+                    episodes = len(record.info["episodes"])
+                    done += episodes
                     steps += record.rows
                     metrics.log(done, _metrics(steps, record))
-                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before))
+                    figures: Figures = {"episodes": episodes, "env_steps": record.rows}
+                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, figures=figures))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
     return {"env_steps": steps, "env_steps_this_sitting": steps - restored}
 

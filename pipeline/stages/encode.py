@@ -78,7 +78,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
     rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
-    with Progress("encode", "frame") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with Progress("encode", "frame", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
             vae_weights = read_verified(store, vae[VAE_WEIGHTS])
@@ -86,6 +86,6 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})
-                    show(Update(done, total, restored=restored))
+                    show(Update(done, total, restored=restored, figures={"encoded_frames": record.rows}))
     require_records(store, PREFIX, frames.keys())
     return {"frames": total}

@@ -157,7 +157,7 @@ def _drive(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with Progress("evaluate", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with Progress("evaluate", "episode", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:
@@ -165,7 +165,8 @@ def _drive(
             returns.append(result.episode_return)
             mean = fmean(returns)
             metrics.log(len(returns), {"mean_return": mean})
-            show(Update(len(returns), len(wanted), {"mean return": f"{mean:.1f}"}, restored=restored))
+            shown = {"mean return": f"{mean:.1f}"}
+            show(Update(len(returns), len(wanted), shown, restored=restored, figures=result.figures))
             if time.monotonic() - saved >= _SAVE_EVERY_S:
                 save()
 

@@ -32,7 +32,7 @@ from pipeline.executor import Executor, Pool
 from pipeline.failpoints import failpoint
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
-from pipeline.progress import Progress, Update
+from pipeline.progress import Figures, Progress, Update
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_verified, require_manifest
@@ -62,7 +62,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool,
                 num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
             ):
-                _evolve(config, state, pool, checkpoints, metrics)
+                _evolve(config, state, pool, checkpoints, metrics, executor.publish)
                 retries, workers = pool.retries, pool.num_workers
     _commit(store, state)
     return {
@@ -107,18 +107,23 @@ def _ended(config: RunConfig, state: EvolutionState) -> str | None:
 
 
 def _evolve(
-    config: RunConfig, state: EvolutionState, pool: Pool, checkpoints: Checkpoints, metrics: MetricsLog
+    config: RunConfig,
+    state: EvolutionState,
+    pool: Pool,
+    checkpoints: Checkpoints,
+    metrics: MetricsLog,
+    publish: Callable[[str, Figures], None],
 ) -> None:
     sitting_began = time.monotonic()
     total = _episodes_until(config, config.evolve.generations)
     restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
-    with Progress("evolve", "episode") as show:
+    with Progress("evolve", "episode", publish) as show:
 
-        def tick() -> None:
+        def tick(result: RolloutResult) -> None:
             nonlocal done
             done += 1
-            show(Update(done, total, shown, restored=restored))
+            show(Update(done, total, shown, restored=restored, figures=result.figures))
 
         while _ended(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
@@ -132,6 +137,7 @@ def _evolve(
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
+            show(Update(done, total, shown, restored=restored, figures=_figures(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - sitting_began >= limit and _ended(config, state) is None:
                 raise SittingEnded(
@@ -149,7 +155,7 @@ def _episodes_until(config: RunConfig, generation: int) -> int:
 
 
 def _next_generation(
-    config: RunConfig, state: EvolutionState, pool: Pool, on_episode: Callable[[], None]
+    config: RunConfig, state: EvolutionState, pool: Pool, on_episode: Callable[[RolloutResult], None]
 ) -> Generation:
     """Ask, drive, tell; validate where it is due. Adds a row to the history."""
     began = time.monotonic()
@@ -159,7 +165,7 @@ def _next_generation(
     def count(_: RolloutJob, result: RolloutResult) -> None:
         nonlocal steps
         steps += result.steps
-        on_episode()
+        on_episode(result)
 
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates)
@@ -225,6 +231,16 @@ def _report_non_finite(jobs: Sequence[RolloutJob], results: Mapping[JobId, Rollo
 def _metrics_row(row: Generation) -> dict[str, Any]:
     values = asdict(row)
     return {"step": values.pop("generation"), **values}
+
+
+def _figures(row: Generation) -> Figures:
+    figures: Figures = {
+        "generation": row.generation,
+        "fitness_mean": row.fitness_mean,
+        "fitness_max": row.fitness_max,
+        "sigma": row.sigma,
+    }
+    return figures if row.validation_mean is None else {**figures, "validation_mean": row.validation_mean}
 
 
 def _commit(store: Store, state: EvolutionState) -> None:

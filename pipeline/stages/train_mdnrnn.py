@@ -212,5 +212,5 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Train M as one task, on a GPU where there is one."""
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
-    with Progress("train-mdnrnn", "step") as show:
+    with Progress("train-mdnrnn", "step", executor.publish) as show:
         return executor.run(train, config, store, resources=resources, on_update=show)

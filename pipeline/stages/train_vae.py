@@ -174,5 +174,5 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Train V as one task, on a GPU where there is one."""
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
-    with Progress("train-vae", "step") as show:
+    with Progress("train-vae", "step", executor.publish) as show:
         return executor.run(train, config, store, resources=resources, on_update=show)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline.config import MdnRnnConfig, VaeConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.metrics import MetricsLog, Row
-from pipeline.progress import Update
+from pipeline.progress import Figures, Update
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream
@@ -123,17 +123,17 @@ class Fit(Generic[Batch]):
         totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
         while not state.finished:
             for batch in self._stream.batches(state.epoch, skip=state.step_in_epoch):
-                shown = self._train_step(batch)
+                shown, figures = self._train_step(batch)
                 if state.step % schedule.log_every_steps == 0:
-                    yield self._update(sum(totals), shown)
+                    yield self._update(sum(totals), shown, figures)
                 if time.monotonic() - self._saved >= schedule.checkpoint_every_s:
                     self._save()
-            yield self._update(sum(totals), self._end_epoch())
+            yield self._update(sum(totals), *self._end_epoch())
             self._save()
         self._objective.module.load_state_dict(state.best_weights)
         return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch + 1, "loss": state.best_loss}
 
-    def _train_step(self, batch: Batch) -> dict[str, str]:
+    def _train_step(self, batch: Batch) -> tuple[dict[str, str], Figures]:
         state, objective = self._state, self._objective
         objective.module.train()
         losses = objective.losses(batch, state.step)
@@ -144,13 +144,13 @@ class Fit(Generic[Batch]):
         state.step += 1
         state.step_in_epoch += 1
         if state.step % self._schedule.log_every_steps:
-            return {}
+            return {}, {}
         values = {name: float(value.detach()) for name, value in losses.items()}
         self._require_finite(values, "training")
         self._metrics.log(state.step, values)
-        return {"epoch": str(state.epoch + 1), "loss": f"{values['loss']:.4g}"}
+        return {"epoch": str(state.epoch + 1), "loss": f"{values['loss']:.4g}"}, {"loss": values["loss"]}
 
-    def _end_epoch(self) -> dict[str, str]:
+    def _end_epoch(self) -> tuple[dict[str, str], Figures]:
         state, schedule = self._state, self._schedule
         held_out = self._held_out_losses()
         self._require_finite(held_out, "held-out")
@@ -164,7 +164,8 @@ class Fit(Generic[Batch]):
         if stalled and state.epoch < schedule.epochs:
             logger.info("%s: stopping early, no better held-out loss in %d epochs", self._name, schedule.patience)
         state.finished = stalled or state.epoch >= schedule.epochs
-        return {"epoch": str(state.epoch), "held-out loss": f"{held_out['loss']:.4g}"}
+        shown = {"epoch": str(state.epoch), "held-out loss": f"{held_out['loss']:.4g}"}
+        return shown, {"held_out_loss": held_out["loss"]}
 
     def _held_out_losses(self) -> dict[str, float]:
         sums: dict[str, float] = {}
@@ -185,9 +186,9 @@ class Fit(Generic[Batch]):
                 "rate, or train in float32, in a new --run-dir."
             )
 
-    def _update(self, total: int, shown: Mapping[str, str]) -> Update:
+    def _update(self, total: int, shown: Mapping[str, str], figures: Figures) -> Update:
         done = total if self._state.finished else self._state.step
-        return Update(done, total, dict(shown), restored=self._restored_step)
+        return Update(done, total, shown, restored=self._restored_step, figures=figures)
 
     def _save(self) -> None:
         state = self._state

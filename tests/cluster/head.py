@@ -25,7 +25,8 @@ class Head:
         num_cpus: of the node.
 
     Attributes:
-        jobs: URL of the job server.
+        jobs: URL of the dashboard and the job server.
+        address: of the cluster, for drivers.
         folder: Ray's session folders and logs.
     """
 
@@ -33,11 +34,11 @@ class Head:
         self._num_cpus = num_cpus
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
         self.folder = Path(self._temporary.name)
-        self.jobs = ""
+        self.jobs = self.address = ""
 
     def __enter__(self) -> Self:
         dashboard, gcs, client = free_ports(3)
-        self.jobs = f"http://127.0.0.1:{dashboard}"
+        self.jobs, self.address = f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}"
         options = {
             "port": gcs, "node-ip-address": "127.0.0.1", "num-cpus": self._num_cpus, "temp-dir": self.folder,
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,

@@ -1,0 +1,115 @@
+"""Figures through a real node to its metrics endpoint, and the names that Ray's dashboard shows."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from urllib.request import urlopen
+from uuid import uuid4
+
+import pytest
+import ray
+from prometheus_client.parser import text_string_to_metric_families
+from ray.util.state import list_actors, list_tasks
+
+from actors.executor import RayExecutor
+from actors.telemetry import OF_STAGES, OF_WORKERS, Telemetry
+from pipeline.config import RunConfig
+from tests.cluster.head import Head
+from tests.cluster_files.test_grafana import EXPORTED
+from tests.e2e import command
+
+_DEADLINE_S = 90.0  # a node tells every 10 s
+
+
+def this_node() -> str:
+    (node,) = ray.nodes()
+    return f"127.0.0.1:{node['MetricsExportPort']}"
+
+
+def samples(run: str, node: str) -> dict[tuple[str, str | None], tuple[str, float]]:
+    """What a node (HOST:PORT) serves of a run: (name, stage) to (type, value)."""
+    with urlopen(f"http://{node}/metrics", timeout=30) as reply:
+        families = [*text_string_to_metric_families(reply.read().decode())]
+    return {
+        (sample.name, sample.labels.get("stage")): (family.type, sample.value)
+        for family in families
+        for sample in family.samples
+        if sample.labels.get("run") == run
+    }
+
+
+def wait_for(run: str, node: str, expected: dict[tuple[str, str | None], tuple[str, float]]) -> None:
+    deadline = time.monotonic() + _DEADLINE_S
+    while samples(run, node) != expected:
+        assert time.monotonic() < deadline, samples(run, node)
+        time.sleep(0.5)
+
+
+def test_every_figure_is_served_under_its_name(local_ray: None) -> None:
+    run = f"run-{uuid4().hex}"
+    executor = RayExecutor(RunConfig.model_validate({"name": run, "execution": {"workers": 1}}))
+    workers = Telemetry(run)
+    for value in (2.0, 3.5):
+        for name in OF_STAGES:
+            executor.publish("evolve", {name: value})
+    executor.publish("collect", {"episodes": 7, "env_steps": 0})
+    workers.workers(4)
+    workers.workers(3)
+    workers.retried(0)
+    workers.retried(5)
+    workers.retried(1)
+    workers.lost_worker(preempted=True)
+    workers.lost_worker(preempted=True)
+    workers.lost_worker(preempted=False)
+
+    of_workers = {"workers": 3.0, "retries": 6.0, "preemptions": 2.0, "worker_failures": 1.0}
+    assert of_workers.keys() == OF_WORKERS.keys()
+    expected: dict[tuple[str, str | None], tuple[str, float]] = {
+        ("ray_world_models_episodes_total", "collect"): ("counter", 7.0)
+    }
+    for exported, (short, of_stage) in zip(
+        EXPORTED, [*((name, True) for name in OF_STAGES), *((name, False) for name in OF_WORKERS)], strict=True
+    ):
+        counted = exported.endswith("_total")
+        value = (5.5 if counted else 3.5) if of_stage else of_workers[short]
+        expected[exported, "evolve" if of_stage else None] = ("counter" if counted else "gauge", value)
+    wait_for(run, this_node(), expected)
+
+
+def test_a_second_sitting_in_one_process_goes_on_counting(local_ray: None) -> None:
+    run = f"run-{uuid4().hex}"
+    for value in (2, 3):
+        Telemetry(run).publish("evolve", {"episodes": value, "generation": value})
+    wait_for(
+        run,
+        this_node(),
+        {
+            ("ray_world_models_episodes_total", "evolve"): ("counter", 5.0),
+            ("ray_world_models_generation", "evolve"): ("gauge", 3.0),
+        },
+    )
+
+
+@pytest.mark.timeout(280)
+def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_path: Path) -> None:
+    small = ("collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1")
+    arguments = ("tiny", "--run-dir", str(tmp_path), *(part for setting in small for part in ("-o", setting)))
+    with Head() as head:
+        for stage in ("collect", "train-vae"):
+            code, output = command.run(stage, *arguments, environment={"RAY_ADDRESS": head.address})
+            assert code == 0, output
+
+        # What `ray metrics launch-prometheus` has Prometheus follow, there under /tmp/ray: nodes, then Ray's services.
+        (found,) = json.loads((head.folder / "prom_metrics_service_discovery.json").read_text())
+        served = samples("tiny", found["targets"][0])
+        steps = json.loads((tmp_path / "rollouts/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
+        assert served["ray_world_models_episodes_total", "collect"] == ("counter", 6.0)
+        assert served["ray_world_models_env_steps_total", "collect"] == ("counter", steps)
+
+        workers = list_actors(address=head.jobs, detail=True)
+        assert {worker.repr_name for worker in workers} == {"CollectWorker"}
+        tasks = {task.name for task in list_tasks(address=head.jobs)}
+        assert {"CollectWorker.run", "train_vae"} <= tasks
+        assert not {"WorkerActor.run", "run_task"} & tasks
