@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.request import urlopen
+
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 _READY_S = 60.0
 _SCRIPTS = Path(sys.executable).parent
@@ -23,6 +26,8 @@ class Head:
 
     Args:
         num_cpus: of the node.
+        node_types: that Ray's autoscaler adds and takes away, as ``available_node_types`` of a cluster file has them;
+            its nodes are real ones, on this machine (Ray's fake provider). None: no autoscaler.
 
     Attributes:
         jobs: URL of the dashboard and the job server.
@@ -30,8 +35,9 @@ class Head:
         folder: Ray's session folders and logs.
     """
 
-    def __init__(self, num_cpus: int = 2) -> None:
+    def __init__(self, num_cpus: int = 2, node_types: dict[str, Any] | None = None) -> None:
         self._num_cpus = num_cpus
+        self._node_types = node_types
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
         self.folder = Path(self._temporary.name)
         self.jobs = self.address = ""
@@ -44,11 +50,17 @@ class Head:
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,
             "ray-client-server-port": client, "dashboard-agent-listen-port": 0, "metrics-export-port": 0,
         }  # fmt: skip
+        environment = {"PATH": f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"}  # a job's `python` is the head's first
+        if self._node_types is not None:
+            options["autoscaling-config"] = self._autoscaling_config()
+            environment |= {
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
+                "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+            }  # fmt: skip
         self._log = (self.folder / "head.log").open("w")
         self._process = subprocess.Popen(
             [_SCRIPTS / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())],
-            # A job's `python` is the first of the head's path.
-            env={**os.environ, "PATH": f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"},
+            env={**os.environ, **environment},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,6 +83,33 @@ class Head:
             self._process.wait()
         self._log.close()
         self._temporary.cleanup()
+
+    def live_nodes(self) -> int:
+        """Besides the head."""
+        with urlopen(f"{self.jobs}/api/v0/nodes", timeout=10) as reply:
+            nodes = json.load(reply)["data"]["result"]["result"]
+        return sum(1 for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"])
+
+    def _autoscaling_config(self) -> Path:
+        path = self.folder / "autoscaling.json"
+        config = {
+            "cluster_name": "tests",
+            "max_workers": 8,
+            "idle_timeout_minutes": 0.05,
+            "upscaling_speed": 1,
+            "provider": {
+                "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+                "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
+                "gcs_address": self.address,
+            },
+            "available_node_types": {
+                **(self._node_types or {}),
+                "ray.head.default": {"resources": {"CPU": self._num_cpus}, "node_config": {}, "max_workers": 0},
+            },
+            "head_node_type": "ray.head.default",
+        }  # fmt: skip
+        path.write_text(json.dumps(config))
+        return path
 
 
 def _answers(url: str) -> bool:

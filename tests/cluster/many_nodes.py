@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +34,7 @@ class ManyNodes:
 
     def __init__(self, **head: Any) -> None:
         self._head = head
+        self._lost = False
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
         self.folder = self._temporary.name
 
@@ -43,17 +46,25 @@ class ManyNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.in_driver(_end)
+        if not self._lost:
+            self.in_driver(_end)
         self._driver.shutdown()
         self._temporary.cleanup()
 
     def add(self, **options: Any) -> str:
         """A node more, with arguments of Ray's ``Cluster.add_node``; returns its id."""
-        return self.in_driver(_add, options)
+        return self.in_driver(add_node, options)
 
     def kill(self, node_id: str) -> None:
         """End a node's processes, as the loss of its machine would."""
-        self.in_driver(_kill, node_id)
+        self.in_driver(kill_node, node_id)
+
+    def lose_driver(self, function: Callable[Parameters, object], *arguments: Parameters.args) -> None:
+        """Call a function that ends the driver's process, with the cluster that it began."""
+        with suppress(BrokenProcessPool):
+            self.in_driver(function, *arguments)
+            raise AssertionError("the driver's process lives")
+        self._lost = True
 
     def in_driver(
         self, function: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
@@ -73,7 +84,7 @@ def _begin(folder: str, head: dict[str, Any]) -> None:
 
     _cluster = Cluster()
     threading.Thread(target=_end_with_the_tests, daemon=True).start()
-    _add(head)
+    add_node(head)
     ray.init(address=_cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
 
 
@@ -95,11 +106,16 @@ def _end_with_the_tests() -> None:
         os._exit(1)
 
 
-def _add(options: dict[str, Any]) -> str:
+def address() -> str:
+    """The cluster's; this and what follows are for functions that run in the driver."""
+    return str(_cluster.address)
+
+
+def add_node(options: dict[str, Any]) -> str:
     node = _cluster.add_node(**{"include_dashboard": False, "object_store_memory": 80_000_000, **options})
     return cast(str, node.node_id)
 
 
-def _kill(node_id: str) -> None:
+def kill_node(node_id: str) -> None:
     (node,) = [node for node in _cluster.list_all_nodes() if node.node_id == node_id]
     _cluster.remove_node(node, allow_graceful=False)

@@ -1,0 +1,126 @@
+"""An evolution on a cluster of several nodes, to which something happens in the middle of a generation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.executor import RayExecutor
+from actors.nodes import drain, nodes
+from pipeline.config import RunConfig
+from pipeline.envs.environment import Step
+from pipeline.run import STAGES, run_stages
+from pipeline.storage.manifest import require_manifest
+from pipeline.storage.store import LocalStore
+from tests.cluster import many_nodes
+from tests.counting import CountingEnv, counting_config
+
+BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
+POPULATION, EPISODES, GENERATIONS = 6, 4, 4
+_IN_A_GENERATION = POPULATION * EPISODES
+
+
+class SlowEnv(CountingEnv):
+    """``CountingEnv`` whose steps take time, so that other workers get a share of the episodes."""
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        time.sleep(0.01)
+        return super().step(action)
+
+
+def config(**overrides: Any) -> RunConfig:
+    return counting_config(
+        {
+            "env.id": "tests.cluster.elastic:SlowEnv",
+            "rollouts.micro_batch": 2,
+            "rollouts.lanes": 2,
+            "evolve.population_size": POPULATION,
+            "evolve.episodes": EPISODES,
+            "evolve.generations": GENERATIONS,
+            "execution.executor": "ray",
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+    )
+
+
+class _Pool:
+    """A pool that calls a function in the middle of the second generation, and goes on slowly from there."""
+
+    def __init__(self, pool: Any, act: Callable[[Any], None]) -> None:
+        self._pool, self._act = pool, act
+        self._results = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def map(self, jobs: Any) -> Iterator[Any]:
+        for result in self._pool.map(jobs):
+            yield result
+            self._results += 1
+            if self._results == _IN_A_GENERATION + 4:
+                self._act(self._pool)
+
+
+class _Executor(RayExecutor):
+    """``RayExecutor`` whose evolution something happens to; notes what the pool was like just before its end."""
+
+    def __init__(self, config: RunConfig, what: str) -> None:
+        super().__init__(config)
+        self._what = what
+        self.noted: dict[str, Any] = {}
+
+    @contextmanager
+    def pool(self, *arguments: Any, **named: Any) -> Iterator[Any]:
+        with super().pool(*arguments, **named) as pool:
+            yield _Pool(pool, getattr(self, f"_{self._what}")) if not self.noted else pool
+            self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
+            self.noted.setdefault("lost_nodes", pool.lost_nodes)  # type: ignore[attr-defined]
+
+    def _nothing(self, pool: Any) -> None:
+        pass
+
+    def _crash(self, pool: Any) -> None:
+        self.noted["hit"] = _busy_node(pool)
+        many_nodes.kill_node(self.noted["hit"])
+
+    def _drain(self, pool: Any) -> None:
+        self.noted["hit"] = _busy_node(pool)
+        drain(self.noted["hit"], many_nodes.address(), reason="a test", deadline_s=time.time() + 120)
+
+    def _join(self, pool: Any) -> None:
+        self.noted["joined"] = many_nodes.add_node({"num_cpus": 2})
+
+    def _lose_the_head(self, pool: Any) -> None:
+        (head,) = [node.id for node in nodes() if node.is_head]
+        many_nodes.kill_node(head)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def evolve(folder: Path, what: str, **overrides: Any) -> dict[str, Any]:
+    """Evolve and evaluate on the cluster of this driver; returns the evolution's facts and what was noted."""
+    chosen = config(**overrides)
+    executor = _Executor(chosen, what)
+    run_stages(chosen, LocalStore(folder), executor, EVOLVE_AND_EVALUATE)
+    return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
+
+
+def wait_until_gone(node_id: str) -> None:
+    """Until a node has left the cluster."""
+    while any(node.id == node_id and node.alive for node in nodes()):
+        time.sleep(0.1)
+
+
+def _up(pool: Any) -> list[Any]:
+    return [member for member in pool._members if member.ready]
+
+
+def _busy_node(pool: Any) -> str:
+    return next(str(member.identity.node_id) for member in _up(pool) if member.jobs)

@@ -1,0 +1,161 @@
+"""An evolution on real clusters of several nodes, which come, go and crash meanwhile: always the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors import nodes
+from actors.nodes import Node
+from actors.placement import WORKERS_LABEL, Placement
+from pipeline.config import ExecutionConfig
+from pipeline.executor import InProcessExecutor
+from pipeline.run import run_stages
+from pipeline.storage.store import LocalStore
+from tests.cluster.elastic import BEFORE_EVOLVE, EVOLVE_AND_EVALUATE, config, evolve, wait_until_gone
+from tests.cluster.many_nodes import ManyNodes
+from tests.e2e.command import outcome
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evolution has yet to begin."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), BEFORE_EVOLVE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process comes to."""
+    folder = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE_AND_EVALUATE)
+    return outcome(folder)
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ManyNodes]:
+    """A head without CPUs and one node with two; tests add more and take away what they added."""
+    with ManyNodes(num_cpus=0) as many:
+        many.add(num_cpus=2)
+        yield many
+
+
+@pytest.fixture
+def second(cluster: ManyNodes) -> Iterator[str]:
+    """One more node."""
+    node_id = cluster.add(num_cpus=2)
+    yield node_id
+    if any(node.id == node_id and node.alive for node in cluster.in_driver(nodes.nodes)):
+        cluster.kill(node_id)
+        cluster.in_driver(wait_until_gone, node_id)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 4])
+def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
+    cluster: ManyNodes, folder: Path, reference: dict[str, Any], num_nodes: int
+) -> None:
+    added = [cluster.add(num_cpus=2) for _ in range(num_nodes - 1)]
+    noted = cluster.in_driver(evolve, folder, "nothing")
+    for node_id in added:
+        cluster.kill(node_id)
+        cluster.in_driver(wait_until_gone, node_id)
+    assert outcome(folder) == reference
+    assert noted["workers"] == 2 * num_nodes
+    assert len(noted["on"]) == num_nodes and set(added) < {*noted["on"], ""}
+
+
+def test_a_node_that_crashes_costs_no_job_a_try(
+    cluster: ManyNodes, second: str, folder: Path, reference: dict[str, Any]
+) -> None:
+    noted = cluster.in_driver(evolve, folder, "crash", execution__max_attempts=1)
+    assert outcome(folder) == reference
+    assert noted["hit"] not in noted["on"]
+    assert noted["lost_nodes"] >= 1 and noted["retries"] >= 1
+
+
+def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_goes_on(
+    cluster: ManyNodes, second: str, folder: Path, reference: dict[str, Any]
+) -> None:
+    noted = cluster.in_driver(evolve, folder, "drain", execution__max_attempts=1)
+    assert outcome(folder) == reference
+    assert noted["hit"] not in noted["on"], "its workers have left it, though it was still there"
+    assert noted["retries"] == noted["lost_nodes"] == 0, "what it had begun it ended"
+    cluster.in_driver(wait_until_gone, noted["hit"])
+    if noted["hit"] != second:  # for the tests after this one
+        cluster.add(num_cpus=2)
+
+
+def test_a_node_that_joins_in_a_generation_is_used(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
+    noted = cluster.in_driver(evolve, folder, "join", evolve__generations=12)
+    cluster.kill(noted["joined"])
+    cluster.in_driver(wait_until_gone, noted["joined"])
+    assert noted["joined"] in noted["on"]
+    assert noted["workers"] == 4
+
+
+def test_a_run_whose_head_is_lost_goes_on_to_the_same_bits_on_another_cluster(
+    folder: Path, reference: dict[str, Any]
+) -> None:
+    with ManyNodes(num_cpus=0) as first:
+        first.add(num_cpus=2)
+        first.lose_driver(evolve, folder, "lose_the_head")
+    with pytest.raises(AssertionError, match="evolution is not complete"):
+        outcome(folder)
+    with ManyNodes(num_cpus=0) as other:
+        other.add(num_cpus=2)
+        other.in_driver(evolve, folder, "nothing")
+    assert outcome(folder) == reference
+
+
+# ---- where workers go
+
+
+def node(node_id: str, *, cpus: float = 4, gpus: float = 0, head: bool = False, **more: Any) -> Node:
+    values = {"labels": {}, "alive": True, "draining": False, **more}
+    return Node(node_id, "127.0.0.1", head, cpus, gpus, **values)
+
+
+HEAD, WORKER, GPU = node("head", head=True), node("worker"), node("gpu", gpus=1)
+NOT_FOR_WORKERS = node("other", labels={WORKERS_LABEL: "no"})
+
+
+@pytest.mark.parametrize(
+    ("cluster_nodes", "told", "selector"),
+    [
+        ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], [], {"ray.io/node-id": "!in(head,gpu,other)", WORKERS_LABEL: "!no"}),
+        ([HEAD, WORKER, GPU], ["head"], {"ray.io/node-id": "!in(gpu)", WORKERS_LABEL: "!no"}),
+        ([HEAD, WORKER, GPU], ["gpu-nodes"], {"ray.io/node-id": "!in(head)"}),
+        ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], ["head", "gpu-nodes"], {}),
+        ([node("head", head=True, cpus=0), GPU], [], {"ray.io/node-id": "!in(head,gpu)", WORKERS_LABEL: "!no"}),
+    ],
+)
+def test_workers_leave_the_head_and_gpu_nodes_alone_unless_told(
+    cluster_nodes: list[Node], told: list[Any], selector: dict[str, str]
+) -> None:
+    places = Placement(ExecutionConfig(workers_on=told)).places(cluster_nodes, on_head=0)
+    for _ in range(6):
+        place = next(places)
+        assert place.options == {"scheduling_strategy": "SPREAD", "label_selector": selector}
+        assert not place.on_head
+
+
+@pytest.mark.parametrize("gone", [[], [node("worker", alive=False)], [node("worker", draining=True)]])
+def test_where_the_head_is_all_there_is_its_cpus_are_used_and_no_more(gone: list[Node]) -> None:
+    places = Placement(ExecutionConfig()).places([HEAD, GPU, *gone], on_head=1)
+    for _ in range(3):
+        place = next(places)
+        assert place.on_head and place.options == {"label_selector": {"ray.io/node-id": "head"}}
+    place = next(places)
+    assert not place.on_head and "!in(head,gpu)" in place.options["label_selector"]["ray.io/node-id"]
