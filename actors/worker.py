@@ -40,7 +40,7 @@ class WorkerActor:
 
     def identity(self) -> WorkerIdentity:
         """Answers once the process is up."""
-        return WorkerIdentity.of_this_process()
+        return _logged_identity()
 
     def build(self, factory: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
         """Make the worker: a call of its own, so that it can be told from waiting for a node."""
@@ -99,7 +99,7 @@ def run_task(
 ) -> Iterator[tuple[str, Any]]:
     """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``."""
     configure_logging()
-    yield "worker", WorkerIdentity.of_this_process()
+    yield "worker", _logged_identity()
     with num_threads(threads), _traceback_logged():
         updates = task(*arguments)
         while True:
@@ -108,6 +108,12 @@ def run_task(
             except StopIteration as end:
                 yield "result", end.value
                 return
+
+
+def _logged_identity() -> WorkerIdentity:
+    identity = WorkerIdentity.of_this_process()
+    logger.info("code version %s, %s", identity.code_version, identity.cpu_kind)
+    return identity
 
 
 @contextmanager

@@ -118,6 +118,7 @@ def _evolve(
     total = _episodes_until(config, config.evolve.generations)
     restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
+    lengths: dict[int, int] = {}
     with Progress("evolve", "episode", publish) as show:
 
         def tick(result: RolloutResult) -> None:
@@ -129,7 +130,7 @@ def _evolve(
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
             retries = pool.retries
-            row = _next_generation(config, state, pool, tick)
+            row = _next_generation(config, state, pool, tick, lengths)
             if pool.retries > retries:
                 logger.warning("generation %d: episodes tried again: %d", row.generation, pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
@@ -155,9 +156,17 @@ def _episodes_until(config: RunConfig, generation: int) -> int:
 
 
 def _next_generation(
-    config: RunConfig, state: EvolutionState, pool: Pool, on_episode: Callable[[RolloutResult], None]
+    config: RunConfig,
+    state: EvolutionState,
+    pool: Pool,
+    on_episode: Callable[[RolloutResult], None],
+    lengths: dict[int, int],
 ) -> Generation:
-    """Ask, drive, tell; validate where it is due. Adds a row to the history."""
+    """Ask, drive, tell; validate where it is due. Adds a row to the history.
+
+    Args:
+        lengths: steps that validation took last time, by track; brought up to date.
+    """
     began = time.monotonic()
     generation = state.generation + 1
     steps = 0
@@ -188,7 +197,10 @@ def _next_generation(
             first_track=config.tracks.validation.start,
             episodes=range(config.evolve.validation_episodes),
         )
-        results = drive_all(pool, scored, count)
+        # The longest first, so that none of them is the last to end; on tracks that are met again the past tells.
+        by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
+        results = drive_all(pool, by_length, count)
+        lengths.update((job.track, results[job.id].steps) for job in scored)
         non_finite += _report_non_finite(scored, results)
         validation = validation_returns(scored, results)
         if state.best_validation is None or validation.mean() > state.best_validation:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Literal
 
 import torch
@@ -10,22 +12,29 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
 from pipeline.executor import Executor, InProcessExecutor
 
+logger = logging.getLogger(__name__)
+
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """``auto`` is CUDA where there is a device.
 
     Raises:
-        ConfigError: ``cuda`` was asked for and there is none.
+        ConfigError: ``cuda`` was asked for and there is none; or this process was given a GPU that torch cannot use.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    present = torch.cuda.is_available()
+    if device == "cuda" and not present:
         raise ConfigError("device = 'cuda', but torch finds no CUDA device here; choose 'cpu' or 'auto'")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device == "auto" and given and not present:
+        raise ConfigError(
+            f"device = 'auto' and CUDA_VISIBLE_DEVICES = '{given}' gives a GPU, but torch finds no CUDA device here: "
+            "is it a CPU build, or the driver missing? Use an image built with DEVICE=gpu, or choose 'cpu'"
+        )
+    return torch.device("cuda" if present and device != "cpu" else "cpu")
 
 
 def check_devices(config: RunConfig, executor: Executor) -> None:
-    """Refuse a device that is not there, before anything is begun.
+    """Refuse a device that is not there, before anything is begun; say it where ``auto`` comes to the CPU.
 
     Raises:
         ConfigError: names the key.
@@ -36,6 +45,8 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
             raise ConfigError(
                 f"{key} = 'cuda', but there is no GPU to be had; choose 'auto' or 'cpu', or add a GPU node"
             )
+        if device == "auto" and not present:
+            logger.info("%s = 'auto': there is no GPU to be had, so on the CPU", key)
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,14 @@ import pytest
 from actors.executor import RayExecutor
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError, JobError
-from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
+from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources, share
 from pipeline.progress import Update
 from tests.cluster.toys import (
     Damaged,
     Dying,
     Hanging,
     Number,
+    OneSlow,
     Raising,
     Slow,
     Squares,
@@ -139,6 +141,24 @@ def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
         queue.put_back([*call.values()])
     assert [[job.id for job in queue.take(4)] for _ in range(4)] == [[0], [1], [2, 3, 4, 5], [6, 7, 8]]
     assert not queue
+
+
+@pytest.mark.parametrize(
+    ("waiting", "missing", "workers", "has", "jobs_at_once", "given"),
+    [
+        (4096, 4096, 256, 0, 1, 8),  # half of a fair share, to lie ready
+        (2048, 2304, 256, 1, 1, 4),  # the next ones, while it is at its last
+        (200, 456, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
+        (200, 456, 256, 0, 1, 1),
+        (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
+        (1024, 1024, 2, 0, 16, 128),  # no more ahead than so many times what it can begin
+        (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair
+        (2, 20, 2, 12, 16, 0),
+        (0, 20, 2, 3, 16, 0),
+    ],
+)
+def test_shares(waiting: int, missing: int, workers: int, has: int, jobs_at_once: int, given: int) -> None:
+    assert share(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once) == given
 
 
 def test_an_error_of_ours_comes_back_as_it_is_at_once(executor: Executor, tmp_path: Path) -> None:
@@ -282,6 +302,25 @@ def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptur
         assert squares_of(pool, 24)
         assert pool.retries == 0
     assert "replaced" not in caplog.text
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(60)
+def test_what_a_slow_worker_is_at_is_done_again_by_an_idle_one_and_the_first_answer_counts(tmp_path: Path) -> None:
+    with ray_executor(3).pool(OneSlow, str(tmp_path), 0.2, 600.0) as pool:
+        assert squares_of(pool, 30)
+        assert (pool.copies, pool.retries) == (1, 0)
+        assert squares_of(pool, 30), "the slow one is left to itself"
+    begun = Counter(int(path.name.split("-")[1]) for path in tmp_path.glob("begun-*"))
+    assert sum(begun.values()) == 61
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(60)
+def test_jobs_that_lie_before_a_slow_worker_are_taken_back_for_idle_ones(tmp_path: Path) -> None:
+    with ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 300.0) as pool:
+        assert squares_of(pool, 200)
+    assert len(list(tmp_path.glob("begun-*"))) <= 203, "each once, but for what was begun as it was taken back"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -23,6 +23,12 @@ def test_other_code_is_always_refused(exact: bool) -> None:
         replace(THIS, code_version="0ther").check(exact=exact)
 
 
+def test_the_cpu_beside_a_gpu_is_no_matter() -> None:
+    replace(THIS, cpu_kind="a quantum computer").check(exact=True, on_gpu=True)
+    with pytest.raises(ConfigError, match="torch"):
+        replace(THIS, versions={**THIS.versions, "torch": "0.1"}).check(exact=True, on_gpu=True)
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [

@@ -119,6 +119,27 @@ class Slow:
             yield job.id, job.id**2
 
 
+class OneSlow:
+    """Squares numbers; the process that makes itself the slow one, by a file in a folder, takes so many times as long.
+
+    Notes each job that it begins.
+    """
+
+    def __init__(self, folder: str, seconds_a_job: float, slowness: float) -> None:
+        self._folder, self._seconds = Path(folder), seconds_a_job
+        try:
+            (self._folder / "slow").touch(exist_ok=False)
+        except FileExistsError:
+            return
+        self._seconds *= slowness
+
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            (self._folder / f"begun-{job.id}-{uuid4()}").touch()
+            time.sleep(self._seconds)
+            yield job.id, job.id**2
+
+
 def counting_task(count: int) -> Generator[Update, None, str]:
     for done in range(1, count + 1):
         yield Update(done, count)

@@ -14,7 +14,7 @@ from pipeline.run import STAGES, run_stages, stage_named
 from pipeline.storage.manifest import commit, manifest_key, read_records
 from pipeline.storage.shards import episodes_to_bytes, read_episodes, shard_name
 from pipeline.storage.store import LocalStore
-from pipeline.training.hardware import check_devices
+from pipeline.training.hardware import check_devices, resolve_device
 from tests.counting import counting_config
 
 SMALL = {
@@ -66,6 +66,21 @@ def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
 def test_a_gpu_that_is_not_there_is_refused(executor: InProcessExecutor, section: str) -> None:
     with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but there is no GPU"):
         check_devices(counting_config({f"{section}.device": "cuda"}), executor)
+
+
+def test_auto_says_that_it_comes_to_the_cpu(executor: InProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        check_devices(counting_config({"vae.device": "cpu"}), executor)
+    assert caplog.messages == ["mdnrnn.device = 'auto': there is no GPU to be had, so on the CPU"]
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_device("auto").type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert resolve_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES = '0' gives a GPU, but torch finds no CUDA device"):
+        resolve_device("auto")
 
 
 def test_the_plan_counts_what_a_larger_controller_costs() -> None:
