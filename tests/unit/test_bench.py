@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import cli, command_line
-from pipeline.bench import measure, run
+from pipeline.bench import fanout, measure, run
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.errors import ConfigError
@@ -106,3 +107,48 @@ def test_where_there_is_no_run_to_drive_tiny_is_run_first(
     assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made none"
     assert cli.main(["bench", "generation", "--run-dir", "mine"]) == 2
     assert len(ran) == 1, "a run that is named is not made"
+
+
+def test_greedy_seconds_as_reckoned_by_hand_and_within_its_bounds() -> None:
+    assert fanout.greedy_seconds([3, 3, 2, 2, 2], 2) == 3 + 2 + 2  # 3 2 2 | 3 2
+    assert fanout.greedy_seconds([1, 1, 1, 3], 3) == 1 + 3
+    seconds = [job.seconds for job in fanout.simulated_jobs(1024)]
+    for workers in (16, 64, 256, 2000):
+        took = fanout.greedy_seconds(seconds, workers)
+        assert max(*seconds, sum(seconds) / workers) <= took <= sum(seconds) / workers + max(seconds)
+
+
+def test_simulated_episodes_are_uniform_between_half_a_second_and_one_and_a_half() -> None:
+    seconds = np.array([job.seconds for job in fanout.simulated_jobs(4096)])
+    assert 0.5 <= seconds.min() < 0.51 and 1.49 < seconds.max() <= 1.5
+    assert np.quantile(seconds, [0.25, 0.5, 0.75]) == pytest.approx([0.75, 1.0, 1.25], abs=0.03)
+    assert [job.seconds for job in fanout.simulated_jobs(4096)] == seconds.tolist(), "the same each time"
+
+
+def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        fanout.Row(16, 1024, 0.9, 0.99, 0.8, 0.5, 40, 90, 60, 0),
+        fanout.Row(64, 4096, 0.95, 0.98, 0.76, 0.6, 150, 300, 400, 2),
+    ]
+
+    def measured(workers: int, show: Callable[[str], None]) -> list[fanout.Row]:
+        assert workers == 64
+        for row in rows:
+            show(fanout.table_row(row))
+        return rows
+
+    monkeypatch.setattr(run, "bench_fanout", measured)
+    run.run_benches(
+        ["fanout"], seconds=1, workers=64, as_json=True, store=None, executor=lambda config: InProcessExecutor()
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "| 64 | 4,096 | 95.0% | 98.0% | 96.9% | 76.0% | 0.60 | 150 | 300 | 400 | 2 |" in lines
+    assert any("their episodes are simulated" in line for line in lines)
+    last = json.loads(lines[-1])
+    assert (last["bench"], last["workers"], last["jobs"], last["busy"], last["driver_ms"]) == (
+        "fanout", 64, 4096, 0.95, 150,
+    )  # fmt: skip
+    assert last["ratio"] == pytest.approx(0.95 / 0.76)
+    assert len(last["rows"]) == 2
