@@ -55,6 +55,11 @@ class Member:
         fit = self.ready and not (self.leaving or self.suspect or self.alone)
         return fit and (self.waiting_for is None or bool(self.jobs))
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has given all its results, and its call is yet to end."""
+        return self.ready and not self.jobs and self.waiting_for is not None
+
     def build(self, factory: Callable[..., Worker], arguments: Any) -> None:
         self.waiting_for = self.actor.build.remote(factory, arguments)
 

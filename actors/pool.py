@@ -134,13 +134,16 @@ class RayPool:
             if self._clock >= tend_at:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
-            answering = self._listen()
-            for member in answering:
+            hungry = self._listen()
+            for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
+                    if member.ended and _has_answer(member):  # its call's end comes right behind the last result
+                        yield from self._take(member, this)
                 except _Failed as failed:
                     self._end_call(failed, this)
-            self._hand_out(this, answering)
+                    hungry = self._members  # for the jobs that it had
+            self._hand_out(this, hungry)
 
     def close(self) -> None:
         """End the actors, also those that still wait for a node."""
@@ -172,12 +175,10 @@ class RayPool:
             alone = this.queue.next_goes_alone
             if count == 0 or (alone and member.jobs):
                 continue
-            jobs = this.without_result(this.queue.take(count))
-            if jobs:
-                if not member.jobs:
-                    member.heard = self._clock
-                member.alone = alone
-                member.hand(jobs)
+            if not member.jobs:
+                member.heard = self._clock
+            member.alone = alone
+            member.hand(this.queue.take(count))
 
     def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
@@ -228,6 +229,7 @@ class RayPool:
             raise _Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
         member.jobs.pop(job_id, None)
         if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
+            this.queue.done(job_id)
             this.seconds.append(seconds)
             yield job_id, result
 
@@ -335,10 +337,11 @@ class RayPool:
             return
         limit = _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9))
         for member in self._members:
-            copied = this.without_result(member.jobs.values())
             silent_s = self._silent_s(member)
-            if copied and not member.suspect and silent_s > max(limit, _TEND_EVERY_S):
+            if member.jobs and not member.suspect and silent_s > max(limit, _TEND_EVERY_S):
                 member.suspect = True
+                this.queue.put_back(this.without_result(member.take_back()))
+                copied = this.without_result(member.jobs.values())
                 self.copies += len(copied)
                 logger.info(
                     "%d jobs are done again elsewhere: no answer for %.1f s; %s",

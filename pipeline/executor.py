@@ -153,6 +153,7 @@ class JobQueue:
         self._waiting = deque(jobs)
         self._max_attempts = max_attempts
         self._failures: Counter[Hashable] = Counter()
+        self._again: set[Hashable] = set()
         self._alone: set[Hashable] = set()
 
     def __len__(self) -> int:
@@ -195,8 +196,15 @@ class JobQueue:
             alone: whether each must go alone from now on, because any of them may be the end of its worker.
         """
         self._waiting.extendleft(reversed(jobs))
+        self._again.update(job.id for job in jobs)
         if alone:
             self._alone.update(job.id for job in jobs)
+
+    def done(self, job_id: Hashable) -> None:
+        """A job has a result: if it was put back, whoever had it before was first, and it waits no longer."""
+        if job_id in self._again:
+            self._again.remove(job_id)
+            self._waiting = deque(job for job in self._waiting if job.id != job_id)
 
     @property
     def next_goes_alone(self) -> bool:
