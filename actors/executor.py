@@ -12,9 +12,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
+from actors.listening import LOST, listen, silence
 from actors.nodes import node_kinds, sharing_a_folder
 from actors.placement import Placement
-from actors.pool import LOST, RayPool, listen, silence
+from actors.pool import RayPool
 from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried, run_task
 from pipeline.config import RunConfig

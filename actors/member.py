@@ -32,6 +32,8 @@ class Member:
         suspect: whether it has been silent for so long that its jobs were given to others as well.
         on_head: whether it is where it is for want of another node.
         alone: whether its job must have no other beside it.
+        doubt: the error after which it is not known whether it died alone or with its node; None mostly.
+        suspects: the jobs that it had begun then.
     """
 
     def __init__(self, label: str, place: Place, jobs_at_once: int) -> None:
@@ -46,6 +48,8 @@ class Member:
         self.heard = 0.0
         self.leaving = self.suspect = self.alone = False
         self.on_head = place.on_head
+        self.doubt: BaseException | None = None
+        self.suspects: list[Hashable] = []
         self._jobs_at_once = jobs_at_once
         self._added = False
 
@@ -58,10 +62,19 @@ class Member:
     @property
     def ended(self) -> bool:
         """Whether it has given all its results, and its call is yet to end."""
-        return self.ready and not self.jobs and self.waiting_for is not None
+        return self.ready and not self.jobs and self.waiting_for is not None and self.doubt is None
 
     def build(self, factory: Callable[..., Worker], arguments: Any) -> None:
         self.waiting_for = self.actor.build.remote(factory, arguments)
+
+    def begin_doubt(self, error: BaseException) -> None:
+        """Nobody answers at the other end. Ray will know in a moment whether the process has ended, and in some seconds
+        whether its node has; it says so to whoever calls."""
+        self.doubt, self.suspects, self.leaving = error, self.begun(), True
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        self.waiting_for = self.actor.identity.remote()
 
     def hand(self, jobs: Sequence[Any]) -> None:
         """Put jobs before it: begin a call, or add to the one that runs."""

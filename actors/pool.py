@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from actors.listening import LISTEN_S, LOST, has_answer, listen_to_all, silence
 from actors.member import Member
 from actors.nodes import draining_nodes, nodes
 from actors.placement import Place, Placement
@@ -31,18 +26,12 @@ from pipeline.executor import JobQueue, Worker, cause_of, share
 
 logger = logging.getLogger(__name__)
 
-# How the loss of a worker shows; out of memory is its own class, also for actors.
-LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
-
-_LISTEN_S = 1.0
 _TEND_EVERY_S = 1.0
-# With many workers, answers are taken together: to ask Ray which of 256 have one costs as much as five answers do. Jobs
-# that lie before the workers keep them busy meanwhile.
-_MANY = 32
-_GATHER_S = 0.02
 # A worker is suspect once it has been silent for so many times as long as nine of ten jobs take.
 _SUSPECT_AFTER = 2.0
 _SAY_EVERY_S = 60.0
+_DOUBT_S = 2.0
+_NEWS_S = 30.0
 
 
 class _Failed(Exception):
@@ -95,7 +84,7 @@ class RayPool:
         num_workers: so many have been ready at a time, at most.
         retries: times that a job was tried again.
         copies: jobs that were given to a second worker because the first was silent.
-        lost_nodes: workers that were lost with their node.
+        lost_workers: that were lost with their node.
     """
 
     def __init__(
@@ -110,7 +99,7 @@ class RayPool:
         jobs_at_once: int,
         worthwhile: int,
     ) -> None:
-        self.num_workers = self.retries = self.copies = self.lost_nodes = 0
+        self.num_workers = self.retries = self.copies = self.lost_workers = 0
         self._label = factory.__name__
         self._factory, self._arguments = factory, ray.put(arguments)
         self._execution = execution
@@ -124,6 +113,8 @@ class RayPool:
         # Seconds that this process was awake for: one that was stopped (Ctrl-Z) has listened to nobody meanwhile.
         self._clock = self._said = 0.0
         self._looked = time.monotonic()
+        self._gone = {node.id for node in nodes() if not node.alive}
+        self._node_lost = -math.inf
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.executor.Pool.map``."""
@@ -138,7 +129,9 @@ class RayPool:
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
-                    if member.ended and _has_answer(member):  # its call's end comes right behind the last result
+                    if member.ended and has_answer(
+                        member.waiting_for
+                    ):  # its call's end comes right behind the last result
                         yield from self._take(member, this)
                 except _Failed as failed:
                     self._end_call(failed, this)
@@ -183,23 +176,22 @@ class RayPool:
     def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        waitables = list(speaking)
-        ready, _ = ray.wait(waitables, num_returns=1, timeout=_LISTEN_S, fetch_local=False)
-        if ready and len(waitables) > 1:
-            if len(waitables) > _MANY:
-                time.sleep(_GATHER_S)
-            ready, _ = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)
+        answering = [speaking[reference] for reference in listen_to_all([*speaking])]
         now = time.monotonic()
-        self._clock += min(now - self._looked, 2 * _LISTEN_S)
+        self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
-        answering = [speaking[reference] for reference in ready]
         for member in answering:
-            member.heard, member.suspect = self._clock, False
+            member.suspect = False
+            if member.doubt is None:
+                member.heard = self._clock
         return answering
 
     def _take(self, member: Member, this: _Round) -> Iterator[tuple[Hashable, Any]]:
         """Take a member's answer: that its process is up, that its worker is built, a result, or the end of a call."""
         try:
+            if member.doubt is not None:
+                ray.get(member.waiting_for)
+                raise _Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
             if member.identity is None:
                 identity = ray.get(member.waiting_for)
                 identity.check(exact=self._execution.exact)
@@ -223,6 +215,12 @@ class RayPool:
             if ours is not None:
                 raise ours from error
             raise _Failed(member, f"{cause_of(error.cause)}; {member.where()}", error.cause) from error
+        except ActorUnavailableError as error:
+            if member.doubt is None:
+                member.begin_doubt(error)
+            else:
+                member.waiting_for = None  # to be asked again
+            return
         except LOST as error:
             raise _Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
         except RayError as error:
@@ -235,8 +233,8 @@ class RayPool:
 
     def _end_call(self, failed: _Failed, this: _Round) -> None:
         """Hand a failed call's jobs to others, and do away with the member unless it says itself that it is fit."""
-        member, begun = failed.member, failed.member.begun()
-        left = this.without_result(member.jobs.values())
+        member, begun = failed.member, failed.member.suspects or failed.member.begun()
+        left = self._only_its(member, this)
         member.jobs, member.waiting_for, member.alone = {}, None, False
         fit, preempted = isinstance(failed.cause, EpisodeError), self._lost_its_node(member, failed.cause)
         if isinstance(failed.cause, EpisodeError):
@@ -246,32 +244,40 @@ class RayPool:
             self._remove(member)
             self._telemetry.lost_worker(preempted=preempted)
         if preempted:
-            self.lost_nodes += 1
-            self._count_retries(len(begun))
-            logger.warning("a worker is lost with its node, %d jobs that it had begun are tried again", len(begun))
+            self.lost_workers += 1
+            logger.warning("a worker is lost with its node, which costs no job a try: %s", failed)
         elif member.ready:
-            self._count_retries(this.queue.failed(begun, str(failed), failed.cause))
+            this.queue.failed(begun, str(failed), failed.cause)
         else:
             self._failed_starts += 1
             if self._failed_starts >= self._execution.max_attempts:
                 raise JobError(
                     f"{self._failed_starts} workers failed before they were ready, the last: {failed}"
                 ) from failed.cause
-        this.queue.put_back(left)
-        if not begun and not fit:
+        self._try_again(left, begun, this)
+        if not begun and not (fit or preempted):
             logger.warning("a worker is replaced: %s", failed)
-        self._ask_for_workers(len(this.missing))
+        if member.ready or not preempted:  # Ray may send others after it: they are asked for once a second
+            self._ask_for_workers(len(this.missing))
 
-    def _count_retries(self, jobs: int) -> None:
-        self.retries += jobs
-        self._telemetry.retried(jobs)
+    def _try_again(self, jobs: Sequence[Any], begun: Collection[Hashable], this: _Round) -> None:
+        """Put back jobs, some of which had begun."""
+        this.queue.put_back(jobs)
+        retries = sum(1 for job in jobs if job.id in begun)
+        self.retries += retries
+        self._telemetry.retried(retries)
 
     def _lost_its_node(self, member: Member, cause: BaseException | None) -> bool:
         """Whether a member died because its machine was taken away: no job's fault."""
-        if not isinstance(cause, LOST) or member.identity is None:
+        if not isinstance(cause, LOST):
             return False
-        node = next((node for node in nodes() if node.id == member.identity.node_id), None)
-        return node is None or not node.alive or node.draining
+        known = {node.id: node for node in nodes()}
+        gone = {node.id for node in known.values() if not node.alive or node.draining}
+        if gone - self._gone:
+            self._gone, self._node_lost = gone, self._clock
+        if member.identity is None:  # it may have been on its way to a node that was lost just now
+            return self._clock - self._node_lost < _NEWS_S
+        return member.identity.node_id in gone or member.identity.node_id not in known
 
     def _count_workers(self) -> None:
         ready = sum(1 for member in self._members if member.ready)
@@ -286,6 +292,7 @@ class RayPool:
 
     def _tend(self, this: _Round) -> None:
         """What need not be done more often than once a second."""
+        self._look_into_doubts(this)
         self._leave_nodes(this)
         self._give_up_the_silent(this)
         self._ask_for_workers(len(this.missing))
@@ -304,8 +311,25 @@ class RayPool:
     def _give_up_the_silent(self, this: _Round) -> None:
         limit = self._execution.timeout_s
         for member in [member for member in self._members if self._silent_s(member) >= limit]:
-            if not _has_answer(member):
+            if not has_answer(member.waiting_for):
                 self._end_call(_Failed(member, f"{silence(limit)}; {member.where()}", None), this)
+
+    def _look_into_doubts(self, this: _Round) -> None:
+        """Of workers that cannot be reached: see whether their node is gone. Their jobs wait for it a little only."""
+        for member in [member for member in self._members if member.doubt is not None]:
+            if self._lost_its_node(member, member.doubt):
+                self._end_call(_Failed(member, str(member.doubt), member.doubt), this)
+                continue
+            if member.waiting_for is None:
+                member.ask_again()
+            if self._clock - member.heard > _DOUBT_S:
+                self._try_again(self._only_its(member, this), member.suspects, this)
+                member.jobs.clear()
+
+    def _only_its(self, member: Member, this: _Round) -> list[Any]:
+        """Of a member's jobs, those without a result that nobody else has, nor waits."""
+        elsewhere = {job_id for other in self._members if other is not member for job_id in other.jobs}
+        return [job for job in this.without_result(member.jobs.values()) if job.id not in elsewhere | this.queue.ids()]
 
     def _leave_nodes(self, this: _Round) -> None:
         """Give no more jobs to workers on nodes that are drained, or on the head once there are others; take back what
@@ -314,7 +338,7 @@ class RayPool:
         head_in_use = any(member.on_head for member in self._members)
         others = head_in_use and self._placement is not None and not self._placement.is_all_there_is(nodes())
         for member in list(self._members):
-            if member.identity is None:
+            if member.identity is None or member.doubt is not None:
                 continue
             if not member.leaving and (member.identity.node_id in draining or (member.on_head and others)):
                 member.leaving = True
@@ -338,7 +362,7 @@ class RayPool:
         limit = _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9))
         for member in self._members:
             silent_s = self._silent_s(member)
-            if member.jobs and not member.suspect and silent_s > max(limit, _TEND_EVERY_S):
+            if member.jobs and not (member.suspect or member.doubt) and silent_s > max(limit, _TEND_EVERY_S):
                 member.suspect = True
                 this.queue.put_back(this.without_result(member.take_back()))
                 copied = this.without_result(member.jobs.values())
@@ -360,28 +384,6 @@ class RayPool:
                 "are others, unless execution.workers_on names them; `ray status` shows what the autoscaler does",
                 len(self._members),
             )
-
-
-def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
-    """Wait a moment for one of them to have something to say: that one or None, and how long was waited.
-
-    A driver that was itself stopped meanwhile (Ctrl-Z) has listened no longer than it meant to.
-    """
-    began = time.monotonic()
-    ready, _ = ray.wait(list(waitables), num_returns=1, timeout=_LISTEN_S, fetch_local=False)
-    return next(iter(ready), None), min(time.monotonic() - began, _LISTEN_S)
-
-
-def silence(timeout_s: float) -> str:
-    """What is said of a worker that hangs."""
-    return (
-        f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
-        "(execution.timeout_s: raise it if a job takes longer)"
-    )
-
-
-def _has_answer(member: Member) -> bool:
-    return bool(ray.wait([member.waiting_for], timeout=0, fetch_local=False)[0])
 
 
 def _first_line(error: RayError) -> str:

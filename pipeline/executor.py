@@ -169,8 +169,8 @@ class JobQueue:
             jobs.append(self._waiting.popleft())
         return jobs
 
-    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None) -> int:
-        """Count a try of each job that may have been the cause of a failure. Returns how many they are.
+    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None) -> None:
+        """Count a try of each job that may have been the cause of a failure.
 
         Args:
             begun: the ids of the jobs that it may have been.
@@ -186,7 +186,6 @@ class JobQueue:
             raise JobError(f"{_name(begun)} {gave_up(tries, what)}") from cause
         if begun:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
-        return len(begun)
 
     def put_back(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
         """Jobs without a result are the next to be handed out.
@@ -199,6 +198,10 @@ class JobQueue:
         self._again.update(job.id for job in jobs)
         if alone:
             self._alone.update(job.id for job in jobs)
+
+    def ids(self) -> set[Hashable]:
+        """Of the jobs that wait."""
+        return {job.id for job in self._waiting}
 
     def done(self, job_id: Hashable) -> None:
         """A job has a result: if it was put back, whoever had it before was first, and it waits no longer."""
@@ -341,7 +344,8 @@ class _InProcessPool:
                     begun = [error.job_id]
                 else:
                     self._worker = self._make_worker()  # nobody knows what state the old one is in
-                self.retries += queue.failed(begun, cause_of(error), error)
+                queue.failed(begun, cause_of(error), error)
+                self.retries += len(begun)
                 queue.put_back([*left.values()])
             else:
                 if left:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def config(**overrides: Any) -> RunConfig:
 
 
 class _Pool:
-    """A pool that calls a function in the middle of the second generation, and goes on slowly from there."""
+    """A pool that calls functions once so many results are in."""
 
-    def __init__(self, pool: Any, act: Callable[[Any], None]) -> None:
-        self._pool, self._act = pool, act
+    def __init__(self, pool: Any, acts: Mapping[int, Callable[[Any], None]]) -> None:
+        self._pool, self._acts = pool, acts
         self._results = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -65,8 +65,8 @@ class _Pool:
         for result in self._pool.map(jobs):
             yield result
             self._results += 1
-            if self._results == _IN_A_GENERATION + 4:
-                self._act(self._pool)
+            if self._results in self._acts:
+                self._acts[self._results](self._pool)
 
 
 class _Executor(RayExecutor):
@@ -80,9 +80,11 @@ class _Executor(RayExecutor):
     @contextmanager
     def pool(self, *arguments: Any, **named: Any) -> Iterator[Any]:
         with super().pool(*arguments, **named) as pool:
-            yield _Pool(pool, getattr(self, f"_{self._what}")) if not self.noted else pool
+            # In the middle of the second generation, and of the third one, behind the validation of the second.
+            acts = {_IN_A_GENERATION + 4: getattr(self, f"_{self._what}"), 2 * _IN_A_GENERATION + 8: self._look}
+            yield _Pool(pool, acts) if not self.noted else pool
             self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
-            self.noted.setdefault("lost_nodes", pool.lost_nodes)  # type: ignore[attr-defined]
+            self.noted.setdefault("lost_workers", pool.lost_workers)  # type: ignore[attr-defined]
 
     def _nothing(self, pool: Any) -> None:
         pass
@@ -90,6 +92,11 @@ class _Executor(RayExecutor):
     def _crash(self, pool: Any) -> None:
         self.noted["hit"] = _busy_node(pool)
         many_nodes.kill_node(self.noted["hit"])
+
+    def _look(self, pool: Any) -> None:
+        """Until Ray has noticed a crash, which takes it seconds."""
+        if self._what == "crash":
+            wait_until_gone(self.noted["hit"])
 
     def _drain(self, pool: Any) -> None:
         self.noted["hit"] = _busy_node(pool)
@@ -99,8 +106,7 @@ class _Executor(RayExecutor):
         self.noted["joined"] = many_nodes.add_node({"num_cpus": 2})
 
     def _lose_the_head(self, pool: Any) -> None:
-        (head,) = [node.id for node in nodes() if node.is_head]
-        many_nodes.kill_node(head)
+        """And this driver with it, as where it runs there."""
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -119,7 +125,7 @@ def wait_until_gone(node_id: str) -> None:
 
 
 def _up(pool: Any) -> list[Any]:
-    return [member for member in pool._members if member.ready]
+    return [member for member in pool._members if member.ready and member.doubt is None]
 
 
 def _busy_node(pool: Any) -> str:

@@ -1,0 +1,54 @@
+"""Waiting for what actors and tasks have to say, and how their loss shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+# How the loss of a worker shows; out of memory is its own class, also for actors.
+LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
+
+LISTEN_S = 1.0
+# With many workers, answers are taken together: to ask Ray which of 256 have one costs as much as five answers do. Jobs
+# that lie before the workers keep them busy meanwhile.
+_MANY = 32
+_GATHER_S = 0.02
+
+
+def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
+    """Wait a moment for one of them to have something to say: that one or None, and how long was waited.
+
+    A driver that was itself stopped meanwhile (Ctrl-Z) has listened no longer than it meant to.
+    """
+    began = time.monotonic()
+    ready, _ = ray.wait(list(waitables), num_returns=1, timeout=LISTEN_S, fetch_local=False)
+    return next(iter(ready), None), min(time.monotonic() - began, LISTEN_S)
+
+
+def listen_to_all(waitables: list[Any]) -> list[Any]:
+    """Wait a moment for any of them to have something to say; returns all that do."""
+    if not waitables:
+        time.sleep(LISTEN_S)
+        return []
+    ready: list[Any] = ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]
+    if ready and len(waitables) > 1:
+        if len(waitables) > _MANY:
+            time.sleep(_GATHER_S)
+        ready = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
+    return ready
+
+
+def has_answer(waitable: Any) -> bool:
+    return bool(ray.wait([waitable], timeout=0, fetch_local=False)[0])
+
+
+def silence(timeout_s: float) -> str:
+    """What is said of a worker that hangs."""
+    return (
+        f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
+        "(execution.timeout_s: raise it if a job takes longer)"
+    )
