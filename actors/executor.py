@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
 from actors.listening import LOST, listen, silence
-from actors.nodes import node_kinds, sharing_a_folder
+from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.telemetry import Telemetry
@@ -32,11 +32,10 @@ class RayExecutor:
     """Tasks and pools on Ray. See ``pipeline.executor.Executor``.
 
     Args:
-        config: the run's; ``execution`` says where, and the training stages how many CPUs one task needs at least.
+        config: the run's; ``execution`` says where, the training stages how many CPUs a local Ray must have.
 
     Raises:
-        ConfigError: a cluster was named and does not answer, no node of it can hold the largest task, or its nodes
-            would take this job's sources from under each other.
+        ConfigError: a cluster was named and does not answer, or nodes of it share a folder.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -53,16 +52,8 @@ class RayExecutor:
                 "of its own, `ray start --temp-dir=/tmp/ray-2 ...`, or run without a job, where the sources are: "
                 "RAY_ADDRESS=HOST:PORT world-models run ..."
             )
-        threads = max(config.vae.threads, config.mdnrnn.threads)
-        kinds = node_kinds()
-        largest = max((kind.get("CPU", 0.0) for kind in kinds), default=0.0)
-        if threads > largest:
-            self.close()
-            raise ConfigError(
-                f"vae.threads or mdnrnn.threads asks for {threads} CPUs on one node, and the largest node has "
-                f"{largest:g}: lower them (in a new --run-dir, their number changes bits) or add a larger node"
-            )
-        self.num_gpus = int(max((kind.get("GPU", 0.0) for kind in kinds), default=0.0))
+        self.can_grow = not self._local
+        self.num_gpus = int(max((node.num_gpus for node in nodes() if node.alive), default=0.0))
         # A local Ray may have been given more CPUs for training than there are cores. On a cluster, workers are as many
         # as are worthwhile: it may grow.
         self._max_workers = config.execution.workers or (num_cores() if self._local else None)
@@ -112,7 +103,7 @@ class RayExecutor:
             worker: WorkerIdentity | None = None
             what, cause = "it ended without a result", cast(BaseException | None, None)
             try:
-                for kind, value in _messages(updates, self._execution.timeout_s):
+                for kind, value in _messages(updates, self._execution.timeout_s, name, resources):
                     if kind == "worker":
                         worker = value
                         worker.check(exact=self._execution.exact, on_gpu=resources.gpus > 0)
@@ -178,25 +169,43 @@ class RayExecutor:
             ray.shutdown()
 
 
+_SAY_EVERY_S = 60.0
+
+
 class _Silent(Exception):
     """A task that had begun gave no sign of life for too long."""
 
 
-def _messages(updates: Any, timeout_s: float) -> Iterator[tuple[str, Any]]:
+def _messages(updates: Any, timeout_s: float, name: str, resources: Resources) -> Iterator[tuple[str, Any]]:
     """What a task sends. Its first message is waited for as long as it takes: it may be pending."""
     silent_s, begun = 0.0, False
+    said_s = 0.0
     while True:
         ready, listened_s = listen([updates])
         if ready is None:
             silent_s += listened_s
             if begun and silent_s >= timeout_s:
                 raise _Silent
+            if not begun and silent_s - said_s >= _SAY_EVERY_S:
+                said_s = silent_s
+                logger.warning("%s", _still_waiting(name, resources))
             continue
         reference = next(updates, None)
         if reference is None:
             return
         yield ray.get(reference)
         silent_s, begun = 0.0, True
+
+
+def _still_waiting(name: str, resources: Resources) -> str:
+    largest = max((node for node in nodes() if node.alive), key=lambda node: (node.num_gpus, node.num_cpus))
+    gpus = " and a GPU" if resources.gpus else ""
+    return (
+        f"{name} waits for a node with {resources.threads} free CPUs{gpus}; the largest that is up has "
+        f"{largest.num_cpus:g} CPUs and {largest.num_gpus:g} GPUs. Unless an autoscaler brings one (`ray status`), add "
+        "one; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new --run-dir: they "
+        "change bits)"
+    )
 
 
 def _where(worker: WorkerIdentity | None) -> str:

@@ -105,20 +105,6 @@ def nodes() -> list[Node]:
     ]
 
 
-def node_kinds() -> list[dict[str, float]]:
-    """The resources (``CPU``, ``GPU``, ...) of each live node, and of each kind that the autoscaler may add, if any.
-
-    Needs a connection (``ray.init``).
-    """
-    import ray
-    from ray._private.state import state
-
-    kinds = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else ()
-    return kinds + [dict(group.resources) for group in groups if group.max_count > 0]
-
-
 def sharing_a_folder() -> list[Path]:
     """Session folders that several live nodes use, of one machine. Needs a connection (``ray.init``).
 

@@ -109,10 +109,12 @@ class Executor(Protocol):
     """Runs tasks and pools.
 
     Attributes:
-        num_gpus: GPUs that tasks can ask for.
+        num_gpus: GPUs that a node has which is there.
+        can_grow: whether nodes may come that are not there yet.
     """
 
     num_gpus: int
+    can_grow: bool
 
     def run(
         self,
@@ -271,6 +273,7 @@ class InProcessExecutor:
     """
 
     num_gpus = 0
+    can_grow = False
 
     def __init__(self, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts

@@ -41,12 +41,13 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
     """
     present = torch.cuda.is_available() if isinstance(executor, InProcessExecutor) else executor.num_gpus > 0
     for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
-        if device == "cuda" and not present:
+        if device == "cuda" and not (present or executor.can_grow):
             raise ConfigError(
                 f"{key} = 'cuda', but there is no GPU to be had; choose 'auto' or 'cpu', or add a GPU node"
             )
         if device == "auto" and not present:
-            logger.info("%s = 'auto': there is no GPU to be had, so on the CPU", key)
+            hint = "; 'cuda' waits for the autoscaler to bring one" if executor.can_grow else ""
+            logger.info("%s = 'auto': there is no GPU to be had now, so on the CPU%s", key, hint)
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.request import urlopen
 
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 _READY_S = 60.0
 _SCRIPTS = Path(sys.executable).parent
@@ -98,7 +98,9 @@ class Head:
             "idle_timeout_minutes": 0.05,
             "upscaling_speed": 1,
             "provider": {
-                "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+                # By its class: the defaults of "fake_multinode" are in no wheel of Ray.
+                "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+                "use_node_id_as_ip": True, "disable_node_updaters": True,
                 "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
                 "gcs_address": self.address,
             },
@@ -107,6 +109,15 @@ class Head:
                 "ray.head.default": {"resources": {"CPU": self._num_cpus}, "node_config": {}, "max_workers": 0},
             },
             "head_node_type": "ray.head.default",
+            "auth": {}, "docker": {}, "file_mounts": {},
+            **{
+                name: []
+                for name in (
+                    "setup_commands", "head_setup_commands", "worker_setup_commands", "initialization_commands",
+                    "head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files",
+                    "rsync_exclude", "rsync_filter",
+                )
+            },
         }  # fmt: skip
         path.write_text(json.dumps(config))
         return path

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from actors import executor as executor_module
 from actors.executor import RayExecutor
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedDataError, JobError
+from pipeline.errors import DamagedDataError, JobError
 from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources, share
 from pipeline.progress import Update
 from tests.cluster.toys import (
@@ -336,9 +337,21 @@ def test_the_error_of_a_job_says_where_the_log_lies_which_has_the_traceback(tmp_
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_more_threads_than_any_node_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"64 CPUs on one node, and the largest node has 4"):
-        RayExecutor(RunConfig.model_validate({"vae": {"threads": 64}}))
+@pytest.mark.timeout(60)
+def test_a_task_that_no_node_can_hold_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(*said: str) -> None:
+        raise _SaidEnough(said[1])
+
+    monkeypatch.setattr(executor_module, "_SAY_EVERY_S", 1.0)
+    monkeypatch.setattr(executor_module.logger, "warning", say)
+    with pytest.raises(
+        _SaidEnough, match=r"toys waits for a node with 64 free CPUs; the largest that is up has 4 CPUs"
+    ):
+        ray_executor(1).run(counting_task, 5, resources=Resources(threads=64), on_update=lambda _: None)
+
+
+class _SaidEnough(Exception):
+    """Ends the waiting."""
 
 
 def log_exists(message: str) -> bool:
