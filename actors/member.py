@@ -52,6 +52,7 @@ class Member:
         self.suspects: list[Hashable] = []
         self._jobs_at_once = jobs_at_once
         self._added = False
+        self._messages = 0
 
     @property
     def takes_jobs(self) -> bool:
@@ -80,9 +81,10 @@ class Member:
         """Put jobs before it: begin a call, or add to the one that runs."""
         self.jobs.update((job.id, job) for job in jobs)
         if self.waiting_for is None:
-            self.waiting_for, self._added = self._run.remote(jobs), False
+            self._begin_call()
         else:
-            self.actor.add.remote(jobs)
+            self._messages += 1
+            self.actor.add.remote(jobs, self._messages)
             self._added = True
 
     def call_ended(self) -> bool:
@@ -92,8 +94,12 @@ class Member:
         """
         self.waiting_for, self.alone = None, False
         if self.jobs and self._added:
-            self.waiting_for, self._added = self._run.remote([]), False
+            self._begin_call()
         return not self.jobs or self.waiting_for is not None
+
+    def _begin_call(self) -> None:
+        self._messages += 1
+        self.waiting_for, self._added = self._run.remote([*self.jobs.values()], self._messages), False
 
     def begun(self) -> list[Hashable]:
         """The ids of the jobs that it may be at: it takes them in order."""

@@ -34,6 +34,7 @@ class WorkerActor:
         self._label = label
         configure_logging()
         self._inbox = TimedInbox()
+        self._begun_by = 0
 
     def __repr__(self) -> str:
         return self._label
@@ -52,11 +53,17 @@ class WorkerActor:
         gc.set_threshold(20_000, 20, 20)
 
     @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
-    def run(self, jobs: Sequence[Any]) -> Iterator[tuple[Hashable, Any, float]]:
+    def run(self, jobs: Sequence[Any], number: int) -> Iterator[tuple[Hashable, Any, float]]:
         """``Worker.run``, each result on its way as soon as it is there, with the seconds since its job was taken.
 
         Goes on while there are jobs: these, and what is added meanwhile.
+
+        Args:
+            jobs: all that have no result yet.
+            number: of this message; the caller's messages are numbered, as they may overtake each other.
         """
+        self._begun_by = number
+        self._inbox.clear()
         self._inbox.add(jobs)
         with num_threads(1), _traceback_logged():
             try:
@@ -67,9 +74,10 @@ class WorkerActor:
                 raise
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
-    def add(self, jobs: Sequence[Any]) -> None:
-        """Put jobs behind those that lie there."""
-        self._inbox.add(jobs)
+    def add(self, jobs: Sequence[Any], number: int) -> None:
+        """Put jobs behind those that lie there, unless a call has begun that knew of them."""
+        if number > self._begun_by:
+            self._inbox.add(jobs)
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
     def take_back(self, ids: Sequence[Hashable]) -> None:
@@ -112,7 +120,9 @@ def run_task(
 
 def _logged_identity() -> WorkerIdentity:
     identity = WorkerIdentity.of_this_process()
-    logger.info("code version %s, %s", identity.code_version, identity.cpu_kind)
+    # Of a job's workers: where no sources travel, they are the driver's own, and Ray shows the line at every start.
+    if "working_dir" in ray.get_runtime_context().runtime_env:
+        logger.info("code version %s, %s", identity.code_version, identity.cpu_kind)
     return identity
 
 

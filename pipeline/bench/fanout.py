@@ -16,7 +16,7 @@ from pipeline.seeding import generator
 JOBS = (1024, 4096)
 FEWER_WORKERS = (16, 64)
 _SECONDS = (0.5, 1.5)
-_WARM_UP_S = 0.01
+_WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
 def _warm_up(pool: Pool, workers: int) -> None:
     """Until every worker is up, as all are from the second generation on."""
     while pool.num_workers < workers:
-        for _ in pool.map(SimulatedEpisode(i, _WARM_UP_S) for i in range(4 * workers)):
+        for _ in pool.map(SimulatedEpisode(i, _WARM_UP_S) for i in range(workers)):
             pass
 
 

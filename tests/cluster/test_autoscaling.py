@@ -51,7 +51,7 @@ class _Watch:
 
 @pytest.mark.timeout(280)
 def test_nodes_come_for_a_run_and_leave_when_it_ends(tmp_path: Path) -> None:
-    chosen = config(evolve__generations=16, vae__device="cpu", mdnrnn__device="cpu")
+    chosen = config(evolve__generations=10, vae__device="cpu", mdnrnn__device="cpu")
     preset = tmp_path / "elastic.yaml"
     preset.write_text(dump(chosen))
     with Head(num_cpus=0, node_types=NODE_TYPES) as head:
