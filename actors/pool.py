@@ -366,6 +366,8 @@ class RayPool:
                 member.suspect = True
                 this.queue.put_back(this.without_result(member.take_back()))
                 copied = this.without_result(member.jobs.values())
+                if not copied:
+                    continue
                 self.copies += len(copied)
                 logger.info(
                     "%d jobs are done again elsewhere: no answer for %.1f s; %s",

@@ -64,7 +64,7 @@ class Row:
         reference: the same of a plain ``ray.util.ActorPool`` loop.
         first_result_s, driver_ms, process_ms: see ``Round``.
         reference_driver_ms: the driver's thread in the reference.
-        copies: jobs that were run twice.
+        copies: jobs that were run twice, in all generations on so many workers.
     """
 
     workers: int
@@ -98,8 +98,9 @@ def bench_fanout(workers: int, show: Callable[[str], None]) -> list[Row]:
         for count in counts:
             with executor(count).pool(SleepingWorker) as pool:
                 _warm_up(pool, count)
-                ours = [_measured(pool.map, simulated_jobs(jobs)) for jobs in JOBS]
                 copies = pool.copies  # type: ignore[attr-defined]
+                ours = [_measured(pool.map, simulated_jobs(jobs)) for jobs in JOBS]
+                copies = pool.copies - copies  # type: ignore[attr-defined]
             references = _actor_pool(ray, count)
             for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
                 seconds = [job.seconds for job in simulated_jobs(jobs)]
