@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.box2d import car_dynamics
 from numpy.typing import NDArray
 
+from pipeline import seeding
 from pipeline.config import EnvConfig
 from pipeline.envs.car_racing import CarRacing, forget_tracks
 from pipeline.envs.car_sprites import reduce_observation
-from pipeline.envs.registry import environment_class, make_environment
+from pipeline.envs.registry import check_environment, environment_class, make_environment
 from pipeline.errors import ConfigError
+from pipeline.executor import InProcessExecutor
+from pipeline.presets import load_config
+from pipeline.stages import collect
+from pipeline.storage.manifest import read_records
+from pipeline.storage.shards import read_episodes
+from pipeline.storage.store import LocalStore
+from tests.counting import counting_config
 
 TRACK = 4
 STEPS = 30
@@ -178,6 +188,83 @@ def test_bounds_are_those_of_gymnasium() -> None:
     np.testing.assert_array_equal(CarRacing.action_low, space.low)
     np.testing.assert_array_equal(CarRacing.action_high, space.high)
     assert space.shape == (CarRacing.action_size,)
+
+
+# ---- exploring starts
+
+
+def starts(env: CarRacing, count: int) -> Iterator[Any]:
+    """The game after each of some starts on a track."""
+    for seed in range(count):
+        env.reset_anywhere(TRACK, np.random.default_rng(seed))
+        yield env._game
+
+
+def test_a_start_is_the_same_for_the_same_stream_whatever_was_before(env: CarRacing) -> None:
+    def episode() -> list[bytes]:
+        first = env.reset_anywhere(TRACK, np.random.default_rng(7))
+        return [first.tobytes(), *(env.step(action).frame.tobytes() for action in ACTIONS[:10])]
+
+    here = episode()
+    env.reset(TRACK + 1)
+    env.step(ACTIONS[0])
+    assert episode() == here
+    assert env.reset_anywhere(TRACK, np.random.default_rng(8)).tobytes() != here[0]
+    assert env.reset(TRACK).tobytes() == drive(env)[0][0], "an ordinary start afterwards is an ordinary one"
+
+
+def test_starts_are_all_round_the_track_near_the_road_and_up_to_speed(env: CarRacing) -> None:
+    nearest, speeds, turned = [], [], []
+    for game in starts(env, 150):
+        tiles = np.array(game.track)
+        away = np.hypot(*(tiles[:, 2:4] - np.array(game.car.hull.position)).T)
+        nearest.append((away.argmin() / len(tiles), away.min()))
+        speeds.append(np.hypot(*game.car.hull.linearVelocity))
+        turned.append((game.car.hull.angle - tiles[away.argmin(), 1] + np.pi) % (2 * np.pi) - np.pi)
+        assert game.t > 1, "the first second's zoom is over"
+    where, off_road = np.array(nearest).T
+    assert np.histogram(where, bins=5, range=(0, 1))[0].min() > 15
+    assert 2 < off_road.mean() < 5 and off_road.max() < 17  # about |N(0, 4)|
+    assert np.median(np.abs(turned)) < 0.5
+    assert 30 < np.mean(speeds) < 50 and max(speeds) <= 81
+
+
+def test_the_car_is_whole_and_rolls(env: CarRacing) -> None:
+    for game in starts(env, 30):
+        hull = game.car.hull
+        forward = hull.linearVelocity.dot(hull.GetWorldVector((0, 1)))
+        for wheel, (x, y) in zip(game.car.wheels, car_dynamics.WHEELPOS, strict=True):
+            place = hull.GetLocalPoint(wheel.position)
+            assert (place.x, place.y) == pytest.approx((x * car_dynamics.SIZE, y * car_dynamics.SIZE), abs=0.05)
+            assert abs(wheel.omega * wheel.wheel_rad - forward) < 8, "no wheel is blocked or spins"
+        before = hull.linearVelocity.length
+        env.step(np.zeros(3, np.float32))
+        assert abs(hull.linearVelocity.length - before) < 0.1 * before + 2, "nothing jolts it"
+
+
+def test_an_environment_that_cannot_begin_anywhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"exploring_starts: tests.counting:CountingEnv cannot begin anywhere"):
+        check_environment(counting_config({"collect.exploring_starts": True}))
+    check_environment(counting_config())
+    check_environment(load_config("smoke", ["collect.exploring_starts=true"]))
+
+
+def test_collecting_begins_each_episode_elsewhere_to_the_same_bits(local_store: LocalStore, tmp_path: Path) -> None:
+    options = ["collect.episodes=3", "collect.episode_steps=5", "mdnrnn.window=4", "collect.episodes_per_shard=3"]
+    config = load_config("smoke", ["collect.exploring_starts=true", *options])
+    again = LocalStore(tmp_path / "again")
+    for store in (local_store, again):
+        collect.run(config, store, InProcessExecutor())
+    (record,), (record_again,) = (
+        read_records(local_store, "rollouts").values(),
+        read_records(again, "rollouts").values(),
+    )
+    assert record.sha256 == record_again.sha256
+    episodes = list(read_episodes(local_store, record))
+    ordinary = make_environment(config.env)
+    for episode in episodes:
+        track = seeding.track(config.seed, config.tracks.training, "collect/track", episode.id)
+        assert (episode.frames[0] != ordinary.reset(track)).mean() > 0.05
 
 
 # ---- registry
