@@ -52,10 +52,10 @@ def config(**overrides: Any) -> RunConfig:
 
 
 class _Pool:
-    """A pool that calls functions once so many results are in."""
+    """A pool that calls functions once so many results are in, and takes its time over results while it is to wait."""
 
-    def __init__(self, pool: Any, acts: Mapping[int, Callable[[Any], None]]) -> None:
-        self._pool, self._acts = pool, acts
+    def __init__(self, pool: Any, acts: Mapping[int, Callable[[Any], None]], wait: Callable[[Any], bool]) -> None:
+        self._pool, self._acts, self._wait = pool, acts, wait
         self._results = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -67,6 +67,8 @@ class _Pool:
             self._results += 1
             if self._results in self._acts:
                 self._acts[self._results](self._pool)
+            if self._wait(self._pool):
+                time.sleep(0.2)
 
 
 class _Executor(RayExecutor):
@@ -82,7 +84,7 @@ class _Executor(RayExecutor):
         with super().pool(*arguments, **named) as pool:
             # In the middle of the second generation, and of the third one, behind the validation of the second.
             acts = {_IN_A_GENERATION + 4: getattr(self, f"_{self._what}"), 2 * _IN_A_GENERATION + 8: self._look}
-            yield _Pool(pool, acts) if not self.noted else pool
+            yield _Pool(pool, acts, self._is_to_wait) if not self.noted else pool
             self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
             self.noted.setdefault("lost_workers", pool.lost_workers)  # type: ignore[attr-defined]
 
@@ -92,6 +94,11 @@ class _Executor(RayExecutor):
     def _crash(self, pool: Any) -> None:
         self.noted["hit"] = _busy_node(pool)
         many_nodes.kill_node(self.noted["hit"])
+
+    def _is_to_wait(self, pool: Any) -> bool:
+        """Until a node that joined has its workers up, which takes a busy machine seconds."""
+        joined = self.noted.get("joined")
+        return joined is not None and joined not in {member.identity.node_id for member in _up(pool)}
 
     def _look(self, pool: Any) -> None:
         """Until Ray has noticed a crash, which takes it seconds."""
