@@ -16,7 +16,7 @@ LISTEN_S = 1.0
 # With many workers, answers are taken together: to ask Ray which of 256 have one takes a millisecond, as much as twenty
 # answers do. Jobs that lie before the workers keep them busy meanwhile.
 _MANY = 32
-_GATHER_S = 0.1
+_GATHER_S = 0.05
 
 
 def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
