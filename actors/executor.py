@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
-from actors.listening import LOST, listen, silence
+from actors.listening import LOST, SAY_EVERY_S, listen, silence
 from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
@@ -169,9 +169,6 @@ class RayExecutor:
             ray.shutdown()
 
 
-_SAY_EVERY_S = 60.0
-
-
 class _Silent(Exception):
     """A task that had begun gave no sign of life for too long."""
 
@@ -186,7 +183,7 @@ def _messages(updates: Any, timeout_s: float, name: str, resources: Resources) -
             silent_s += listened_s
             if begun and silent_s >= timeout_s:
                 raise _Silent
-            if not begun and silent_s - said_s >= _SAY_EVERY_S:
+            if not begun and silent_s - said_s >= SAY_EVERY_S:
                 said_s = silent_s
                 logger.warning("%s", _still_waiting(name, resources))
             continue

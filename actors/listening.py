@@ -13,6 +13,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, Worke
 LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 LISTEN_S = 1.0
+SAY_EVERY_S = 60.0  # what is waited for
 # With many workers, answers are taken together: to ask Ray which of 256 have one takes a millisecond, as much as twenty
 # answers do. Jobs that lie before the workers keep them busy meanwhile.
 _MANY = 32

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from actors.listening import LISTEN_S, LOST, has_answer, listen_to_all, silence
+from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, has_answer, listen_to_all, silence
 from actors.member import Member
 from actors.nodes import draining_nodes, nodes
 from actors.placement import Place, Placement
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 _TEND_EVERY_S = 1.0
 # A worker is suspect once it has been silent for so many times as long as nine of ten jobs take.
 _SUSPECT_AFTER = 2.0
-_SAY_EVERY_S = 60.0
 _DOUBT_S = 2.0
 _NEWS_S = 30.0
 
@@ -328,8 +327,8 @@ class RayPool:
 
     def _only_its(self, member: Member, this: _Round) -> list[Any]:
         """Of a member's jobs, those without a result that nobody else has, nor waits."""
-        elsewhere = {job_id for other in self._members if other is not member for job_id in other.jobs}
-        return [job for job in this.without_result(member.jobs.values()) if job.id not in elsewhere | this.queue.ids()]
+        elsewhere = this.queue.ids().union(*(other.jobs for other in self._members if other is not member))
+        return [job for job in this.without_result(member.jobs.values()) if job.id not in elsewhere]
 
     def _leave_nodes(self, this: _Round) -> None:
         """Give no more jobs to workers on nodes that are drained, or on the head once there are others; take back what
@@ -379,7 +378,7 @@ class RayPool:
         """Where there is not one worker: that a node is waited for, and what kind."""
         if any(member.identity is not None for member in self._members):
             self._said = self._clock
-        elif self._clock - self._said >= _SAY_EVERY_S:
+        elif self._clock - self._said >= SAY_EVERY_S:
             self._said = self._clock
             logger.warning(
                 "%d workers of one CPU each wait for a node. GPU nodes are left alone, and so is the head where there "

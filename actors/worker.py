@@ -52,7 +52,6 @@ class WorkerActor:
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
 
-    @ray.method(num_returns="streaming")  # type: ignore[untyped-decorator]
     def run(self, jobs: Sequence[Any], number: int) -> Iterator[tuple[Hashable, Any, float]]:
         """``Worker.run``, each result on its way as soon as it is there, with the seconds since its job was taken.
 

@@ -58,9 +58,6 @@ class Inbox:
     def __init__(self, jobs: Iterable[Any] = ()) -> None:
         self._jobs = deque(jobs)
 
-    def __len__(self) -> int:
-        return len(self._jobs)
-
     def __iter__(self) -> Iterator[Any]:
         return self
 

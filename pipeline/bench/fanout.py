@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.executor import Pool
+from pipeline.executor import Executor, Pool
 from pipeline.seeding import generator
 
 JOBS = (1024, 4096)
@@ -79,29 +79,34 @@ class Row:
     copies: int
 
 
-def bench_fanout(workers: int, show: Callable[[str], None]) -> list[Row]:
-    """Generations of simulated episodes on 16, 64 and ``workers`` workers; shows each row as it is measured."""
-    import ray
+def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: Callable[[str], None]) -> list[Row]:
+    """Generations of simulated episodes on 16, 64 and ``workers`` workers; shows each row as it is measured.
 
-    from actors.executor import RayExecutor
+    Args:
+        workers: at most.
+        executor: makes one on Ray.
+        show: is given each row's line.
+    """
+    from actors.actor_pool import actor_pool
 
     # Hundreds of processes that begin at once on a few cores take longer to report than Ray waits for.
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "900")
     counts = sorted({count for count in FEWER_WORKERS if count < workers} | {workers})
 
-    def executor(count: int) -> RayExecutor:
-        return RayExecutor(RunConfig.model_validate({"execution": {"workers": count}}))
+    def on(count: int) -> Executor:
+        return executor(RunConfig.model_validate({"execution": {"workers": count}}))
 
-    started = executor(workers)
+    started = on(workers)
     rows = []
     try:
         for count in counts:
-            with executor(count).pool(SleepingWorker) as pool:
+            with on(count).pool(SleepingWorker) as pool:
                 _warm_up(pool, count)
                 copies = pool.copies  # type: ignore[attr-defined]
                 ours = [_measured(pool.map, simulated_jobs(jobs)) for jobs in JOBS]
                 copies = pool.copies - copies  # type: ignore[attr-defined]
-            references = _actor_pool(ray, count)
+            with actor_pool(SleepingWorker, [SimulatedEpisode(i, _WARM_UP_S) for i in range(count)]) as map_jobs:
+                references = [_measured(map_jobs, simulated_jobs(jobs)) for jobs in JOBS]
             for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
                 seconds = [job.seconds for job in simulated_jobs(jobs)]
                 rows.append(
@@ -187,24 +192,3 @@ def _measured(
         1000 * (time.thread_time() - thread),
         1000 * (time.process_time() - process),
     )
-
-
-def _actor_pool(ray: Any, workers: int) -> list[Round]:
-    """The loop that Ray's documentation shows: an actor is given its next job when it has given its result."""
-
-    class Sleeper:
-        def run(self, job: SimulatedEpisode) -> int:
-            time.sleep(job.seconds)
-            return job.id
-
-    sleeper = ray.remote(num_cpus=1)(Sleeper)
-    actors = [sleeper.remote() for _ in range(workers)]
-    ray.get([actor.run.remote(SimulatedEpisode(0, _WARM_UP_S)) for actor in actors])
-    pool = ray.util.ActorPool(actors)
-    rounds = [
-        _measured(lambda some: pool.map_unordered(lambda actor, job: actor.run.remote(job), some), simulated_jobs(jobs))
-        for jobs in JOBS
-    ]
-    for actor in actors:
-        ray.kill(actor)
-    return rounds

@@ -85,7 +85,7 @@ def run_benches(
     if FANOUT in names:
         print(f"\n{machine}; the actors are real, their episodes are simulated: each sleeps for 0.5 to 1.5 s\n")
         print("\n".join(table_header()))
-        figures.append(fanout_figures(bench_fanout(workers, lambda line: print(line, flush=True))))
+        figures.append(fanout_figures(bench_fanout(workers, executor, lambda line: print(line, flush=True))))
     if as_json:
         for line in map(json.dumps, figures):
             print(line)

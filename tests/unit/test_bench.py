@@ -133,7 +133,7 @@ def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
         fanout.Row(64, 4096, 0.95, 0.98, 0.76, 0.6, 150, 300, 400, 2),
     ]
 
-    def measured(workers: int, show: Callable[[str], None]) -> list[fanout.Row]:
+    def measured(workers: int, executor: object, show: Callable[[str], None]) -> list[fanout.Row]:
         assert workers == 64
         for row in rows:
             show(fanout.table_row(row))
