@@ -21,7 +21,7 @@ OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
     "generation": (Gauge, "Generations that CMA-ES was told of"),
     "fitness_mean": (Gauge, "Mean fitness of the last generation's candidates"),
     "fitness_max": (Gauge, "Highest fitness of the last generation's candidates"),
-    "validation_mean": (Gauge, "Mean return of the CMA mean on the validation tracks, when last driven there"),
+    "validation_mean": (Gauge, "Mean return on the validation tracks, when last driven there"),
     "sigma": (Gauge, "Step size of CMA-ES"),
     "loss": (Gauge, "Training loss of the last batch that was logged"),
     "held_out_loss": (Gauge, "Loss on the held-out episodes after the last epoch"),

@@ -219,6 +219,9 @@ class EvolveConfig(Section):
     episode_steps: int | None = Field(None, ge=2, description="cut training episodes after so many steps")
     stall_steps: int | None = Field(None, ge=1, description="cut training episodes after so many steps without reward")
     common_tracks: bool = Field(True, description="all candidates of a generation drive the same tracks")
+    average_means: int = Field(
+        1, ge=1, description="what is validated is the average of so many last CMA means: less noise than one mean"
+    )
     validate_every: int = Field(25, ge=1)
     validation_episodes: int = Field(100, ge=1)
     max_seconds: float | None = runtime(None, gt=0, description="ends the sitting, not the run")

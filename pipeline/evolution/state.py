@@ -23,7 +23,8 @@ class Generation:
         seconds: spent so far, over all sittings. The one figure that is no part of the determinism promise.
         fitness_min, fitness_mean, fitness_max, fitness_sd: over the candidates; each fitness is a mean return.
         sigma: CMA-ES step size after this generation.
-        validation_mean, validation_sd: returns of the CMA mean on the validation tracks; None where not driven.
+        validation_mean, validation_sd: returns on the validation tracks, of the CMA mean or of the average of the last
+            ones; None where not driven.
         time: when it ended, seconds since the epoch; no part of the promise either.
         non_finite: episodes, of the validation too, whose return was not finite, twice.
     """
@@ -49,13 +50,15 @@ class EvolutionState:
     Attributes:
         search: CMA-ES.
         history: one row a generation.
-        best: (n,) float64, the CMA mean with the best validation so far; None before the first validation.
+        means: the last CMA means, (n,) float64 each, the newest last: as many as are averaged.
+        best: (n,) float64, what had the best validation so far; None before the first validation.
         best_generation, best_validation: when and how good that was.
         env_steps, seconds: so far.
     """
 
     search: Search
     history: list[Generation] = field(default_factory=list)
+    means: list[NDArray[np.float64]] = field(default_factory=list)
     best: NDArray[np.float64] | None = None
     best_generation: int | None = None
     best_validation: float | None = None
@@ -66,6 +69,19 @@ class EvolutionState:
     def generation(self) -> int:
         """Generations completed."""
         return len(self.history)
+
+    def remember_mean(self, count: int) -> None:
+        """Add the CMA mean to the last ones, of which ``count`` are kept."""
+        self.means = [*self.means, self.search.mean][-count:]
+
+    @property
+    def average_mean(self) -> NDArray[np.float64]:
+        """The average of the last CMA means, (n,).
+
+        With noisy fitness the mean wanders about an optimum; the average of where it was is nearer to it (Polyak &
+        Juditsky 1992).
+        """
+        return np.asarray(np.mean(self.means, axis=0))
 
     def to_bytes(self) -> bytes:
         """A numpy ``.npz``: mean, sigma and C for any reader, and all of the state for ``from_bytes``."""
@@ -82,6 +98,7 @@ class EvolutionState:
             mean=self.search.mean,
             sigma=np.float64(self.search.sigma),
             C=self.search.covariance,
+            means=np.array(self.means),
             best=self.best if self.best is not None else np.empty(0),
             progress=np.frombuffer(json.dumps(progress).encode(), np.uint8),
             pycma=np.frombuffer(self.search.to_bytes(), np.uint8),
@@ -96,6 +113,7 @@ class EvolutionState:
             return cls(
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
                 history=progress["history"],
+                means=[*arrays["means"]] if "means" in arrays else [],  # before there were averages
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
                 best_validation=progress["best_validation"],

@@ -111,13 +111,13 @@ def learning_curve(
 
 
 def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation", "env_steps"]) -> None:
-    """The CMA mean on validation: points with bars, or a line in a band where bars would cover all else."""
+    """Validation: points with bars, or a line in a band where bars would cover all else."""
     if not rows:
         return
     at = [getattr(row, x) for row in rows]
     mean = np.array([row.validation_mean for row in rows], np.float64)
     sd = np.array([row.validation_sd for row in rows], np.float64)
-    label = "CMA mean on validation ± sd"
+    label = "validation ± sd"
     if len(rows) <= _BARS_UP_TO:
         axes.errorbar(
             at, mean, yerr=sd, color=VERMILLION, fmt="o", markersize=4.5, linewidth=1.2, capsize=2.5, label=label

@@ -118,8 +118,12 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
         chosen = max(run.validations, key=_validation)
+        first = max(1, chosen.generation + 1 - config.evolve.average_means)
+        what = f"the CMA mean of generation {number(chosen.generation)}"
+        if first < chosen.generation:
+            what = f"the average of the CMA means of generations {number(first)} to {number(chosen.generation)}"
         return (
-            f"{where}; the CMA mean of generation {number(chosen.generation)}, chosen on "
+            f"{where}; {what}, chosen on "
             f"{number(config.evolve.validation_episodes)} validation tracks, where it reached "
             f"{number(chosen.validation_mean or 0.0, 1)}"
         )

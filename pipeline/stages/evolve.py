@@ -183,17 +183,18 @@ def _next_generation(
     fitness = candidate_fitness(jobs, results, len(candidates))
     failpoint("generation-driven")
     state.search.tell(candidates, fitness)
+    state.remember_mean(config.evolve.average_means)
     failpoint("generation-told")
 
     validation = None
     if generation % config.evolve.validate_every == 0:
-        mean = state.search.mean
+        controller = state.average_mean
         scored = scored_jobs(
             config,
             purpose="validate",
             generation=generation,
             candidate=0,
-            parameters=mean,
+            parameters=controller,
             first_track=config.tracks.validation.start,
             episodes=range(config.evolve.validation_episodes),
         )
@@ -204,7 +205,7 @@ def _next_generation(
         non_finite += _report_non_finite(scored, results)
         validation = validation_returns(scored, results)
         if state.best_validation is None or validation.mean() > state.best_validation:
-            state.best, state.best_generation = mean, generation
+            state.best, state.best_generation = controller, generation
             state.best_validation = float(validation.mean())
 
     state.env_steps += steps

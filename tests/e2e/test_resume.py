@@ -14,7 +14,8 @@ from tests.e2e import command
 
 # Longer than smoke where a kill must find its moment; checkpoints as often as can be.
 LONGER = (
-    "-o", "vae.epochs=6", "-o", "vae.checkpoint_every_s=0.01", "-o", "evolve.generations=5",
+    "-o", "vae.epochs=6", "-o", "vae.checkpoint_every_s=0.01",
+    "-o", "evolve.generations=5", "-o", "evolve.average_means=3",
 )  # fmt: skip
 
 

@@ -217,8 +217,10 @@ def row(generation: int, **changes: object) -> Generation:
 
 def make_state() -> EvolutionState:
     search = new_search()
-    evolve(search, rotated_ellipsoid, 5)
     state = EvolutionState(search, [row(1), row(2, validation_mean=0.1 + 0.2, validation_sd=1e-17)])
+    for _ in range(5):
+        evolve(search, rotated_ellipsoid, 1)
+        state.remember_mean(3)
     state.best, state.best_generation, state.best_validation = search.mean / 3, 2, 0.1 + 0.2
     state.env_steps, state.seconds = 200, 2.5
     return state
@@ -233,6 +235,10 @@ def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
     assert state.best is not None
     assert back.best is not None
     assert back.best.tobytes() == state.best.tobytes()
+    assert back.average_mean.tobytes() == state.average_mean.tobytes()
+    for one in (state, back):
+        one.remember_mean(3)
+    assert len(back.means) == 3 and back.average_mean.tobytes() == state.average_mean.tobytes()
     want, got = evolve(state.search, sphere, 3), evolve(back.search, sphere, 3)
     assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from pipeline.config import RunConfig
+from pipeline.evolution.fitness import drive_all, rollout_pool, scored_jobs
 from pipeline.executor import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
+from pipeline.run import STAGES, run_stages
 from pipeline.stages import collect, encode, evaluate
 from pipeline.stages.evaluate import summarise
-from pipeline.storage.manifest import Manifest, Record, commit, read_records, require_manifest, seal
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
 from pipeline.storage.shards import read_episodes, read_latents
 from pipeline.storage.store import Store
 from tests.counting import counting_config
@@ -79,6 +83,35 @@ def test_encode_goes_on_from_the_shards_it_has(
     encode.run(smoke_config, ready, executor)
     assert read_records(ready, "latents") == whole
     assert encoded == ["shard-00000.parquet", "shard-00002.parquet"]
+
+
+@pytest.mark.parametrize("averaged", [1, 3])
+def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
+    store: Store, executor: InProcessExecutor, averaged: int
+) -> None:
+    few = {"evolve.generations": 5, "evolve.validate_every": 5, "evolve.keep_checkpoints": 10}
+    config = counting_config({**few, "evolve.average_means": averaged})
+    run_stages(config, store, executor, STAGES[:5])
+    checkpoints = Checkpoints(store, "evolution")
+    means = [np.load(io.BytesIO(checkpoints.read(name)))["mean"] for name in checkpoints.names()]
+    assert len(means) == 5
+    expected = np.average(np.stack(means[-averaged:]), axis=0).astype(np.float32)
+    (controllers,) = [r for name, r in read_records(store, "evolution").items() if name.startswith("controllers")]
+    kept = load(read_verified(store, controllers))
+    np.testing.assert_allclose(kept["best"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(kept["mean"], means[-1].astype(np.float32))
+    assert (averaged == 1) == np.array_equal(kept["best"], kept["mean"])
+
+    # What was driven on the validation tracks is that very controller.
+    weights = [read_verified(store, require_manifest(store, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
+    jobs = scored_jobs(
+        config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
+        first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
+    )  # fmt: skip
+    with rollout_pool(executor, config, *weights) as pool:
+        driven = drive_all(pool, jobs, lambda job, result: None)
+    validated = controllers.info["best_validation"]
+    assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
 
 
 def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> None:
