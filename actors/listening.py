@@ -14,10 +14,12 @@ LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 LISTEN_S = 1.0
 SAY_EVERY_S = 60.0  # what is waited for
-# With many workers, answers are taken together: to ask Ray which of 256 have one takes a millisecond, as much as twenty
-# answers do. Jobs that lie before the workers keep them busy meanwhile.
+# With many workers, answers are taken together: to look who of 256 has one takes as long as to take it. Jobs that lie
+# before the workers keep them busy meanwhile.
 _MANY = 32
-_GATHER_S = 0.05
+_GATHER_S = 0.1
+# Answers a second that a driver is to take in, about, however many workers there are: a hundredth of its time.
+_ANSWERS_PER_S = 25
 
 
 def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
@@ -41,6 +43,11 @@ def listen_to_all(waitables: list[Any]) -> list[Any]:
         return []
     ready: list[Any] = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
     return ready
+
+
+def linger_s(workers: int) -> float:
+    """Seconds that a worker with jobs ahead may keep results, so that many workers do not keep the driver busy."""
+    return workers / _ANSWERS_PER_S if workers > _MANY else 0.0
 
 
 def has_answer(waitable: Any) -> bool:

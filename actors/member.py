@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Hashable, Sequence
 from itertools import islice
 from typing import Any
@@ -16,6 +17,9 @@ from pipeline.executor import Worker
 class Member:
     """An actor, and what it is busy with.
 
+    Its messages are pickled here: half of what a call costs, which limits how many workers a driver can keep busy, is
+    what Ray does for its arguments.
+
     Args:
         label: what Ray calls the actor, and its calls, for people.
         place: where Ray may put it.
@@ -25,7 +29,7 @@ class Member:
         actor: its handle.
         identity: where it is; None until its process is up.
         ready: whether its worker is built.
-        waiting_for: the reference or generator that the next answer comes from; None while nothing runs.
+        waiting_for: the reference that the next answer comes by; None while nothing is asked.
         jobs: those that were handed to it and have no result from it yet, by id, in the order that it takes them in.
         heard: when it last gave an answer, or had nothing to answer, by the pool's clock.
         leaving: whether it gets no new jobs, because its node is to be left.
@@ -40,7 +44,7 @@ class Member:
         name = f"{label}-{uuid4().hex[:8]}"
         self.actor: Any = WorkerActor.options(name=name, **place.options).remote(label)  # type: ignore[attr-defined]
         # Ray takes a task's name from the actor's label only once the worker tells it.
-        self._run = self.actor.run.options(num_returns="streaming", name=f"{label}.run")
+        self._exchange = self.actor.exchange.options(name=f"{label}.run")
         self.identity: WorkerIdentity | None = None
         self.ready = False
         self.waiting_for: Any = self.actor.identity.remote()
@@ -51,19 +55,12 @@ class Member:
         self.doubt: BaseException | None = None
         self.suspects: list[Hashable] = []
         self._jobs_at_once = jobs_at_once
-        self._added = False
-        self._messages = 0
+        self._failures = 0
 
     @property
     def takes_jobs(self) -> bool:
-        """Whether it can be handed jobs. One that has given all its results, and yet runs on, is left to end first."""
-        fit = self.ready and not (self.leaving or self.suspect or self.alone)
-        return fit and (self.waiting_for is None or bool(self.jobs))
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has given all its results, and its call is yet to end."""
-        return self.ready and not self.jobs and self.waiting_for is not None and self.doubt is None
+        """Whether it can be handed jobs."""
+        return self.ready and not (self.leaving or self.suspect or self.alone)
 
     def build(self, factory: Callable[..., Worker], arguments: Any) -> None:
         self.waiting_for = self.actor.build.remote(factory, arguments)
@@ -77,29 +74,32 @@ class Member:
     def ask_again(self) -> None:
         self.waiting_for = self.actor.identity.remote()
 
-    def hand(self, jobs: Sequence[Any]) -> None:
-        """Put jobs before it: begin a call, or add to the one that runs."""
+    def hand(self, jobs: Sequence[Any], linger_s: float) -> None:
+        """Put jobs before it, and ask for results."""
         self.jobs.update((job.id, job) for job in jobs)
         if self.waiting_for is None:
-            self._begin_call()
+            self.waiting_for = self._exchange.remote(pickle.dumps((jobs, self._failures, linger_s)))
         else:
-            self._messages += 1
-            self.actor.add.remote(jobs, self._messages)
-            self._added = True
+            self.actor.add.remote(pickle.dumps((jobs, self._failures)))
 
-    def call_ended(self) -> bool:
-        """Its call is over; one that ended as jobs were added is begun again. Returns whether that leaves none behind.
+    def ask(self, linger_s: float) -> None:
+        """Ask for more results, where there are some to come."""
+        if self.jobs and self.waiting_for is None and self.doubt is None:
+            self.hand([], linger_s)
 
-        The alternative is a worker that gave no result for a job.
-        """
-        self.waiting_for, self.alone = None, False
-        if self.jobs and self._added:
-            self._begin_call()
-        return not self.jobs or self.waiting_for is not None
+    def take_results(self, answer: bytes) -> list[tuple[Hashable, Any, float]]:
+        """The results that it has answered with: (job id, result, seconds) each."""
+        results: list[tuple[Hashable, Any, float]] = pickle.loads(answer)
+        self.waiting_for = None
+        for job_id, _, _ in results:
+            self.jobs.pop(job_id, None)
+        self.alone = self.alone and bool(self.jobs)
+        return results
 
-    def _begin_call(self) -> None:
-        self._messages += 1
-        self.waiting_for, self._added = self._run.remote([*self.jobs.values()], self._messages), False
+    def lose_jobs(self) -> None:
+        """It raised: what lay before it is gone, and so is what is on its way."""
+        self.jobs, self.waiting_for, self.alone = {}, None, False
+        self._failures += 1
 
     def begun(self) -> list[Hashable]:
         """The ids of the jobs that it may be at: it takes them in order."""

@@ -14,7 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, has_answer, listen_to_all, silence
+from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, has_answer, linger_s, listen_to_all, silence
 from actors.member import Member
 from actors.nodes import draining_nodes, nodes
 from actors.placement import Place, Placement
@@ -128,10 +128,6 @@ class RayPool:
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
-                    if member.ended and has_answer(
-                        member.waiting_for
-                    ):  # its call's end comes right behind the last result
-                        yield from self._take(member, this)
                 except _Failed as failed:
                     self._end_call(failed, this)
                     hungry = self._members  # for the jobs that it had
@@ -159,6 +155,8 @@ class RayPool:
     def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
         workers = sum(1 for member in self._members if member.ready)
+        # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
+        linger = 0.0 if this.queue.has_failures else linger_s(workers)
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
             count = share(
                 waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
@@ -170,7 +168,9 @@ class RayPool:
             if not member.jobs:
                 member.heard = self._clock
             member.alone = alone
-            member.hand(this.queue.take(count))
+            member.hand(this.queue.take(count), linger)
+        for member in members:
+            member.ask(linger)
 
     def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
@@ -186,7 +186,7 @@ class RayPool:
         return answering
 
     def _take(self, member: Member, this: _Round) -> Iterator[tuple[Hashable, Any]]:
-        """Take a member's answer: that its process is up, that its worker is built, a result, or the end of a call."""
+        """Take a member's answer: that its process is up, that its worker is built, or results."""
         try:
             if member.doubt is not None:
                 ray.get(member.waiting_for)
@@ -203,12 +203,7 @@ class RayPool:
                 self._failed_starts = 0
                 self._count_workers()
                 return
-            reference = next(member.waiting_for, None)
-            if reference is None:
-                if not member.call_ended():
-                    raise JobError(f"a worker ended without results for {list(member.jobs)}")
-                return
-            job_id, result, seconds = ray.get(reference)
+            answer = ray.get(member.waiting_for)
         except RayTaskError as error:
             ours = not_to_be_retried(error)
             if ours is not None:
@@ -224,17 +219,17 @@ class RayPool:
             raise _Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
         except RayError as error:
             raise _Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
-        member.jobs.pop(job_id, None)
-        if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
-            this.queue.done(job_id)
-            this.seconds.append(seconds)
-            yield job_id, result
+        for job_id, result, seconds in member.take_results(answer):
+            if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
+                this.queue.done(job_id)
+                this.seconds.append(seconds)
+                yield job_id, result
 
     def _end_call(self, failed: _Failed, this: _Round) -> None:
         """Hand a failed call's jobs to others, and do away with the member unless it says itself that it is fit."""
         member, begun = failed.member, failed.member.suspects or failed.member.begun()
         left = self._only_its(member, this)
-        member.jobs, member.waiting_for, member.alone = {}, None, False
+        member.lose_jobs()
         fit, preempted = isinstance(failed.cause, EpisodeError), self._lost_its_node(member, failed.cause)
         if isinstance(failed.cause, EpisodeError):
             begun = [failed.cause.job_id]
@@ -358,10 +353,11 @@ class RayPool:
         counts; on one kind of CPU they are the same."""
         if not idle or not this.seconds:
             return
-        limit = _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9))
+        limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
+        linger = linger_s(sum(1 for member in self._members if member.ready))
         for member in self._members:
-            silent_s = self._silent_s(member)
-            if member.jobs and not (member.suspect or member.doubt) and silent_s > max(limit, _TEND_EVERY_S):
+            silent_s = self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
+            if member.jobs and not (member.suspect or member.doubt) and silent_s > limit:
                 member.suspect = True
                 this.queue.put_back(this.without_result(member.take_back()))
                 copied = this.without_result(member.jobs.values())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
+import pickle
+import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +15,9 @@ import ray
 from ray.exceptions import RayTaskError
 
 from actors.identity import WorkerIdentity
+from actors.mailbox import Mailbox
 from pipeline.errors import JobError, WorldModelsError
-from pipeline.executor import Inbox, Worker
+from pipeline.executor import Worker
 from pipeline.logs import configure_logging
 from pipeline.progress import Update
 from pipeline.threads import num_threads
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"inbox": 1})
 class WorkerActor:
-    """One worker on one CPU: a thread that works, and one that now and then puts jobs before it.
+    """One worker on one CPU: a thread that works, and two that now and then bring it jobs and fetch its results.
 
     Args:
         label: what Ray calls it, in its dashboard ("Repr", and before the names of its tasks) and its logs.
@@ -33,8 +36,7 @@ class WorkerActor:
     def __init__(self, label: str) -> None:
         self._label = label
         configure_logging()
-        self._inbox = TimedInbox()
-        self._begun_by = 0
+        self._mailbox = Mailbox()
 
     def __repr__(self) -> str:
         return self._label
@@ -45,59 +47,59 @@ class WorkerActor:
 
     def build(self, factory: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
         """Make the worker: a call of its own, so that it can be told from waiting for a node."""
-        with num_threads(1):
-            self._worker = factory(*arguments)
+        built: Future[None] = Future()
+        threading.Thread(target=self._work, args=(factory, arguments, built), daemon=True).start()
+        built.result()
         # What a worker is built of lives as long as it does, and Box2D's wrappers come and go by the thousand: without
         # this a twentieth of a rollout's time is the collector looking at all of it again.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
 
-    def run(self, jobs: Sequence[Any], number: int) -> Iterator[tuple[Hashable, Any, float]]:
-        """``Worker.run``, each result on its way as soon as it is there, with the seconds since its job was taken.
-
-        Goes on while there are jobs: these, and what is added meanwhile.
+    def exchange(self, message: bytes) -> bytes:
+        """Bring jobs, and wait for results of ``Worker.run``. The worker goes on between two calls.
 
         Args:
-            jobs: all that have no result yet.
-            number: of this message; the caller's messages are numbered, as they may overtake each other.
+            message: pickled, the arguments of ``Mailbox.post``, then of ``Mailbox.fetch``.
+
+        Returns:
+            Pickled, what ``Mailbox.fetch`` returns.
         """
-        self._begun_by = number
-        self._inbox.clear()
-        self._inbox.add(jobs)
-        with num_threads(1), _traceback_logged():
-            try:
-                for job_id, result in self._worker.run(self._inbox):
-                    yield job_id, result, self._inbox.seconds_since_taken(job_id)
-            except BaseException:
-                self._inbox.clear()  # the driver hands them to others
-                raise
+        jobs, failures, linger_s = pickle.loads(message)
+        self._mailbox.post(jobs, failures)
+        return pickle.dumps(self._mailbox.fetch(linger_s))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
-    def add(self, jobs: Sequence[Any], number: int) -> None:
-        """Put jobs behind those that lie there, unless a call has begun that knew of them."""
-        if number > self._begun_by:
-            self._inbox.add(jobs)
+    def add(self, message: bytes) -> None:
+        """Put jobs behind those that lie there, while another call waits for results.
+
+        Args:
+            message: pickled, the arguments of ``Mailbox.post``.
+        """
+        self._mailbox.post(*pickle.loads(message))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
     def take_back(self, ids: Sequence[Hashable]) -> None:
         """Leave out those of some jobs that are not begun."""
-        self._inbox.take_back(ids)
+        self._mailbox.take_back(ids)
 
-
-class TimedInbox(Inbox):
-    """An inbox that knows when each job was taken out of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._taken: dict[Hashable, float] = {}
-
-    def __next__(self) -> Any:
-        job = super().__next__()
-        self._taken[job.id] = time.monotonic()
-        return job
-
-    def seconds_since_taken(self, job_id: Hashable) -> float:
-        return time.monotonic() - self._taken.pop(job_id)
+    def _work(self, factory: Callable[..., Worker], arguments: tuple[Any, ...], built: Future[None]) -> None:
+        with num_threads(1):
+            try:
+                worker = factory(*arguments)
+            except BaseException as error:
+                built.set_exception(error)
+                return
+            built.set_result(None)
+            while True:
+                self._mailbox.wait_for_jobs()
+                try:
+                    with _traceback_logged():
+                        for job_id, result in worker.run(self._mailbox):
+                            self._mailbox.put_out(job_id, result)
+                        if self._mailbox.unfinished():
+                            raise JobError(f"a worker ended without results for {self._mailbox.unfinished()}")
+                except BaseException as error:
+                    self._mailbox.fail(error)
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]

@@ -209,6 +209,11 @@ class JobQueue:
             self._waiting = deque(job for job in self._waiting if job.id != job_id)
 
     @property
+    def has_failures(self) -> bool:
+        """Whether a job has failed."""
+        return bool(self._failures)
+
+    @property
     def next_goes_alone(self) -> bool:
         return bool(self._waiting) and self._goes_alone(self._waiting[0])
 

@@ -1,0 +1,150 @@
+"""What lies between a worker's thread and the calls that bring it jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from actors.mailbox import Mailbox
+
+LONG_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Job:
+    id: int
+
+
+def jobs(*ids: int) -> list[Job]:
+    return [Job(job_id) for job_id in ids]
+
+
+def fetching(mailbox: Mailbox, linger_s: float) -> Future[list[Any]]:
+    """A fetch in a thread of its own."""
+    answer: Future[list[Any]] = Future()
+
+    def fetch() -> None:
+        try:
+            answer.set_result([job_id for job_id, _, _ in mailbox.fetch(linger_s)])
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=fetch, daemon=True).start()
+    return answer
+
+
+def finish(mailbox: Mailbox) -> None:
+    job = next(mailbox)
+    mailbox.put_out(job.id, f"result {job.id}")
+
+
+def test_results_wait_for_more_while_jobs_lie_ready_and_not_once_the_last_is_begun() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2, 3), failures=0)
+    answer = fetching(mailbox, LONG_S)
+    finish(mailbox)
+    finish(mailbox)
+    with pytest.raises(TimeoutError):
+        answer.result(0.2)
+    next(mailbox)
+    assert answer.result(10) == [1, 2], "the third is at work, and nothing behind it"
+
+
+@pytest.mark.parametrize("linger_s", [0.0, 0.05])
+def test_results_wait_no_longer_than_they_may(linger_s: float) -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2, 3), failures=0)
+    finish(mailbox)
+    assert fetching(mailbox, linger_s).result(10) == [1]
+
+
+def test_a_result_comes_with_the_time_since_its_job_was_taken() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1), failures=0)
+    finish(mailbox)
+    ((job_id, result, seconds),) = mailbox.fetch(0)
+    assert (job_id, result) == (1, "result 1") and 0 <= seconds < 10
+
+
+def test_a_job_is_taken_back_unless_it_is_begun() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2, 3), failures=0)
+    next(mailbox)
+    mailbox.take_back([1, 2])
+    assert [job.id for job in mailbox] == [3]
+
+
+def test_a_fetch_where_nothing_is_left_to_work_at_ends() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1), failures=0)
+    answer = fetching(mailbox, LONG_S)
+    mailbox.take_back([1])
+    assert answer.result(10) == []
+
+
+def test_jobs_that_come_later_are_waited_for() -> None:
+    mailbox = Mailbox()
+    waited: Future[None] = Future()
+
+    def wait() -> None:
+        mailbox.wait_for_jobs()
+        waited.set_result(None)
+
+    threading.Thread(target=wait, daemon=True).start()
+    with pytest.raises(TimeoutError):
+        waited.result(0.1)
+    mailbox.post(jobs(1), failures=0)
+    waited.result(10)
+
+
+def test_after_a_failure_nothing_comes_in_that_was_sent_before_it_was_known_of() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2, 3), failures=0)
+    finish(mailbox)
+    next(mailbox)
+    mailbox.fail(ValueError("of job 2"))
+    mailbox.post(jobs(4), failures=0)
+    assert fetching(mailbox, LONG_S).result(10) == [1], "what there was before is not lost"
+    with pytest.raises(ValueError, match="of job 2"):
+        mailbox.fetch(LONG_S)
+    assert [job.id for job in mailbox] == []
+    mailbox.post(jobs(2, 3), failures=1)
+    assert [job.id for job in mailbox] == [2, 3]
+
+
+def test_a_worker_and_those_who_feed_it_lose_and_double_nothing() -> None:
+    """Thousands of messages from two threads, as a driver's calls come in, and a worker as fast as it can be."""
+    mailbox = Mailbox()
+    count = 4000
+
+    def work() -> None:
+        while True:
+            mailbox.wait_for_jobs()
+            for job in mailbox:
+                mailbox.put_out(job.id, None)
+
+    def feed(first: int) -> None:
+        for job_id in range(first, count, 2):
+            mailbox.post(jobs(job_id), failures=0)
+
+    def start(target: Callable[..., None], *arguments: int) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        thread.start()
+        return thread
+
+    start(work)
+    feeders = [start(feed, 0), start(feed, 1)]
+    got: list[int] = []
+    while len(got) < count:
+        results = fetching(mailbox, 0.01).result(10)
+        got += results
+        if not results and not any(feeder.is_alive() for feeder in feeders) and len(got) < count:
+            results = fetching(mailbox, 0.01).result(10)
+            got += results
+            assert results, "nothing is left to come"
+    assert sorted(got) == list(range(count))
