@@ -22,7 +22,7 @@ from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
 from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError
-from pipeline.executor import JobQueue, Worker, cause_of, share
+from pipeline.executor import JobQueue, Worker, cause_of, plenty, share
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ _TEND_EVERY_S = 1.0
 _SUSPECT_AFTER = 2.0
 _DOUBT_S = 2.0
 _NEWS_S = 30.0
+# So many workers keep no results back: there is soon something to see.
+_PROMPT = 4
 
 
 class _Failed(Exception):
@@ -124,7 +126,7 @@ class RayPool:
             if self._clock >= tend_at:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
-            hungry = self._listen()
+            hungry = self._listen(towards_the_end=not plenty(len(this.queue), self._ready()))
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
@@ -154,9 +156,10 @@ class RayPool:
 
     def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
-        workers = sum(1 for member in self._members if member.ready)
+        workers = self._ready()
         # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
         linger = 0.0 if this.queue.has_failures else linger_s(workers)
+        prompt = self._members[:_PROMPT]
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
             count = share(
                 waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
@@ -168,14 +171,14 @@ class RayPool:
             if not member.jobs:
                 member.heard = self._clock
             member.alone = alone
-            member.hand(this.queue.take(count), linger)
+            member.hand(this.queue.take(count), 0.0 if member in prompt else linger)
         for member in members:
-            member.ask(linger)
+            member.ask(0.0 if member in prompt else linger)
 
-    def _listen(self) -> list[Member]:
+    def _listen(self, *, towards_the_end: bool) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        answering = [speaking[reference] for reference in listen_to_all([*speaking])]
+        answering = [speaking[reference] for reference in listen_to_all([*speaking], towards_the_end=towards_the_end)]
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
@@ -273,8 +276,11 @@ class RayPool:
             return self._clock - self._node_lost < _NEWS_S
         return member.identity.node_id in gone or member.identity.node_id not in known
 
+    def _ready(self) -> int:
+        return sum(1 for member in self._members if member.ready)
+
     def _count_workers(self) -> None:
-        ready = sum(1 for member in self._members if member.ready)
+        ready = self._ready()
         self.num_workers = max(self.num_workers, ready)
         self._telemetry.workers(ready)
 
@@ -354,7 +360,7 @@ class RayPool:
         if not idle or not this.seconds:
             return
         limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
-        linger = linger_s(sum(1 for member in self._members if member.ready))
+        linger = linger_s(self._ready())
         for member in self._members:
             silent_s = self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
             if member.jobs and not (member.suspect or member.doubt) and silent_s > limit:

@@ -239,12 +239,16 @@ def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: i
         has: jobs that this one has.
         jobs_at_once: that it has begun and not finished at a time, at most.
     """
-    plenty = waiting > workers
-    if has > jobs_at_once or (has == jobs_at_once and not plenty):
+    if has > jobs_at_once or (has == jobs_at_once and not plenty(waiting, workers)):
         return 0
     fair = min(jobs_at_once, -(-missing // workers)) - has
-    ahead = max(1, waiting // (2 * workers)) if plenty else 0
+    ahead = max(1, waiting // (2 * workers)) if plenty(waiting, workers) else 0
     return max(0, min(waiting, max(fair, ahead), _MOST_AHEAD * jobs_at_once))
+
+
+def plenty(waiting: int, workers: int) -> bool:
+    """Whether so many jobs wait that some may lie before workers who are busy."""
+    return waiting > workers
 
 
 def _name(ids: Sequence[Hashable]) -> str:
