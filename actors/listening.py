@@ -15,9 +15,9 @@ LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 LISTEN_S = 1.0
 SAY_EVERY_S = 60.0  # what is waited for
 # With many workers, answers are taken together: to look who of 256 has one takes as long as to take it. Jobs that lie
-# before the workers keep them busy meanwhile; towards the end none do.
+# before the workers keep them busy meanwhile.
 _MANY = 32
-_GATHER_S, _GATHER_AT_THE_END_S = 0.1, 0.02
+_GATHER_S = 0.05
 # Answers a second that a driver is to take in, about, however many workers there are: a hundredth of its time.
 _ANSWERS_PER_S = 25
 
@@ -32,13 +32,13 @@ def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
     return next(iter(ready), None), min(time.monotonic() - began, LISTEN_S)
 
 
-def listen_to_all(waitables: list[Any], *, towards_the_end: bool) -> list[Any]:
+def listen_to_all(waitables: list[Any]) -> list[Any]:
     """Wait a moment for any of them to have something to say; returns all that do."""
     if not waitables:
         time.sleep(LISTEN_S)
         return []
     if len(waitables) > _MANY:
-        time.sleep(_GATHER_AT_THE_END_S if towards_the_end else _GATHER_S)
+        time.sleep(_GATHER_S)
     elif not ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]:
         return []
     ready: list[Any] = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]

@@ -22,7 +22,7 @@ from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
 from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError
-from pipeline.executor import JobQueue, Worker, cause_of, plenty, share
+from pipeline.executor import JobQueue, Worker, cause_of, share
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class RayPool:
             if self._clock >= tend_at:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
-            hungry = self._listen(towards_the_end=not plenty(len(this.queue), self._ready()))
+            hungry = self._listen()
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
@@ -175,10 +175,10 @@ class RayPool:
         for member in members:
             member.ask(0.0 if member in prompt else linger)
 
-    def _listen(self, *, towards_the_end: bool) -> list[Member]:
+    def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        answering = [speaking[reference] for reference in listen_to_all([*speaking], towards_the_end=towards_the_end)]
+        answering = [speaking[reference] for reference in listen_to_all([*speaking])]
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now

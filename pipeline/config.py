@@ -46,7 +46,17 @@ class EnvConfig(Section):
         "texture", description="how frames are drawn: from a texture of the track, or by Gymnasium, 50 times slower"
     )
     max_episode_steps: int = Field(1000, ge=2, description="steps after which an episode is truncated")
+    action_repeat: int = Field(
+        1,
+        ge=1,
+        description="steps that an action is held for; the agent sees the last one's frame. Lengths of episodes are in "
+        "steps of the environment all the same, but mdnrnn.window is in actions",
+    )
     domain_randomize: bool = Field(False, description="random colours of road, background and grass, per track")
+
+    def actions_in(self, steps: int) -> int:
+        """How often the agent acts in so many steps of the environment."""
+        return -(-steps // self.action_repeat)
 
 
 class SeedRange(Section):
@@ -304,7 +314,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        longest = min(self.collect.episode_steps, self.env.max_episode_steps)
+        longest = self.env.actions_in(self.collect.episode_steps)
         if self.collect.episode_steps > self.env.max_episode_steps:
             raise ValueError(
                 f"collect.episode_steps {self.collect.episode_steps} is above env.max_episode_steps "
@@ -312,7 +322,8 @@ class RunConfig(Section):
             )
         if self.mdnrnn.window > longest:
             raise ValueError(
-                f"mdnrnn.window {self.mdnrnn.window} is longer than any episode (collect.episode_steps {longest}): "
+                f"mdnrnn.window {self.mdnrnn.window} is longer than any episode (collect.episode_steps "
+                f"{self.collect.episode_steps}, env.action_repeat {self.env.action_repeat}): "
                 f"choose a window of at most {longest}"
             )
         if self.evolve.episode_steps is not None and self.evolve.episode_steps > self.env.max_episode_steps:

@@ -107,7 +107,8 @@ class Estimate:
     @cached_property
     def _validation(self) -> Drive:
         """Its episodes are whole, whatever cuts those of training."""
-        lengths = [self.config.env.max_episode_steps] * self.config.evolve.validation_episodes
+        env = self.config.env
+        lengths = [env.actions_in(env.max_episode_steps)] * self.config.evolve.validation_episodes
         return drive(lengths, self.workers, self.costs.speed, self.costs.dispatch_s)
 
     def _mean_drive(self, episodes: int) -> Drive:
@@ -124,7 +125,7 @@ class Estimate:
 
 def step_limit(config: RunConfig) -> int:
     """Steps after which a training episode ends."""
-    return config.evolve.episode_steps or config.env.max_episode_steps
+    return config.env.actions_in(config.evolve.episode_steps or config.env.max_episode_steps)
 
 
 def measured_episode_steps(store: Store, config: RunConfig) -> float:
@@ -162,7 +163,7 @@ def measured_episode_steps(store: Store, config: RunConfig) -> float:
             f"validates nothing (evolve.validate_every is {run.evolve.validate_every}, generations so far: "
             f"{len(history)})"
         )
-    return steps / episodes
+    return steps / run.env.action_repeat / episodes
 
 
 def _endings(config: RunConfig) -> dict[str, Any]:
@@ -170,6 +171,7 @@ def _endings(config: RunConfig) -> dict[str, Any]:
     return {
         "env.id": config.env.id,
         "env.max_episode_steps": config.env.max_episode_steps,
+        "env.action_repeat": config.env.action_repeat,
         "evolve.episode_steps": config.evolve.episode_steps,
         "evolve.stall_steps": config.evolve.stall_steps,
     }
@@ -252,9 +254,9 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         "hyperthreads of a core, measure on such a machine",
         lengths,
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
-        f"{config.env.max_episode_steps:,} steps, while no others are driven",
+        f"{config.env.actions_in(config.env.max_episode_steps):,} actions, while no others are driven",
         "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
-        "is fair, and half of a fair share of what waits besides",
+        "is fair, and two thirds of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms a generation while workers wait",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "

@@ -59,25 +59,27 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
-    frames = collect.episodes * collect.episode_steps
+    frames = collect.episodes * config.env.actions_in(collect.episode_steps)
     worker_memory = workers * _WORKER_PROCESS_BYTES
-    shard_memory = workers * collect.episodes_per_shard * collect.episode_steps * _FRAME_MEMORY_BYTES
-    block = min(vae.shuffle_frames, frames) + collect.episodes_per_shard * collect.episode_steps
+    shard_frames = frames // collect.episodes * collect.episodes_per_shard
+    shard_memory = workers * shard_frames * _FRAME_MEMORY_BYTES
+    block = min(vae.shuffle_frames, frames) + shard_frames
     latent_bytes = 8 * vae.z_size + 32
     training_steps = (
         evolve.episodes_until(evolve.generations)
         * evolve.population_size
-        * (evolve.episode_steps or config.env.max_episode_steps)
+        * config.env.actions_in(evolve.episode_steps or config.env.max_episode_steps)
     )
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
-    evolve_steps = training_steps + validations * config.env.max_episode_steps
+    longest = config.env.actions_in(config.env.max_episode_steps)
+    evolve_steps = training_steps + validations * longest
     parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
     rate = _AGENT_STEPS_PER_S
     collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], 1.4 * rate[config.env.rendering])
     num_controllers = 2 if config.evaluate.controllers == "both" else 1
-    evaluate_steps = num_controllers * config.evaluate.episodes * config.env.max_episode_steps
+    evaluate_steps = num_controllers * config.evaluate.episodes * longest
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
         StageEstimate(

@@ -70,11 +70,13 @@ class CountingEnv:
     """See the module's docstring, and ``pipeline/envs/environment.py`` for the methods."""
 
     action_size = ACTION_SIZE
+    repeats_actions = True
     action_low = np.array([-1.0, 0.0], np.float32)
     action_high = np.array([1.0, 1.0], np.float32)
 
     def __init__(self, config: EnvConfig) -> None:
         self._max_episode_steps = config.max_episode_steps
+        self._action_repeat = config.action_repeat
         self._track: int | None = None
         self._step = 0
         self._over = True
@@ -87,10 +89,14 @@ class CountingEnv:
         assert self._track is not None and not self._over, "stepped an episode that is over, or that never began"
         assert action.shape == (ACTION_SIZE,) and action.dtype == np.float32, (action.shape, action.dtype)
         assert np.all((self.action_low <= action) & (action <= self.action_high)), f"out of bounds: {action}"
-        reward = reward_of(self._track, self._step, action)
-        self._step += 1
-        terminated = self._step == own_end(self._track, self._max_episode_steps)
-        truncated = self._step == self._max_episode_steps
+        reward, terminated, truncated = 0.0, False, False
+        for _ in range(self._action_repeat):
+            reward += reward_of(self._track, self._step, action)
+            self._step += 1
+            terminated = self._step == own_end(self._track, self._max_episode_steps)
+            truncated = self._step == self._max_episode_steps
+            if terminated or truncated:
+                break
         self._over = terminated or truncated
         return Step(frame_of(self._track, self._step), reward, terminated, truncated)
 

@@ -102,6 +102,9 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         view: of observations: ``observation`` is CarRacing-v3's (96, 96, 3) uint8; ``full`` the same at 64x64;
             ``playfield`` its part above the status bar at 64x64, the paper's.
         kwargs: CarRacing-v3's own.
+
+    Attributes:
+        unseen: whether nobody looks at what the next steps would draw: they draw nothing, and give no observation.
     """
 
     def __init__(self, view: Literal["observation", "full", "playfield"] = "observation", **kwargs: Any) -> None:
@@ -116,6 +119,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self._touched: list[int] = []
         self._visited: set[int] = set()
         self._bar = status_bar(self._view) if screen_rows > BAR_TOP else None
+        self.unseen = False
 
     def _create_track(self) -> bool:
         colors = (self.road_color, self.bg_color, self.grass_color)
@@ -197,6 +201,8 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
     def _render(self, mode: str) -> Any:
         if mode != "state_pixels" or self.car is None:
             return super()._render(mode)
+        if self.unseen:
+            return None
         if self._touched:
             for tile in self._touched:
                 if tile not in self._visited:
@@ -230,12 +236,14 @@ class CarRacing:
     """The pipeline's CarRacing; see ``pipeline/envs/environment.py`` for the methods."""
 
     action_size = 3
+    repeats_actions = True
     action_low = np.array([-1.0, 0.0, 0.0], np.float32)
     action_high = np.array([1.0, 1.0, 1.0], np.float32)
 
     def __init__(self, config: EnvConfig) -> None:
         self._view = config.view
         self._max_steps = config.max_episode_steps
+        self._action_repeat = config.action_repeat
         self._fast = config.rendering == "texture"
         options: dict[str, Any] = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize}
         # Without Gymnasium's wrappers: the step limit is kept here.
@@ -275,9 +283,18 @@ class CarRacing:
         return self._frame(observation)
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        observation, reward, terminated, _, _ = self._game.step(action)
-        self._steps += 1
-        return Step(self._frame(observation), float(reward), bool(terminated), self._steps >= self._max_steps)
+        earned = 0.0
+        for left in reversed(range(min(self._action_repeat, self._max_steps - self._steps))):
+            self._game.unseen = left > 0
+            observation, reward, terminated, _, _ = self._game.step(action)
+            self._steps += 1
+            earned += float(reward)
+            if terminated and left > 0:
+                self._game.unseen = False
+                observation = self._game._render("state_pixels")
+            if terminated:
+                break
+        return Step(self._frame(observation), earned, bool(terminated), self._steps >= self._max_steps)
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """Steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0): the paper's carracing code."""

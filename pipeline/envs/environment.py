@@ -18,7 +18,7 @@ class Step(NamedTuple):
 
     Attributes:
         frame: (64, 64, 3) uint8 RGB, what the agent sees next.
-        reward: what the action earned.
+        reward: what the action earned, in all steps that it was held for.
         terminated: the environment reached an end of its own.
         truncated: the step limit was reached.
     """
@@ -46,7 +46,7 @@ class Environment(Protocol):
         whatever this environment did before. Returns the first frame, (64, 64, 3) uint8 RGB."""
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        """Act once; action: (A,) float32."""
+        """Act once, for ``env.action_repeat`` steps or up to the episode's end; action: (A,) float32."""
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
         """A controller's raw output (..., A) float32 to actions (..., A) float32."""
@@ -67,7 +67,10 @@ class ExploringEnvironment(Environment, Protocol):
 
 
 class EnvironmentClass(Protocol):
-    """What the registry holds: a class that makes environments from the ``env`` section of a config."""
+    """What the registry holds: a class that makes environments from the ``env`` section of a config.
+
+    One that heeds ``env.action_repeat`` says so by an attribute ``repeats_actions = True``.
+    """
 
     action_size: int
 

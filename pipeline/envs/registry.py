@@ -41,6 +41,11 @@ def check_environment(config: RunConfig) -> None:
         ConfigError: it does not, or cannot.
     """
     found = environment_class(config.env.id)
+    if config.env.action_repeat > 1 and not getattr(found, "repeats_actions", False):
+        raise ConfigError(
+            f"env.action_repeat {config.env.action_repeat}: {config.env.id} does not repeat actions (it has no "
+            "repeats_actions = True; see pipeline/envs/environment.py). Leave it at 1, or have its step do so."
+        )
     if config.collect.exploring_starts and not hasattr(found, "reset_anywhere"):
         raise ConfigError(
             f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "

@@ -98,7 +98,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         latent_errors=[float(error) for error in errors],
         real=[_png(real[step]) for step in shown],
         decoded=[_png(decoded[step]) for step in shown],
-        gif=_gif(real[:steps], decoded, warm_up),
+        gif=_gif(real[:steps], decoded, warm_up, config.env.action_repeat),
     )
 
 
@@ -165,7 +165,7 @@ def _png(frame: Frames) -> bytes:
     return buffer.getvalue()
 
 
-def _gif(real: Frames, decoded: Frames, warm_up: int) -> bytes:
+def _gif(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> bytes:
     """Both at the clock of the environment, side by side, at their own size: browsers enlarge it."""
     steps, height, width, _ = real.shape
     every = max(1, -(-steps // _GIF_PICTURES))
@@ -178,6 +178,6 @@ def _gif(real: Frames, decoded: Frames, warm_up: int) -> bytes:
         picture = Image.fromarray(canvas)
         pictures.append(picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
     buffer = io.BytesIO()
-    duration_ms = 1000 * every // STEPS_PER_SECOND
+    duration_ms = 1000 * every * action_repeat // STEPS_PER_SECOND
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ from pipeline.rollouts.policies import Policy
 
 @dataclass(frozen=True)
 class Episode:
-    """T steps. ``frames[t]`` is what the agent saw when it chose ``actions[t]``; ``rewards[t]`` is what that earned.
+    """T actions. ``frames[t]`` is what the agent saw when it chose ``actions[t]``; ``rewards[t]`` is what that earned.
 
     Attributes:
         id: unique within a run.
@@ -41,30 +41,30 @@ def record_episode(
     *,
     episode_id: int,
     track: int,
-    max_steps: int,
+    max_actions: int,
     start: np.random.Generator | None = None,
 ) -> Episode:
-    """Drive one episode and write it down, up to ``max_steps`` steps.
+    """Drive one episode and write it down, up to ``max_actions`` actions.
 
     Args:
         start: the stream that chooses where it begins, in an ``ExploringEnvironment``; None for the track's own start.
     """
-    frames = np.empty((max_steps, *FRAME_SHAPE), np.uint8)
-    actions = np.empty((max_steps, env.action_size), np.float32)
-    rewards = np.empty(max_steps, np.float32)
-    terminated = np.zeros(max_steps, np.bool_)
-    truncated = np.zeros(max_steps, np.bool_)
+    frames = np.empty((max_actions, *FRAME_SHAPE), np.uint8)
+    actions = np.empty((max_actions, env.action_size), np.float32)
+    rewards = np.empty(max_actions, np.float32)
+    terminated = np.zeros(max_actions, np.bool_)
+    truncated = np.zeros(max_actions, np.bool_)
     if start is None:
         frame = env.reset(track)
     else:
         assert isinstance(env, ExploringEnvironment)  # refused otherwise, before the run
         frame = env.reset_anywhere(track, start)
-    steps = 0
-    while steps < max_steps:
-        frames[steps] = frame
-        actions[steps] = policy.act(frame)
-        frame, rewards[steps], terminated[steps], truncated[steps] = env.step(actions[steps])
-        steps += 1
-        if terminated[steps - 1] or truncated[steps - 1]:
+    taken = 0
+    while taken < max_actions:
+        frames[taken] = frame
+        actions[taken] = policy.act(frame)
+        frame, rewards[taken], terminated[taken], truncated[taken] = env.step(actions[taken])
+        taken += 1
+        if terminated[taken - 1] or truncated[taken - 1]:
             break
-    return Episode(episode_id, frames[:steps], actions[:steps], rewards[:steps], terminated[:steps], truncated[:steps])
+    return Episode(episode_id, frames[:taken], actions[:taken], rewards[:taken], terminated[:taken], truncated[:taken])

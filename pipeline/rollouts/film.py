@@ -21,35 +21,38 @@ from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 Frame = NDArray[np.uint8]
 
 STEPS_PER_SECOND = 50  # CarRacing's own clock
-_EVERY = 4  # agent steps per picture
+_EVERY = 4  # of its steps per picture
 _SCENE = (360, 240)  # width, height
 _TILE = 120
 
 
 class Camera:
-    """Takes a picture every few steps of one lane."""
+    """Takes a picture every few actions of one lane."""
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self._every = every
         self.scenes: list[Image.Image] = []
         self.frames: list[Frame] = []
-        self._steps = 0
+        self._actions = 0
 
     def __call__(self, env: Environment, frame: Frame) -> None:
-        if self._steps % _EVERY == 0:
+        if self._actions % self._every == 0:
             self.scenes.append(Image.fromarray(env.render()).resize(_SCENE, Image.Resampling.BOX))
             self.frames.append(frame.copy())
-        self._steps += 1
+        self._actions += 1
 
 
 def film(
     config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
 ) -> Generator[Update, None, tuple[bytes, dict[str, Any]]]:
     """Drive a job's episode and film it: the GIF's bytes, and what the drive came to. A task for an executor."""
-    camera = Camera()
+    every = max(1, _EVERY // config.env.action_repeat)
+    camera = Camera(every)
     yield Update(0, 1)
     worker = RolloutWorker(config, vae_weights, mdnrnn_weights, watch=camera)
     ((_, result),) = worker.run([job])
-    gif = _to_gif(camera.scenes, camera.frames, _decode(config, vae_weights, camera.frames))
+    decoded = _decode(config, vae_weights, camera.frames)
+    gif = _to_gif(camera.scenes, camera.frames, decoded, every * config.env.action_repeat)
     yield Update(1, 1, {"return": f"{result.episode_return:.1f}"})
     return gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps}
 
@@ -65,8 +68,12 @@ def _decode(config: RunConfig, vae_weights: bytes, frames: list[Frame]) -> list[
     return decoded
 
 
-def _to_gif(scenes: list[Image.Image], frames: list[Frame], decoded: list[Frame]) -> bytes:
-    """The scene on the left; on the right the agent's frame above its reconstruction."""
+def _to_gif(scenes: list[Image.Image], frames: list[Frame], decoded: list[Frame], steps: int) -> bytes:
+    """The scene on the left; on the right the agent's frame above its reconstruction.
+
+    Args:
+        steps: of the environment, from one picture to the next.
+    """
     pictures = []
     for scene, frame, reconstruction in zip(scenes, frames, decoded, strict=True):
         picture = Image.new("RGB", (_SCENE[0] + _TILE, _SCENE[1]))
@@ -82,7 +89,7 @@ def _to_gif(scenes: list[Image.Image], frames: list[Frame], decoded: list[Frame]
         "GIF",
         save_all=True,
         append_images=pictures[1:],
-        duration=1000 * _EVERY // STEPS_PER_SECOND,
+        duration=1000 * steps // STEPS_PER_SECOND,
         loop=0,
         optimize=False,
     )

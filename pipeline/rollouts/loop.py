@@ -63,7 +63,7 @@ class RolloutResult:
 
     Attributes:
         episode_return: sum of rewards, float64.
-        steps: agent steps driven.
+        steps: of the environment, driven; where actions are repeated, the last action's count in full.
         terminated, truncated: how it ended; neither, where the pipeline cut it.
     """
 
@@ -113,6 +113,7 @@ class RolloutWorker:
         self._config = config
         self._watch = watch
         self._batch_size = config.rollouts.micro_batch
+        self._action_repeat = config.env.action_repeat
         probe = make_environment(config.env)
         self._idle = [probe]
         self._broken: Environment | None = None
@@ -212,9 +213,9 @@ class RolloutWorker:
             self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])
         except Exception as error:
             raise self._failed(lane.env, lane.job, f"in step {lane.steps + 1}", error) from error
-        lane.steps += 1
+        lane.steps += self._action_repeat
         lane.episode_return += reward
-        lane.stalled = 0 if reward > 0 else lane.stalled + 1
+        lane.stalled = 0 if reward > 0 else lane.stalled + self._action_repeat
         job = lane.job
         stalled = job.stall_steps is not None and lane.stalled >= job.stall_steps
         if terminated or truncated or stalled or lane.steps >= job.max_steps:

@@ -64,7 +64,7 @@ class CollectWorker:
                     policy,
                     episode_id=episode_id,
                     track=seeding.track(config.seed, config.tracks.training, "collect/track", episode_id),
-                    max_steps=config.collect.episode_steps,
+                    max_actions=config.env.actions_in(config.collect.episode_steps),
                     start=seeding.generator(config.seed, "collect/start", episode_id)
                     if config.collect.exploring_starts
                     else None,
@@ -97,10 +97,11 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     """Collect whatever shards are not committed yet."""
     present = read_records(store, PREFIX)
     missing = [ShardJob(i) for i in range(num_shards(config)) if shard_name(i) not in present]
-    restored = steps = sum(record.rows for record in present.values())
+    repeat = config.env.action_repeat
+    restored = steps = repeat * sum(record.rows for record in present.values())
     done = sum(len(record.info["episodes"]) for record in present.values())
     total = config.collect.episodes
-    rows = _metrics_rows(present.values())
+    rows = _metrics_rows(present.values(), repeat)
     with Progress("collect", "episode", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
@@ -109,9 +110,10 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 for _, record in pool.map(missing):
                     episodes = len(record.info["episodes"])
                     done += episodes
-                    steps += record.rows
+                    driven = repeat * record.rows
+                    steps += driven
                     metrics.log(done, _metrics(steps, record))
-                    figures: Figures = {"episodes": episodes, "env_steps": record.rows}
+                    figures: Figures = {"episodes": episodes, "env_steps": driven}
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, figures=figures))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
     return {"env_steps": steps, "env_steps_this_sitting": steps - restored}
@@ -121,12 +123,12 @@ def _metrics(env_steps: int, record: Record) -> dict[str, float]:
     return {"env_steps": env_steps, "shard_mean_return": fmean(record.info["returns"])}
 
 
-def _metrics_rows(records: Iterable[Record]) -> list[Row]:
+def _metrics_rows(records: Iterable[Record], action_repeat: int) -> list[Row]:
     """The rows of shards that an earlier sitting committed."""
     rows: list[Row] = []
     episodes = steps = 0
     for record in records:
         episodes += len(record.info["episodes"])
-        steps += record.rows
+        steps += action_repeat * record.rows
         rows.append({"step": episodes, "time": time.time(), **_metrics(steps, record)})
     return rows

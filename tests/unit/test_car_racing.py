@@ -24,7 +24,7 @@ from pipeline.stages import collect
 from pipeline.storage.manifest import read_records
 from pipeline.storage.shards import read_episodes
 from pipeline.storage.store import LocalStore
-from tests.counting import counting_config
+from tests.counting import CountingEnv, counting_config
 
 TRACK = 4
 STEPS = 30
@@ -188,6 +188,46 @@ def test_bounds_are_those_of_gymnasium() -> None:
     np.testing.assert_array_equal(CarRacing.action_low, space.low)
     np.testing.assert_array_equal(CarRacing.action_high, space.high)
     assert space.shape == (CarRacing.action_size,)
+
+
+# ---- repeated actions
+
+
+@pytest.mark.parametrize("view", ["playfield", "full"])
+@pytest.mark.parametrize("repeat", [2, 4])
+def test_a_repeated_action_is_that_action_again_and_shows_the_last_frame(
+    config: EnvConfig, view: str, repeat: int
+) -> None:
+    config = config.model_copy(update={"view": view})
+    once, repeated = CarRacing(config), CarRacing(config.model_copy(update={"action_repeat": repeat}))
+    assert repeated.reset(TRACK).tobytes() == once.reset(TRACK).tobytes()
+    for start in range(0, STEPS, repeat):
+        steps = [once.step(ACTIONS[start]) for _ in range(min(repeat, STEPS - start))]
+        frame, *rest = repeated.step(ACTIONS[start])
+        assert frame.tobytes() == steps[-1].frame.tobytes()
+        assert rest == [sum(step.reward for step in steps), steps[-1].terminated, steps[-1].truncated]
+        assert steps[-1].truncated == (start + repeat >= STEPS)
+
+
+def test_an_action_is_not_held_beyond_the_end(config: EnvConfig) -> None:
+    """A lap is over in the first of four steps."""
+    once, repeated = CarRacing(config), CarRacing(config.model_copy(update={"action_repeat": 4}))
+    for env in (once, repeated):
+        env.reset(TRACK)
+        env._game.new_lap = True
+    first, whole = once.step(ACTIONS[0]), repeated.step(ACTIONS[0])
+    assert (whole.terminated, whole.reward) == (True, first.reward)
+    assert first.terminated
+    assert whole.frame.tobytes() == first.frame.tobytes()
+
+
+def test_an_environment_that_does_not_repeat_actions_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeating = counting_config({"env.action_repeat": 2, "mdnrnn.window": 3})
+    check_environment(repeating)
+    monkeypatch.delattr(CountingEnv, "repeats_actions")
+    with pytest.raises(ConfigError, match=r"env.action_repeat 2: tests.counting:CountingEnv does not repeat actions"):
+        check_environment(repeating)
+    check_environment(counting_config())
 
 
 # ---- exploring starts

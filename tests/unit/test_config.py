@@ -40,6 +40,7 @@ def test_the_defaults_are_the_papers() -> None:
     ("overrides", "said"),
     [
         ({"mdnrnn.window": 13}, "mdnrnn.window 13 is longer than any episode"),
+        ({"env.action_repeat": 3}, r"mdnrnn.window 6 is longer than any episode \(collect.episode_steps 12, env.act"),
         ({"collect.episode_steps": 17}, "collect.episode_steps 17 is above env.max_episode_steps 16"),
         ({"evolve.episode_steps": 17}, "evolve.episode_steps 17 is above env.max_episode_steps 16"),
         ({"evolve.population_size": 1}, "evolve.population_size: Input should be greater than or equal to 2"),

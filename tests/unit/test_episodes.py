@@ -45,7 +45,7 @@ class CodedPolicy:
 
 def record(track: int, *, max_steps: int = LIMIT + 4, env: Environment | None = None) -> Episode:
     env = env or CountingEnv(counting_config().env)
-    return record_episode(env, CodedPolicy(), episode_id=track + 7, track=track, max_steps=max_steps)
+    return record_episode(env, CodedPolicy(), episode_id=track + 7, track=track, max_actions=max_steps)
 
 
 def check_steps(episode: Episode, track: int) -> None:
@@ -138,6 +138,26 @@ def test_collect_writes_every_episode_once_in_its_own_shard_with_every_row_in_pl
         ways.add((cut, bool(episode.terminated[-1])))
     assert ways == {(True, False), (False, True)}, "the seed must give episodes of both kinds"
     assert len({len(e) for e in episodes}) > 2
+
+
+def test_collect_writes_a_row_for_each_action_however_long_it_is_held(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
+    config = counting_config({"env.action_repeat": 3, "mdnrnn.window": 3})
+    info = collect.run(config, local_store, executor)
+    episodes = collected(config, local_store)
+    for episode in episodes:
+        track = track_of(config, episode.id)
+        steps = min(episode_length(track, LIMIT), config.collect.episode_steps)
+        assert len(episode) == -(-steps // 3)
+        for t in range(len(episode)):
+            assert track_and_step(episode.frames[t]) == (track, 3 * t)
+            held = range(3 * t, min(3 * t + 3, episode_length(track, LIMIT)))
+            earned = sum(reward_of(track, step, episode.actions[t]) for step in held)
+            assert episode.rewards[t] == pytest.approx(earned, abs=1e-6)
+    assert info["env_steps"] == 3 * sum(len(e) for e in episodes)
+    rows = [json.loads(line) for line in local_store.read("rollouts/metrics.jsonl").splitlines()]
+    assert rows[-1]["env_steps"] == info["env_steps"]
 
 
 def test_collect_keeps_the_truncation_of_the_environment(store: Store, executor: InProcessExecutor) -> None:

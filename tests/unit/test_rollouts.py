@@ -94,8 +94,8 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
         action = np.array([[np.tanh(output[0]), (np.tanh(output[1]) + 1) / 2]], np.float32)
         h, c = lstm_by_hand(mdnrnn, z, action, h, c)  # type: ignore[arg-type]
         frame, reward, terminated, truncated = env.step(action[0])
-        total, steps = total + reward, steps + 1
-        if terminated or truncated or steps == job.max_steps:
+        total, steps = total + reward, steps + config.env.action_repeat
+        if terminated or truncated or steps >= job.max_steps:
             return RolloutResult(total, steps, terminated, truncated)
 
 
@@ -108,6 +108,7 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
         {"controller.hidden_size": 4},
         {"controller.bias": False},
         {"controller.z": "mu"},
+        {"env.action_repeat": 3, "mdnrnn.window": 3},
     ],
     ids=str,
 )
