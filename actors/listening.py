@@ -45,9 +45,14 @@ def listen_to_all(waitables: list[Any]) -> list[Any]:
     return ready
 
 
-def linger_s(workers: int) -> float:
-    """Seconds that a worker with jobs ahead may keep results, so that many workers do not keep the driver busy."""
-    return workers / _ANSWERS_PER_S if workers > _MANY else 0.0
+def linger_s(workers: int, timeout_s: float) -> float:
+    """Seconds that a worker with jobs ahead may keep results, so that many workers do not keep the driver busy.
+
+    Args:
+        workers: that there are.
+        timeout_s: after so many without a result a worker hangs.
+    """
+    return min(workers / _ANSWERS_PER_S, timeout_s / 4) if workers > _MANY else 0.0
 
 
 def has_answer(waitable: Any) -> bool:

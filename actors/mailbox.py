@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
-from pipeline.executor import Inbox
 
+class Mailbox:
+    """Jobs on their way in, which a worker iterates over, and results on their way out.
 
-class Mailbox(Inbox):
-    """Jobs on their way in, results on their way out.
+    It has more to give after it was exhausted, if jobs came since.
 
     Attributes:
         failures: how often the worker has raised. A message whose sender did not know of the last time yet brings
@@ -19,23 +20,28 @@ class Mailbox(Inbox):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.failures = 0
         self._changed = threading.Condition()
+        self._jobs: deque[Any] = deque()
         self._taken: dict[Hashable, float] = {}
         self._results: list[tuple[Hashable, Any, float]] = []
         self._failure: BaseException | None = None
         self._fetched = time.monotonic()
 
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
     def __next__(self) -> Any:
         with self._changed:
-            job = super().__next__()
+            if not self._jobs:
+                raise StopIteration
+            job = self._jobs.popleft()
             self._taken[job.id] = time.monotonic()
             self._changed.notify_all()
             return job
 
     def post(self, jobs: Sequence[Any], failures: int) -> None:
-        """Put jobs behind those that lie there.
+        """Put jobs behind those that lie there. One that is here already, at whatever stage, is not put there twice.
 
         Args:
             jobs: in order.
@@ -43,12 +49,15 @@ class Mailbox(Inbox):
         """
         with self._changed:
             if failures == self.failures:
-                self.add(jobs)
+                here = {job.id for job in self._jobs} | {*self._taken} | {job_id for job_id, _, _ in self._results}
+                self._jobs.extend(job for job in jobs if job.id not in here)
                 self._changed.notify_all()
 
     def take_back(self, ids: Iterable[Hashable]) -> None:
+        """Remove those jobs of these ids that were not taken yet."""
         with self._changed:
-            super().take_back(frozenset(ids))
+            ids = frozenset(ids)
+            self._jobs = deque(job for job in self._jobs if job.id not in ids)
             self._changed.notify_all()
 
     def wait_for_jobs(self) -> None:
@@ -70,7 +79,7 @@ class Mailbox(Inbox):
         with self._changed:
             self.failures += 1
             self._failure = error
-            self.clear()
+            self._jobs.clear()
             self._taken.clear()
             self._changed.notify_all()
 

@@ -56,6 +56,7 @@ class Member:
         self.suspects: list[Hashable] = []
         self._jobs_at_once = jobs_at_once
         self._failures = 0
+        self._knows_of_none = False
 
     @property
     def takes_jobs(self) -> bool:
@@ -85,12 +86,14 @@ class Member:
     def ask(self, linger_s: float) -> None:
         """Ask for more results, where there are some to come."""
         if self.jobs and self.waiting_for is None and self.doubt is None:
-            self.hand([], linger_s)
+            self.hand([*self.jobs.values()] if self._knows_of_none else [], linger_s)
 
     def take_results(self, answer: bytes) -> list[tuple[Hashable, Any, float]]:
         """The results that it has answered with: (job id, result, seconds) each."""
         results: list[tuple[Hashable, Any, float]] = pickle.loads(answer)
         self.waiting_for = None
+        # Messages may overtake each other: what was taken back and handed out again may have come in the other order.
+        self._knows_of_none = not results
         for job_id, _, _ in results:
             self.jobs.pop(job_id, None)
         self.alone = self.alone and bool(self.jobs)

@@ -131,7 +131,7 @@ class RayPool:
                 try:
                     yield from self._take(member, this)
                 except _Failed as failed:
-                    self._end_call(failed, this)
+                    self._take_over(failed, this)
                     hungry = self._members  # for the jobs that it had
             self._hand_out(this, hungry)
 
@@ -158,7 +158,7 @@ class RayPool:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
         workers = self._ready()
         # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
-        linger = 0.0 if this.queue.has_failures else linger_s(workers)
+        linger = 0.0 if this.queue.has_failures else linger_s(workers, self._execution.timeout_s)
         prompt = self._members[:_PROMPT]
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
             count = share(
@@ -182,10 +182,6 @@ class RayPool:
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
-        for member in answering:
-            member.suspect = False
-            if member.doubt is None:
-                member.heard = self._clock
         return answering
 
     def _take(self, member: Member, this: _Round) -> Iterator[tuple[Hashable, Any]]:
@@ -202,7 +198,7 @@ class RayPool:
                 return
             if not member.ready:
                 ray.get(member.waiting_for)
-                member.ready, member.waiting_for = True, None
+                member.ready, member.waiting_for, member.heard = True, None, self._clock
                 self._failed_starts = 0
                 self._count_workers()
                 return
@@ -215,6 +211,7 @@ class RayPool:
         except ActorUnavailableError as error:
             if member.doubt is None:
                 member.begin_doubt(error)
+                member.heard = self._clock
             else:
                 member.waiting_for = None  # to be asked again
             return
@@ -222,14 +219,17 @@ class RayPool:
             raise _Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
         except RayError as error:
             raise _Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
-        for job_id, result, seconds in member.take_results(answer):
+        results = member.take_results(answer)
+        if results:
+            member.suspect, member.heard = False, self._clock
+        for job_id, result, seconds in results:
             if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
                 this.queue.done(job_id)
                 this.seconds.append(seconds)
                 yield job_id, result
 
-    def _end_call(self, failed: _Failed, this: _Round) -> None:
-        """Hand a failed call's jobs to others, and do away with the member unless it says itself that it is fit."""
+    def _take_over(self, failed: _Failed, this: _Round) -> None:
+        """Hand the jobs of a member that failed to others, and do away with it unless it says itself that it is fit."""
         member, begun = failed.member, failed.member.suspects or failed.member.begun()
         left = self._only_its(member, this)
         member.lose_jobs()
@@ -312,13 +312,13 @@ class RayPool:
         limit = self._execution.timeout_s
         for member in [member for member in self._members if self._silent_s(member) >= limit]:
             if not has_answer(member.waiting_for):
-                self._end_call(_Failed(member, f"{silence(limit)}; {member.where()}", None), this)
+                self._take_over(_Failed(member, f"{silence(limit)}; {member.where()}", None), this)
 
     def _look_into_doubts(self, this: _Round) -> None:
         """Of workers that cannot be reached: see whether their node is gone. Their jobs wait for it a little only."""
         for member in [member for member in self._members if member.doubt is not None]:
             if self._lost_its_node(member, member.doubt):
-                self._end_call(_Failed(member, str(member.doubt), member.doubt), this)
+                self._take_over(_Failed(member, str(member.doubt), member.doubt), this)
                 continue
             if member.waiting_for is None:
                 member.ask_again()
@@ -360,7 +360,7 @@ class RayPool:
         if not idle or not this.seconds:
             return
         limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
-        linger = linger_s(self._ready())
+        linger = linger_s(self._ready(), self._execution.timeout_s)
         for member in self._members:
             silent_s = self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
             if member.jobs and not (member.suspect or member.doubt) and silent_s > limit:

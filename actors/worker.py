@@ -83,13 +83,14 @@ class WorkerActor:
         self._mailbox.take_back(ids)
 
     def _work(self, factory: Callable[..., Worker], arguments: tuple[Any, ...], built: Future[None]) -> None:
-        with num_threads(1):
-            try:
+        try:
+            with num_threads(1):
                 worker = factory(*arguments)
-            except BaseException as error:
-                built.set_exception(error)
-                return
-            built.set_result(None)
+        except BaseException as error:
+            built.set_exception(error)
+            return
+        built.set_result(None)
+        with num_threads(1):  # anew: the worker may have imported torch, which was out of reach before
             while True:
                 self._mailbox.wait_for_jobs()
                 try:

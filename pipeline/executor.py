@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -47,37 +47,6 @@ class Worker(Protocol):
         Args:
             jobs: taken in order, each when the worker is ready to begin it: there may be more of them by then.
         """
-
-
-class Inbox:
-    """The jobs that lie before a worker. Another thread may add to them, or take some back, while it works.
-
-    An iterator that has more to give after it was exhausted, if something was added since.
-    """
-
-    def __init__(self, jobs: Iterable[Any] = ()) -> None:
-        self._jobs = deque(jobs)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        try:
-            return self._jobs.popleft()
-        except IndexError:
-            raise StopIteration from None
-
-    def add(self, jobs: Iterable[Any]) -> None:
-        self._jobs.extend(jobs)
-
-    def take_back(self, ids: Collection[Hashable]) -> None:
-        """Remove those jobs of these ids that were not taken yet."""
-        for job in [job for job in self._jobs.copy() if job.id in ids]:
-            with suppress(ValueError):  # taken in the meantime
-                self._jobs.remove(job)
-
-    def clear(self) -> None:
-        self._jobs.clear()
 
 
 class Pool(Protocol):
@@ -333,18 +302,18 @@ class _InProcessPool:
         queue = JobQueue(jobs, self._max_attempts)
         while queue:
             left = {job.id: job for job in queue.take(len(queue))}
-            inbox = Inbox(left.values())
+            waiting = iter([*left.values()])
             try:
                 with num_threads(1):
-                    for job_id, result in self._worker.run(inbox):
+                    for job_id, result in self._worker.run(waiting):
                         del left[job_id]
                         yield job_id, result
             except Exception as error:
                 if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
                     raise
                 logger.warning("a worker raised", exc_info=error)
-                waiting = {job.id for job in inbox}
-                begun = [job_id for job_id in left if job_id not in waiting]
+                not_begun = {job.id for job in waiting}
+                begun = [job_id for job_id in left if job_id not in not_begun]
                 if isinstance(error, EpisodeError):
                     begun = [error.job_id]
                 else:

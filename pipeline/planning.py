@@ -38,7 +38,7 @@ class Costs:
 
     Attributes:
         speed: of a worker.
-        episode_steps: mean length of a training episode; None: each runs to its limit.
+        episode_steps: agent steps of a training episode, on average; None: each runs to its limit.
         dispatch_s: seconds of the driver an episode.
         overhead_s: seconds of the driver a generation, while the workers wait.
     """
@@ -124,7 +124,7 @@ class Estimate:
 
 
 def step_limit(config: RunConfig) -> int:
-    """Steps after which a training episode ends."""
+    """Agent steps after which a training episode ends."""
     return config.env.actions_in(config.evolve.episode_steps or config.env.max_episode_steps)
 
 
@@ -254,7 +254,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         "hyperthreads of a core, measure on such a machine",
         lengths,
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
-        f"{config.env.actions_in(config.env.max_episode_steps):,} actions, while no others are driven",
+        f"{config.env.actions_in(config.env.max_episode_steps):,} steps, while no others are driven",
         "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
         "is fair, and two thirds of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "

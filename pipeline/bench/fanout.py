@@ -174,7 +174,7 @@ def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
 def _warm_up(pool: Pool, workers: int) -> None:
     """Until every worker is up, as all are from the second generation on."""
     while pool.num_workers < workers:
-        for _ in pool.map(SimulatedEpisode(i, _WARM_UP_S) for i in range(workers)):
+        for _ in pool.map(SimulatedEpisode(-i, _WARM_UP_S) for i in range(1, workers + 1)):
             pass
 
 

@@ -57,7 +57,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     try:
         with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
             # Until every worker is up, as all are from the second generation on.
-            drive(pool, [replace(job, max_steps=1) for job in jobs], lambda *_: None)
+            drive(pool, [replace(job, purpose="warm-up", max_steps=1) for job in jobs], lambda *_: None)
             began = time.perf_counter()
             drive(pool, jobs, take)
             took = time.perf_counter() - began
@@ -98,7 +98,7 @@ def _paper_size(config: RunConfig) -> RunConfig:
             "stall_steps": None,
         }
     )
-    env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS})
+    env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS, "action_repeat": 1})
     return config.model_copy(update={"evolve": evolve, "env": env})
 
 

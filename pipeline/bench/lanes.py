@@ -70,4 +70,4 @@ def _rate(worker: RolloutWorker, config: RunConfig, lanes: int, seconds: float) 
         elapsed = time.process_time() - began
         if elapsed >= seconds:
             break
-    return steps / elapsed
+    return steps / config.env.action_repeat / elapsed

@@ -258,6 +258,7 @@ class CarRacing:
         game.road = []
         game.car = None
         game.world = Box2D.b2World((0, 0))
+        game.unseen = False
         self._steps = 0
         observation, _ = game.reset(seed=track)
         return self._frame(observation)

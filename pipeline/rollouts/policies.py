@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.config import RunConfig
 from pipeline.envs.environment import Environment
 
-BROWNIAN_DT = 1 / 50
+BROWNIAN_DT = 1 / 50  # of an action, however many steps it is held for
 
 
 class Policy(Protocol):

@@ -26,6 +26,7 @@ from tests.cluster.toys import (
     Raising,
     Slow,
     Squares,
+    Threads,
     counting_task,
     failing_task,
     faulty_task,
@@ -160,6 +161,11 @@ def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
 )
 def test_shares(waiting: int, missing: int, workers: int, has: int, jobs_at_once: int, given: int) -> None:
     assert share(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once) == given
+
+
+def test_a_worker_has_one_thread_whatever_its_libraries_came_with(executor: Executor) -> None:
+    with executor.pool(Threads) as pool:
+        assert dict(pool.map([Number(i) for i in range(3)])) == {0: 1, 1: 1, 2: 1}
 
 
 def test_an_error_of_ours_comes_back_as_it_is_at_once(executor: Executor, tmp_path: Path) -> None:

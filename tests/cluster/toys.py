@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import time
@@ -117,6 +118,18 @@ class Slow:
         for job in jobs:
             time.sleep(self._seconds)
             yield job.id, job.id**2
+
+
+class Threads:
+    """Brings torch along, which has three threads where nobody says otherwise; tells how many it has at work."""
+
+    def __init__(self) -> None:
+        self._torch = importlib.import_module("torch")
+        self._torch.set_num_threads(3)
+
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            yield job.id, self._torch.get_num_threads()
 
 
 class OneSlow:

@@ -79,12 +79,33 @@ def test_a_job_is_taken_back_unless_it_is_begun() -> None:
     assert [job.id for job in mailbox] == [3]
 
 
+def test_a_job_that_is_here_is_not_taken_in_again() -> None:
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2, 3), failures=0)
+    finish(mailbox)
+    next(mailbox)
+    mailbox.post(jobs(1, 2, 3, 4), failures=0)
+    assert [job.id for job in mailbox] == [3, 4], "the first has a result, the second is at work"
+
+
 def test_a_fetch_where_nothing_is_left_to_work_at_ends() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1), failures=0)
     answer = fetching(mailbox, LONG_S)
     mailbox.take_back([1])
     assert answer.result(10) == []
+
+
+def test_whoever_asks_for_a_job_that_is_not_here_is_told_at_once_and_can_send_it_again() -> None:
+    """Taken back and handed out again, in the other order."""
+    mailbox = Mailbox()
+    mailbox.post(jobs(1, 2), failures=0)
+    mailbox.take_back([2])
+    finish(mailbox)
+    assert [fetching(mailbox, LONG_S).result(10) for _ in range(2)] == [[1], []]
+    mailbox.post(jobs(2), failures=0)
+    finish(mailbox)
+    assert fetching(mailbox, LONG_S).result(10) == [2]
 
 
 def test_jobs_that_come_later_are_waited_for() -> None:
