@@ -191,14 +191,14 @@ class JobQueue:
 
 
 # Jobs that lie before a worker, at most, for each that it can have begun: more would be lost on workers yet to come.
-_MOST_AHEAD = 12
+_MOST_AHEAD = 8
 
 
 def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: int) -> int:
     """How many jobs a worker is given next.
 
-    So many that it works at full width, or at as much of it as is fair; and while there are plenty, two thirds of what
-    would be fair besides, which lies ready when it ends what it has begun. Shares get smaller towards the end, so that
+    So many that it works at full width, or at as much of it as is fair; and while there are plenty, half of what would
+    be fair besides, which lies ready when it ends what it has begun. Shares get smaller towards the end, so that
     workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987).
 
     Args:
@@ -212,7 +212,7 @@ def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: i
     if has > jobs_at_once or (has == jobs_at_once and not plenty):
         return 0
     fair = min(jobs_at_once, -(-missing // workers)) - has
-    ahead = max(1, 2 * waiting // (3 * workers)) if plenty else 0
+    ahead = max(1, waiting // (2 * workers)) if plenty else 0
     return max(0, min(waiting, max(fair, ahead), _MOST_AHEAD * jobs_at_once))
 
 

@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 WORKERS = (16, 32, 64, 128, 256, 512, 1024)
 
 # The driver's own time, on 2 cores of an AMD EPYC. For an episode, handing it out and taking its result: CPU time of
-# its thread where 4,096 simulated episodes go to 256 Ray workers, all on that machine (0.25 to 0.42 ms). For a
+# its thread where 4,096 simulated episodes go to 256 Ray workers, all on that machine (0.23 to 0.41 ms). For a
 # generation: CMA-ES with 867 parameters, and a checkpoint in a folder.
 DISPATCH_MS = 0.4
 OVERHEAD_MS = 200.0
@@ -256,7 +256,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
         f"{config.env.actions_in(config.env.max_episode_steps):,} steps, while no others are driven",
         "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
-        "is fair, and two thirds of a fair share of what waits besides",
+        "is fair, and half of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms a generation while workers wait",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "
