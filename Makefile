@@ -4,9 +4,10 @@ RUN_DIR ?= runs/tiny
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test soak check format bench lock
+.PHONY: help install demo test soak check format bench lock
 
 help:
+	@echo "make install set up .venv, as all that follow do where need be"
 	@echo "make demo    the whole pipeline on real CarRacing, tiny, in about 5 minutes; RUN_DIR=$(RUN_DIR)"
 	@echo "make test    all tests"
 	@echo "make soak    kill real runs at random times for a quarter of an hour, and compare what they come to"
@@ -23,11 +24,13 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+install: $(READY)
+
 demo: $(READY)
 	$(BIN)/world-models run tiny --run-dir $(RUN_DIR)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak $(SOAK)

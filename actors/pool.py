@@ -159,7 +159,7 @@ class RayPool:
         workers = self._ready()
         # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
         linger = 0.0 if this.queue.has_failures else linger_s(workers, self._execution.timeout_s)
-        prompt = self._members[:_PROMPT]
+        lingers = dict.fromkeys(self._members[:_PROMPT], 0.0)
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
             count = share(
                 waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
@@ -171,9 +171,9 @@ class RayPool:
             if not member.jobs:
                 member.heard = self._clock
             member.alone = alone
-            member.hand(this.queue.take(count), 0.0 if member in prompt else linger)
+            member.hand(this.queue.take(count), lingers.get(member, linger))
         for member in members:
-            member.ask(0.0 if member in prompt else linger)
+            member.ask(lingers.get(member, linger))
 
     def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""

@@ -22,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.presets import load_config, preset_names
-from pipeline.storage.store import LocalStore, open_store
+from pipeline.storage.store import check_lasting
 
 SOURCES = ("actors", "cluster", "configs", "pipeline")
 
@@ -78,11 +78,7 @@ def make_job(
     config = load_config(preset, overrides)
     if config.execution.executor != "ray":
         raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
-    if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
-        raise ConfigError(
-            f"--run-dir {run_dir}: on a cluster this is s3://bucket/prefix, or the absolute path of a folder that all "
-            "nodes share: a relative one is lost with the job's copy of the sources"
-        )
+    check_lasting(run_dir)
     preset_file = None if preset in preset_names() else Path(preset).absolute()
     arguments = ["run", preset if preset_file is None else preset_file.name, "--run-dir", run_dir]
     for override in overrides:

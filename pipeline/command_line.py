@@ -211,7 +211,9 @@ def _add_bench(commands: Commands) -> None:
         epilog=_BENCH_EXAMPLES,
         formatter_class=_FORMATTER,
     )
-    bench.add_argument("name", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}, or all")
+    bench.add_argument(
+        "name", metavar="NAME", choices=[*BENCHES, "all"], help=f"{', '.join(BENCHES)}; or all: every one but fanout"
+    )
     bench.add_argument(
         "--run-dir",
         help="the run whose controllers `generation` and `fidelity` drive; by default runs/laptop, or else runs/tiny, "
@@ -219,7 +221,7 @@ def _add_bench(commands: Commands) -> None:
     )
     bench.add_argument(
         "--seconds",
-        type=float,
+        type=_above_zero,
         default=10.0,
         help="each side is measured for so long, all turns together; 10 unless told",
     )

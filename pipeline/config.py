@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Kind = Literal["identity", "growable", "runtime"]
 
@@ -121,10 +121,19 @@ class CollectConfig(Section):
     )
     episodes: int = Field(10_000, ge=2)
     episode_steps: int = Field(1000, ge=2, description="an episode is cut after so many steps")
-    exploring_starts: bool = Field(
-        False, description="begin anywhere on the road, at a random offset, heading and speed, instead of at its start"
+    exploring_starts: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the episodes that begin anywhere on the road, at a random offset, heading and speed",
     )
     episodes_per_shard: int = Field(10, ge=1)
+
+    @field_validator("exploring_starts", mode="before")
+    @classmethod
+    def _all_or_none(cls, share: object) -> object:
+        """It was a yes or no at first, and there are runs of that time."""
+        return float(share) if isinstance(share, bool) else share
 
 
 class VaeConfig(Section):
@@ -215,6 +224,13 @@ class EpisodesFrom(Section):
     episodes: int = Field(ge=1)
 
 
+class SigmaFrom(Section):
+    """Another step size from a generation on; CMA-ES goes on from it."""
+
+    generation: int = Field(ge=2)
+    sigma: float = Field(gt=0)
+
+
 class EvolveConfig(Section):
     """Stage 5: CMA-ES over controllers."""
 
@@ -224,6 +240,10 @@ class EvolveConfig(Section):
         [], description="episodes per candidate later on: more, once candidates differ by rare failures"
     )
     sigma: float = Field(0.1, gt=0)
+    sigma_from: list[SigmaFrom] = Field(
+        [],
+        description="set later on: with many parameters CMA-ES is slow to see that its steps are too long",
+    )
     generations: int = growable(1800, ge=1)
     target_return: float | None = growable(None, description="stop once a validation mean reaches it")
     episode_steps: int | None = Field(None, ge=2, description="cut training episodes after so many steps")
@@ -241,6 +261,10 @@ class EvolveConfig(Section):
         """Episodes per candidate in a generation, the first being 1."""
         begun = [change for change in self.episodes_from if change.generation <= generation]
         return max(begun, key=lambda change: change.generation).episodes if begun else self.episodes
+
+    def sigma_at(self, generation: int) -> float | None:
+        """The step size that is set before a generation, the first being 1; None where it stays CMA-ES's own."""
+        return next((change.sigma for change in self.sigma_from if change.generation == generation), None)
 
     def episodes_until(self, generation: int) -> int:
         """Episodes per candidate in all generations up to this one."""

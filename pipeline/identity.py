@@ -42,6 +42,14 @@ def _walk(model: BaseModel, kind: Kind, prefix: str) -> Iterator[tuple[str, Any]
             yield prefix + name, value
 
 
+def of_then(written: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
+    """What an earlier version wrote of a stage's identity, with the keys that came since.
+
+    Their defaults do what was done before there was a choice.
+    """
+    return {**flatten(RunConfig(), "identity", sections), **written}
+
+
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per key that differs."""
     lines = []

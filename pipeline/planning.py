@@ -234,6 +234,11 @@ def dollars(workers: int, seconds: float, price: float) -> float:
     return workers * seconds * price / 3600
 
 
+def _asked_for(config: RunConfig) -> int:
+    evolve = config.evolve
+    return -(-evolve.episodes_at(evolve.generations) * evolve.population_size // config.rollouts.micro_batch)
+
+
 def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from: str) -> list[str]:
     """Everything that the table takes for granted."""
     evolve, speed = config.evolve, costs.speed
@@ -259,6 +264,8 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         "is fair, and half of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms a generation while workers wait",
+        f"an evolution asks for one worker a micro-batch of a generation's episodes, {_asked_for(config):,} here; to "
+        "have more (or fewer), -o execution.workers=N",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "
         "driver's machine, GPUs and storage are not in it",
     ]

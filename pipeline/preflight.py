@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pipeline.envs.registry import environment_class
 from pipeline.errors import ConfigError
 from pipeline.machine import memory_bytes, num_cores
 from pipeline.models.controller import ControllerShape
+from pipeline.storage.store import check_lasting
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
 _AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
@@ -59,9 +61,9 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
-    frames = collect.episodes * config.env.actions_in(collect.episode_steps)
+    episode_frames = config.env.actions_in(collect.episode_steps)
+    frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
     worker_memory = workers * _WORKER_PROCESS_BYTES
-    shard_frames = frames // collect.episodes * collect.episodes_per_shard
     shard_memory = workers * shard_frames * _FRAME_MEMORY_BYTES
     block = min(vae.shuffle_frames, frames) + shard_frames
     latent_bytes = 8 * vae.z_size + 32
@@ -137,12 +139,14 @@ def describe(config: RunConfig, run_dir: str) -> str:
 
 
 def check(config: RunConfig, run_dir: str) -> None:
-    """Refuse what cannot fit on this machine.
+    """Refuse what cannot fit on this machine, and a run directory that would not last.
 
     Raises:
-        ConfigError: not enough disk or memory, with what to change.
+        ConfigError: not enough disk or memory, or a folder that goes with a job; with what to change.
     """
     rows = estimate(config)
+    if _sources_are_a_copy():
+        check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
     if _on_a_cluster(config):
@@ -154,6 +158,12 @@ def check(config: RunConfig, run_dir: str) -> None:
             f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}: "
             "lower execution.workers, collect.episodes_per_shard, or the shuffle_frames of vae and mdnrnn"
         )
+
+
+def _sources_are_a_copy() -> bool:
+    """Whether this is the driver of a job that its sources came with; Ray leaves the job's description here."""
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return "working_dir" in job.get("runtime_env", {})
 
 
 def _check_disk(run_dir: Path, size_bytes: float) -> None:

@@ -11,7 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.executor import Executor
 from pipeline.failpoints import failpoint
-from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
+from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, of_then, shrunk
 from pipeline.sittings import stage_seconds, timed
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
 from pipeline.storage import sealed
@@ -111,7 +111,7 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
         return False
     identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
     where = store.locate(manifest_key(stage.prefix))
-    if lines := diff(manifest.config, identity):
+    if lines := diff(of_then(manifest.config, stage.keys), identity):
         raise ConfigError(
             f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
         )
@@ -158,7 +158,7 @@ def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str,
             f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
             f"{store.locate(stage.prefix)} to have the stage made anew"
         ) from error
-    if lines := diff(config_before, begun["config"]):
+    if lines := diff(of_then(config_before, stage.keys), begun["config"]):
         raise ConfigError(
             f"{store.locate(key)} began a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
         )

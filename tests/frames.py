@@ -23,6 +23,7 @@ Pixels = NDArray[np.uint8]
 Errors = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 View = Literal["playfield", "full", "observation"]
+Wanted = Literal["nothing", "whole", "parts"]
 
 ZOOM_STEPS = 50  # the first second
 PARTS_EVERY = 15
@@ -55,7 +56,7 @@ class Drive:
         track: the seed.
         options: of the environment.
         actions: of every step.
-        pictures: by step, 0 for the reset: of all steps of the first second and every 15th.
+        pictures: by step, 0 for the reset: those that were wanted.
     """
 
     track: int
@@ -73,7 +74,7 @@ class PartedCarRacing(UndrawnCarRacing):
     """Gymnasium's CarRacing that draws an observation when it is told to, whole and without its parts."""
 
     picture: Picture | None = None
-    wanted: Literal["nothing", "whole", "parts"] = "nothing"
+    wanted: Wanted = "nothing"
     _barless = False
 
     def _render(self, mode: str) -> Any:
@@ -138,16 +139,28 @@ def _placed(wheel: Any, hull: Any, angle: float = 0, rolled: float = 0) -> Any:
     return SimpleNamespace(fixtures=fixtures, color=wheel.color, phase=wheel.phase + rolled)
 
 
-def record(track: int, driver: Driver, steps: int, **options: Any) -> Drive:
-    """Drive with Gymnasium's own drawing, for up to so many steps."""
+def closely(step: int) -> Wanted:
+    """All of the first second, and every part now and then."""
+    if step % PARTS_EVERY == 0:
+        return "parts"
+    return "whole" if step < ZOOM_STEPS else "nothing"
+
+
+def now_and_then(step: int) -> Wanted:
+    """Two pictures a second."""
+    return "whole" if step % 25 == 0 else "nothing"
+
+
+def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = closely, **options: Any) -> Drive:
+    """Drive with Gymnasium's own drawing, for up to so many steps, and keep the pictures that are wanted."""
     env = PartedCarRacing(**options)
     drive = Drive(track, options, [], {})
-    env.wanted = "parts"
+    env.wanted = wanted(0)
     env.reset(seed=track)
     for step in range(steps + 1):
         if step:
             drive.actions.append(driver(env))
-            env.wanted = "parts" if step % PARTS_EVERY == 0 else "whole" if step < ZOOM_STEPS else "nothing"
+            env.wanted = wanted(step)
             *_, terminated, _, _ = env.step(drive.actions[-1])
             if terminated:
                 break

@@ -27,6 +27,7 @@ from pipeline.threads import num_threads
 
 _EPISODE_STEPS = 250
 _EPISODES_PER_LANE = 4
+_ENGINES = {"openvino": "OpenVINO", "torch": "torch"}
 
 
 def bench_agent(seconds: float) -> Comparison:
@@ -45,16 +46,17 @@ def bench_agent(seconds: float) -> Comparison:
     shape = ControllerShape.of_run(config, CarRacing.action_size)
     population = rng.normal(0, 0.1, (_EPISODES_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
-    def lanes(precision: str) -> Callable[[], int]:
-        rollouts = config.rollouts.model_copy(update={"precision": precision})
+    def lanes(engine: str, precision: str) -> Side:
+        rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
         worker = RolloutWorker(config.model_copy(update={"rollouts": rollouts}), to_bytes(vae), to_bytes(mdnrnn))
         generations = count(1)
-        return lambda: sum(
-            result.steps for _, result in worker.run(training_jobs(config, next(generations), population))
+        return Side(
+            f"{config.rollouts.lanes} lanes, {_ENGINES[engine]} {precision}",
+            lambda: sum(result.steps for _, result in worker.run(training_jobs(config, next(generations), population))),
         )
 
-    *others, fastest = native_precisions()
-    what = f"{config.rollouts.lanes} lanes, OpenVINO "
+    native = native_precisions()
+    *others, fastest = native
     with num_threads(1):
         return compare(
             "agent",
@@ -63,10 +65,13 @@ def bench_agent(seconds: float) -> Comparison:
                 "batch 1, torch float32, Gymnasium's rendering",
                 naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, population[0].astype(np.float32)),
             ),
-            Side(what + fastest, lanes(fastest)),
+            lanes("openvino", fastest),
             seconds=seconds,
             threads=1,
-            others=[Side(what + precision, lanes(precision)) for precision in others],
+            others=[
+                *(lanes("openvino", precision) for precision in others),
+                *(lanes("torch", precision) for precision in native if precision != "int8"),
+            ],
         )
 
 

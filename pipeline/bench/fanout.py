@@ -17,6 +17,7 @@ JOBS = (1024, 4096)
 FEWER_WORKERS = (16, 64)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
+_WARM_UP_JOBS = 16  # a worker: a generation before those that are measured, as there is before all but the first
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,12 @@ def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: 
     try:
         for count in counts:
             with on(count).pool(SleepingWorker) as pool:
-                _warm_up(pool, count)
+                _wait_for_all(pool, count)
                 copies = pool.copies  # type: ignore[attr-defined]
-                ours = [_measured(pool.map, simulated_jobs(jobs)) for jobs in JOBS]
+                ours = _rounds(pool.map, count)
                 copies = pool.copies - copies  # type: ignore[attr-defined]
             with actor_pool(SleepingWorker, [SimulatedEpisode(i, _WARM_UP_S) for i in range(count)]) as map_jobs:
-                references = [_measured(map_jobs, simulated_jobs(jobs)) for jobs in JOBS]
+                references = _rounds(map_jobs, count)
             for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
                 seconds = [job.seconds for job in simulated_jobs(jobs)]
                 rows.append(
@@ -171,11 +172,17 @@ def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _warm_up(pool: Pool, workers: int) -> None:
+def _wait_for_all(pool: Pool, workers: int) -> None:
     """Until every worker is up, as all are from the second generation on."""
     while pool.num_workers < workers:
         for _ in pool.map(SimulatedEpisode(-i, _WARM_UP_S) for i in range(1, workers + 1)):
             pass
+
+
+def _rounds(map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], workers: int) -> list[Round]:
+    """One for each number of jobs, after one that is not measured."""
+    _measured(map_jobs, simulated_jobs(_WARM_UP_JOBS * workers))
+    return [_measured(map_jobs, simulated_jobs(jobs)) for jobs in JOBS]
 
 
 def _measured(

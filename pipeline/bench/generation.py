@@ -99,7 +99,8 @@ def _paper_size(config: RunConfig) -> RunConfig:
         }
     )
     env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS, "action_repeat": 1})
-    return config.model_copy(update={"evolve": evolve, "env": env})
+    execution = config.execution.model_copy(update={"executor": "ray"})
+    return config.model_copy(update={"evolve": evolve, "env": env, "execution": execution})
 
 
 def _naive_loop(config: RunConfig, run: TrainedRun) -> Callable[[], int]:

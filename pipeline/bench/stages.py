@@ -38,7 +38,7 @@ def bench_collect(seconds: float) -> Comparison:
         shards = count()
 
         def work() -> int:
-            # The same episodes as the other side's.
+            # Like the other side's, but on tracks of their own: it would find these created.
             episodes = shard_episodes(config, num_shards(config) - 1 - next(shards))
             steps = 0
             for episode in episodes:

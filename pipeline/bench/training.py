@@ -24,13 +24,17 @@ from pipeline.training.loop import Objective
 _ACTION_SIZE = 3
 
 
-def _steps(objective: Objective, batch: object, units: int) -> Callable[[], int]:  # type: ignore[type-arg]
+def _steps(
+    objective: Objective,  # type: ignore[type-arg]
+    make_batch: Callable[[], object],
+    units: int,
+) -> Callable[[], int]:
     """One optimiser step of the pipeline's own."""
     step = 0
 
     def work() -> int:
         nonlocal step
-        losses = objective.losses(batch, step)
+        losses = objective.losses(make_batch(), step)
         objective.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         objective.before_step()
@@ -65,7 +69,7 @@ def bench_train_vae(seconds: float) -> Comparison:
             "train-vae",
             "frames/s",
             Side("torch float32, plain Adam", reference),
-            Side(f"the pipeline's, {precision_name(objective.precision)}", _steps(objective, frames, size)),
+            Side(f"the pipeline's, {precision_name(objective.precision)}", _steps(objective, lambda: frames, size)),
             seconds=seconds,
             threads=config.vae.threads,
         )
@@ -111,7 +115,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
             Side("torch float32, plain Adam", reference),
             Side(
                 f"the pipeline's, {precision_name(objective.precision)}",
-                _steps(objective, block.batch(items), size),
+                _steps(objective, lambda: block.batch(items), size),
             ),
             seconds=seconds,
             threads=config.mdnrnn.threads,

@@ -290,11 +290,11 @@ class CarRacing:
             observation, reward, terminated, _, _ = self._game.step(action)
             self._steps += 1
             earned += float(reward)
-            if terminated and left > 0:
-                self._game.unseen = False
-                observation = self._game._render("state_pixels")
             if terminated:
                 break
+        if left > 0:  # over before the step that would have been drawn
+            self._game.unseen = False
+            observation = self._game._render("state_pixels")
         return Step(self._frame(observation), earned, bool(terminated), self._steps >= self._max_steps)
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ def check_environment(config: RunConfig) -> None:
     if config.collect.exploring_starts and not hasattr(found, "reset_anywhere"):
         raise ConfigError(
             f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "
-            "pipeline/envs/environment.py). Leave it false, or add that method."
+            "pipeline/envs/environment.py). Leave it 0, or add that method."
         )
 
 

@@ -79,8 +79,12 @@ class Search:
 
     @property
     def sigma(self) -> float:
-        """The step size."""
+        """The step size. It can be set, and is adapted from there."""
         return float(self._es.sigma)
+
+    @sigma.setter
+    def sigma(self, sigma: float) -> None:
+        self._es.sigma = sigma
 
     @property
     def covariance(self) -> NDArray[np.float64]:

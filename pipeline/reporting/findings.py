@@ -57,12 +57,14 @@ class Baseline:
     Attributes:
         policy: its name.
         episode_steps: its episodes were cut after so many.
+        exploring_starts: share of them that began anywhere on the road, at speed.
         returns: of its episodes.
         mean, sd: of them.
     """
 
     policy: str
     episode_steps: int
+    exploring_starts: float
     returns: list[float]
     mean: float
     sd: float
@@ -231,6 +233,7 @@ def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
     return Baseline(
         policy=config.collect.policy,
         episode_steps=config.collect.episode_steps,
+        exploring_starts=config.collect.exploring_starts,
         returns=returns,
         mean=float(np.mean(returns)),
         sd=float(np.std(returns, ddof=min(1, len(returns) - 1))),

@@ -10,6 +10,8 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.envs.registry import make_environment
@@ -65,9 +67,7 @@ class CollectWorker:
                     episode_id=episode_id,
                     track=seeding.track(config.seed, config.tracks.training, "collect/track", episode_id),
                     max_actions=config.env.actions_in(config.collect.episode_steps),
-                    start=seeding.generator(config.seed, "collect/start", episode_id)
-                    if config.collect.exploring_starts
-                    else None,
+                    start=_start(config, episode_id),
                 )
             )
         returns = [float(episode.rewards.sum(dtype="float64")) for episode in episodes]
@@ -81,6 +81,12 @@ class CollectWorker:
             episodes=[[episode.id, len(episode)] for episode in episodes],
             returns=returns,
         )
+
+
+def _start(config: RunConfig, episode_id: int) -> np.random.Generator | None:
+    """What draws where an episode begins; None for the track's own start."""
+    rng = seeding.generator(config.seed, "collect/start", episode_id)
+    return rng if rng.random() < config.collect.exploring_starts else None
 
 
 def num_shards(config: RunConfig) -> int:

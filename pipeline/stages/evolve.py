@@ -176,6 +176,9 @@ def _next_generation(
         steps += result.steps
         on_episode(result)
 
+    sigma = config.evolve.sigma_at(generation)
+    if sigma is not None:
+        state.search.sigma = sigma
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates)
     results = drive_all(pool, jobs, count)

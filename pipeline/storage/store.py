@@ -228,3 +228,16 @@ def open_store(run_dir: str) -> Store:
             f"--run-dir {run_dir}: {scheme}:// is not supported; give a path to a local folder or s3://bucket/prefix"
         )
     return LocalStore(run_dir)
+
+
+def check_lasting(run_dir: str) -> None:
+    """Refuse a run directory that lies in a job's copy of the sources, which is deleted some time after the job.
+
+    Raises:
+        ConfigError: it is a relative path.
+    """
+    if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
+        raise ConfigError(
+            f"--run-dir {run_dir}: on a cluster this is s3://bucket/prefix, or the absolute path of a folder that all "
+            "nodes share: a relative one is lost with the job's copy of the sources"
+        )

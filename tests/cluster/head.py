@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
@@ -28,16 +28,25 @@ class Head:
         num_cpus: of the node.
         node_types: that Ray's autoscaler adds and takes away, as ``available_node_types`` of a cluster file has them;
             its nodes are real ones, on this machine (Ray's fake provider). None: no autoscaler.
+        token: that it wants of every request; None for none.
 
     Attributes:
         jobs: URL of the dashboard and the job server.
         address: of the cluster, for drivers.
         folder: Ray's session folders and logs.
+        path: the PATH of its processes: a job's ``python`` is the head's first.
     """
 
-    def __init__(self, num_cpus: int = 2, node_types: dict[str, Any] | None = None) -> None:
+    path = f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+
+    def __init__(self, num_cpus: int = 2, node_types: dict[str, Any] | None = None, token: str | None = None) -> None:
         self._num_cpus = num_cpus
         self._node_types = node_types
+        self._headers: dict[str, str] = {}
+        self._environment = {"RAY_AUTH_MODE": "disabled"}
+        if token is not None:
+            self._headers = {"Authorization": f"Bearer {token}"}
+            self._environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
         self.folder = Path(self._temporary.name)
         self.jobs = self.address = ""
@@ -50,7 +59,7 @@ class Head:
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,
             "ray-client-server-port": client, "dashboard-agent-listen-port": 0, "metrics-export-port": 0,
         }  # fmt: skip
-        environment = {"PATH": f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"}  # a job's `python` is the head's first
+        environment = {"PATH": self.path}
         if self._node_types is not None:
             options["autoscaling-config"] = self._autoscaling_config()
             environment |= {
@@ -60,13 +69,13 @@ class Head:
         self._log = (self.folder / "head.log").open("w")
         self._process = subprocess.Popen(
             [_SCRIPTS / "ray", "start", "--head", "--block", *(f"--{name}={value}" for name, value in options.items())],
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, **self._environment},
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         deadline = time.monotonic() + _READY_S
-        while not _answers(f"{self.jobs}/api/jobs/"):
+        while not self._answers():
             assert self._process.poll() is None, (self.folder / "head.log").read_text()
             assert time.monotonic() < deadline, "the job server never came up"
             time.sleep(0.1)
@@ -84,11 +93,22 @@ class Head:
         self._log.close()
         self._temporary.cleanup()
 
-    def live_nodes(self) -> int:
-        """Besides the head."""
-        with urlopen(f"{self.jobs}/api/v0/nodes", timeout=10) as reply:
-            nodes = json.load(reply)["data"]["result"]["result"]
-        return sum(1 for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"])
+    def get(self, path: str) -> Any:
+        """What the dashboard answers, of JSON."""
+        with urlopen(Request(f"{self.jobs}{path}", headers=self._headers), timeout=10) as reply:
+            return json.load(reply)
+
+    def live_nodes(self) -> list[dict[str, float]]:
+        """What each node has to give, besides the head."""
+        nodes = self.get("/api/v0/nodes?detail=1")["data"]["result"]["result"]
+        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/api/jobs/")
+        except OSError:
+            return False
+        return True
 
     def _autoscaling_config(self) -> Path:
         path = self.folder / "autoscaling.json"
@@ -121,14 +141,6 @@ class Head:
         }  # fmt: skip
         path.write_text(json.dumps(config))
         return path
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=5) as reply:
-            return int(reply.status) == 200
-    except OSError:
-        return False
 
 
 def free_ports(number: int) -> list[int]:

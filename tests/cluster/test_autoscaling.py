@@ -28,17 +28,31 @@ NODE_TYPES = {
 
 
 class _Watch:
-    """Counts a head's nodes from a thread of its own, until the context ends."""
+    """Counts a head's nodes from a thread of its own, until the context ends.
+
+    Attributes:
+        counts: every half second.
+        gpus: of all of them, every half second.
+    """
 
     def __init__(self, head: Head) -> None:
         self.counts: list[int] = []
+        self.gpus: list[float] = []
         self._head = head
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self._over.wait(0.5):
-            self.counts.append(self._head.live_nodes())
+            nodes = self._head.live_nodes()
+            self.counts.append(len(nodes))
+            self.gpus.append(sum(node.get("GPU", 0) for node in nodes))
+
+    def wait_until_none_is_left(self) -> None:
+        deadline = time.monotonic() + 60
+        while self.counts[-1] > 0:
+            assert time.monotonic() < deadline, f"{self.counts[-1]} nodes stay"
+            time.sleep(0.5)
 
     def __enter__(self) -> _Watch:
         self._thread.start()
@@ -55,16 +69,40 @@ def test_nodes_come_for_a_run_and_leave_when_it_ends(tmp_path: Path) -> None:
     preset = tmp_path / "elastic.yaml"
     preset.write_text(dump(chosen))
     with Head(num_cpus=0, node_types=NODE_TYPES) as head:
-        assert head.live_nodes() == 0
+        assert head.live_nodes() == []
         with _Watch(head) as watch:
             run = ("run", str(preset), "--run-dir", str(tmp_path / "cluster"))
             code, output = Command(*run, environment={"RAY_ADDRESS": head.address}).finish()
             assert code == 0, output
-            assert max(watch.counts) == 3, "as many as there may be, and never the one with the GPU"
-            deadline = time.monotonic() + 60
-            while watch.counts[-1] > 0:
-                assert time.monotonic() < deadline, f"{watch.counts[-1]} nodes stay"
-                time.sleep(0.5)
+            assert max(watch.counts) == 3, "as many as there may be"
+            assert max(watch.gpus) == 0, "and never the one with the GPU"
+            watch.wait_until_none_is_left()
     assert require_manifest(LocalStore(tmp_path / "cluster"), "evolution").info["workers"] == 6
     run_stages(chosen, LocalStore(tmp_path / "here"), InProcessExecutor(), STAGES[:6])
     assert outcome(tmp_path / "cluster") == outcome(tmp_path / "here")
+
+
+@pytest.mark.timeout(280)
+def test_a_gpu_node_comes_for_training_and_all_leave_when_a_driver_fails_or_is_killed(tmp_path: Path) -> None:
+    """The GPU is one that Ray believes in and torch does not: it gets as far as saying so."""
+    with Head(num_cpus=0, node_types=NODE_TYPES) as head, _Watch(head) as watch:
+
+        def run(**overrides: str) -> Command:
+            folder = tmp_path / overrides["vae__device"]
+            folder.mkdir()
+            preset = folder / "elastic.yaml"
+            preset.write_text(dump(config(**overrides)))
+            arguments = ("run", str(preset), "--run-dir", str(folder / "run"))
+            return Command(*arguments, environment={"RAY_ADDRESS": head.address})
+
+        code, output = run(vae__device="cuda", mdnrnn__device="cpu").finish()
+        assert code == 2, output
+        assert "train-vae: begins" in output
+        assert "torch finds no CUDA device here" in output
+        assert max(watch.gpus) == 1
+        watch.wait_until_none_is_left()
+
+        driver = run(vae__device="cpu", mdnrnn__device="cpu")
+        driver.wait_until(lambda: watch.counts[-1] > 0 and "evolve: begins" in driver.output())
+        driver.process.kill()
+        watch.wait_until_none_is_left()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pipeline.config import ExecutionConfig
 from pipeline.executor import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.storage.store import LocalStore
+from tests.cluster import many_nodes
 from tests.cluster.elastic import BEFORE_EVOLVE, EVOLVE_AND_EVALUATE, config, evolve, wait_until_gone
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e.command import outcome
@@ -105,13 +108,26 @@ def test_a_run_whose_head_is_lost_goes_on_to_the_same_bits_on_another_cluster(
 ) -> None:
     with ManyNodes(num_cpus=0) as first:
         first.add(num_cpus=2)
+        host, _, port = first.in_driver(many_nodes.address).partition(":")
         first.lose_driver(evolve, folder, "lose_the_head")
+        deadline = time.monotonic() + 30
+        while _listens(host, int(port)):
+            assert time.monotonic() < deadline, "the head is still there"
+            time.sleep(0.1)
     with pytest.raises(AssertionError, match="evolution is not complete"):
         outcome(folder)
     with ManyNodes(num_cpus=0) as other:
         other.add(num_cpus=2)
         other.in_driver(evolve, folder, "nothing")
     assert outcome(folder) == reference
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 # ---- where workers go

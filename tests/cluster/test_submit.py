@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,6 +20,8 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cluster import submit
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.presets import dump, load_config
+from pipeline.storage.manifest import read_records
+from pipeline.storage.store import LocalStore
 from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
@@ -100,6 +105,25 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     client.stop_job(name)
 
 
+def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path) -> None:
+    def job_submit(run_dir: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--",
+             "python", "-m", "pipeline", "collect", *TINY, "--run-dir", run_dir],
+            cwd=command.ROOT, env={**os.environ, "PATH": head.path}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, output = job_submit("runs/tiny")
+    assert code != 0, output
+    assert "--run-dir runs/tiny: on a cluster this is s3://bucket/prefix" in output
+
+    code, output = job_submit(str(tmp_path / "run"))
+    assert code == 0, output
+    assert "collect: complete" in output
+    assert len(read_records(LocalStore(tmp_path / "run"), "rollouts")) == 3
+
+
 def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(tmp_path: Path) -> None:
     (dashboard,) = free_ports(1)
     server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
@@ -133,12 +157,13 @@ def test_a_job_that_the_server_does_not_take_is_an_error_without_a_traceback(
 def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
-    secrets = {"AWS_SECRET_ACCESS_KEY": "planted-secret-key", "AWS_SESSION_TOKEN": "planted-session-token"}
+    # Made up here: a literal would be found in the copy of this file that travels.
+    planted = {name: token_hex() for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
     preset, folder = tmp_path / "mine.yaml", tmp_path / "run"
     preset.write_text(dump(load_config(TINY[0], TINY[2::2])))
     following = command.Command(
         "submit", str(preset), "--run-dir", str(folder), "--address", head.jobs, "--follow", "--env", "AWS_PROFILE",
-        environment={**secrets, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},
+        environment={**planted, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},
     )  # fmt: skip
     following.wait_until(lambda: "collect: complete" in following.output())
     client.stop_job(job_in(following.output()))
@@ -151,7 +176,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     assert told.items() <= job.runtime_env["env_vars"].items()
     places = [path for top in (folder, head.folder) for path in top.rglob("*") if path.is_file()]
     assert any("nowhere-1" in path.read_text(errors="replace") for path in places), "the search finds what is there"
-    for secret in secrets.values():
+    for secret in planted.values():
         assert secret not in output + json.dumps(job.dict(), default=str)
         assert [path for path in places if secret in path.read_text(errors="replace")] == []
 

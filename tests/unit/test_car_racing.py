@@ -284,14 +284,14 @@ def test_the_car_is_whole_and_rolls(env: CarRacing) -> None:
 
 def test_an_environment_that_cannot_begin_anywhere_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"exploring_starts: tests.counting:CountingEnv cannot begin anywhere"):
-        check_environment(counting_config({"collect.exploring_starts": True}))
+        check_environment(counting_config({"collect.exploring_starts": 0.1}))
     check_environment(counting_config())
-    check_environment(load_config("smoke", ["collect.exploring_starts=true"]))
+    check_environment(load_config("smoke", ["collect.exploring_starts=1"]))
 
 
 def test_collecting_begins_each_episode_elsewhere_to_the_same_bits(local_store: LocalStore, tmp_path: Path) -> None:
     options = ["collect.episodes=3", "collect.episode_steps=5", "mdnrnn.window=4", "collect.episodes_per_shard=3"]
-    config = load_config("smoke", ["collect.exploring_starts=true", *options])
+    config = load_config("smoke", ["collect.exploring_starts=1", *options])
     again = LocalStore(tmp_path / "again")
     for store in (local_store, again):
         collect.run(config, store, InProcessExecutor())

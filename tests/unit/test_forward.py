@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.models import forward, openvino_forward
 from pipeline.models.forward import Encoder, RnnStep, encode_all, make_encoder, make_rnn_step
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import Vae, frames_to_input
-from pipeline.models.weights import to_bytes
+from pipeline.models.weights import new_mdnrnn, to_bytes
 
 Array = NDArray[np.float32]
 
@@ -210,9 +211,27 @@ def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:
         make_encoder(config_of(*choice), b"nothing of the kind", 4)
 
 
-def test_a_worker_that_drives_does_not_load_torch() -> None:
-    code = "import sys, pipeline.rollouts.loop, pipeline.models.openvino_forward; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+_DRIVES_ONE_EPISODE = """
+import sys
+import numpy as np
+from pathlib import Path
+from pipeline.config import RunConfig
+from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+
+worker = RolloutWorker(RunConfig(), Path("vae").read_bytes(), Path("mdnrnn").read_bytes())
+job = RolloutJob("train", 1, 0, 0, track=1, noise_seed=1, parameters=np.zeros(867, np.float32), max_steps=3)
+[(_, result)] = worker.run([job])
+print(result.steps, "torch" in sys.modules)
+"""
+
+
+def test_a_worker_that_drives_does_not_load_torch(tmp_path: Path, vae: Vae) -> None:
+    (tmp_path / "vae").write_bytes(to_bytes(vae))
+    (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig(), CarRacing.action_size)))
+    driven = subprocess.run(
+        [sys.executable, "-c", _DRIVES_ONE_EPISODE], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert driven.stdout.split() == ["3", "False"], driven.stderr
 
 
 # ---- LSTM step

@@ -14,7 +14,7 @@ from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
 from tests.driving import Driver, GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, drive_again, record, rejecting
+from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, drive_again, now_and_then, record, rejecting
 
 VIEWS: tuple[View, ...] = get_args(View)
 DRIVES: dict[str, Callable[[], Drive]] = {
@@ -41,6 +41,17 @@ def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
 @pytest.mark.parametrize("check", CHECKS)
 def test_frames_are_gymnasiums_but_for_a_little(frames: Frames, check: str) -> None:
     CHECKS[check](frames)
+
+
+@pytest.mark.parametrize("first", range(0, 100, 25))
+def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
+    for track in range(first, first + 25):
+        view: View = "playfield" if track % 4 < 2 else "full"
+        driver = GoodDriver() if track % 2 else RandomDriver(track)
+        frames = drive_again(FastCarRacing(view), record(track, driver, 300, now_and_then), view)
+        errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
+        assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
+        assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -149,7 +149,7 @@ def test_the_papers_goals_are_the_published_ones_and_others_have_none() -> None:
     curve = PUBLISHED["CarRacing-v3"].curve
     assert planning.goals(PAPER) == [(mean, generation) for generation, mean in curve]
     assert (900.5, 1800) in planning.goals(PAPER)
-    assert planning.goals(load_config("laptop", [])) == [(None, 120)]
+    assert planning.goals(load_config("laptop", [])) == [(None, 60)]
     assert planning.goals(load_config("paper", ["evolve.episodes_from=[{generation: 9, episodes: 32}]"])) == [
         (None, 1800)
     ]
@@ -214,6 +214,7 @@ def test_the_command_shows_a_table_what_it_assumes_and_json(capsys: pytest.Captu
     assert f"${last['dollars']:,.2f} |" in row
     assert all(f"- {line}" in lines for line in found["assumptions"])
     assert any("as given" in line and "2,184" in line for line in found["assumptions"])
+    assert any("generation's episodes, 128 here" in line for line in found["assumptions"])
 
 
 def test_without_a_price_there_are_no_dollars(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import math
 import statistics
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,18 @@ def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
     assert links.tags.count("svg") == 5
     assert "@import" not in text and text.count("url(") == text.count("url(#")
     assert "http" not in text.replace("http://www.w3.org/", "")
+
+
+def test_a_random_policy_that_began_anywhere_is_no_baseline_of_laps(made: Any, tmp_path: Path) -> None:
+    store, config = LocalStore(tmp_path), make_config(collect__exploring_starts=0.5)
+    put_data(store, config)
+    put_metrics(store)
+    put_evaluation(store, 6, RETURNS)
+    report.run(config, store, InProcessExecutor())
+    exploring, ordinary = shown(read_page(store)), shown(made[2])
+    assert "cut after 40 steps; 50 % of them began anywhere on the road, at speed<" in exploring
+    assert "cut after 40 steps<" in ordinary
+    assert ("Random policy, mean return" in exploring, "Random policy, mean return" in ordinary) == (False, True)
 
 
 def test_every_figure_is_what_was_put_in(made: Any) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import machine
+from pipeline import machine, preflight
 from pipeline.errors import ConfigError, StorageError
 from pipeline.executor import InProcessExecutor
-from pipeline.preflight import estimate
 from pipeline.run import STAGES, run_stages, stage_named
-from pipeline.storage.manifest import commit, manifest_key, read_records
+from pipeline.storage import sealed
+from pipeline.storage.manifest import commit, manifest_key, read_manifest, read_records
 from pipeline.storage.shards import episodes_to_bytes, read_episodes, shard_name
 from pipeline.storage.store import LocalStore
 from pipeline.training.hardware import check_devices, resolve_device
@@ -34,13 +34,13 @@ def _other_bytes_in_the_first_shard(store: LocalStore) -> None:
     commit(store, "rollouts", record.name, episodes_to_bytes(episodes), rows=record.rows, **record.info)
 
 
-@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("is_sealed", [True, False])
 def test_a_stage_does_not_go_on_from_other_data_than_it_began_with(
-    local_store: LocalStore, executor: InProcessExecutor, sealed: bool
+    local_store: LocalStore, executor: InProcessExecutor, is_sealed: bool
 ) -> None:
     config = counting_config(SMALL)
     run_stages(config, local_store, executor, STAGES[:2])
-    if not sealed:
+    if not is_sealed:
         local_store.delete(manifest_key("vae"))
     _other_bytes_in_the_first_shard(local_store)
     run_stages(config, local_store, executor, STAGES[:1])
@@ -48,6 +48,28 @@ def test_a_stage_does_not_go_on_from_other_data_than_it_began_with(
     with pytest.raises(StorageError, match=r"train-vae has in .*vae was made from other rollouts/ than are there now"):
         run_stages(config, local_store, executor, STAGES[:2])
     assert {key: local_store.read(key) for key in local_store.list("vae/")} == before
+
+
+@pytest.mark.parametrize("sealed_too", [True, False])
+def test_a_run_from_before_a_key_was_there_goes_on_by_its_default(
+    local_store: LocalStore, executor: InProcessExecutor, sealed_too: bool
+) -> None:
+    run_stages(counting_config(SMALL), local_store, executor, STAGES[:5])
+    for key in ("evolution/BEGUN.json", manifest_key("evolution")):
+        content = sealed.read(local_store, key, "what was written")
+        del content["config"]["evolve.sigma_from"]
+        local_store.delete(key)
+        local_store.create(key, sealed.to_bytes(content))
+    if not sealed_too:
+        local_store.delete(manifest_key("evolution"))
+    grown = {**SMALL, "evolve.generations": 2}
+    chosen = counting_config({**grown, "evolve.sigma_from": [{"generation": 2, "sigma": 0.5}]})
+    with pytest.raises(ConfigError, match=r"evolve.sigma_from: \[\] -> \[\{'generation': 2"):
+        run_stages(chosen, local_store, executor, STAGES[:5])
+    run_stages(counting_config(grown), local_store, executor, STAGES[:5])
+    evolution = read_manifest(local_store, "evolution")
+    assert evolution is not None and evolution.info["generations"] == 2
+    assert evolution.config["evolve.sigma_from"] == []
 
 
 def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
@@ -85,7 +107,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.Monkey
 
 def test_the_plan_counts_what_a_larger_controller_costs() -> None:
     def disk(hidden_size: int) -> float:
-        plan = estimate(counting_config({"controller.hidden_size": hidden_size}))
+        plan = preflight.estimate(counting_config({"controller.hidden_size": hidden_size}))
         return next(row.disk_bytes for row in plan if row.stage == "evolve")
 
     # Linear: 2 actions x (z + h + 1). With a layer of 64: 64 x (z + h + 1) + 2 x 65. The covariance is its square.
@@ -111,3 +133,14 @@ def test_the_limit_of_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPa
     assert machine.memory_bytes() == unlimited
     (tmp_path / "memory.max").write_text("1073741824\n")
     assert machine.memory_bytes() == 2**30
+
+
+def test_a_run_directory_that_goes_with_a_job_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = counting_config()
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://package.zip"}}')
+    with pytest.raises(ConfigError, match=r"--run-dir runs/x: on a cluster this is s3://bucket/prefix"):
+        preflight.check(config, "runs/x")
+    preflight.check(config, str(tmp_path))
+    preflight.check(config, "s3://bucket/x")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {}}')  # code of the image's own
+    preflight.check(config, "runs/x")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +17,15 @@ from pipeline.config import RunConfig
 from pipeline.evolution.fitness import drive_all, rollout_pool, scored_jobs
 from pipeline.executor import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
+from pipeline.rollouts.loop import RolloutJob
 from pipeline.run import STAGES, run_stages
-from pipeline.stages import collect, encode, evaluate
+from pipeline.stages import collect, encode, evaluate, evolve
 from pipeline.stages.evaluate import summarise
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
 from pipeline.storage.shards import read_episodes, read_latents
-from pipeline.storage.store import Store
-from tests.counting import counting_config
+from pipeline.storage.store import LocalStore, Store
+from tests.counting import counting_config, episode_length
 
 
 def seal_as_it_is(store: Store, prefix: str) -> None:
@@ -112,6 +116,50 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         driven = drive_all(pool, jobs, lambda job, result: None)
     validated = controllers.info["best_validation"]
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
+
+
+def test_a_step_size_that_is_set_holds_from_its_generation_on(
+    store: Store, tmp_path: Path, executor: InProcessExecutor
+) -> None:
+    def evolved(in_store: Store, generations: int) -> tuple[list[Any], list[float], bytes]:
+        later = [{"generation": 3, "sigma": 1e-3}, {"generation": 9, "sigma": 7.0}]
+        config = counting_config(
+            {"evolve.generations": generations, "evolve.sigma_from": later, "evolve.keep_checkpoints": 9}
+        )
+        run_stages(config, in_store, executor, STAGES[:5])
+        checkpoints = Checkpoints(in_store, "evolution")
+        read = [np.load(io.BytesIO(checkpoints.read(name))) for name in checkpoints.names()]
+        return [each["mean"] for each in read], [float(each["sigma"]) for each in read], read[-1]["C"].tobytes()
+
+    means, sigmas, covariance = evolved(store, 4)
+    moved = [np.abs(after - before).max() for before, after in pairwise(means)]
+    assert moved[0] > 0.02 and max(moved[1:]) < 0.01
+    assert sigmas[1] > 0.05 and max(sigmas[2:]) < 0.005
+
+    again = LocalStore(tmp_path / "again")
+    evolved(again, 2)
+    resumed_means, resumed_sigmas, resumed_covariance = evolved(again, 4)
+    np.testing.assert_array_equal(resumed_means, means)
+    assert (resumed_sigmas, resumed_covariance) == (sigmas, covariance)
+
+
+def test_tracks_that_are_validated_again_are_driven_longest_first(
+    store: Store, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = counting_config({"evolve.generations": 2, "evolve.validate_every": 1, "evolve.validation_episodes": 8})
+    validated: list[list[int]] = []
+
+    def note(pool: Any, jobs: Sequence[RolloutJob], on_result: Any) -> Any:
+        if jobs[0].purpose == "validate":
+            validated.append([job.track for job in jobs])
+        return drive_all(pool, jobs, on_result)
+
+    monkeypatch.setattr(evolve, "drive_all", note)
+    run_stages(config, store, executor, STAGES[:5])
+    first, again = validated
+    lengths = [episode_length(track, config.env.max_episode_steps) for track in again]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 2
+    assert first == sorted(again) != again
 
 
 def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> None:

@@ -1,0 +1,62 @@
+"""A cluster that wants a token, and whose nodes hold secrets: who has the token may drive, and nothing leaks."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.bench.s3_server import S3Server
+from tests.cluster.head import Head
+from tests.cluster.test_submit import TINY, job_in
+from tests.conftest import BUCKET
+from tests.e2e import command
+
+TOKEN = secrets.token_hex(32)
+
+pytestmark = pytest.mark.timeout(280)
+
+
+@pytest.fixture
+def head(s3_url: str) -> Iterator[Head]:
+    """Storage's secrets are in its environment, as they are in that of a pod."""
+    with Head(token=TOKEN) as head:
+        yield head
+
+
+def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_server: S3Server) -> None:
+    arguments = ("submit", *TINY, "--run-dir", s3_url, "--address", head.jobs, "--follow")
+    another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    for wrong in ({"RAY_AUTH_MODE": "disabled"}, another):
+        code, output = command.run(*arguments, environment=wrong)
+        assert code == 1, output
+        assert f"the job server at {head.jobs} wants a token" in output
+        assert "Traceback" not in output
+    assert head.get("/api/jobs/") == []
+
+    code, output = command.run(*arguments, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
+    assert code == 0, output
+    assert "on 1 test tracks" in output
+
+    (job,) = head.get("/api/jobs/")
+    assert job["submission_id"] == job_in(output)
+    told = {path: path.read_text(errors="replace") for path in _files(head.folder)}
+    told |= {Path(key): body for key, body in _objects(s3_server)}
+    told |= {Path("the job"): json.dumps(job), Path("its output"): output}
+    assert sum(s3_url in text for text in told.values()) > 2, "the search finds what is there"
+    hidden = [TOKEN, s3_server.environment["AWS_SECRET_ACCESS_KEY"]]
+    assert [str(path) for path, text in told.items() if any(secret in text for secret in hidden)] == []
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _objects(server: S3Server) -> Iterator[tuple[str, str]]:
+    for page in server.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for found in page.get("Contents", []):
+            body = server.client.get_object(Bucket=BUCKET, Key=found["Key"])["Body"].read()
+            yield found["Key"], body.decode(errors="replace")
