@@ -249,6 +249,10 @@ class EvolveConfig(Section):
     episode_steps: int | None = Field(None, ge=2, description="cut training episodes after so many steps")
     stall_steps: int | None = Field(None, ge=1, description="cut training episodes after so many steps without reward")
     common_tracks: bool = Field(True, description="all candidates of a generation drive the same tracks")
+    replayed_tracks: int = Field(
+        0, ge=0, description="of a candidate's episodes, so many on tracks met before, the hardest the likeliest"
+    )
+    replay_window: int = Field(16, ge=1, description="tracks of so many last generations can be met again")
     average_means: int = Field(
         1, ge=1, description="what is validated is the average of so many last CMA means: less noise than one mean"
     )
@@ -354,6 +358,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"evolve.episode_steps {self.evolve.episode_steps} is above env.max_episode_steps "
                 f"{self.env.max_episode_steps}: no episode is that long"
+            )
+        fewest = min([self.evolve.episodes, *(change.episodes for change in self.evolve.episodes_from)])
+        if self.evolve.replayed_tracks >= fewest:
+            raise ValueError(
+                f"evolve.replayed_tracks {self.evolve.replayed_tracks} of {fewest} episodes per candidate leave no "
+                "new track: choose fewer, or more episodes"
+            )
+        if self.evolve.replayed_tracks and not self.evolve.common_tracks:
+            raise ValueError(
+                "evolve.replayed_tracks needs evolve.common_tracks: a track's difficulty is how the whole population "
+                "did on it"
             )
         for stage, episodes, tracks, key in (
             ("evaluate.episodes", self.evaluate.episodes, self.tracks.test, "tracks.test"),

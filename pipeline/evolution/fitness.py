@@ -18,13 +18,16 @@ from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
 JobId = tuple[str, int, int, int]
 
 
-def training_jobs(config: RunConfig, generation: int, candidates: NDArray[np.float64]) -> list[RolloutJob]:
-    """Every episode of a generation.
+def training_jobs(
+    config: RunConfig, generation: int, candidates: NDArray[np.float64], replayed: Sequence[int] = ()
+) -> list[RolloutJob]:
+    """Every episode of a generation, the last of them on the tracks ``replayed``, the others on new ones.
 
     With ``evolve.common_tracks`` the candidate is no part of the derivation: all of them meet the same tracks and the
     same noise (common random numbers), so that their fitness differs by what they do alone.
     """
     jobs = []
+    first_replayed = config.evolve.episodes_at(generation) - len(replayed)
     for candidate, parameters in enumerate(candidates.astype(np.float32)):
         for episode in range(config.evolve.episodes_at(generation)):
             indices = (generation, episode) if config.evolve.common_tracks else (generation, episode, candidate)
@@ -34,7 +37,11 @@ def training_jobs(config: RunConfig, generation: int, candidates: NDArray[np.flo
                     generation=generation,
                     candidate=candidate,
                     episode=episode,
-                    track=seeding.track(config.seed, config.tracks.training, "evolve/track", *indices),
+                    track=(
+                        seeding.track(config.seed, config.tracks.training, "evolve/track", *indices)
+                        if episode < first_replayed
+                        else replayed[episode - first_replayed]
+                    ),
                     noise_seed=seeding.derive(config.seed, "evolve/noise", *indices),
                     parameters=parameters,
                     max_steps=config.evolve.episode_steps or config.env.max_episode_steps,

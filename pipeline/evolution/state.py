@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evolution.replay import DrivenTrack
 from pipeline.evolution.search import Search
 
 
@@ -51,6 +52,7 @@ class EvolutionState:
         search: CMA-ES.
         history: one row a generation.
         means: the last CMA means, (n,) float64 each, the newest last: as many as are averaged.
+        driven: how the population did on the tracks that can be met again.
         best: (n,) float64, what had the best validation so far; None before the first validation.
         best_generation, best_validation: when and how good that was.
         env_steps, seconds: so far.
@@ -59,6 +61,7 @@ class EvolutionState:
     search: Search
     history: list[Generation] = field(default_factory=list)
     means: list[NDArray[np.float64]] = field(default_factory=list)
+    driven: list[DrivenTrack] = field(default_factory=list)
     best: NDArray[np.float64] | None = None
     best_generation: int | None = None
     best_validation: float | None = None
@@ -87,6 +90,7 @@ class EvolutionState:
         """A numpy ``.npz``: mean, sigma and C for any reader, and all of the state for ``from_bytes``."""
         progress: dict[str, Any] = {
             "history": [asdict(row) for row in self.history],
+            "driven": [asdict(track) for track in self.driven],
             "best_generation": self.best_generation,
             "best_validation": self.best_validation,
             "env_steps": self.env_steps,
@@ -113,6 +117,7 @@ class EvolutionState:
             return cls(
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
                 history=progress["history"],
+                driven=progress["driven"],
                 means=[*arrays["means"]] if "means" in arrays else [],  # before there were averages
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
@@ -125,9 +130,11 @@ class EvolutionState:
 def read_progress(data: bytes) -> dict[str, Any]:
     """What a checkpoint says of the evolution's progress, without unpickling anything.
 
-    Keys: ``history`` (of ``Generation``), ``best_generation``, ``best_validation``, ``env_steps``, ``seconds``.
+    Keys: ``history`` (of ``Generation``), ``driven`` (of ``DrivenTrack``), ``best_generation``, ``best_validation``,
+    ``env_steps``, ``seconds``.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())
     progress["history"] = [Generation(**row) for row in progress["history"]]
+    progress["driven"] = [DrivenTrack(**track) for track in progress.get("driven", [])]  # none before there was replay
     return progress

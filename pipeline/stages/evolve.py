@@ -26,6 +26,7 @@ from pipeline.evolution.fitness import (
     training_jobs,
     validation_returns,
 )
+from pipeline.evolution.replay import remember, replayed_tracks
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.executor import Executor, Pool
@@ -180,12 +181,13 @@ def _next_generation(
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
-    jobs = training_jobs(config, generation, candidates)
+    jobs = training_jobs(config, generation, candidates, replayed_tracks(config, generation, state.driven))
     results = drive_all(pool, jobs, count)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
     failpoint("generation-driven")
     state.search.tell(candidates, fitness)
+    state.driven = remember(config, state.driven, jobs, results)
     state.remember_mean(config.evolve.average_means)
     failpoint("generation-told")
 

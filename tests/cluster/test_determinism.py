@@ -31,7 +31,8 @@ def config(workers: int = 1, lanes: int = 3, engine: str = "openvino", precision
             "mdnrnn": {"window": 8, "epochs": 1, "batch_size": 4, "hidden_size": 16, "validation_fraction": 0.3},
             "rollouts": {"micro_batch": 4, "lanes": lanes, "engine": engine, "precision": precision},
             "evolve": {
-                "population_size": 5, "episodes": 3, "generations": 3, "validate_every": 2, "validation_episodes": 3,
+                "population_size": 5, "episodes": 3, "replayed_tracks": 1, "generations": 3, "validate_every": 2,
+                "validation_episodes": 3,
             },
             "evaluate": {"episodes": 5, "gif_seconds": 0.2},
             "execution": {"workers": workers},
