@@ -67,6 +67,18 @@ def test_exploring_starts_of_runs_from_when_it_was_a_yes_or_no(then: bool, now: 
         ({**OTHER_TRACKS, "tracks.test": {"start": 5, "stop": 5}}, "tracks.test: .*empty seed range"),
         ({**OTHER_TRACKS, "tracks.training": {"start": 6, "stop": 5}}, "tracks.training: .*empty seed range"),
         ({**OTHER_TRACKS, "tracks.test": {"start": 0, "stop": 2**31 + 1}}, "tracks.test.stop"),
+        ({"evolve.episodes": 2, "evolve.replayed_tracks": 2}, "evolve.replayed_tracks 2 of 2 episodes .* no new track"),
+        (
+            {
+                "evolve.episodes": 4, "evolve.replayed_tracks": 2,
+                "evolve.episodes_from": [{"generation": 3, "episodes": 2}],
+            },
+            "evolve.replayed_tracks 2 of 2 episodes",
+        ),
+        (
+            {"evolve.episodes": 2, "evolve.replayed_tracks": 1, "evolve.common_tracks": False},
+            "evolve.replayed_tracks needs evolve.common_tracks",
+        ),
         ({"seed": -1}, "seed"),
         ({"vae.learning_rate": 0.0}, "vae.learning_rate"),
         ({"vae.learning_rate": float("nan")}, "vae.learning_rate"),
@@ -86,6 +98,7 @@ def test_an_impossible_combination_is_refused_with_its_key(overrides: dict[str, 
         {"collect.episode_steps": 16},
         {"evolve.episode_steps": 16},
         {"evolve.population_size": 2},
+        {"evolve.episodes": 2, "evolve.replayed_tracks": 1},
         {**OTHER_TRACKS, "evaluate.episodes": 100, "evolve.validation_episodes": 50, "collect.episodes": 1000},
     ],
 )

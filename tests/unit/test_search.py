@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedDataError
+from pipeline.evolution.replay import DrivenTrack
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation, read_progress
 
@@ -223,6 +224,7 @@ def make_state() -> EvolutionState:
         state.remember_mean(3)
     state.best, state.best_generation, state.best_validation = search.mean / 3, 2, 0.1 + 0.2
     state.env_steps, state.seconds = 200, 2.5
+    state.driven = [DrivenTrack(3, 1, 0.1 + 0.2), DrivenTrack(5, 2, -1e-17)]
     return state
 
 
@@ -232,6 +234,7 @@ def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
     assert back.history == state.history
     assert (back.generation, back.best_generation, back.best_validation) == (2, 2, 0.1 + 0.2)
     assert (back.env_steps, back.seconds) == (200, 2.5)
+    assert back.driven == state.driven
     assert state.best is not None
     assert back.best is not None
     assert back.best.tobytes() == state.best.tobytes()
@@ -251,17 +254,20 @@ def test_a_state_before_any_validation_has_no_best() -> None:
     assert back.generation == 0
 
 
-def test_a_checkpoint_from_before_returns_that_are_not_finite_were_counted_is_read() -> None:
+def test_a_checkpoint_from_before_there_were_replays_and_a_count_of_returns_that_are_not_finite_is_read() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes())) as arrays:
         parts = dict(arrays)
     progress = json.loads(parts["progress"].tobytes())
     for values in progress["history"]:
         del values["non_finite"]
+    del progress["driven"]
     parts["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez(buffer, **parts)
-    assert EvolutionState.from_bytes(buffer.getvalue()).history == state.history
+    back = EvolutionState.from_bytes(buffer.getvalue())
+    assert back.history == state.history
+    assert back.driven == []
     assert state.history[0].non_finite == 0
 
 
