@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import NodeDiedError, RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
-from actors.listening import LOST, SAY_EVERY_S, listen, silence
-from actors.nodes import nodes, sharing_a_folder
+from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, listen, silence
+from actors.nodes import nodes, sharing_a_folder, was_lost
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.telemetry import Telemetry
@@ -91,11 +92,13 @@ class RayExecutor:
     ) -> Result:
         """See ``pipeline.executor.Executor.run``.
 
-        A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself.
+        A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself; one
+        that is lost with its node, as often as it takes.
         """
         name = task.__module__.rpartition(".")[2]
         max_attempts = self._execution.max_attempts
-        for tries in range(1, max_attempts + 1):
+        tries = 0
+        while True:
             run = run_task.options(
                 num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
             )
@@ -119,6 +122,12 @@ class RayExecutor:
                 if not isinstance(cause, EpisodeError):
                     raise JobError(f"{name} failed: {cause!r}; {_where(worker)}") from error
             except LOST as error:
+                if isinstance(error, NodeDiedError) or _lost_its_node(worker):
+                    logger.warning("%s is lost with its node and begun again, which costs it no try: %s", name, error)
+                    if worker is not None:  # or it was sent to a node whose loss Ray had not noticed yet
+                        self._telemetry.lost_worker(preempted=True)
+                    time.sleep(LISTEN_S)
+                    continue
                 what, cause = f"its worker died: {error}", error
             except RayError as error:
                 raise JobError(
@@ -133,11 +142,11 @@ class RayExecutor:
                 ray.cancel(updates, force=True)
                 raise
             what = f"{what}; {_where(worker)}"
+            tries += 1
             if tries == max_attempts:
                 raise JobError(f"{name} {gave_up(tries, what)}") from cause
             logger.warning("%s, try %d of %d: %s", name, tries, max_attempts, what)
             self._telemetry.retried(1)
-        raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
     def pool(
@@ -203,6 +212,10 @@ def _still_waiting(name: str, resources: Resources) -> str:
         "one; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new --run-dir: they "
         "change bits)"
     )
+
+
+def _lost_its_node(worker: WorkerIdentity | None) -> bool:
+    return worker is not None and worker.node_id is not None and was_lost(worker.node_id)
 
 
 def _where(worker: WorkerIdentity | None) -> str:

@@ -32,12 +32,17 @@ def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
     return next(iter(ready), None), min(time.monotonic() - began, LISTEN_S)
 
 
-def listen_to_all(waitables: list[Any]) -> list[Any]:
-    """Wait a moment for any of them to have something to say; returns all that do."""
+def listen_to_all(waitables: list[Any], workers: int) -> list[Any]:
+    """Wait a moment for any of them to have something to say; returns all that do.
+
+    Args:
+        waitables: what actors will answer by, those too that wait for a node and will be silent for long.
+        workers: how many of them are up.
+    """
     if not waitables:
         time.sleep(LISTEN_S)
         return []
-    if len(waitables) > _MANY:
+    if workers > _MANY:
         time.sleep(_GATHER_S)
     elif not ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]:
         return []

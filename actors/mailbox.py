@@ -53,12 +53,14 @@ class Mailbox:
                 self._jobs.extend(job for job in jobs if job.id not in here)
                 self._changed.notify_all()
 
-    def take_back(self, ids: Iterable[Hashable]) -> None:
-        """Remove those jobs of these ids that were not taken yet."""
+    def take_back(self, ids: Iterable[Hashable]) -> list[Hashable]:
+        """Remove those jobs of these ids that lie here and were not taken yet; returns their ids."""
         with self._changed:
             ids = frozenset(ids)
+            removed = [job.id for job in self._jobs if job.id in ids]
             self._jobs = deque(job for job in self._jobs if job.id not in ids)
             self._changed.notify_all()
+            return removed
 
     def wait_for_jobs(self) -> None:
         with self._changed:

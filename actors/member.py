@@ -59,6 +59,11 @@ class Member:
         self._knows_of_none = False
 
     @property
+    def node_id(self) -> str | None:
+        """Where it is; None until its process is up."""
+        return None if self.identity is None else self.identity.node_id
+
+    @property
     def takes_jobs(self) -> bool:
         """Whether it can be handed jobs."""
         return self.ready and not (self.leaving or self.suspect or self.alone)
@@ -108,13 +113,23 @@ class Member:
         """The ids of the jobs that it may be at: it takes them in order."""
         return list(islice(self.jobs, self._jobs_at_once))
 
-    def take_back(self, count: int | None = None) -> list[Any]:
-        """Of the jobs that it has not begun, the last ``count``, or all. One that is begun just now is run twice."""
+    def ask_back(self, count: int | None = None) -> tuple[list[Hashable], Any]:
+        """Ask for those jobs back that it has not begun.
+
+        Args:
+            count: so many of them at most, the last ones; None: all.
+
+        Returns:
+            The ids of what it was asked for, and the reference by which it says which of them it has left out; no ids
+            and None where it can have no such job.
+        """
         first = self._jobs_at_once if count is None else max(self._jobs_at_once, len(self.jobs) - count)
         ids = list(islice(self.jobs, first, None))
-        if ids:
-            self.actor.take_back.remote(ids)
-        return [self.jobs.pop(job_id) for job_id in ids]
+        return ids, self.actor.take_back.remote(ids) if ids else None
+
+    def drop(self, ids: Sequence[Hashable]) -> list[Any]:
+        """The jobs of these ids, which are no longer its own."""
+        return [self.jobs.pop(job_id) for job_id in ids if job_id in self.jobs]
 
     def where(self) -> str:
         """Where its log lies."""

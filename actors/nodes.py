@@ -7,6 +7,7 @@ waits beside a node stays small.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.machine import process_started
 
 _TIMEOUT_S = 10.0
+_NEWS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,20 @@ def nodes() -> list[Node]:
         )
         for node in ray.nodes()
     ]
+
+
+def was_lost(node_id: str) -> bool:
+    """Whether a node is gone, or about to go, on which something has just died for no reason that is known.
+
+    Needs a connection (``ray.init``). Ray knows of the death of a process before that of its node: it is given a few
+    seconds.
+    """
+    deadline = time.monotonic() + _NEWS_S
+    while not (lost := not any(node.id == node_id and node.alive and not node.draining for node in nodes())):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return lost
 
 
 def sharing_a_folder() -> list[Path]:

@@ -62,6 +62,17 @@ class Placement:
         """Whether no node is for workers, so that the head must do."""
         return not any(node.alive and not node.draining and self._is_for_workers(node) for node in nodes)
 
+    def to_leave(self, nodes: Sequence[Node]) -> set[str]:
+        """The ids of the nodes that workers are to leave: those that are about to go, and those that are not for
+        workers, where some are all the same: the head, before there were others, and nodes that came later than the
+        actor was asked for, which Ray knew of no reason to avoid.
+        """
+        spared = self.is_all_there_is(nodes)
+        return {
+            node.id for node in nodes
+            if node.draining or (node.alive and not self._is_for_workers(node) and not (node.is_head and spared))
+        }  # fmt: skip
+
     def _is_for_workers(self, node: Node) -> bool:
         if node.num_cpus < 1:
             return False

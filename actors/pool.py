@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, repeat
 from typing import Any
 
@@ -16,8 +16,9 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, has_answer, linger_s, listen_to_all, silence
 from actors.member import Member
-from actors.nodes import draining_nodes, nodes
+from actors.nodes import nodes
 from actors.placement import Place, Placement
+from actors.round import Failed, Round
 from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
 from pipeline.config import ExecutionConfig
@@ -31,40 +32,9 @@ _TEND_EVERY_S = 1.0
 _SUSPECT_AFTER = 2.0
 _DOUBT_S = 2.0
 _NEWS_S = 30.0
+_TAKE_BACK_S = 0.5
 # So many workers keep no results back: there is soon something to see.
 _PROMPT = 4
-
-
-class _Failed(Exception):
-    """A call to a member came to nothing.
-
-    Attributes:
-        member: whose.
-        cause: the error; None where it hung.
-    """
-
-    def __init__(self, member: Member, what: str, cause: BaseException | None) -> None:
-        super().__init__(what)
-        self.member = member
-        self.cause = cause
-
-
-@dataclass
-class _Round:
-    """One ``map``.
-
-    Attributes:
-        queue: the jobs that wait for a worker.
-        missing: the jobs without a result, by id.
-        seconds: that jobs took in their workers.
-    """
-
-    queue: JobQueue
-    missing: dict[Hashable, Any]
-    seconds: list[float]
-
-    def without_result(self, jobs: Iterable[Any]) -> list[Any]:
-        return [job for job in jobs if job.id in self.missing]
 
 
 class RayPool:
@@ -120,7 +90,7 @@ class RayPool:
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.executor.Pool.map``."""
         jobs = list(jobs)
-        this = _Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
+        this = Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
         tend_at = self._clock
         while this.missing:
             if self._clock >= tend_at:
@@ -130,7 +100,7 @@ class RayPool:
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
-                except _Failed as failed:
+                except Failed as failed:
                     self._take_over(failed, this)
                     hungry = self._members  # for the jobs that it had
             self._hand_out(this, hungry)
@@ -154,7 +124,7 @@ class RayPool:
         for place in islice(places, missing):
             self._members.append(Member(self._label, place, self._jobs_at_once))
 
-    def _hand_out(self, this: _Round, members: Iterable[Member]) -> None:
+    def _hand_out(self, this: Round, members: Iterable[Member]) -> None:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
         workers = self._ready()
         # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
@@ -165,31 +135,32 @@ class RayPool:
                 waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
                 jobs_at_once=self._jobs_at_once,
             )  # fmt: skip
-            alone = this.queue.next_goes_alone
-            if count == 0 or (alone and member.jobs):
+            jobs = this.queue.take(count, has_others=bool(member.jobs)) if count else []
+            if not jobs:
                 continue
             if not member.jobs:
                 member.heard = self._clock
-            member.alone = alone
-            member.hand(this.queue.take(count), lingers.get(member, linger))
+            member.alone = this.queue.goes_alone(jobs[0])
+            member.hand(jobs, lingers.get(member, linger))
         for member in members:
             member.ask(lingers.get(member, linger))
 
     def _listen(self) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        answering = [speaking[reference] for reference in listen_to_all([*speaking])]
+        up = sum(1 for member in speaking.values() if member.identity is not None)
+        answering = [speaking[reference] for reference in listen_to_all([*speaking], up)]
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
         return answering
 
-    def _take(self, member: Member, this: _Round) -> Iterator[tuple[Hashable, Any]]:
+    def _take(self, member: Member, this: Round) -> Iterator[tuple[Hashable, Any]]:
         """Take a member's answer: that its process is up, that its worker is built, or results."""
         try:
             if member.doubt is not None:
                 ray.get(member.waiting_for)
-                raise _Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
+                raise Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
             if member.identity is None:
                 identity = ray.get(member.waiting_for)
                 identity.check(exact=self._execution.exact)
@@ -207,7 +178,7 @@ class RayPool:
             ours = not_to_be_retried(error)
             if ours is not None:
                 raise ours from error
-            raise _Failed(member, f"{cause_of(error.cause)}; {member.where()}", error.cause) from error
+            raise Failed(member, f"{cause_of(error.cause)}; {member.where()}", error.cause) from error
         except ActorUnavailableError as error:
             if member.doubt is None:
                 member.begin_doubt(error)
@@ -216,9 +187,9 @@ class RayPool:
                 member.waiting_for = None  # to be asked again
             return
         except LOST as error:
-            raise _Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
+            raise Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
         except RayError as error:
-            raise _Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
+            raise Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
         results = member.take_results(answer)
         if results:
             member.suspect, member.heard = False, self._clock
@@ -228,7 +199,7 @@ class RayPool:
                 this.seconds.append(seconds)
                 yield job_id, result
 
-    def _take_over(self, failed: _Failed, this: _Round) -> None:
+    def _take_over(self, failed: Failed, this: Round) -> None:
         """Hand the jobs of a member that failed to others, and do away with it unless it says itself that it is fit."""
         member, begun = failed.member, failed.member.suspects or failed.member.begun()
         left = self._only_its(member, this)
@@ -257,7 +228,7 @@ class RayPool:
         if member.ready or not preempted:  # Ray may send others after it: they are asked for once a second
             self._ask_for_workers(len(this.missing))
 
-    def _try_again(self, jobs: Sequence[Any], begun: Collection[Hashable], this: _Round) -> None:
+    def _try_again(self, jobs: Sequence[Any], begun: Collection[Hashable], this: Round) -> None:
         """Put back jobs, some of which had begun."""
         this.queue.put_back(jobs)
         retries = sum(1 for job in jobs if job.id in begun)
@@ -290,7 +261,7 @@ class RayPool:
         ray.kill(member.actor)
         self._count_workers()
 
-    def _tend(self, this: _Round) -> None:
+    def _tend(self, this: Round) -> None:
         """What need not be done more often than once a second."""
         self._look_into_doubts(this)
         self._leave_nodes(this)
@@ -308,17 +279,17 @@ class RayPool:
         node that the autoscaler is to bring."""
         return 0.0 if member.identity is None or member.waiting_for is None else self._clock - member.heard
 
-    def _give_up_the_silent(self, this: _Round) -> None:
+    def _give_up_the_silent(self, this: Round) -> None:
         limit = self._execution.timeout_s
         for member in [member for member in self._members if self._silent_s(member) >= limit]:
             if not has_answer(member.waiting_for):
-                self._take_over(_Failed(member, f"{silence(limit)}; {member.where()}", None), this)
+                self._take_over(Failed(member, f"{silence(limit)}; {member.where()}", None), this)
 
-    def _look_into_doubts(self, this: _Round) -> None:
+    def _look_into_doubts(self, this: Round) -> None:
         """Of workers that cannot be reached: see whether their node is gone. Their jobs wait for it a little only."""
         for member in [member for member in self._members if member.doubt is not None]:
             if self._lost_its_node(member, member.doubt):
-                self._take_over(_Failed(member, str(member.doubt), member.doubt), this)
+                self._take_over(Failed(member, str(member.doubt), member.doubt), this)
                 continue
             if member.waiting_for is None:
                 member.ask_again()
@@ -326,53 +297,77 @@ class RayPool:
                 self._try_again(self._only_its(member, this), member.suspects, this)
                 member.jobs.clear()
 
-    def _only_its(self, member: Member, this: _Round) -> list[Any]:
+    def _only_its(self, member: Member, this: Round) -> list[Any]:
         """Of a member's jobs, those without a result that nobody else has, nor waits."""
         elsewhere = this.queue.ids().union(*(other.jobs for other in self._members if other is not member))
         return [job for job in this.without_result(member.jobs.values()) if job.id not in elsewhere]
 
-    def _leave_nodes(self, this: _Round) -> None:
-        """Give no more jobs to workers on nodes that are drained, or on the head once there are others; take back what
-        they have not begun, and end those that have nothing left."""
-        draining = draining_nodes()
-        head_in_use = any(member.on_head for member in self._members)
-        others = head_in_use and self._placement is not None and not self._placement.is_all_there_is(nodes())
-        for member in list(self._members):
-            if member.identity is None or member.doubt is not None:
-                continue
-            if not member.leaving and (member.identity.node_id in draining or (member.on_head and others)):
-                member.leaving = True
-                logger.info("no more jobs for the worker on %s: its node is to be left", member.identity.host)
-                this.queue.put_back(this.without_result(member.take_back()))
-            if member.leaving and not member.jobs:
+    def _leave_nodes(self, this: Round) -> None:
+        """Give no more jobs to workers on nodes that are to be left; take back what they have not begun, and end those
+        that have nothing left."""
+        if self._placement is None:
+            return
+        known = nodes()
+        to_leave = self._placement.to_leave(known)
+        begin_to = [
+            member for member in self._members
+            if member.node_id in to_leave and not member.leaving and member.doubt is None
+        ]  # fmt: skip
+        for member in begin_to:
+            member.leaving = True
+            logger.info("no more jobs: its node is to be left; %s", member.where())
+        self._take_back(dict.fromkeys(begin_to), this)
+        draining = {node.id for node in known if node.draining}
+        for member in [member for member in self._members if member.leaving and member.doubt is None]:
+            if not member.jobs:
                 self._remove(member)
+                if member.node_id in draining:
+                    self._telemetry.lost_worker(preempted=True)
 
-    def _level(self, this: _Round, idle: int) -> None:
+    def _take_back(self, counts: Mapping[Member, int | None], this: Round) -> None:
+        """Put back into the queue what members have not begun: so many of their jobs at most, or all.
+
+        They say themselves which these are. Where one gives no answer, all that it was asked for are handed out again,
+        and some are run twice.
+        """
+        asked = {member: member.ask_back(count) for member, count in counts.items()}
+        references = [reference for _, reference in asked.values() if reference is not None]
+        if references:
+            ray.wait(references, num_returns=len(references), timeout=_TAKE_BACK_S, fetch_local=False)
+        for member, (ids, reference) in asked.items():
+            if reference is not None and has_answer(reference):
+                with suppress(RayError):  # whatever it is, who asks for its results is told as well
+                    ids = ray.get(reference)
+            this.queue.put_back(this.without_result(member.drop(ids)))
+
+    def _level(self, this: Round, idle: int) -> None:
         """Take jobs that were not begun back from the workers that have the most, for those that have none."""
-        for member in sorted(self._members, key=lambda member: -len(member.jobs))[:idle]:
-            surplus = len(member.jobs) - self._jobs_at_once
-            if surplus > 0:
-                this.queue.put_back(this.without_result(member.take_back(-(-surplus // 2))))
+        surplus = {member: len(member.jobs) - self._jobs_at_once for member in self._members}
+        largest = sorted(surplus, key=lambda member: -surplus[member])[:idle]
+        self._take_back({member: -(-surplus[member] // 2) for member in largest if surplus[member] > 0}, this)
 
-    def _copy_from_silent(self, this: _Round, idle: int) -> None:
+    def _copy_from_silent(self, this: Round, idle: int) -> None:
         """Where nothing is left to begin, and workers are idle: do again what silent workers are at. The first answer
         counts; on one kind of CPU they are the same."""
         if not idle or not this.seconds:
             return
         limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
         linger = linger_s(self._ready(), self._execution.timeout_s)
-        for member in self._members:
-            silent_s = self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
-            if member.jobs and not (member.suspect or member.doubt) and silent_s > limit:
-                member.suspect = True
-                this.queue.put_back(this.without_result(member.take_back()))
-                copied = this.without_result(member.jobs.values())
-                if not copied:
-                    continue
+        silent = {
+            member: self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
+            for member in self._members if member.jobs and not (member.suspect or member.doubt)
+        }  # fmt: skip
+        suspects = [member for member, silent_s in silent.items() if silent_s > limit]
+        for member in suspects:
+            member.suspect = True
+        self._take_back(dict.fromkeys(suspects), this)
+        for member in suspects:
+            copied = this.without_result(member.jobs.values())
+            if copied:
                 self.copies += len(copied)
                 logger.info(
                     "%d jobs are done again elsewhere: no answer for %.1f s; %s",
-                    len(copied), silent_s, member.where(),
+                    len(copied), silent[member], member.where(),
                 )  # fmt: skip
                 this.queue.put_back(copied, alone=True)
 

@@ -30,7 +30,7 @@ OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
 OF_WORKERS: Final[dict[str, tuple[type[Any], str]]] = {
     "workers": (Gauge, "Workers that are there"),
     "retries": (Counter, "Times that a job or a task was tried again"),
-    "preemptions": (Counter, "Workers lost with their node"),
+    "preemptions": (Counter, "Workers that left a node before its end or were lost with it"),
     "worker_failures": (Counter, "Workers that died, hung or were given up on a node that stayed"),
 }
 
@@ -76,6 +76,6 @@ class Telemetry:
         """A worker is gone that was not meant to go.
 
         Args:
-            preempted: with its node; otherwise it failed by itself.
+            preempted: because of its node's end; otherwise it failed by itself.
         """
         self._of_workers["preemptions" if preempted else "worker_failures"].inc()

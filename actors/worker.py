@@ -78,9 +78,9 @@ class WorkerActor:
         self._mailbox.post(*pickle.loads(message))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
-    def take_back(self, ids: Sequence[Hashable]) -> None:
-        """Leave out those of some jobs that are not begun."""
-        self._mailbox.take_back(ids)
+    def take_back(self, ids: Sequence[Hashable]) -> list[Hashable]:
+        """Leave out those of some jobs that lie here and are not begun; returns their ids."""
+        return self._mailbox.take_back(ids)
 
     def _work(self, factory: Callable[..., Worker], arguments: tuple[Any, ...], built: Future[None]) -> None:
         try:

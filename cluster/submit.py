@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -177,18 +178,28 @@ class Jobs:
                     "says so, and `ray start --head --dashboard-agent-listen-port=0` lets it choose a free one."
                 ) from error
 
-    def follow(self, name: str) -> int:
-        """Print a job's output until it ends; its driver's exit code."""
+    def follow(self, name: str, run_dir: str) -> int:
+        """Print a job's output until it ends; its driver's exit code.
+
+        Raises:
+            ClusterError: the job server no longer answers.
+        """
 
         async def show() -> None:
             async for lines in self._client.tail_job_logs(name):
                 print(lines, end="", flush=True)
 
-        asyncio.run(show())
-        job = self._client.get_job_info(name)
-        while job.status in _DRIVES:  # its last words come before its end
-            time.sleep(0.2)
+        try:
+            asyncio.run(show())
             job = self._client.get_job_info(name)
+            while job.status in _DRIVES:  # its last words come before its end
+                time.sleep(0.2)
+                job = self._client.get_job_info(name)
+        except (RuntimeError, OSError, ClientError) as error:
+            raise ClusterError(
+                f"the job server at {self.address} no longer answers ({error or type(error).__name__}). As long as the "
+                f"head is there the job goes on without this window:\n{self.directions(name, run_dir)}"
+            ) from error
         if job.status == JobStatus.SUCCEEDED:
             return 0
         why = (job.message or "").partition("\n")[0].partition(", last available logs")[0]
@@ -226,7 +237,7 @@ def submit(job: Job, address: str | None, *, follow: bool) -> int:
     if not follow:
         return 0
     try:
-        return jobs.follow(job.name)
+        return jobs.follow(job.name, job.run_dir)
     except KeyboardInterrupt:
         print(f"\nworld-models: the job goes on without this window\n{jobs.directions(job.name, job.run_dir)}")
         return 130

@@ -127,14 +127,27 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, count: int) -> list[Any]:
+    def take(self, count: int, *, has_others: bool = False) -> list[Any]:
         """The next jobs, ``count`` at most.
 
         One that has a single try left goes alone, so that the job which is named in the end is the one that fails.
+
+        Args:
+            count: at least 1.
+            has_others: whether who takes them has jobs already: those that go alone are left for somebody else.
         """
-        jobs = [self._waiting.popleft()]
-        while self._waiting and len(jobs) < count and not any(map(self._goes_alone, (jobs[0], self._waiting[0]))):
-            jobs.append(self._waiting.popleft())
+        jobs: list[Any] = []
+        left: list[Any] = []
+        while self._waiting and len(jobs) < count:
+            job = self._waiting.popleft()
+            if not self.goes_alone(job):
+                jobs.append(job)
+            elif jobs or has_others:
+                left.append(job)
+            else:
+                jobs.append(job)
+                break
+        self._waiting.extendleft(reversed(left))
         return jobs
 
     def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None) -> None:
@@ -182,11 +195,8 @@ class JobQueue:
         """Whether a job has failed."""
         return bool(self._failures)
 
-    @property
-    def next_goes_alone(self) -> bool:
-        return bool(self._waiting) and self._goes_alone(self._waiting[0])
-
-    def _goes_alone(self, job: Job) -> bool:
+    def goes_alone(self, job: Job) -> bool:
+        """Whether a job must have no other beside it."""
         return job.id in self._alone or 0 < self._failures[job.id] == self._max_attempts - 1
 
 

@@ -263,7 +263,8 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
         "is fair, and half of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
-        f"{costs.overhead_s * 1e3:g} ms a generation while workers wait",
+        f"{costs.overhead_s * 1e3:g} ms a generation while workers wait; what passes until it looks for answers, up to "
+        "50 ms beyond 32 workers, is left out",
         f"an evolution asks for one worker a micro-batch of a generation's episodes, {_asked_for(config):,} here; to "
         "have more (or fewer), -o execution.workers=N",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "

@@ -24,14 +24,14 @@ _WARM_UP_JOBS = 16  # a worker: a generation before those that are measured, as 
 class SimulatedEpisode:
     """An episode that only takes time: ``seconds`` of it."""
 
-    id: int
+    id: tuple[int, int]
     seconds: float
 
 
 class SleepingWorker:
     """Sleeps instead of driving."""
 
-    def run(self, jobs: Iterable[SimulatedEpisode]) -> Iterator[tuple[int, None]]:
+    def run(self, jobs: Iterable[SimulatedEpisode]) -> Iterator[tuple[tuple[int, int], None]]:
         for job in jobs:
             time.sleep(job.seconds)
             yield job.id, None
@@ -106,10 +106,10 @@ def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: 
                 copies = pool.copies  # type: ignore[attr-defined]
                 ours = _rounds(pool.map, count)
                 copies = pool.copies - copies  # type: ignore[attr-defined]
-            with actor_pool(SleepingWorker, [SimulatedEpisode(i, _WARM_UP_S) for i in range(count)]) as map_jobs:
+            with actor_pool(SleepingWorker, [SimulatedEpisode((0, i), _WARM_UP_S) for i in range(count)]) as map_jobs:
                 references = _rounds(map_jobs, count)
             for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
-                seconds = [job.seconds for job in simulated_jobs(jobs)]
+                seconds = [job.seconds for job in simulated_jobs(jobs, 0)]
                 rows.append(
                     Row(
                         count, jobs,
@@ -129,10 +129,10 @@ def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: 
     return rows
 
 
-def simulated_jobs(count: int) -> list[SimulatedEpisode]:
-    """Uniform between 0.5 and 1.5 s, the same each time."""
+def simulated_jobs(count: int, generation: int) -> list[SimulatedEpisode]:
+    """Uniform between 0.5 and 1.5 s, the same in each generation; a late answer of another one is told by the id."""
     seconds = generator(0, "bench/fanout", count).uniform(*_SECONDS, count)
-    return [SimulatedEpisode(i, float(s)) for i, s in enumerate(seconds)]
+    return [SimulatedEpisode((generation, i), float(s)) for i, s in enumerate(seconds)]
 
 
 def greedy_seconds(seconds: Sequence[float], workers: int) -> float:
@@ -175,14 +175,14 @@ def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
 def _wait_for_all(pool: Pool, workers: int) -> None:
     """Until every worker is up, as all are from the second generation on."""
     while pool.num_workers < workers:
-        for _ in pool.map(SimulatedEpisode(-i, _WARM_UP_S) for i in range(1, workers + 1)):
+        for _ in pool.map(SimulatedEpisode((0, i), _WARM_UP_S) for i in range(workers)):
             pass
 
 
 def _rounds(map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], workers: int) -> list[Round]:
     """One for each number of jobs, after one that is not measured."""
-    _measured(map_jobs, simulated_jobs(_WARM_UP_JOBS * workers))
-    return [_measured(map_jobs, simulated_jobs(jobs)) for jobs in JOBS]
+    _measured(map_jobs, simulated_jobs(_WARM_UP_JOBS * workers, 1))
+    return [_measured(map_jobs, simulated_jobs(jobs, generation)) for generation, jobs in enumerate(JOBS, 2)]
 
 
 def _measured(

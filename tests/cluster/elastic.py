@@ -11,16 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from actors import listening
+from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.nodes import drain, nodes
 from pipeline.config import RunConfig
 from pipeline.envs.environment import Step
+from pipeline.executor import Resources
+from pipeline.progress import Update
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
+from tests.cluster.toys import Noting, Number, all_begun, noting_task
 from tests.counting import CountingEnv, counting_config
 
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
@@ -77,14 +83,14 @@ class _Executor(RayExecutor):
     def __init__(self, config: RunConfig, what: str) -> None:
         super().__init__(config)
         self._what = what
-        self.noted: dict[str, Any] = {}
+        self.noted: dict[str, Any] = {"preempted": note_preempted(self)}
 
     @contextmanager
     def pool(self, *arguments: Any, **named: Any) -> Iterator[Any]:
         with super().pool(*arguments, **named) as pool:
             # In the middle of the second generation, and of the third one, behind the validation of the second.
             acts = {_IN_A_GENERATION + 4: getattr(self, f"_{self._what}"), 2 * _IN_A_GENERATION + 8: self._look}
-            yield _Pool(pool, acts, self._is_to_wait) if not self.noted else pool
+            yield _Pool(pool, acts, self._is_to_wait) if "on" not in self.noted else pool
             self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
             self.noted.setdefault("lost_workers", pool.lost_workers)  # type: ignore[attr-defined]
 
@@ -117,12 +123,65 @@ class _Executor(RayExecutor):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def note_preempted(executor: RayExecutor) -> list[bool]:
+    """For each worker that an executor tells its metrics of the loss of, from now on: whether it was preempted."""
+    told: list[bool] = []
+    executor._telemetry.lost_worker = lambda *, preempted: told.append(preempted)  # type: ignore[method-assign]
+    return told
+
+
 def evolve(folder: Path, what: str, **overrides: Any) -> dict[str, Any]:
     """Evolve and evaluate on the cluster of this driver; returns the evolution's facts and what was noted."""
     chosen = config(**overrides)
     executor = _Executor(chosen, what)
     run_stages(chosen, LocalStore(folder), executor, EVOLVE_AND_EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
+
+
+def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[str, float]:
+    """Square numbers on two nodes of two CPUs, one of which is drained in the middle; which, and when.
+
+    Args:
+        folder: where the workers note what they begin.
+        as_if_many: whether results wait for each other, as with hundreds of workers.
+    """
+    executor = RayExecutor(config())
+    with patched_to_many(as_if_many), executor.pool(Noting, str(folder), 0.2) as pool:
+        hit = ""
+        results = {}
+        for job_id, square in pool.map([Number(i) for i in range(100)]):
+            results[job_id] = square
+            if len(results) == 20:
+                hit, at = _busy_node(pool), time.time()
+                drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 120)
+    assert results == {i: i * i for i in range(100)}
+    return hit, at
+
+
+@contextmanager
+def patched_to_many(as_if_many: bool) -> Iterator[None]:
+    """As if a few workers were hundreds, whose results wait for each other, a second here."""
+    with pytest.MonkeyPatch.context() as patch:
+        if as_if_many:
+            patch.setattr(listening, "_MANY", 1)
+            patch.setattr(listening, "_ANSWERS_PER_S", 4)
+            patch.setattr(pool_module, "_PROMPT", 0)
+        yield
+
+
+def run_while_its_node_is_lost(folder: Path) -> tuple[str, list[bool]]:
+    """A task whose node is killed once it has begun there; its result, and the losses that metrics were told of."""
+    executor = RayExecutor(config(execution__max_attempts=1))
+    told = note_preempted(executor)
+
+    def lose(_: Update) -> None:
+        first, *again = all_begun(folder)
+        if again:
+            (folder / "go").touch()
+        else:
+            many_nodes.kill_node(first.node_id)
+
+    return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), told
 
 
 def wait_until_gone(node_id: str) -> None:

@@ -19,8 +19,17 @@ from pipeline.executor import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
-from tests.cluster.elastic import BEFORE_EVOLVE, EVOLVE_AND_EVALUATE, config, evolve, wait_until_gone
+from tests.cluster.elastic import (
+    BEFORE_EVOLVE,
+    EVOLVE_AND_EVALUATE,
+    config,
+    evolve,
+    run_while_its_node_is_lost,
+    square_while_a_node_is_drained,
+    wait_until_gone,
+)
 from tests.cluster.many_nodes import ManyNodes
+from tests.cluster.toys import all_begun
 from tests.e2e.command import outcome
 
 pytestmark = pytest.mark.timeout(240)
@@ -65,15 +74,17 @@ def have(cluster: ManyNodes, count: int) -> set[str]:
     return live()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(("count", "workers"), [(1, None), (2, 2), (4, None)])
 def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
-    cluster: ManyNodes, folder: Path, reference: dict[str, Any], count: int
+    cluster: ManyNodes, folder: Path, reference: dict[str, Any], count: int, workers: int | None
 ) -> None:
+    """Two workers would fit on one node of the two."""
     there = have(cluster, count)
-    noted = cluster.in_driver(evolve, folder, "nothing")
+    noted = cluster.in_driver(evolve, folder, "nothing", execution__workers=workers)
     assert outcome(folder) == reference
-    assert noted["workers"] == 2 * len(there)
+    assert noted["workers"] == workers or 2 * len(there)
     assert {*noted["on"]} == there
+    assert noted["preempted"] == []
 
 
 def test_a_node_that_crashes_costs_no_job_a_try(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
@@ -82,6 +93,7 @@ def test_a_node_that_crashes_costs_no_job_a_try(cluster: ManyNodes, folder: Path
     assert outcome(folder) == reference
     assert noted["hit"] not in noted["on"]
     assert noted["lost_workers"] >= 1 and noted["retries"] >= 1
+    assert {*noted["preempted"]} == {True}
 
 
 def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_goes_on(
@@ -92,7 +104,29 @@ def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_
     assert outcome(folder) == reference
     assert noted["hit"] not in noted["on"], "its workers have left it, though it was still there"
     assert noted["retries"] == noted["lost_workers"] == 0, "what it had begun it ended"
+    assert noted["preempted"] == [True, True]
     cluster.in_driver(wait_until_gone, noted["hit"])
+
+
+@pytest.mark.parametrize("as_if_many", [False, True])
+def test_what_a_drained_node_has_begun_it_ends_and_nothing_more_and_nothing_is_done_twice(
+    cluster: ManyNodes, tmp_path: Path, as_if_many: bool
+) -> None:
+    have(cluster, 2)
+    hit, at = cluster.in_driver(square_while_a_node_is_drained, tmp_path, as_if_many=as_if_many)
+    begun = all_begun(tmp_path)
+    assert sorted(each.job for each in begun) == [*range(100)]
+    there = [each.at for each in begun if each.node_id == hit]
+    assert there and max(there) < at + 2, "what lay before its workers was taken back within a second or so"
+    assert max(each.at for each in begun) > at + 4
+    cluster.in_driver(wait_until_gone, hit)
+
+
+def test_a_task_that_is_lost_with_its_node_is_begun_again_and_loses_no_try(cluster: ManyNodes, tmp_path: Path) -> None:
+    have(cluster, 2)
+    assert cluster.in_driver(run_while_its_node_is_lost, tmp_path) == ("gone through", [True])
+    first, second = all_begun(tmp_path)
+    assert first.node_id != second.node_id
 
 
 def test_a_node_that_joins_in_a_generation_is_used(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
@@ -170,3 +204,22 @@ def test_where_the_head_is_all_there_is_its_cpus_are_used_and_no_more(gone: list
         assert place.on_head and place.options == {"label_selector": {"ray.io/node-id": "head"}}
     place = next(places)
     assert not place.on_head and "!in(head,gpu)" in place.options["label_selector"]["ray.io/node-id"]
+
+
+@pytest.mark.parametrize(
+    ("cluster_nodes", "told", "left"),
+    [
+        ([HEAD, WORKER], [], {"head"}),
+        ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], [], {"head", "gpu", "other"}),
+        ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], ["head", "gpu-nodes"], set()),
+        ([HEAD, GPU], [], {"gpu"}),
+        ([HEAD, node("worker", alive=False)], [], set()),
+        ([HEAD, node("worker", draining=True)], [], {"worker"}),
+        ([node("head", head=True, draining=True), WORKER], ["head"], {"head"}),
+    ],
+)
+def test_nodes_that_workers_leave_once_they_are_on_them(
+    cluster_nodes: list[Node], told: list[Any], left: set[str]
+) -> None:
+    """A GPU node may come after actors were asked for, and Ray then puts those that wait on it."""
+    assert Placement(ExecutionConfig(workers_on=told)).to_leave(cluster_nodes) == left

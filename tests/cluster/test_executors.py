@@ -8,15 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors import executor as executor_module
 from actors.executor import RayExecutor
+from actors.member import Member
+from pipeline.bench import fanout
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError, JobError
 from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources, share
 from pipeline.progress import Update
+from tests.cluster.elastic import patched_to_many
 from tests.cluster.toys import (
     Damaged,
     Dying,
@@ -134,15 +138,23 @@ def test_where_every_try_is_the_last_one_jobs_are_not_parted(tmp_path: Path) -> 
         queue.failed(range(5), "it was unlucky", None)
 
 
-def test_what_failed_goes_first_and_alone_on_its_last_try() -> None:
+def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
     queue = JobQueue([Number(i) for i in range(9)], max_attempts=3)
     for _ in range(2):
         call = {job.id: job for job in queue.take(4)}
         assert list(call) == [0, 1, 2, 3]
         queue.failed([1], "it was unlucky", None)
         queue.put_back([*call.values()])
-    assert [[job.id for job in queue.take(4)] for _ in range(4)] == [[0], [1], [2, 3, 4, 5], [6, 7, 8]]
-    assert not queue
+    assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
+    assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
+    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8]]
+    assert queue.take(4) == []
+
+    queue.failed([9], "it was unlucky", None)
+    queue.failed([9], "it was unlucky", None)
+    queue.put_back([Number(9)])
+    assert queue.take(4, has_others=True) == [] and len(queue) == 1
+    assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
 
 
 @pytest.mark.parametrize(
@@ -328,6 +340,46 @@ def test_jobs_that_lie_before_a_slow_worker_are_taken_back_for_idle_ones(tmp_pat
     with ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 300.0) as pool:
         assert squares_of(pool, 200)
     assert len(list(tmp_path.glob("begun-*"))) <= 203, "each once, but for what was begun as it was taken back"
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(60)
+def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[int] = []
+    take_results = Member.take_results
+
+    def counted(member: Member, answer: bytes) -> Any:
+        results = take_results(member, answer)
+        answers.append(len(results))
+        return results
+
+    monkeypatch.setattr(Member, "take_results", counted)
+    lives(tmp_path, 2)
+    with patched_to_many(True), ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 1.0) as pool:
+        assert squares_of(pool, 400)
+        assert squares_of(pool, 400)
+    assert len(list(tmp_path.glob("begun-*"))) == 800
+    assert sum(answers) == 800 and len(answers) < 250
+    with patched_to_many(True), ray_executor(3).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
+        assert squares_of(pool, 200)
+        assert pool.retries >= 2
+    assert not list(tmp_path.glob("life-*"))
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(120)
+def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "JOBS", (12, 30))
+    monkeypatch.setattr(fanout, "FEWER_WORKERS", (2, 64))
+    monkeypatch.setattr(fanout, "_SECONDS", (0.05, 0.15))
+    monkeypatch.setattr(fanout, "_WARM_UP_JOBS", 2)
+    lines: list[str] = []
+    rows = fanout.bench_fanout(3, RayExecutor, lines.append)
+    assert [(row.workers, row.jobs) for row in rows] == [(2, 12), (2, 30), (3, 12), (3, 30)]
+    for row in rows:
+        assert 0.1 < row.busy <= row.greedy <= 1 and 0.1 < row.reference <= 1
+        assert 0.05 <= row.first_result_s < 5 and 0 < row.driver_ms <= row.process_ms
+    assert lines == [fanout.table_row(row) for row in rows]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster import submit
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.identity import code_version
 from pipeline.presets import dump, load_config
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
@@ -32,6 +33,8 @@ TINY = ("tiny", *(part for setting in (
     "mdnrnn.epochs=1", "evolve.population_size=4", "evolve.generations=6", "evolve.validation_episodes=2",
     "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
 ) for part in ("-o", setting)))  # fmt: skip
+
+_VERSION = re.compile(r"code version (\S+),")
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -84,6 +87,8 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     assert "evolve: resuming after generation" in output
     assert "on 1 test tracks" in output
     assert command.outcome(folder) == command.outcome(straight)
+    versions = {version for path in head.folder.rglob("worker-*") for version in _VERSION.findall(path.read_text())}
+    assert versions == {code_version()}, "each worker says what it runs"
 
 
 def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
@@ -118,10 +123,31 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
     assert code != 0, output
     assert "--run-dir runs/tiny: on a cluster this is s3://bucket/prefix" in output
 
-    code, output = job_submit(str(tmp_path / "run"))
+    planted = command.ROOT / "runs" / f"planted-{token_hex()}"
+    planted.parent.mkdir(exist_ok=True)
+    planted.touch()
+    try:
+        code, output = job_submit(str(tmp_path / "run"))
+    finally:
+        planted.unlink()
     assert code == 0, output
     assert "collect: complete" in output
     assert len(read_records(LocalStore(tmp_path / "run"), "rollouts")) == 3
+    travelled = {path.name for path in head.folder.rglob("*")}
+    assert {"pipeline", "README.md"} < travelled and travelled.isdisjoint({planted.name, ".git", ".venv"})
+
+
+@pytest.mark.timeout(120)
+def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
+    with Head() as lost:
+        arguments = ("submit", *TINY, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
+        following = command.Command(*arguments)
+        following.wait_until(lambda: "collect: begins" in following.output())
+    code, output = following.finish()
+    assert code == 1, output
+    assert f"the job server at {lost.jobs} no longer answers" in output
+    assert "submit the same again" in output
+    assert "Traceback" not in output
 
 
 def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(tmp_path: Path) -> None:
@@ -174,6 +200,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     assert job.runtime_env is not None
     told = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
     assert told.items() <= job.runtime_env["env_vars"].items()
+    assert job.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30", "Ray's own grace is 3 s"
     places = [path for top in (folder, head.folder) for path in top.rglob("*") if path.is_file()]
     assert any("nowhere-1" in path.read_text(errors="replace") for path in places), "the search finds what is there"
     for secret in planted.values():

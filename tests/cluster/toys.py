@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import ray
+
 from pipeline.errors import DamagedDataError, EpisodeError
 from pipeline.progress import Update
 
@@ -153,6 +155,38 @@ class OneSlow:
             yield job.id, job.id**2
 
 
+class Noting:
+    """Takes its time over numbers; notes when and on which node it begins each."""
+
+    def __init__(self, folder: str, seconds_a_job: float) -> None:
+        self._folder, self._seconds = Path(folder), seconds_a_job
+
+    def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
+        for job in jobs:
+            note_begun(self._folder, job.id)
+            time.sleep(self._seconds)
+            yield job.id, job.id**2
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A note that something began: which job, on which node, when (seconds since the epoch)."""
+
+    job: int
+    node_id: str
+    at: float
+
+
+def note_begun(folder: Path, job: int) -> None:
+    (folder / f"begun-{job}-{ray.get_runtime_context().get_node_id()}-{time.time()}-{uuid4()}").touch()
+
+
+def all_begun(folder: Path) -> list[Begun]:
+    """The notes of a folder, the oldest first."""
+    parts = [path.name.split("-") for path in folder.glob("begun-*")]
+    return sorted((Begun(int(job), node, float(at)) for _, job, node, at, *_ in parts), key=lambda begun: begun.at)
+
+
 def counting_task(count: int) -> Generator[Update, None, str]:
     for done in range(1, count + 1):
         yield Update(done, count)
@@ -162,6 +196,15 @@ def counting_task(count: int) -> Generator[Update, None, str]:
 def failing_task() -> Generator[Update, None, str]:
     yield Update(1, 2)
     raise ZeroDivisionError("the loss divided by zero")
+
+
+def noting_task(folder: str) -> Generator[Update, None, str]:
+    """Notes where it begins, and waits for a file."""
+    note_begun(Path(folder), 0)
+    yield Update(1, 2)
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.1)
+    return "gone through"
 
 
 def faulty_task(folder: str, how: str) -> Generator[Update, None, int]:

@@ -83,7 +83,7 @@ def problems(document: Any) -> list[str]:
 
 def free(path: Keys) -> bool:
     """Keys that anything may be: the user's own, and names of resources and labels."""
-    return any(holder in path[:-1] for holder in ("annotations", "limits", "labels"))
+    return any(holder in path[:-1] for holder in ("annotations", "limits", "labels", "nodeSelector"))
 
 
 @pytest.fixture(params=FILES)
@@ -176,6 +176,13 @@ def test_only_rollout_pods_are_on_spot_nodes(document: Any) -> None:
     assert {operator for _, operator, _ in on_demand[0]} == {"NotIn"}
     # Any of the same labels makes a node a spot node, none of them an on-demand one.
     assert spot == [[(key, "In", value)] for key, _, value in on_demand[0]]
+
+
+def test_the_driver_and_the_rollouts_are_on_one_kind_of_machine(document: Any) -> None:
+    head, spot, gpu = (group["template"]["spec"] for group in groups(document))
+    machine = document["metadata"]["annotations"]["machine"]
+    assert head["nodeSelector"] == spot["nodeSelector"] == {"node.kubernetes.io/instance-type": machine}
+    assert "nodeSelector" not in gpu
 
 
 def test_tokens_and_credentials_are_references(document: Any) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
@@ -227,6 +229,25 @@ def test_containers_start_with_a_shell_a_token_and_the_gpu(config: Any) -> None:
         mounts = dict(reversed(mount.split(":")) for flag, mount in pairwise(command) if flag == "-v")
         host = get_docker_host_mount_location(config["cluster_name"])
         assert mounts[f"{DOCKERFILE.environment['HOME']}/.ray/auth_token"] == f"{host}/~/.ray/auth_token"
+
+
+def test_the_container_can_read_what_it_must_and_the_head_s_key_stays_its_own(tmp_path: Path) -> None:
+    """SSH takes no private key that others can read: the head would reach no worker."""
+    config = load(path_of("gcp"))
+    mounted = tmp_path / config["cluster_name"] / "~"
+    modes = {".ray/auth_token": 0o644, ".aws/credentials": 0o644, "ray_bootstrap_key.pem": 0o600}
+    for name in modes:
+        path = mounted / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
+    (mounted / ".aws").chmod(0o700)
+    host = get_docker_host_mount_location(config["cluster_name"])
+    for command in config["initialization_commands"]:
+        assert str(Path(host).parent) in command
+        here = command.replace(str(Path(host).parent), str(tmp_path))
+        subprocess.run(["bash", "-c", here], check=True, env={"HOME": "/nowhere", "PATH": os.environ["PATH"]})
+    assert {name: (mounted / name).stat().st_mode & 0o777 for name in modes} == modes
+    assert (mounted / ".aws").stat().st_mode & 0o777 == 0o755
 
 
 def test_nothing_is_installed_on_nodes(config: Any) -> None:

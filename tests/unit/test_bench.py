@@ -112,17 +112,19 @@ def test_where_there_is_no_run_to_drive_tiny_is_run_first(
 def test_greedy_seconds_as_reckoned_by_hand_and_within_its_bounds() -> None:
     assert fanout.greedy_seconds([3, 3, 2, 2, 2], 2) == 3 + 2 + 2  # 3 2 2 | 3 2
     assert fanout.greedy_seconds([1, 1, 1, 3], 3) == 1 + 3
-    seconds = [job.seconds for job in fanout.simulated_jobs(1024)]
+    seconds = [job.seconds for job in fanout.simulated_jobs(1024, 1)]
     for workers in (16, 64, 256, 2000):
         took = fanout.greedy_seconds(seconds, workers)
         assert max(*seconds, sum(seconds) / workers) <= took <= sum(seconds) / workers + max(seconds)
 
 
 def test_simulated_episodes_are_uniform_between_half_a_second_and_one_and_a_half() -> None:
-    seconds = np.array([job.seconds for job in fanout.simulated_jobs(4096)])
+    seconds = np.array([job.seconds for job in fanout.simulated_jobs(4096, 1)])
     assert 0.5 <= seconds.min() < 0.51 and 1.49 < seconds.max() <= 1.5
     assert np.quantile(seconds, [0.25, 0.5, 0.75]) == pytest.approx([0.75, 1.0, 1.25], abs=0.03)
-    assert [job.seconds for job in fanout.simulated_jobs(4096)] == seconds.tolist(), "the same each time"
+    again = fanout.simulated_jobs(4096, 2)
+    assert [job.seconds for job in again] == seconds.tolist(), "the same each time"
+    assert {job.id for job in again}.isdisjoint(job.id for job in fanout.simulated_jobs(4096, 1)), "but for their ids"
 
 
 def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
