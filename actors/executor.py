@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import ray
-from ray.exceptions import NodeDiedError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
 from actors.identity import WorkerIdentity, session_logs
 from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, listen, silence
@@ -27,6 +27,8 @@ from pipeline.progress import Figures, Update
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+_MOST_NODES = 10  # that one task is lost with
 
 
 class RayExecutor:
@@ -92,12 +94,12 @@ class RayExecutor:
     ) -> Result:
         """See ``pipeline.executor.Executor.run``.
 
-        A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself; one
-        that is lost with its node, as often as it takes.
+        A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself. To
+        be lost with its node costs it no try, but there is an end to that, too.
         """
         name = task.__module__.rpartition(".")[2]
         max_attempts = self._execution.max_attempts
-        tries = 0
+        tries = nodes_lost = 0
         while True:
             run = run_task.options(
                 num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
@@ -122,10 +124,18 @@ class RayExecutor:
                 if not isinstance(cause, EpisodeError):
                     raise JobError(f"{name} failed: {cause!r}; {_where(worker)}") from error
             except LOST as error:
-                if isinstance(error, NodeDiedError) or _lost_its_node(worker):
-                    logger.warning("%s is lost with its node and begun again, which costs it no try: %s", name, error)
+                if self._is_of_a_lost_node(error, worker):
                     if worker is not None:  # or it was sent to a node whose loss Ray had not noticed yet
+                        nodes_lost += 1
                         self._telemetry.lost_worker(preempted=True)
+                    if nodes_lost == _MOST_NODES:
+                        raise JobError(
+                            f"{name} was lost with its node {nodes_lost} times: look whether it is what ends them, for "
+                            f"want of memory for example. {_where(worker)}. What is committed is kept: the same "
+                            "command goes on."
+                        ) from error
+                    logger.warning("%s is lost with its node and begun again, which costs it no try: %s", name, error)
+                    self._telemetry.retried(1)
                     time.sleep(LISTEN_S)
                     continue
                 what, cause = f"its worker died: {error}", error
@@ -172,6 +182,14 @@ class RayExecutor:
         """See ``pipeline.executor.Executor.publish``."""
         self._telemetry.publish(stage, figures)
 
+    def _is_of_a_lost_node(self, error: Exception, worker: WorkerIdentity | None) -> bool:
+        """Whether a task's machine was taken away: not its own fault."""
+        if isinstance(error, NodeDiedError):
+            return True
+        if self._local or isinstance(error, OutOfMemoryError) or worker is None or worker.node_id is None:
+            return False
+        return was_lost(worker.node_id)
+
     def close(self) -> None:
         """Leave the cluster, if this executor joined it; a local Ray that it started ends."""
         if self._owns_ray:
@@ -212,10 +230,6 @@ def _still_waiting(name: str, resources: Resources) -> str:
         "one; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new --run-dir: they "
         "change bits)"
     )
-
-
-def _lost_its_node(worker: WorkerIdentity | None) -> bool:
-    return worker is not None and worker.node_id is not None and was_lost(worker.node_id)
 
 
 def _where(worker: WorkerIdentity | None) -> str:

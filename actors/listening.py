@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
 # How the loss of a worker shows; out of memory is its own class, also for actors.
 LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
@@ -70,3 +70,8 @@ def silence(timeout_s: float) -> str:
         f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
         "(execution.timeout_s: raise it if a job takes longer)"
     )
+
+
+def first_line(error: RayError) -> str:
+    """Of what Ray says of an error: what follows are hints and logs."""
+    return str(error).strip().splitlines()[0]

@@ -20,7 +20,7 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.machine import process_started
 
 _TIMEOUT_S = 10.0
-_NEWS_S = 5.0
+_UNTIL_NOTICED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def nodes() -> list[Node]:
 
 
 def was_lost(node_id: str) -> bool:
-    """Whether a node is gone, or about to go, on which something has just died for no reason that is known.
+    """Whether a node is gone, or about to go, on which something has just died.
 
     Needs a connection (``ray.init``). Ray knows of the death of a process before that of its node: it is given a few
     seconds.
     """
-    deadline = time.monotonic() + _NEWS_S
+    deadline = time.monotonic() + _UNTIL_NOTICED_S
     while not (lost := not any(node.id == node_id and node.alive and not node.draining for node in nodes())):
         if time.monotonic() > deadline:
             break

@@ -79,3 +79,12 @@ class Placement:
         if node.is_head and "head" not in self._told:
             return False
         return "gpu-nodes" in self._told or (node.num_gpus == 0 and node.labels.get(WORKERS_LABEL) != "no")
+
+
+def left_alone(node: Node) -> str:
+    """What is said of a node that workers were put on and leave."""
+    return (
+        f"node {node.id} at {node.address} is not for workers, and those that Ray put there leave it. Label its type "
+        f'{WORKERS_LABEL}: "no", so that none is started for them, or let them use it: '
+        "-o execution.workers_on=[gpu-nodes]"
+    )

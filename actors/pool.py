@@ -14,10 +14,10 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, has_answer, linger_s, listen_to_all, silence
+from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, first_line, has_answer, linger_s, listen_to_all, silence
 from actors.member import Member
-from actors.nodes import nodes
-from actors.placement import Place, Placement
+from actors.nodes import Node, nodes
+from actors.placement import Place, Placement, left_alone
 from actors.round import Failed, Round
 from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
@@ -86,6 +86,7 @@ class RayPool:
         self._looked = time.monotonic()
         self._gone = {node.id for node in nodes() if not node.alive}
         self._node_lost = -math.inf
+        self._avoided: set[str] = set()
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.executor.Pool.map``."""
@@ -162,10 +163,11 @@ class RayPool:
                 ray.get(member.waiting_for)
                 raise Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
             if member.identity is None:
-                identity = ray.get(member.waiting_for)
-                identity.check(exact=self._execution.exact)
-                member.identity, member.heard = identity, self._clock
-                member.build(self._factory, self._arguments)
+                member.identity, member.heard = ray.get(member.waiting_for), self._clock
+                member.waiting_for = None
+                if self._placement is None or member.node_id not in self._placement.to_leave(nodes()):
+                    member.identity.check(exact=self._execution.exact)
+                    member.build(self._factory, self._arguments)
                 return
             if not member.ready:
                 ray.get(member.waiting_for)
@@ -187,7 +189,7 @@ class RayPool:
                 member.waiting_for = None  # to be asked again
             return
         except LOST as error:
-            raise Failed(member, f"its worker died: {_first_line(error)}; {member.where()}", error) from error
+            raise Failed(member, f"its worker died: {first_line(error)}; {member.where()}", error) from error
         except RayError as error:
             raise Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
         results = member.take_results(answer)
@@ -307,28 +309,37 @@ class RayPool:
         that have nothing left."""
         if self._placement is None:
             return
-        known = nodes()
-        to_leave = self._placement.to_leave(known)
-        begin_to = [
-            member for member in self._members
-            if member.node_id in to_leave and not member.leaving and member.doubt is None
-        ]  # fmt: skip
-        for member in begin_to:
-            member.leaving = True
-            logger.info("no more jobs: its node is to be left; %s", member.where())
-        self._take_back(dict.fromkeys(begin_to), this)
-        draining = {node.id for node in known if node.draining}
-        for member in [member for member in self._members if member.leaving and member.doubt is None]:
+        known = {node.id: node for node in nodes()}
+        to_leave = self._placement.to_leave([*known.values()])
+        for member in self._members:
+            if member.node_id in to_leave and not member.leaving and member.doubt is None:
+                member.leaving = True
+                logger.info("no more jobs: its node is to be left; %s", member.where())
+        leaving = [member for member in self._members if member.leaving and member.doubt is None]
+        self._take_back(dict.fromkeys(leaving), this)
+        for member in leaving:
+            node = known.get(member.node_id or "")
+            if node is not None and not (node.draining or node.is_head):
+                self._avoid(node)
             if not member.jobs:
                 self._remove(member)
-                if member.node_id in draining:
+                if node is not None and node.draining:
                     self._telemetry.lost_worker(preempted=True)
+
+    def _avoid(self, node: Node) -> None:
+        """Say of a node that came after actors were asked for why it is left, and end those that still wait: they would
+        go there. Others are asked for in their place, which know of it."""
+        if node.id not in self._avoided:
+            self._avoided.add(node.id)
+            logger.warning("%s", left_alone(node))
+            for member in [member for member in self._members if member.identity is None]:
+                self._remove(member)
 
     def _take_back(self, counts: Mapping[Member, int | None], this: Round) -> None:
         """Put back into the queue what members have not begun: so many of their jobs at most, or all.
 
-        They say themselves which these are. Where one gives no answer, all that it was asked for are handed out again,
-        and some are run twice.
+        They say themselves which these are. Where one gives no answer, all that it may not have begun are handed out
+        again, and some are run twice.
         """
         asked = {member: member.ask_back(count) for member, count in counts.items()}
         references = [reference for _, reference in asked.values() if reference is not None]
@@ -338,6 +349,8 @@ class RayPool:
             if reference is not None and has_answer(reference):
                 with suppress(RayError):  # whatever it is, who asks for its results is told as well
                     ids = ray.get(reference)
+            elif reference is not None:
+                ids = [*member.jobs][self._jobs_at_once :]
             this.queue.put_back(this.without_result(member.drop(ids)))
 
     def _level(self, this: Round, idle: int) -> None:
@@ -373,7 +386,7 @@ class RayPool:
 
     def _say_what_is_waited_for(self) -> None:
         """Where there is not one worker: that a node is waited for, and what kind."""
-        if any(member.identity is not None for member in self._members):
+        if any(member.identity is not None and not member.leaving for member in self._members):
             self._said = self._clock
         elif self._clock - self._said >= SAY_EVERY_S:
             self._said = self._clock
@@ -382,7 +395,3 @@ class RayPool:
                 "are others, unless execution.workers_on names them; `ray status` shows what the autoscaler does",
                 len(self._members),
             )
-
-
-def _first_line(error: RayError) -> str:
-    return str(error).strip().splitlines()[0]

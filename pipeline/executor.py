@@ -130,7 +130,8 @@ class JobQueue:
     def take(self, count: int, *, has_others: bool = False) -> list[Any]:
         """The next jobs, ``count`` at most.
 
-        One that has a single try left goes alone, so that the job which is named in the end is the one that fails.
+        One that has a single try left goes alone, so that the job which is named in the end is the one that fails; so
+        does one that was put back to.
 
         Args:
             count: at least 1.
@@ -169,7 +170,7 @@ class JobQueue:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
     def put_back(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
-        """Jobs without a result are the next to be handed out.
+        """Jobs without a result are the next to be handed out, those that go alone to whoever has no others.
 
         Args:
             jobs: in order.

@@ -183,7 +183,7 @@ def goals(config: RunConfig) -> list[tuple[float | None, int]]:
     Published generations mean something for a population and episodes of the same number only.
     """
     evolve, published = config.evolve, PUBLISHED.get(config.env.id)
-    if published is not None and not evolve.episodes_from:
+    if published is not None and not (evolve.episodes_from or evolve.replayed_tracks):
         scale = published.scale
         if (evolve.population_size, evolve.episodes) == (scale.population_size, scale.candidate_episodes):
             return [(mean, generation) for generation, mean in published.curve]

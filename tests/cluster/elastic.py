@@ -152,16 +152,40 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
         for job_id, square in pool.map([Number(i) for i in range(100)]):
             results[job_id] = square
             if len(results) == 20:
-                hit, at = _busy_node(pool), time.time()
+                hit = _busy_node(pool)
                 drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 120)
+                at = time.time()
     assert results == {i: i * i for i in range(100)}
     return hit, at
 
 
+def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
+    """Square numbers on a node of two CPUs, with more workers asked for than it holds, until one with a GPU has come.
+
+    Returns:
+        The node's id, and whether workers were put there and left it.
+    """
+    executor = RayExecutor(config())
+    came, squared = "", 0
+    with executor.pool(Noting, str(folder), 0.1) as pool:
+        while not pool._avoided and squared < 1000:  # type: ignore[attr-defined]
+            for job_id, square in pool.map([Number(i) for i in range(squared, squared + 20)]):
+                assert square == job_id**2
+            squared += 20
+            came = came or many_nodes.add_node({"num_cpus": 2, "num_gpus": 1})
+        avoided = pool._avoided == {came}  # type: ignore[attr-defined]
+        list(pool.map([Number(i) for i in range(20)]))
+    many_nodes.kill_node(came)
+    wait_until_gone(came)
+    return came, avoided
+
+
 @contextmanager
 def patched_to_many(as_if_many: bool) -> Iterator[None]:
-    """As if a few workers were hundreds, whose results wait for each other, a second here."""
+    """As if a few workers were hundreds, whose results wait for each other, a second here; none is ever too slow."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_SUSPECT_AFTER", 1e9)
+        patch.setattr(pool_module, "_TAKE_BACK_S", 30.0)
         if as_if_many:
             patch.setattr(listening, "_MANY", 1)
             patch.setattr(listening, "_ANSWERS_PER_S", 4)

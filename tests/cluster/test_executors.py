@@ -355,11 +355,11 @@ def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Member, "take_results", counted)
     lives(tmp_path, 2)
-    with patched_to_many(True), ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 1.0) as pool:
+    with patched_to_many(True), ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 1.0, jobs_at_once=8) as pool:
         assert squares_of(pool, 400)
         assert squares_of(pool, 400)
     assert len(list(tmp_path.glob("begun-*"))) == 800
-    assert sum(answers) == 800 and len(answers) < 250
+    assert sum(answers) == 800 and len(answers) < 100
     with patched_to_many(True), ray_executor(3).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
         assert squares_of(pool, 200)
         assert pool.retries >= 2
@@ -369,6 +369,7 @@ def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(120)
 def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")
     monkeypatch.setattr(fanout, "JOBS", (12, 30))
     monkeypatch.setattr(fanout, "FEWER_WORKERS", (2, 64))
     monkeypatch.setattr(fanout, "_SECONDS", (0.05, 0.15))
@@ -377,7 +378,7 @@ def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPa
     rows = fanout.bench_fanout(3, RayExecutor, lines.append)
     assert [(row.workers, row.jobs) for row in rows] == [(2, 12), (2, 30), (3, 12), (3, 30)]
     for row in rows:
-        assert 0.1 < row.busy <= row.greedy <= 1 and 0.1 < row.reference <= 1
+        assert 0.1 < row.busy <= 1 and 0.1 < row.reference <= 1 and row.busy <= 1.1 * row.greedy <= 1.1
         assert 0.05 <= row.first_result_s < 5 and 0 < row.driver_ms <= row.process_ms
     assert lines == [fanout.table_row(row) for row in rows]
 

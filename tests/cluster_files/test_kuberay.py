@@ -176,6 +176,8 @@ def test_only_rollout_pods_are_on_spot_nodes(document: Any) -> None:
     assert {operator for _, operator, _ in on_demand[0]} == {"NotIn"}
     # Any of the same labels makes a node a spot node, none of them an on-demand one.
     assert spot == [[(key, "In", value)] for key, _, value in on_demand[0]]
+    (toleration,) = groups(document)[1]["template"]["spec"]["tolerations"]
+    assert [(toleration["key"], "In", toleration["value"])] in spot
 
 
 def test_the_driver_and_the_rollouts_are_on_one_kind_of_machine(document: Any) -> None:

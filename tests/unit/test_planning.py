@@ -153,6 +153,7 @@ def test_the_papers_goals_are_the_published_ones_and_others_have_none() -> None:
     assert planning.goals(load_config("paper", ["evolve.episodes_from=[{generation: 9, episodes: 32}]"])) == [
         (None, 1800)
     ]
+    assert planning.goals(load_config("paper", ["evolve.replayed_tracks=4"])) == [(None, 1800)]
     assert planning.goals(counting_config()) == [(None, 3)]
 
 
