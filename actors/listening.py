@@ -18,6 +18,7 @@ SAY_EVERY_S = 60.0  # what is waited for
 # before the workers keep them busy meanwhile.
 _MANY = 32
 _GATHER_S = 0.05
+_GATHER_PATIENTLY_S = 0.2
 # Answers a second that a driver is to take in, about, however many workers there are: a hundredth of its time.
 _ANSWERS_PER_S = 25
 
@@ -32,18 +33,19 @@ def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
     return next(iter(ready), None), min(time.monotonic() - began, LISTEN_S)
 
 
-def listen_to_all(waitables: list[Any], workers: int) -> list[Any]:
+def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> list[Any]:
     """Wait a moment for any of them to have something to say; returns all that do.
 
     Args:
         waitables: what actors will answer by, those too that wait for a node and will be silent for long.
         workers: how many of them are up.
+        patient: whether there is no hurry with many of them.
     """
     if not waitables:
         time.sleep(LISTEN_S)
         return []
     if workers > _MANY:
-        time.sleep(_GATHER_S)
+        time.sleep(_GATHER_PATIENTLY_S if patient else _GATHER_S)
     elif not ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]:
         return []
     ready: list[Any] = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]

@@ -97,7 +97,8 @@ class RayPool:
             if self._clock >= tend_at:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
-            hungry = self._listen()
+            # While jobs lie before every worker, nobody waits to be heard.
+            hungry = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready())
             for member in hungry.copy():
                 try:
                     yield from self._take(member, this)
@@ -146,11 +147,11 @@ class RayPool:
         for member in members:
             member.ask(lingers.get(member, linger))
 
-    def _listen(self) -> list[Member]:
+    def _listen(self, *, patient: bool) -> list[Member]:
         """Wait a moment for members to have something to say; returns those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
         up = sum(1 for member in speaking.values() if member.identity is not None)
-        answering = [speaking[reference] for reference in listen_to_all([*speaking], up)]
+        answering = [speaking[reference] for reference in listen_to_all([*speaking], up, patient=patient)]
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
