@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import seeding
 from pipeline.config import RunConfig
+from pipeline.evolution.fitness import JobId
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 
 
@@ -53,7 +54,7 @@ def remember(
     config: RunConfig,
     driven: Iterable[DrivenTrack],
     jobs: Iterable[RolloutJob],
-    results: Mapping[tuple[str, int, int, int], RolloutResult],
+    results: Mapping[JobId, RolloutResult],
 ) -> list[DrivenTrack]:
     """What is known of the tracks after a generation, by track; those beyond the window are forgotten.
 

@@ -15,10 +15,9 @@ import pytest
 from actors import executor as executor_module
 from actors.executor import RayExecutor
 from actors.member import Member
-from pipeline.bench import fanout
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError, JobError
-from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources, share
+from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
 from pipeline.progress import Update
 from tests.cluster.elastic import patched_to_many
 from tests.cluster.toys import (
@@ -136,43 +135,6 @@ def test_where_every_try_is_the_last_one_jobs_are_not_parted(tmp_path: Path) -> 
     assert queue.take(3) == [Number(0), Number(1), Number(2)]
     with pytest.raises(JobError, match=r"^one of the jobs 0, 1, 2, 3 and 1 more was tried 1 time; the last time it"):
         queue.failed(range(5), "it was unlucky", None)
-
-
-def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
-    queue = JobQueue([Number(i) for i in range(9)], max_attempts=3)
-    for _ in range(2):
-        call = {job.id: job for job in queue.take(4)}
-        assert list(call) == [0, 1, 2, 3]
-        queue.failed([1], "it was unlucky", None)
-        queue.put_back([*call.values()])
-    assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
-    assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
-    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8]]
-    assert queue.take(4) == []
-
-    queue.failed([9], "it was unlucky", None)
-    queue.failed([9], "it was unlucky", None)
-    queue.put_back([Number(9)])
-    assert queue.take(4, has_others=True) == [] and len(queue) == 1
-    assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
-
-
-@pytest.mark.parametrize(
-    ("waiting", "missing", "workers", "has", "jobs_at_once", "given"),
-    [
-        (4096, 4096, 256, 0, 1, 8),  # half of a fair share, to lie ready
-        (2048, 2304, 256, 1, 1, 4),  # the next ones, while it is at its last
-        (200, 456, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
-        (200, 456, 256, 0, 1, 1),
-        (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
-        (1024, 1024, 2, 0, 16, 128),  # no more ahead than so many times what it can begin
-        (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair
-        (2, 20, 2, 12, 16, 0),
-        (0, 20, 2, 3, 16, 0),
-    ],
-)
-def test_shares(waiting: int, missing: int, workers: int, has: int, jobs_at_once: int, given: int) -> None:
-    assert share(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once) == given
 
 
 def test_a_worker_has_one_thread_whatever_its_libraries_came_with(executor: Executor) -> None:
@@ -364,23 +326,6 @@ def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch
         assert squares_of(pool, 200)
         assert pool.retries >= 2
     assert not list(tmp_path.glob("life-*"))
-
-
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.timeout(120)
-def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")
-    monkeypatch.setattr(fanout, "JOBS", (12, 30))
-    monkeypatch.setattr(fanout, "FEWER_WORKERS", (1, 64))
-    monkeypatch.setattr(fanout, "_SECONDS", (0.05, 0.15))
-    monkeypatch.setattr(fanout, "_WARM_UP_JOBS", 2)
-    lines: list[str] = []
-    rows = fanout.bench_fanout(2, RayExecutor, lines.append)
-    assert [(row.workers, row.jobs) for row in rows] == [(1, 12), (1, 30), (2, 12), (2, 30)]
-    for row in rows:
-        assert 0.1 < row.busy <= 1 and 0.1 < row.reference <= 1 and row.busy <= 1.1 * row.greedy <= 1.1
-        assert 0.05 <= row.first_result_s < 5 and 0 < row.driver_ms <= row.process_ms
-    assert lines == [fanout.table_row(row) for row in rows]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -27,11 +27,13 @@ from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
 
+# Far more than a job drives between two looks at it: it is stopped halfway for certain.
+GENERATIONS = 24
 # The preset `tiny`, real CarRacing, smaller still.
 TINY = ("tiny", *(part for setting in (
     "collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1",
-    "mdnrnn.epochs=1", "evolve.population_size=4", "evolve.generations=6", "evolve.validation_episodes=2",
-    "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
+    "mdnrnn.epochs=1", "evolve.population_size=4", f"evolve.generations={GENERATIONS}", "evolve.validation_episodes=2",
+    "evolve.validate_every=12", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
 ) for part in ("-o", setting)))  # fmt: skip
 
 _VERSION = re.compile(r"code version (\S+),")
@@ -68,19 +70,19 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     code, output = command.run(*arguments, environment={"RAY_ADDRESS": "127.0.0.1:1"})
     assert code == 0, output
     first = job_in(output)
-    while not command.checkpointed(folder, "evolution", 2)():
-        assert client.get_job_status(first) in (JobStatus.PENDING, JobStatus.RUNNING), client.get_job_logs(first)
     code, output = command.run(*arguments)
     assert code == 2, output
-    assert f"{folder} is being driven by job {first}, running" in output
+    assert f"{folder} is being driven by job {first}, " in output
     assert f"ray job stop --address {head.jobs} {first}" in output
 
+    while not command.checkpointed(folder, "evolution", 2)():
+        assert client.get_job_status(first) in (JobStatus.PENDING, JobStatus.RUNNING), client.get_job_logs(first)
     client.stop_job(first)
     while client.get_job_status(first) == JobStatus.RUNNING:
         pass
     assert client.get_job_status(first) == JobStatus.STOPPED
     assert "terminated; what is committed is kept" in client.get_job_logs(first)
-    assert not command.checkpointed(folder, "evolution", 6)()
+    assert not command.checkpointed(folder, "evolution", GENERATIONS)()
 
     code, output = command.run(*arguments, "--follow")
     assert code == 0, output

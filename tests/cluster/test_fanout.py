@@ -1,0 +1,25 @@
+"""``bench fanout`` itself, small, on a real Ray."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors.executor import RayExecutor
+from pipeline.bench import fanout
+
+
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.timeout(120)
+def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")
+    monkeypatch.setattr(fanout, "JOBS", (12, 30))
+    monkeypatch.setattr(fanout, "FEWER_WORKERS", (1, 64))
+    monkeypatch.setattr(fanout, "_SECONDS", (0.05, 0.15))
+    monkeypatch.setattr(fanout, "_WARM_UP_JOBS", 2)
+    lines: list[str] = []
+    rows = fanout.bench_fanout(2, RayExecutor, lines.append)
+    assert [(row.workers, row.jobs) for row in rows] == [(1, 12), (1, 30), (2, 12), (2, 30)]
+    for row in rows:
+        assert 0.1 < row.busy <= 1 and 0.1 < row.reference <= 1 and row.busy <= 1.1 * row.greedy <= 1.1
+        assert 0.05 <= row.first_result_s < 5 and 0 < row.driver_ms <= row.process_ms
+    assert lines == [fanout.table_row(row) for row in rows]

@@ -1,0 +1,45 @@
+"""Which jobs a worker is given next, and how many."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.executor import JobQueue, share
+from tests.cluster.toys import Number
+
+
+def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
+    queue = JobQueue([Number(i) for i in range(9)], max_attempts=3)
+    for _ in range(2):
+        call = {job.id: job for job in queue.take(4)}
+        assert list(call) == [0, 1, 2, 3]
+        queue.failed([1], "it was unlucky", None)
+        queue.put_back([*call.values()])
+    assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
+    assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
+    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8]]
+    assert queue.take(4) == []
+
+    queue.failed([9], "it was unlucky", None)
+    queue.failed([9], "it was unlucky", None)
+    queue.put_back([Number(9)])
+    assert queue.take(4, has_others=True) == [] and len(queue) == 1
+    assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
+
+
+@pytest.mark.parametrize(
+    ("waiting", "missing", "workers", "has", "jobs_at_once", "given"),
+    [
+        (4096, 4096, 256, 0, 1, 8),  # half of a fair share, to lie ready
+        (2048, 2304, 256, 1, 1, 4),  # the next ones, while it is at its last
+        (200, 456, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
+        (200, 456, 256, 0, 1, 1),
+        (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
+        (1024, 1024, 2, 0, 16, 128),  # no more ahead than so many times what it can begin
+        (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair
+        (2, 20, 2, 12, 16, 0),
+        (0, 20, 2, 3, 16, 0),
+    ],
+)
+def test_shares(waiting: int, missing: int, workers: int, has: int, jobs_at_once: int, given: int) -> None:
+    assert share(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once) == given
