@@ -208,9 +208,9 @@ _MOST_AHEAD = 8
 def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: int) -> int:
     """How many jobs a worker is given next.
 
-    So many that it works at full width, or at as much of it as is fair; and while there are plenty, half of what would
-    be fair besides, which lies ready when it ends what it has begun. Shares get smaller towards the end, so that
-    workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987).
+    So many that it works at full width, or at as much of it as is fair. While there are plenty, one at least lies ready
+    besides when it ends what it has begun, and up to half of what would be fair. Shares get smaller towards the end, so
+    that workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987).
 
     Args:
         waiting: jobs that no worker has.
@@ -219,12 +219,12 @@ def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: i
         has: jobs that this one has.
         jobs_at_once: that it has begun and not finished at a time, at most.
     """
-    plenty = waiting > workers
-    if has > jobs_at_once or (has == jobs_at_once and not plenty):
+    if has > jobs_at_once:
         return 0
-    fair = min(jobs_at_once, -(-missing // workers)) - has
-    ahead = max(1, waiting // (2 * workers)) if plenty else 0
-    return max(0, min(waiting, max(fair, ahead), _MOST_AHEAD * jobs_at_once))
+    count = min(jobs_at_once, -(-missing // workers)) - has
+    if missing > workers * jobs_at_once and 2 * waiting > workers:
+        count = max(count + 1, waiting // (2 * workers))
+    return max(0, min(waiting, count, _MOST_AHEAD * jobs_at_once))
 
 
 def _name(ids: Sequence[Hashable]) -> str:

@@ -32,8 +32,10 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
     [
         (4096, 4096, 256, 0, 1, 8),  # half of a fair share, to lie ready
         (2048, 2304, 256, 1, 1, 4),  # the next ones, while it is at its last
-        (200, 456, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
-        (200, 456, 256, 0, 1, 1),
+        (700, 1024, 256, 0, 1, 2),  # one to begin, and one that lies ready
+        (200, 456, 256, 1, 1, 1),
+        (100, 356, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
+        (100, 356, 256, 0, 1, 1),
         (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
         (1024, 1024, 2, 0, 16, 128),  # no more ahead than so many times what it can begin
         (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair

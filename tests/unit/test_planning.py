@@ -149,7 +149,7 @@ def test_the_papers_goals_are_the_published_ones_and_others_have_none() -> None:
     curve = PUBLISHED["CarRacing-v3"].curve
     assert planning.goals(PAPER) == [(mean, generation) for generation, mean in curve]
     assert (900.5, 1800) in planning.goals(PAPER)
-    assert planning.goals(load_config("laptop", [])) == [(None, 120)]
+    assert planning.goals(load_config("laptop", [])) == [(None, 200)]
     assert planning.goals(load_config("paper", ["evolve.episodes_from=[{generation: 9, episodes: 32}]"])) == [
         (None, 1800)
     ]
