@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import ray
@@ -99,19 +100,24 @@ class RayExecutor:
         """
         name = task.__module__.rpartition(".")[2]
         max_attempts = self._execution.max_attempts
+        check = partial(
+            WorkerIdentity.check,
+            driver=WorkerIdentity.of_this_process(),
+            exact=self._execution.exact,
+            on_gpu=resources.gpus > 0,
+        )
         tries = nodes_lost = 0
         while True:
             run = run_task.options(
                 num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
             )
-            updates = run.remote(task, arguments, resources.threads)
+            updates = run.remote(task, arguments, resources.threads, check)
             worker: WorkerIdentity | None = None
             what, cause = "it ended without a result", cast(BaseException | None, None)
             try:
                 for kind, value in _messages(updates, self._execution.timeout_s, name, resources):
                     if kind == "worker":
                         worker = value
-                        worker.check(exact=self._execution.exact, on_gpu=resources.gpus > 0)
                     elif kind == "update":
                         on_update(value)
                     else:

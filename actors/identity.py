@@ -46,17 +46,17 @@ class WorkerIdentity:
             versions=library_versions(),
         )
 
-    def check(self, *, exact: bool, on_gpu: bool = False) -> None:
+    def check(self, driver: WorkerIdentity, *, exact: bool, on_gpu: bool = False) -> None:
         """Refuse a worker of other code, or, where a run must be exact, of another kind of CPU or library version.
 
         Args:
+            driver: whom it would work for.
             exact: whether the run must be.
             on_gpu: whether it computes on a GPU: its CPU's kind is no matter then.
 
         Raises:
             ConfigError: says which differs and what to do.
         """
-        driver = WorkerIdentity.of_this_process()
         if self.code_version != driver.code_version:
             raise ConfigError(
                 f"the worker on {self.host} runs code version {self.code_version}, the driver runs "

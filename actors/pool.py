@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from actors.identity import WorkerIdentity
 from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, first_line, has_answer, linger_s, listen_to_all, silence
 from actors.member import Member
 from actors.nodes import Node, nodes
@@ -74,6 +75,7 @@ class RayPool:
         self._label = factory.__name__
         self._factory, self._arguments = factory, ray.put(arguments)
         self._execution = execution
+        self._driver = WorkerIdentity.of_this_process()
         self._telemetry = telemetry
         self._placement = placement
         self._max_workers = max_workers
@@ -167,7 +169,7 @@ class RayPool:
                 member.identity, member.heard = ray.get(member.waiting_for), self._clock
                 member.waiting_for = None
                 if self._placement is None or member.node_id not in self._placement.to_leave(nodes()):
-                    member.identity.check(exact=self._execution.exact)
+                    member.identity.check(self._driver, exact=self._execution.exact)
                     member.build(self._factory, self._arguments)
                 return
             if not member.ready:

@@ -105,11 +105,22 @@ class WorkerActor:
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
 def run_task(
-    task: Callable[..., Generator[Update, None, Any]], arguments: tuple[Any, ...], threads: int
+    task: Callable[..., Generator[Update, None, Any]],
+    arguments: tuple[Any, ...],
+    threads: int,
+    check: Callable[[WorkerIdentity], None],
 ) -> Iterator[tuple[str, Any]]:
-    """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``."""
+    """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``.
+
+    Args:
+        task, arguments: what to run.
+        threads: for it alone.
+        check: raises where this is no worker for it: nothing has begun then.
+    """
     configure_logging()
-    yield "worker", _logged_identity()
+    identity = _logged_identity()
+    yield "worker", identity
+    check(identity)
     with num_threads(threads), _traceback_logged():
         updates = task(*arguments)
         while True:

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
+from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
+from pipeline.executor import Resources
+from tests.cluster.many_nodes import ManyNodes
+from tests.cluster.toys import Number, Squares, noting_task
+from tests.e2e.command import ROOT
 
 THIS = WorkerIdentity.of_this_process()
 
+# Ray puts the driver's folders first on its workers' path, which on a machine of their own may hold other sources.
+FINDS_OTHER_SOURCES = """
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("pipeline", "actors"):
+            return PathFinder.find_spec(name, [str(Path(__file__).parent / "sources")])
+
+
+sys.meta_path.insert(0, Finder)
+"""
+
 
 def test_a_worker_like_the_driver_is_welcome() -> None:
-    THIS.check(exact=True)
+    THIS.check(THIS, exact=True)
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_other_code_is_always_refused(exact: bool) -> None:
     with pytest.raises(ConfigError, match="runs code version 0ther"):
-        replace(THIS, code_version="0ther").check(exact=exact)
+        replace(THIS, code_version="0ther").check(THIS, exact=exact)
 
 
 def test_the_cpu_beside_a_gpu_is_no_matter() -> None:
-    replace(THIS, cpu_kind="a quantum computer").check(exact=True, on_gpu=True)
+    replace(THIS, cpu_kind="a quantum computer").check(THIS, exact=True, on_gpu=True)
     with pytest.raises(ConfigError, match="torch"):
-        replace(THIS, versions={**THIS.versions, "torch": "0.1"}).check(exact=True, on_gpu=True)
+        replace(THIS, versions={**THIS.versions, "torch": "0.1"}).check(THIS, exact=True, on_gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +66,40 @@ def test_another_cpu_or_library_is_refused_unless_told(
     other: WorkerIdentity, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        other.check(exact=True)
+        other.check(THIS, exact=True)
     with caplog.at_level(logging.WARNING):
-        other.check(exact=False)
+        other.check(THIS, exact=False)
     assert "accepted, as execution.exact is false" in caplog.text
+
+
+def work_where_other_sources_lie(folder: Path) -> list[str]:
+    """What is said of a pool's worker and of a task's, where results need not even be exact."""
+    executor = RayExecutor(RunConfig.model_validate({"execution": {"exact": False, "workers": 1}}))
+    said = []
+    with pytest.raises(ConfigError) as refused, executor.pool(Squares, str(folder)) as pool:
+        list(pool.map([Number(1)]))
+    said.append(str(refused.value))
+    with pytest.raises(ConfigError) as refused:
+        executor.run(noting_task, str(folder), resources=Resources(), on_update=lambda _: None)
+    said.append(str(refused.value))
+    return said
+
+
+@pytest.mark.timeout(120)
+def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -> None:
+    for package in ("pipeline", "actors"):
+        shutil.copytree(ROOT / package, tmp_path / "sources" / package)
+    with (tmp_path / "sources/pipeline/seeding.py").open("a") as file:
+        file.write("# one line more\n")
+    (tmp_path / "sitecustomize.py").write_text(FINDS_OTHER_SOURCES)
+    done = tmp_path / "done"
+    done.mkdir()
+    with ManyNodes(num_cpus=0) as cluster:
+        cluster.add(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+        said = cluster.in_driver(work_where_other_sources_lie, done)
+    assert len(said) == 2
+    for message in said:
+        assert re.search(
+            rf"runs code version (?!{THIS.code_version})\w+, the driver runs {THIS.code_version}: ", message
+        )
+    assert not list(done.iterdir())

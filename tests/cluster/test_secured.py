@@ -28,7 +28,7 @@ def head(s3_url: str) -> Iterator[Head]:
 
 
 def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_server: S3Server) -> None:
-    arguments = ("submit", *TINY, "--run-dir", s3_url, "--address", head.jobs, "--follow")
+    arguments = ("submit", *TINY, "-o", "evolve.generations=2", "--run-dir", s3_url, "--address", head.jobs, "--follow")
     another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for wrong in ({"RAY_AUTH_MODE": "disabled"}, another):
         code, output = command.run(*arguments, environment=wrong)
