@@ -32,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     configure_logging()
     options = make_parser().parse_args(arguments)
-    again = f"to go on, run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}"
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.unraisablehook = _deliver_again
     try:
@@ -44,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Not by the exception: Ray raises one of its own in place of one that crosses it.
         terminated = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         how = "terminated" if terminated else "interrupted"
-        resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
-        print(f"\nworld-models: {how}; what is committed is kept; {again}{resume}", file=sys.stderr)
+        again = _again(options, arguments)
+        print(f"\nworld-models: {how}; what is committed is kept; to go on, {again}", file=sys.stderr)
         return 143 if terminated else 130
 
 
@@ -63,6 +62,14 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
     """SIGTERM ends the command as Ctrl-C does: KeyboardInterrupt is what Ray's own calls let through."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.SIGTERM)
+
+
+def _again(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
+    """How to go on: with the same command, or, as a job of a cluster, with another job like it."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return "submit the same again"
+    resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
+    return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"
 
 
 def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:

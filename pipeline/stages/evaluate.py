@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -26,6 +27,8 @@ from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
 from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "evaluation"
 EVOLUTION = "evolution"
@@ -91,13 +94,21 @@ def _film(
 def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], str]:
     """The newest controllers by name, and a tag for the generation they are of.
 
-    Of both, ``best`` is left out where it is the mean itself: the same parameters score the same.
+    Of both, ``best`` is left out where it is the mean itself: the same parameters score the same. Where no generation
+    was validated there is no best one, and the mean is what is evaluated.
     """
     record = newest(evolution.records, "controllers-")
     assert record is not None
     tensors = load(read_verified(store, record))
     wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]
-    if len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):
+    if record.info["best_generation"] is None:
+        if "best" in wanted:
+            logger.info(
+                "no generation was validated (evolve.validate_every is %d): the last CMA mean is evaluated",
+                config.evolve.validate_every,
+            )
+        wanted = ["mean"]
+    elif len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):
         wanted = ["mean"]
     return {name: tensors[name] for name in wanted}, f"{record.info['generation']:06d}"
 

@@ -81,7 +81,7 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     while client.get_job_status(first) == JobStatus.RUNNING:
         pass
     assert client.get_job_status(first) == JobStatus.STOPPED
-    assert "terminated; what is committed is kept" in client.get_job_logs(first)
+    assert "terminated; what is committed is kept; to go on, submit the same again" in client.get_job_logs(first)
     assert not command.checkpointed(folder, "evolution", GENERATIONS)()
 
     code, output = command.run(*arguments, "--follow")

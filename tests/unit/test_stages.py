@@ -180,19 +180,26 @@ def test_the_summary_of_one_episode_has_no_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "same", "evaluated"),
+    ("wanted", "same", "validated", "evaluated"),
     [
-        ("both", False, ["mean", "best"]),
-        ("both", True, ["mean"]),
-        ("best", True, ["best"]),
-        ("best", False, ["best"]),
-        ("mean", False, ["mean"]),
+        ("both", False, 5, ["mean", "best"]),
+        ("both", True, 7, ["mean"]),
+        ("both", True, None, ["mean"]),
+        ("best", True, 7, ["best"]),
+        ("best", False, 5, ["best"]),
+        ("best", True, None, ["mean"]),
+        ("mean", False, 5, ["mean"]),
     ],
 )
-def test_the_controllers_asked_for_are_evaluated(store: Store, wanted: str, same: bool, evaluated: list[str]) -> None:
+def test_the_controllers_asked_for_are_evaluated(
+    store: Store, wanted: str, same: bool, validated: int | None, evaluated: list[str]
+) -> None:
     mean = np.zeros(3, np.float32)
     best = mean if same else mean + 1
-    commit(store, "evolution", "controllers-000007.safetensors", save({"mean": mean, "best": best}), generation=7)
+    commit(
+        store, "evolution", "controllers-000007.safetensors", save({"mean": mean, "best": best}),
+        generation=7, best_generation=validated,
+    )  # fmt: skip
     seal_as_it_is(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
     found, tag = evaluate._controllers(config, store, require_manifest(store, "evolution"))
