@@ -262,7 +262,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
         f"{config.env.actions_in(config.env.max_episode_steps):,} steps, while no others are driven",
         "episodes are handed out as the pool does: whoever ends one is given what keeps its lanes full, as far as that "
-        "is fair, and half of a fair share of what waits besides",
+        "is fair, and up to half of a fair share of what waits besides",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms an episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms a generation while workers wait; what passes until it looks for answers, up to "
         "50 ms beyond 32 workers, is left out",
