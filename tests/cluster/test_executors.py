@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from actors import executor as executor_module
+from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.member import Member
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError, JobError
 from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
 from pipeline.progress import Update
-from tests.cluster.elastic import patched_to_many
+from tests.cluster.elastic import no_copies, patched_to_many
 from tests.cluster.toys import (
     Damaged,
     Dying,
@@ -48,7 +49,8 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
         return
     request.getfixturevalue("local_ray")
     made = ray_executor(int(request.param[-1]))
-    yield made
+    with no_copies():
+        yield made
     made.close()
 
 
@@ -209,7 +211,7 @@ def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_of_a_killed_worker_are_done_by_another(tmp_path: Path, workers: int) -> None:
     lives(tmp_path, 2)
-    with ray_executor(workers).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
+    with no_copies(), ray_executor(workers).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
         assert squares_of(pool, 12)
         assert pool.retries >= 2
     assert not list(tmp_path.iterdir())
@@ -219,6 +221,7 @@ def test_jobs_of_a_killed_worker_are_done_by_another(tmp_path: Path, workers: in
 def test_a_job_that_kills_every_worker_is_named_with_the_log(tmp_path: Path) -> None:
     lives(tmp_path, 9)
     with (
+        no_copies(),
         ray_executor(2).pool(Dying, 5, str(tmp_path), jobs_at_once=1) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 3 times; the last time its worker died") as caught,
     ):
@@ -261,6 +264,7 @@ def test_a_worker_that_hangs_with_all_its_results_given_is_replaced_for_the_next
 def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) -> None:
     lives(tmp_path, 9)
     with (
+        no_copies(),
         ray_executor(2, max_attempts=2, timeout_s=2).pool(Hanging, 5, str(tmp_path), "asleep", jobs_at_once=4) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 2 times; the last time its worker hung: it gave") as caught,
     ):
@@ -287,7 +291,10 @@ def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptur
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(60)
-def test_what_a_slow_worker_is_at_is_done_again_by_an_idle_one_and_the_first_answer_counts(tmp_path: Path) -> None:
+def test_what_a_slow_worker_is_at_is_done_again_by_an_idle_one_and_the_first_answer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_SUSPECT_AFTER", 20.0)  # four seconds: the others are not slow by chance
     with ray_executor(3).pool(OneSlow, str(tmp_path), 0.2, 600.0) as pool:
         assert squares_of(pool, 30)
         assert (pool.copies, pool.retries) == (1, 0)
@@ -298,7 +305,10 @@ def test_what_a_slow_worker_is_at_is_done_again_by_an_idle_one_and_the_first_ans
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.timeout(60)
-def test_jobs_that_lie_before_a_slow_worker_are_taken_back_for_idle_ones(tmp_path: Path) -> None:
+def test_jobs_that_lie_before_a_slow_worker_are_taken_back_for_idle_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_SUSPECT_AFTER", 300.0)  # some three seconds
     with ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 300.0) as pool:
         assert squares_of(pool, 200)
     assert len(list(tmp_path.glob("begun-*"))) <= 203, "each once, but for what was begun as it was taken back"
