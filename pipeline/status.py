@@ -123,10 +123,13 @@ def achieved(store: Store) -> str:
     if evaluation is not None:
         names = {"mean": "CMA mean", "best": "best on validation"}
         for name, score in evaluation.info["controllers"].items():
-            lines.append(
-                f"{names[name]}: return {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} to "
-                f"{score['high']:.1f}) on {score['episodes']} test tracks that nothing was selected on"
-            )
+            if score["episodes"] > 1:
+                lines.append(
+                    f"{names[name]}: return {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} "
+                    f"to {score['high']:.1f}) on {score['episodes']} test tracks that nothing was selected on"
+                )
+            else:
+                lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, which says little")
     if read_manifest(store, "report") is not None:
         lines.append(f"report: {store.locate('report/index.html')}")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     code, output = command.run(*arguments, "--follow")
     assert code == 0, output
     assert "evolve: resuming after generation" in output
-    assert "on 1 test tracks" in output
+    assert "on one test track, which says little" in output
     assert command.outcome(folder) == command.outcome(straight)
     versions = {version for path in head.folder.rglob("worker-*") for version in _VERSION.findall(path.read_text())}
     assert versions == {code_version()}, "each worker says what it runs"

@@ -21,6 +21,7 @@ from pipeline.rollouts.loop import RolloutJob
 from pipeline.run import STAGES, run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
 from pipeline.stages.evaluate import summarise
+from pipeline.status import achieved
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
 from pipeline.storage.shards import read_episodes, read_latents
@@ -177,6 +178,16 @@ def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> N
 def test_the_summary_of_one_episode_has_no_spread() -> None:
     summary = summarise([5.0], seed=1)
     assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
+
+
+def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(local_store: LocalStore) -> None:
+    controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
+    seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
+    assert achieved(local_store).splitlines() == [
+        "CMA mean: return 5.0 on one test track, which says little",
+        "best on validation: return 6.0 +- 2.8 (95 % interval 4.0 to 8.0) "
+        "on 2 test tracks that nothing was selected on",
+    ]
 
 
 @pytest.mark.parametrize(
