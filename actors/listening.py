@@ -33,23 +33,36 @@ def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
     return next(iter(ready), None), min(time.monotonic() - began, LISTEN_S)
 
 
-def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> list[Any]:
-    """Wait a moment for any of them to have something to say; returns all that do.
+def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> dict[Any, Any]:
+    """Wait a moment for any of them to have something to say.
 
     Args:
         waitables: what actors will answer by, those too that wait for a node and will be silent for long.
         workers: how many of them are up.
         patient: whether there is no hurry with many of them.
+
+    Returns:
+        What each has to say that does; the error itself where it is one.
     """
     if not waitables:
         time.sleep(LISTEN_S)
-        return []
+        return {}
     if workers > _MANY:
         time.sleep(_GATHER_PATIENTLY_S if patient else _GATHER_S)
     elif not ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]:
-        return []
-    ready: list[Any] = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
-    return ready
+        return {}
+    ready = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
+    try:  # all at once: Ray takes longer over one after the other
+        return dict(zip(ready, ray.get(ready), strict=True))
+    except RayError:
+        return {reference: _answer(reference) for reference in ready}
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        return error
 
 
 def linger_s(workers: int, timeout_s: float) -> float:

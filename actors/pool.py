@@ -100,10 +100,11 @@ class RayPool:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
             # While jobs lie before every worker, nobody waits to be heard.
-            hungry = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready())
-            for member in hungry.copy():
+            answers = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready())
+            hungry: Iterable[Member] = answers
+            for member, answer in answers.items():
                 try:
-                    yield from self._take(member, this)
+                    yield from self._take(member, answer, this)
                 except Failed as failed:
                     self._take_over(failed, this)
                     hungry = self._members  # for the jobs that it had
@@ -149,36 +150,35 @@ class RayPool:
         for member in members:
             member.ask(lingers.get(member, linger))
 
-    def _listen(self, *, patient: bool) -> list[Member]:
-        """Wait a moment for members to have something to say; returns those that do."""
+    def _listen(self, *, patient: bool) -> dict[Member, Any]:
+        """Wait a moment for members to have something to say; returns what, of those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
         up = sum(1 for member in speaking.values() if member.identity is not None)
-        answering = [speaking[reference] for reference in listen_to_all([*speaking], up, patient=patient)]
+        answers = listen_to_all([*speaking], up, patient=patient)
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
-        return answering
+        return {speaking[reference]: answer for reference, answer in answers.items()}
 
-    def _take(self, member: Member, this: Round) -> Iterator[tuple[Hashable, Any]]:
-        """Take a member's answer: that its process is up, that its worker is built, or results."""
+    def _take(self, member: Member, answer: Any, this: Round) -> Iterator[tuple[Hashable, Any]]:
+        """Take a member's answer: that its process is up, that its worker is built, results, or an error."""
         try:
+            if isinstance(answer, RayError):
+                raise answer
             if member.doubt is not None:
-                ray.get(member.waiting_for)
                 raise Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
             if member.identity is None:
-                member.identity, member.heard = ray.get(member.waiting_for), self._clock
+                member.identity, member.heard = answer, self._clock
                 member.waiting_for = None
                 if self._placement is None or member.node_id not in self._placement.to_leave(nodes()):
                     member.identity.check(self._driver, exact=self._execution.exact)
                     member.build(self._factory, self._arguments)
                 return
             if not member.ready:
-                ray.get(member.waiting_for)
                 member.ready, member.waiting_for, member.heard = True, None, self._clock
                 self._failed_starts = 0
                 self._count_workers()
                 return
-            answer = ray.get(member.waiting_for)
         except RayTaskError as error:
             ours = not_to_be_retried(error)
             if ours is not None:

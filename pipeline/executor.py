@@ -209,8 +209,9 @@ def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: i
     """How many jobs a worker is given next.
 
     So many that it works at full width, or at as much of it as is fair. While there are plenty, one at least lies ready
-    besides when it ends what it has begun, and up to half of what would be fair. Shares get smaller towards the end, so
-    that workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987).
+    besides when it ends what it has begun, or it has half of a fair share of all that is missing. Shares get smaller
+    towards the end, so that workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987; of what is
+    missing rather than of what waits, so that the first shares are alike, which takes a third fewer messages).
 
     Args:
         waiting: jobs that no worker has.
@@ -223,7 +224,7 @@ def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: i
         return 0
     count = min(jobs_at_once, -(-missing // workers)) - has
     if missing > workers * jobs_at_once and 2 * waiting > workers:
-        count = max(count + 1, waiting // (2 * workers))
+        count = max(count + 1, missing // (2 * workers) - has)
     return max(0, min(waiting, count, _MOST_AHEAD * jobs_at_once))
 
 

@@ -31,7 +31,8 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
     ("waiting", "missing", "workers", "has", "jobs_at_once", "given"),
     [
         (4096, 4096, 256, 0, 1, 8),  # half of a fair share, to lie ready
-        (2048, 2304, 256, 1, 1, 4),  # the next ones, while it is at its last
+        (2056, 4096, 256, 0, 1, 8),  # the last worker as many as the first
+        (2048, 2304, 256, 1, 1, 3),  # the next ones, while it is at its last
         (700, 1024, 256, 0, 1, 2),  # one to begin, and one that lies ready
         (200, 456, 256, 1, 1, 1),
         (100, 356, 256, 1, 1, 0),  # no longer plenty: nothing lies ready where others may be idle first
