@@ -13,13 +13,14 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
-from actors.identity import WorkerIdentity, session_logs
-from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, listen, silence
-from actors.nodes import nodes, sharing_a_folder, was_lost
+from actors.identity import WorkerIdentity
+from actors.listening import LISTEN_S, LOST, silence
+from actors.nodes import nodes, sharing_a_folder, sigterm_left_alone
 from actors.placement import Placement
 from actors.pool import RayPool
+from actors.task import Silent, TaskTry
 from actors.telemetry import Telemetry
-from actors.worker import not_to_be_retried, run_task
+from actors.worker import not_to_be_retried
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, EpisodeError, JobError
 from pipeline.executor import Pool, Resources, Worker, cause_of, gave_up
@@ -64,6 +65,10 @@ class RayExecutor:
         self._telemetry = Telemetry(config.name)
 
     def _connect(self, config: RunConfig) -> None:
+        with sigterm_left_alone():
+            self._init_ray(config)
+
+    def _init_ray(self, config: RunConfig) -> None:
         address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
         if address:
             try:
@@ -98,70 +103,71 @@ class RayExecutor:
         A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself. To
         be lost with its node costs it no try, but there is an end to that, too.
         """
-        name = task.__module__.rpartition(".")[2]
-        max_attempts = self._execution.max_attempts
-        check = partial(
-            WorkerIdentity.check,
-            driver=WorkerIdentity.of_this_process(),
-            exact=self._execution.exact,
-            on_gpu=resources.gpus > 0,
-        )
+        driver = WorkerIdentity.of_this_process()
+        check = partial(WorkerIdentity.check, driver=driver, exact=self._execution.exact, on_gpu=resources.gpus > 0)
+        max_attempts, timeout_s = self._execution.max_attempts, self._execution.timeout_s
         tries = nodes_lost = 0
         while True:
-            run = run_task.options(
-                num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=name
-            )
-            updates = run.remote(task, arguments, resources.threads, check)
-            worker: WorkerIdentity | None = None
+            this = TaskTry(task, arguments, resources=resources, check=check, timeout_s=timeout_s)
             what, cause = "it ended without a result", cast(BaseException | None, None)
             try:
-                for kind, value in _messages(updates, self._execution.timeout_s, name, resources):
-                    if kind == "worker":
-                        worker = value
-                    elif kind == "update":
-                        on_update(value)
-                    else:
+                for kind, value in this.messages():
+                    if kind == "result":
+                        this.forget()
                         return value  # type: ignore[no-any-return]
+                    if kind == "update":
+                        on_update(value)
+                    elif not self._local and (worker := this.worker) is not None:
+                        worker.warn_if_starved(driver)
             except RayTaskError as error:
                 ours = not_to_be_retried(error)
                 if ours is not None:
                     raise ours from error
                 what, cause = cause_of(error.cause), error.cause
                 if not isinstance(cause, EpisodeError):
-                    raise JobError(f"{name} failed: {cause!r}; {_where(worker)}") from error
+                    raise JobError(f"{this.name} failed: {cause!r}; {this.where()}") from error
             except LOST as error:
-                if self._is_of_a_lost_node(error, worker):
-                    if worker is not None:  # or it was sent to a node whose loss Ray had not noticed yet
+                if self._is_of_a_lost_node(error, this):
+                    if this.worker is not None:  # or it was sent to a node whose loss Ray had not noticed yet
                         nodes_lost += 1
                         self._telemetry.lost_worker(preempted=True)
                     if nodes_lost == _MOST_NODES:
                         raise JobError(
-                            f"{name} was lost with its node {nodes_lost} times: look whether it is what ends them, for "
-                            f"want of memory for example. {_where(worker)}. What is committed is kept: the same "
-                            "command goes on."
+                            f"{this.name} was lost with its node {nodes_lost} times: look whether it is what ends "
+                            f"them, for want of memory for example. {this.where()}. What is committed is kept: the "
+                            "same command goes on."
                         ) from error
-                    logger.warning("%s is lost with its node and begun again, which costs it no try: %s", name, error)
+                    logger.warning(
+                        "%s is lost with its node and begun again, which costs it no try: %s", this.name, error
+                    )
                     self._telemetry.retried(1)
+                    this.forget()
                     time.sleep(LISTEN_S)
                     continue
                 what, cause = f"its worker died: {error}", error
             except RayError as error:
                 raise JobError(
-                    f"{name} failed on Ray: {error}; {_where(worker)}. What is committed is kept: the same command "
+                    f"{this.name} failed on Ray: {error}; {this.where()}. What is committed is kept: the same command "
                     "goes on."
                 ) from error
-            except _Silent:
-                ray.cancel(updates, force=True)
-                what = silence(self._execution.timeout_s)
+            except Silent:
+                what = silence(timeout_s)
+                if not this.end():
+                    raise JobError(
+                        f"{this.name} gave no sign of life for {timeout_s:g} s, and its process cannot be ended: a "
+                        f"second one beside it would write the same files. {this.where()}. End it, then run the same "
+                        "command again: what is committed is kept."
+                    ) from None
             except BaseException:
                 # Refused or interrupted: it must not go on writing behind the driver's back.
-                ray.cancel(updates, force=True)
+                this.cancel()
                 raise
-            what = f"{what}; {_where(worker)}"
+            what = f"{what}; {this.where()}"
+            this.forget()
             tries += 1
             if tries == max_attempts:
-                raise JobError(f"{name} {gave_up(tries, what)}") from cause
-            logger.warning("%s, try %d of %d: %s", name, tries, max_attempts, what)
+                raise JobError(f"{this.name} {gave_up(tries, what)}") from cause
+            logger.warning("%s, try %d of %d: %s", this.name, tries, max_attempts, what)
             self._telemetry.retried(1)
 
     @contextmanager
@@ -188,55 +194,13 @@ class RayExecutor:
         """See ``pipeline.executor.Executor.publish``."""
         self._telemetry.publish(stage, figures)
 
-    def _is_of_a_lost_node(self, error: Exception, worker: WorkerIdentity | None) -> bool:
+    def _is_of_a_lost_node(self, error: Exception, lost: TaskTry) -> bool:
         """Whether a task's machine was taken away: not its own fault."""
         if isinstance(error, NodeDiedError):
             return True
-        if self._local or isinstance(error, OutOfMemoryError) or worker is None or worker.node_id is None:
-            return False
-        return was_lost(worker.node_id)
+        return not (self._local or isinstance(error, OutOfMemoryError)) and lost.lost_its_node()
 
     def close(self) -> None:
         """Leave the cluster, if this executor joined it; a local Ray that it started ends."""
         if self._owns_ray:
             ray.shutdown()
-
-
-class _Silent(Exception):
-    """A task that had begun gave no sign of life for too long."""
-
-
-def _messages(updates: Any, timeout_s: float, name: str, resources: Resources) -> Iterator[tuple[str, Any]]:
-    """What a task sends. Its first message is waited for as long as it takes: it may be pending."""
-    silent_s, begun = 0.0, False
-    said_s = 0.0
-    while True:
-        ready, listened_s = listen([updates])
-        if ready is None:
-            silent_s += listened_s
-            if begun and silent_s >= timeout_s:
-                raise _Silent
-            if not begun and silent_s - said_s >= SAY_EVERY_S:
-                said_s = silent_s
-                logger.warning("%s", _still_waiting(name, resources))
-            continue
-        reference = next(updates, None)
-        if reference is None:
-            return
-        yield ray.get(reference)
-        silent_s, begun = 0.0, True
-
-
-def _still_waiting(name: str, resources: Resources) -> str:
-    largest = max((node for node in nodes() if node.alive), key=lambda node: (node.num_gpus, node.num_cpus))
-    gpus = " and a GPU" if resources.gpus else ""
-    return (
-        f"{name} waits for a node with {resources.threads} free CPUs{gpus}; the largest that is up has "
-        f"{largest.num_cpus:g} CPUs and {largest.num_gpus:g} GPUs. Unless an autoscaler brings one (`ray status`), add "
-        "one; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new --run-dir: they "
-        "change bits)"
-    )
-
-
-def _where(worker: WorkerIdentity | None) -> str:
-    return worker.log_location() if worker is not None else f"logs of this node's workers: {session_logs()}"

@@ -38,7 +38,7 @@ def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> dict[
 
     Args:
         waitables: what actors will answer by, those too that wait for a node and will be silent for long.
-        workers: how many of them are up.
+        workers: how many of them are ready.
         patient: whether there is no hurry with many of them.
 
     Returns:

@@ -1,14 +1,14 @@
 """Ray's nodes: what there is to place workers on, which of them are about to go, and telling Ray that one is.
 
-Ray has no public way to drain a node, to list the draining ones, or to find this machine's node without connecting to
-it: the private ones are in this file alone. Ray itself is imported by the functions that need it, so that what only
-waits beside a node stays small.
+Ray has no public way to drain a node, to list the draining ones, to find this machine's node without connecting to it,
+or to start without a signal handler of its own: the private ones are in this file alone. Ray itself is imported by the
+functions that need it, so that what only waits beside a node stays small.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,18 +107,25 @@ def nodes() -> list[Node]:
     ]
 
 
-def was_lost(node_id: str) -> bool:
-    """Whether a node is gone, or about to go, on which something has just died.
+def lost_nodes() -> set[str]:
+    """The ids of the nodes that are gone or about to go. Needs a connection (``ray.init``)."""
+    return {node.id for node in nodes() if not node.alive or node.draining}
 
-    Needs a connection (``ray.init``). Ray knows of the death of a process before that of its node: it is given a few
-    seconds.
+
+def was_lost(look: Callable[[], object]) -> bool:
+    """Whether a node is found to be lost on which something has just died.
+
+    Ray knows of the death of a process before that of its node: it is given a few seconds.
+
+    Args:
+        look: Tells whether it is by now.
     """
     deadline = time.monotonic() + _UNTIL_NOTICED_S
-    while not (lost := not any(node.id == node_id and node.alive and not node.draining for node in nodes())):
+    while not look():
         if time.monotonic() > deadline:
-            break
+            return False
         time.sleep(0.2)
-    return lost
+    return True
 
 
 def sharing_a_folder() -> list[Path]:
@@ -136,6 +143,23 @@ def sharing_a_folder() -> list[Path]:
             sockets.setdefault((node["NodeManagerHostname"], socket.parent.parent), set()).add(socket.name)
     # Of two containers that have their machine's name, each has a folder of its own, where the sockets are of one name.
     return [folder for (_, folder), names in sockets.items() if len(names) > 1]
+
+
+@contextmanager
+def sigterm_left_alone() -> Iterator[None]:
+    """Keep this process's own handler of SIGTERM while Ray starts.
+
+    ``ray.init`` sets one of its own, which ends the process without a word and without giving back what it holds. To
+    set the old one again afterwards would leave a moment without it.
+    """
+    from ray._private import utils
+
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
 
 
 def draining_nodes() -> dict[str, float | None]:

@@ -81,7 +81,7 @@ class RayPool:
         self._max_workers = max_workers
         self._jobs_at_once = jobs_at_once
         self._worthwhile = worthwhile
-        self._failed_starts = 0
+        self._failed_starts = self._ready = 0
         self._members: list[Member] = []
         # Seconds that this process was awake for: one that was stopped (Ctrl-Z) has listened to nobody meanwhile.
         self._clock = self._said = 0.0
@@ -100,7 +100,7 @@ class RayPool:
                 self._tend(this)
                 tend_at = self._clock + _TEND_EVERY_S
             # While jobs lie before every worker, nobody waits to be heard.
-            answers = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready())
+            answers = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready)
             hungry: Iterable[Member] = answers
             for member, answer in answers.items():
                 try:
@@ -126,18 +126,16 @@ class RayPool:
         places: Iterator[Place] = repeat(Place())
         if self._placement is not None:
             places = self._placement.places(nodes(), sum(1 for member in self._members if member.on_head))
-        for place in islice(places, missing):
-            self._members.append(Member(self._label, place, self._jobs_at_once))
+        self._members += [Member(self._label, place, self._jobs_at_once) for place in islice(places, missing)]
 
     def _hand_out(self, this: Round, members: Iterable[Member]) -> None:
         """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
-        workers = self._ready()
         # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
-        linger = 0.0 if this.queue.has_failures else linger_s(workers, self._execution.timeout_s)
+        linger = 0.0 if this.queue.has_failures else linger_s(self._ready, self._execution.timeout_s)
         lingers = dict.fromkeys(self._members[:_PROMPT], 0.0)
         for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
             count = share(
-                waiting=len(this.queue), missing=len(this.missing), workers=workers, has=len(member.jobs),
+                waiting=len(this.queue), missing=len(this.missing), workers=self._ready, has=len(member.jobs),
                 jobs_at_once=self._jobs_at_once,
             )  # fmt: skip
             jobs = this.queue.take(count, has_others=bool(member.jobs)) if count else []
@@ -153,8 +151,7 @@ class RayPool:
     def _listen(self, *, patient: bool) -> dict[Member, Any]:
         """Wait a moment for members to have something to say; returns what, of those that do."""
         speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        up = sum(1 for member in speaking.values() if member.identity is not None)
-        answers = listen_to_all([*speaking], up, patient=patient)
+        answers = listen_to_all([*speaking], self._ready, patient=patient)
         now = time.monotonic()
         self._clock += min(now - self._looked, 2 * LISTEN_S)
         self._looked = now
@@ -172,6 +169,8 @@ class RayPool:
                 member.waiting_for = None
                 if self._placement is None or member.node_id not in self._placement.to_leave(nodes()):
                     member.identity.check(self._driver, exact=self._execution.exact)
+                    if self._placement is not None:
+                        member.identity.warn_if_starved(self._driver)
                     member.build(self._factory, self._arguments)
                 return
             if not member.ready:
@@ -252,13 +251,10 @@ class RayPool:
             return self._clock - self._node_lost < _NEWS_S
         return member.identity.node_id in gone or member.identity.node_id not in known
 
-    def _ready(self) -> int:
-        return sum(1 for member in self._members if member.ready)
-
     def _count_workers(self) -> None:
-        ready = self._ready()
-        self.num_workers = max(self.num_workers, ready)
-        self._telemetry.workers(ready)
+        self._ready = sum(1 for member in self._members if member.ready)
+        self.num_workers = max(self.num_workers, self._ready)
+        self._telemetry.workers(self._ready)
 
     def _remove(self, member: Member) -> None:
         self._members.remove(member)
@@ -298,9 +294,13 @@ class RayPool:
                 continue
             if member.waiting_for is None:
                 member.ask_again()
-            if self._clock - member.heard > _DOUBT_S:
-                self._try_again(self._only_its(member, this), member.suspects, this)
-                member.jobs.clear()
+            silent_s = self._clock - member.heard
+            if silent_s > _DOUBT_S:
+                jobs = {job.id: job for job in self._only_its(member, this)}
+                # Whether a job has had its last try must be known before it is begun elsewhere.
+                kept = [] if silent_s > _NEWS_S else [i for i in member.suspects if this.queue.is_on_last_try(i)]
+                member.jobs = {job_id: jobs.pop(job_id) for job_id in kept if job_id in jobs}
+                self._try_again([*jobs.values()], member.suspects, this)
 
     def _only_its(self, member: Member, this: Round) -> list[Any]:
         """Of a member's jobs, those without a result that nobody else has, nor waits."""
@@ -368,7 +368,7 @@ class RayPool:
         if not idle or not this.seconds:
             return
         limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
-        linger = linger_s(self._ready(), self._execution.timeout_s)
+        linger = linger_s(self._ready, self._execution.timeout_s)
         silent = {
             member: self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
             for member in self._members if member.jobs and not (member.suspect or member.doubt)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import pickle
+import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -18,7 +21,9 @@ from actors.identity import WorkerIdentity
 from actors.mailbox import Mailbox
 from pipeline.errors import JobError, WorldModelsError
 from pipeline.executor import Worker
+from pipeline.failpoints import WORKER_VARIABLE, arm_from_environment
 from pipeline.logs import configure_logging
+from pipeline.machine import process_started
 from pipeline.progress import Update
 from pipeline.threads import num_threads
 
@@ -36,6 +41,7 @@ class WorkerActor:
     def __init__(self, label: str) -> None:
         self._label = label
         configure_logging()
+        arm_from_environment(WORKER_VARIABLE)
         self._mailbox = Mailbox()
 
     def __repr__(self) -> str:
@@ -109,17 +115,21 @@ def run_task(
     arguments: tuple[Any, ...],
     threads: int,
     check: Callable[[WorkerIdentity], None],
+    key: str,
 ) -> Iterator[tuple[str, Any]]:
-    """``("worker", identity)``, the task's updates as ``("update", ...)``, then ``("result", ...)``.
+    """``("begun", None)``, the task's updates as ``("update", ...)``, then ``("result", ...)``.
 
     Args:
         task, arguments: what to run.
         threads: for it alone.
         check: raises where this is no worker for it: nothing has begun then.
+        key: Unique key, under which this process is announced before anything begins.
     """
     configure_logging()
     identity = _logged_identity()
-    yield "worker", identity
+    identity.announce(key)
+    arm_from_environment(WORKER_VARIABLE)
+    yield "begun", None
     check(identity)
     with num_threads(threads), _traceback_logged():
         updates = task(*arguments)
@@ -129,6 +139,28 @@ def run_task(
             except StopIteration as end:
                 yield "result", end.value
                 return
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def end_process(pid: int, started: float, timeout_s: float) -> bool:
+    """Kill a process of the node that this runs on, and wait for its end.
+
+    Args:
+        pid: Process id.
+        started: Its beginning, see ``pipeline.machine.process_started``: the id may be another process's by now.
+        timeout_s: Seconds to wait at most.
+
+    Returns:
+        Whether it is gone.
+    """
+    deadline = time.monotonic() + timeout_s
+    while process_started(pid) == started:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _logged_identity() -> WorkerIdentity:

@@ -25,6 +25,8 @@ from pipeline.errors import ClusterError, ConfigError
 from pipeline.presets import load_config, preset_names
 from pipeline.storage.store import check_lasting
 
+logger = logging.getLogger(__name__)
+
 SOURCES = ("actors", "cluster", "configs", "pipeline")
 
 # Where storage is and who vouches for this job there, but no secret: the value may be seen by all who see the job.
@@ -37,6 +39,11 @@ STOP_GRACE_S = 30
 
 # Ray's, which tell of packages and web sockets.
 _CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
+
+# How long a head that has just come up may take until it can begin jobs, and what it says until then.
+_AGENT_READY_S = 60.0
+_RETRY_S = 1.0
+_NO_AGENT = "No available agent"
 
 _RUN_DIR, _DRIVES = "run_dir", (JobStatus.PENDING, JobStatus.RUNNING)
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -130,8 +137,8 @@ class Jobs:
                 f"--address {self.address}: expected the address of the cluster's job server, http://HOST:8265 "
                 "(on another machine reached by `ray dashboard cluster.yaml` or `kubectl port-forward`)"
             )
-        for logger in _CHATTY:
-            logging.getLogger(logger).setLevel(logging.WARNING)
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         # Ray lets these win over the address that it is given.
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)
@@ -163,6 +170,20 @@ class Jobs:
             )
         with tempfile.TemporaryDirectory(prefix="world-models-") as folder:
             stage_sources(job, Path(folder))
+            try:
+                self._submit_once_an_agent_is_there(job, folder)
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"the job server at {self.address} did not take the job: {error} Where no agent is available, the "
+                    "head's has no port, another Ray of that machine has it: dashboard_agent.log among the head's logs "
+                    "says so, and `ray start --head --dashboard-agent-listen-port=0` lets it choose a free one."
+                ) from error
+
+    def _submit_once_an_agent_is_there(self, job: Job, folder: str) -> None:
+        """A head answers some seconds before its agent, which begins jobs, has told it that it is there."""
+        deadline = time.monotonic() + _AGENT_READY_S
+        said = False
+        while True:
             # No resources of its own: Ray then runs the driver on the head, which is no spot machine.
             try:
                 self._client.submit_job(
@@ -171,12 +192,17 @@ class Jobs:
                     runtime_env={"working_dir": folder, "env_vars": dict(job.environment)},
                     metadata={_RUN_DIR: job.run_dir},
                 )
+                return
             except RuntimeError as error:
-                raise ClusterError(
-                    f"the job server at {self.address} did not take the job: {error} Where no agent is available, the "
-                    "head's has no port, another Ray of that machine has it: dashboard_agent.log among the head's logs "
-                    "says so, and `ray start --head --dashboard-agent-listen-port=0` lets it choose a free one."
-                ) from error
+                if _NO_AGENT not in str(error) or time.monotonic() >= deadline:
+                    raise
+            if not said:
+                logger.warning(
+                    "the job server at %s has no agent yet to begin a job: tried again for %.0f s",
+                    self.address, _AGENT_READY_S,
+                )  # fmt: skip
+                said = True
+            time.sleep(_RETRY_S)
 
     def follow(self, name: str, run_dir: str) -> int:
         """Print a job's output until it ends; its driver's exit code.

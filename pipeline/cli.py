@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.command_line import BENCHES, make_parser
 from pipeline.errors import ConfigError, WorldModelsError
-from pipeline.failpoints import failpoint
+from pipeline.failpoints import VARIABLE, arm_from_environment, failpoint
 from pipeline.logs import configure_logging
 from pipeline.presets import CONFIG_KEY, dump, load_config, saved_config
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     configure_logging()
+    arm_from_environment(VARIABLE)
     options = make_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.unraisablehook = _deliver_again
@@ -219,7 +220,6 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
     logger.info(preflight.describe(config, store.locate()))
 
     executor = _make_executor(config)
-    signal.signal(signal.SIGTERM, _on_sigterm)  # Ray sets one of its own
     try:
         # The stages bring torch with them: after what can be refused without it.
         from pipeline.run import STAGES, run_stages, stage_named
@@ -261,9 +261,11 @@ def _make_executor(config: RunConfig) -> Executor:
         return InProcessExecutor(config.execution.max_attempts)
     if not (config.execution.ray_address or os.environ.get("RAY_ADDRESS")):
         # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an
-        # address that other machines reach), and no tokens, whatever the user's environment says about clusters.
+        # address that other machines reach), and no tokens, whatever the user's environment says about clusters. Its
+        # workers have the priority that the config says: at Ray's default, 15, one busy program starves them.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ["RAY_worker_niceness"] = str(config.execution.niceness)  # noqa: SIM112 - its name
     from actors.executor import RayExecutor
 
     return RayExecutor(config)

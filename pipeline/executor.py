@@ -196,9 +196,13 @@ class JobQueue:
         """Whether a job has failed."""
         return bool(self._failures)
 
+    def is_on_last_try(self, job_id: Hashable) -> bool:
+        """Whether a job may fail no more."""
+        return self._failures[job_id] == self._max_attempts - 1
+
     def goes_alone(self, job: Job) -> bool:
         """Whether a job must have no other beside it."""
-        return job.id in self._alone or 0 < self._failures[job.id] == self._max_attempts - 1
+        return job.id in self._alone or (self._failures[job.id] > 0 and self.is_on_last_try(job.id))
 
 
 # Jobs that lie before a worker, at most, for each that it can have begun: more would be lost on workers yet to come.

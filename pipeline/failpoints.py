@@ -1,13 +1,15 @@
-"""Named places between two writes, where a test can have this process killed as a power cut would."""
+"""Named places between two writes, where a test can have this process killed as a power cut would, or frozen."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-# ``NAME`` or ``NAME@COUNT``: the process kills itself when it passes that place for the COUNT-th time. Taken out of the
-# environment, so that a driver's workers do not inherit it.
+# ``NAME`` or ``NAME@COUNT``: the process kills itself when it passes that place for the COUNT-th time. With ``:freeze``
+# behind it the process stops there instead, until SIGCONT. The first is for the command's own process, the second for
+# each process on Ray that works for it.
 VARIABLE = "WORLD_MODELS_FAILPOINT"
+WORKER_VARIABLE = "WORLD_MODELS_WORKER_FAILPOINT"
 
 FAILPOINTS = (
     "sitting-begun",  # the lease is taken, nothing else is written
@@ -26,15 +28,27 @@ FAILPOINTS = (
     "stage-sealed",
 )
 
-_armed, _, _count = os.environ.pop(VARIABLE, "").partition("@")
-_left = int(_count or 1)
+_armed, _left, _signal = "", 0, signal.SIGKILL
+
+
+def arm_from_environment(variable: str) -> None:
+    """Take a failpoint out of the environment, so that no further process inherits it.
+
+    Args:
+        variable: ``VARIABLE`` or ``WORKER_VARIABLE``.
+    """
+    global _armed, _left, _signal
+    place, _, how = os.environ.pop(variable, "").partition(":")
+    _armed, _, count = place.partition("@")
+    _left = int(count or 1)
+    _signal = signal.SIGSTOP if how == "freeze" else signal.SIGKILL
 
 
 def failpoint(name: str) -> None:
-    """Pass a named place: SIGKILL to this process where a test asked for it."""
+    """Pass a named place: the end of this process, or a halt, where a test asked for it."""
     global _left
     if name != _armed:
         return
     _left -= 1
     if _left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), _signal)

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.machine import memory_bytes, num_cores
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.store import check_lasting
+from pipeline.threads import check_thread_limit
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
 _AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
@@ -142,7 +143,7 @@ def check(config: RunConfig, run_dir: str) -> None:
     """Refuse what cannot fit on this machine, and a run directory that would not last.
 
     Raises:
-        ConfigError: not enough disk or memory, or a folder that goes with a job; with what to change.
+        ConfigError: not enough disk, memory or threads, or a folder that goes with a job; with what to change.
     """
     rows = estimate(config)
     if _sources_are_a_copy():
@@ -150,7 +151,8 @@ def check(config: RunConfig, run_dir: str) -> None:
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
     if _on_a_cluster(config):
-        return
+        return  # each worker looks at what is its own
+    check_thread_limit(max(config.vae.threads, config.mdnrnn.threads))
     memory = memory_bytes()
     worst = max(rows, key=lambda row: row.memory_bytes)
     if worst.memory_bytes > memory:

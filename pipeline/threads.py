@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
+from pipeline.errors import ConfigError
+
+
+def check_thread_limit(count: int) -> None:
+    """Refuse more threads than the environment allows OpenMP.
+
+    torch 2.13 does not notice that it has fewer threads than it asked for: it waits for the others for good, at full
+    load and deaf to SIGTERM, in the first backward pass of a convolution.
+
+    Args:
+        count: Number of threads to be used at a time.
+
+    Raises:
+        ConfigError: ``OMP_THREAD_LIMIT`` is below that; names both.
+    """
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    if limit.isdigit() and int(limit) < count:
+        raise ConfigError(
+            f"OMP_THREAD_LIMIT={limit} allows fewer threads than the {count} of this run, with which training would "
+            "hang for good: unset OMP_THREAD_LIMIT, or lower vae.threads and mdnrnn.threads (in a new --run-dir: they "
+            "change bits)"
+        )
+
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Run BLAS, OpenMP and torch with so many threads, and set them back afterwards."""
+    """Run BLAS, OpenMP and torch with so many threads, and set them back afterwards.
+
+    Raises:
+        ConfigError: See ``check_thread_limit``.
+    """
+    check_thread_limit(count)
     with threadpool_limits(limits=count):
         torch = sys.modules.get("torch")  # not imported for its threads: some workers do without it
         before = torch.get_num_threads() if torch is not None else None

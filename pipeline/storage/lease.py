@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.failpoints import failpoint
-from pipeline.machine import machine_name, process_started
+from pipeline.machine import machine_name, process_started, stop_grace_s
 from pipeline.progress import Progress, Update
 from pipeline.storage import sealed
 from pipeline.storage.store import Store
@@ -36,8 +36,10 @@ SITTINGS = "sittings"
 _SAME_START_S = 1.0
 # After so many heartbeats that did not come, a process that is there may be frozen.
 _LATE = 3
-# A stop has three seconds before the kill (`ray job stop`): the last heartbeat may take no more than this of them.
-_LAST_HEARTBEAT_S = 1.0
+# The last heartbeat, which lets the next owner begin at once, may take so long where nobody is about to kill this
+# process. After a stop it may take a third of the time until the kill.
+_LAST_HEARTBEAT_S = 30.0
+_SLOW_S = 1.0  # until a person who waits is told what for
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,7 @@ class Lease:
         self._beats = store.guarded(self._in_time)
         self._purpose = purpose
         self._heartbeat_s, self._expiry_s = heartbeat_s, expiry_s
+        self._patience_s = heartbeat_s
         self._about = about
         self._stopped = threading.Event()
         self._ended: str | None = None
@@ -288,9 +291,16 @@ class Lease:
     ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self._ended = "complete" if kind is None else "interrupted" if interrupted else kind.__name__
+        self._patience_s = stop_grace_s() / 3 if interrupted else _LAST_HEARTBEAT_S
         self._stopped.set()
-        # On a store that hangs the thread is left behind: the next owner then waits for the expiry.
-        self._thread.join(_LAST_HEARTBEAT_S)
+        self._thread.join(min(_SLOW_S, self._patience_s))
+        if self._thread.is_alive():
+            logger.warning(
+                "%s is slow to take the lease back: waiting %.0f s at most, after which the next driver has to wait "
+                "until the lease expires",
+                self._store.locate(), self._patience_s,
+            )  # fmt: skip
+            self._thread.join(max(0.0, self._patience_s - _SLOW_S))
 
     def _take(self) -> Owner:
         while True:
@@ -367,8 +377,8 @@ class Lease:
         self._beats.write(_heartbeat_key(self._owner.epoch), json.dumps(heartbeat).encode())
 
     def _in_time(self) -> None:
-        """A late heartbeat is not tried again: the next one is due."""
-        if time.monotonic() - self._beat_began > self._heartbeat_s:
+        """A late heartbeat is not tried again: the next one is due. The last one is tried for longer."""
+        if time.monotonic() - self._beat_began > self._patience_s:
             raise StorageError("it was late")
 
     def _keep(self) -> None:

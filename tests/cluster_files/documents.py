@@ -54,11 +54,20 @@ def ray_option_problems(command: str) -> list[str]:
 
 def parse_ray_command(command: str) -> dict[str, Any]:
     """The options of a `ray ...` command, as Ray's own parser reads them."""
-    name, *arguments = shlex.split(command)[1:]
+    (_, name, *arguments), _ = words_and_environment(command)
     subcommand = ray_command.get_command(click.Context(ray_command), name)
     if subcommand is None:
         raise click.UsageError(f"no such command: {name}")
     return subcommand.make_context(name, arguments).params
+
+
+def words_and_environment(command: str) -> tuple[list[str], dict[str, str]]:
+    """A shell command's words, and the variables that are set before them."""
+    words, environment = shlex.split(command), {}
+    while "=" in words[0]:
+        name, _, value = words.pop(0).partition("=")
+        environment[name] = value
+    return words, environment
 
 
 def keys_of(document: Any, path: Keys = ()) -> Iterator[Keys]:

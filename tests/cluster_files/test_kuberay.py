@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from ray._common.runtime_env_uri import Protocol, parse_uri
+from ray._private import ray_constants
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from actors.placement import WORKERS_LABEL
@@ -192,8 +193,16 @@ def test_tokens_and_credentials_are_references(document: Any) -> None:
     for group in groups(document):
         (container,) = group["template"]["spec"]["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": "world-models-storage"}}]
-        assert "env" not in container
+        assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}.isdisjoint(e["name"] for e in container.get("env", []))
         assert container["securityContext"]["runAsNonRoot"] is True
+
+
+def test_workers_have_ordinary_priority(document: Any) -> None:
+    """At Ray's default, nice 15, they starve beside any busy program."""
+    _, *workers = groups(document)
+    for group in workers:
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["env"] == [{"name": ray_constants.RAY_WORKER_NICENESS, "value": "0"}]
 
 
 def test_nothing_is_reached_from_outside(document: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 import ray.autoscaler
 from botocore.model import Shape
 from botocore.validate import ParamValidator
+from ray._private import ray_constants
 from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler.sdk import get_docker_host_mount_location
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
@@ -34,6 +35,7 @@ from tests.cluster_files.documents import (
     schema_problems,
     unnoticed_typos,
     with_value,
+    words_and_environment,
 )
 
 CLOUDS = ("aws", "gcp")
@@ -118,7 +120,7 @@ def problems(config: Any) -> list[str]:
         options += node_type.get("docker", {}).get("worker_run_options", [])
     found += [f"docker: {option}" for option in options if option.partition("=")[0] not in DOCKER_OPTIONS]
     for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
-        found += ray_option_problems(command) if command.startswith("ray ") else []
+        found += ray_option_problems(command) if words_and_environment(command)[0][0] == "ray" else []
     return found
 
 
@@ -204,6 +206,14 @@ def test_the_dashboard_and_the_job_server_are_on_loopback(config: Any) -> None:
     options = parse_ray_command(start)
     assert options["head"] and options["dashboard_host"] == "127.0.0.1"
     assert options["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
+
+
+def test_workers_have_ordinary_priority(config: Any) -> None:
+    """At Ray's default, nice 15, they starve beside any busy program."""
+    (start,) = [command for command in config["worker_start_ray_commands"] if "ray start" in command]
+    assert words_and_environment(start) == (
+        ["ray", "start", "--address=$RAY_HEAD_IP:6379"], {ray_constants.RAY_WORKER_NICENESS: "0"}
+    )  # fmt: skip
 
 
 def test_containers_start_with_a_shell_a_token_and_the_gpu(config: Any) -> None:
