@@ -4,12 +4,13 @@ RUN_DIR ?= runs/tiny
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test soak check format bench lock
+.PHONY: help install demo test stress soak check format bench lock
 
 help:
 	@echo "make install set up .venv, as all that follow do where need be"
 	@echo "make demo    the whole pipeline on real CarRacing, tiny, in about 5 minutes; RUN_DIR=$(RUN_DIR)"
-	@echo "make test    all tests"
+	@echo "make test    all tests; T=tests/unit/test_search.py, or anything else that pytest takes, for some of them"
+	@echo "make stress  tests of Ray, processes and storage three times in random order, beside busy processes"
 	@echo "make soak    kill real runs at random times for a quarter of an hour, and compare what they come to"
 	@echo "make check   ruff, format, types"
 	@echo "make format  let ruff put the format right"
@@ -30,7 +31,10 @@ demo: $(READY)
 	$(BIN)/world-models run tiny --run-dir $(RUN_DIR)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(if $(T),$(T),-n 3 --dist loadfile --no-loadscope-reorder)
+
+stress: $(READY)
+	$(BIN)/python -m tests.stress $(STRESS)
 
 soak: $(READY)
 	$(BIN)/python -m tests.soak $(SOAK)

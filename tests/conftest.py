@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import settings
 
 from pipeline.bench.s3_server import S3Server
 from pipeline.config import RunConfig
@@ -19,6 +20,9 @@ from pipeline.threads import num_threads
 from tests.counting import counting_config
 from tests.e2e import command
 
+# Of every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
+
 BUCKET = "runs"
 
 # Kind of store to what makes an empty one for a test. A new kind of store runs the same contract from here.
@@ -26,6 +30,11 @@ STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
     "local": lambda request: LocalStore(request.getfixturevalue("tmp_path") / "run"),
     "s3": lambda request: S3Store(request.getfixturevalue("s3_url")),
 }
+
+
+# How long an example takes says something of the machine.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:

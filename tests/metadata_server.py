@@ -138,7 +138,7 @@ class GcpServer(MetadataServer):
         return (200, value) if method == "GET" else (405, "Method Not Allowed")
 
 
-def wait_for(when: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_for(when: Callable[[], bool], timeout_s: float = 600.0) -> None:
     """Wait until something is so."""
     pause = threading.Event()
     for _ in range(int(timeout_s / 0.01)):

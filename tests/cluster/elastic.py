@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from numpy.typing import NDArray
 
 from actors import listening
 from actors import pool as pool_module
 from actors.executor import RayExecutor
+from actors.identity import session_logs
 from actors.nodes import drain, nodes
-from pipeline.config import RunConfig
+from actors.task import TaskTry
+from pipeline.config import EnvConfig, RunConfig
 from pipeline.envs.environment import Step
 from pipeline.executor import Resources
-from pipeline.progress import Update
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
+from tests.cluster.clocks import no_copies
 from tests.cluster.toys import Noting, Number, all_begun, noting_task
 from tests.counting import CountingEnv, counting_config
 
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
 POPULATION, EPISODES, GENERATIONS = 6, 4, 4
-_IN_A_GENERATION = POPULATION * EPISODES
+_ALL = "all"
 
 
-class SlowEnv(CountingEnv):
-    """``CountingEnv`` whose steps take time, so that other workers get a share of the episodes."""
+def gates_folder() -> Path:
+    """Where gates are: the session's folder, which all nodes of a cluster on one machine share."""
+    return session_logs().parent
+
+
+def gate(folder: Path, node: str = _ALL) -> Path:
+    """The file that is there while a node's environments, or all of them, stand still."""
+    return folder / f"gate@{node}"
+
+
+class GatedEnv(CountingEnv):
+    """``CountingEnv`` that stands still while a gate is closed, and notes that it does."""
+
+    def __init__(self, config: EnvConfig) -> None:
+        super().__init__(config)
+        self._gates: list[Path] = []
+        if ray.is_initialized():
+            node, folder = ray.get_runtime_context().get_node_id(), gates_folder()
+            self._gates = [gate(folder), gate(folder, node)]
+            self._note = folder / f"blocked@{node}@{os.getpid()}"
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        time.sleep(0.01)
+        while any(closed.exists() for closed in self._gates):
+            self._note.touch()
+            time.sleep(0.01)
         return super().step(action)
 
 
 def config(**overrides: Any) -> RunConfig:
     return counting_config(
         {
-            "env.id": "tests.cluster.elastic:SlowEnv",
+            "env.id": "tests.cluster.elastic:GatedEnv",
             "rollouts.micro_batch": 2,
             "rollouts.lanes": 2,
             "evolve.population_size": POPULATION,
@@ -58,67 +82,103 @@ def config(**overrides: Any) -> RunConfig:
 
 
 class _Pool:
-    """A pool that calls functions once so many results are in, and takes its time over results while it is to wait."""
+    """A pool that calls a function before each ``map`` of jobs, and from within it once a second."""
 
-    def __init__(self, pool: Any, acts: Mapping[int, Callable[[Any], None]], wait: Callable[[Any], bool]) -> None:
-        self._pool, self._acts, self._wait = pool, acts, wait
-        self._results = 0
+    def __init__(self, pool: Any, before: Callable[[Any], None], meanwhile: Callable[[Any], None]) -> None:
+        self._pool, self._before = pool, before
+        tend = pool._tend
+
+        def tend_and_look(this: Any) -> None:
+            meanwhile(pool)
+            tend(this)
+
+        pool._tend = tend_and_look
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
 
     def map(self, jobs: Any) -> Iterator[Any]:
-        for result in self._pool.map(jobs):
-            yield result
-            self._results += 1
-            if self._results in self._acts:
-                self._acts[self._results](self._pool)
-            if self._wait(self._pool):
-                time.sleep(0.2)
+        jobs = list(jobs)
+        if jobs:
+            self._before(self._pool)
+        return self._pool.map(jobs)  # type: ignore[no-any-return]
 
 
 class _Executor(RayExecutor):
-    """``RayExecutor`` whose evolution something happens to; notes what the pool was like just before its end."""
+    """``RayExecutor`` whose evolution something happens to; notes what the pool was like just before its end.
 
-    def __init__(self, config: RunConfig, what: str) -> None:
+    It happens in the second generation, whose episodes stand still until it has. So it hits workers that are driving,
+    and what is expected of the cluster has come about before the evolution ends, however fast the machine is.
+    """
+
+    def __init__(self, config: RunConfig, what: str, workers: int) -> None:
         super().__init__(config)
-        self._what = what
+        self._workers = workers
+        self._act, self._has_come_about = {
+            "nothing": (lambda _: None, lambda _: True),
+            "be many": (lambda _: None, self._are_many),
+            "crash": (self._crash, lambda _: True),
+            "drain": (self._drain, self._has_left),
+            "join": (self._join, self._has_workers),
+            "lose the head": (self._lose_the_head, lambda _: True),
+        }[what]
+        self._maps, self._acted = 0, False
         self.noted: dict[str, Any] = {"preempted": note_preempted(self)}
 
     @contextmanager
     def pool(self, *arguments: Any, **named: Any) -> Iterator[Any]:
         with super().pool(*arguments, **named) as pool:
-            # In the middle of the second generation, and of the third one, behind the validation of the second.
-            acts = {_IN_A_GENERATION + 4: getattr(self, f"_{self._what}"), 2 * _IN_A_GENERATION + 8: self._look}
-            yield _Pool(pool, acts, self._is_to_wait) if "on" not in self.noted else pool
+            yield _Pool(pool, self._before, self._meanwhile) if "on" not in self.noted else pool
             self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
             self.noted.setdefault("lost_workers", pool.lost_workers)  # type: ignore[attr-defined]
 
-    def _nothing(self, pool: Any) -> None:
-        pass
+    def _before(self, pool: Any) -> None:
+        self._maps += 1
+        if self._maps == 2:
+            for note in gates_folder().glob("blocked@*"):
+                note.unlink()
+            gate(gates_folder()).touch()
+
+    def _meanwhile(self, pool: Any) -> None:
+        if self._maps == 2 and not self._acted and self._blocked():
+            self._act(pool)
+            self._acted = True
+        if self._acted and self._has_come_about(pool):
+            for closed in gates_folder().glob("gate@*"):
+                closed.unlink()
+
+    def _blocked(self) -> list[str]:
+        """The nodes of workers that stand still in an episode."""
+        return [note.name.split("@")[1] for note in gates_folder().glob("blocked@*")]
+
+    def _open_for(self, node_id: str | None) -> None:
+        """Let the workers of one node, or of those yet to come, go on, and no others."""
+        for node in nodes():
+            if node.id != node_id:
+                gate(gates_folder(), node.id).touch()
+        gate(gates_folder()).unlink()
+
+    def _are_many(self, pool: Any) -> bool:
+        return len(_up(pool)) >= self._workers
 
     def _crash(self, pool: Any) -> None:
-        """Of the node of whoever has most to do: that some of it is never answered is certain."""
-        busiest = max(_up(pool), key=lambda member: len(member.jobs))
-        self.noted["hit"] = busiest.identity.node_id
+        self.noted["hit"] = self._blocked()[0]
         many_nodes.kill_node(self.noted["hit"])
 
-    def _is_to_wait(self, pool: Any) -> bool:
-        """Until a node that joined has its workers up, which takes a busy machine seconds."""
-        joined = self.noted.get("joined")
-        return joined is not None and joined not in {member.identity.node_id for member in _up(pool)}
-
-    def _look(self, pool: Any) -> None:
-        """Until Ray has noticed a crash, which takes it seconds."""
-        if self._what == "crash":
-            wait_until_gone(self.noted["hit"])
-
     def _drain(self, pool: Any) -> None:
-        self.noted["hit"] = _busy_node(pool)
-        drain(self.noted["hit"], many_nodes.address(), reason="a test", deadline_s=time.time() + 120)
+        self.noted["hit"] = self._blocked()[0]
+        drain(self.noted["hit"], many_nodes.address(), reason="a test", deadline_s=time.time() + 1200)
+        self._open_for(self.noted["hit"])
+
+    def _has_left(self, pool: Any) -> bool:
+        return self.noted["hit"] not in {member.node_id for member in pool._members}
 
     def _join(self, pool: Any) -> None:
+        self._open_for(None)
         self.noted["joined"] = many_nodes.add_node({"num_cpus": 2})
+
+    def _has_workers(self, pool: Any) -> bool:
+        return self.noted["joined"] in {member.node_id for member in _up(pool)}
 
     def _lose_the_head(self, pool: Any) -> None:
         """And this driver with it, as where it runs there."""
@@ -132,34 +192,58 @@ def note_preempted(executor: RayExecutor) -> list[bool]:
     return told
 
 
-def evolve(folder: Path, what: str, **overrides: Any) -> dict[str, Any]:
-    """Evolve and evaluate on the cluster of this driver; returns the evolution's facts and what was noted."""
+def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[str, Any]:
+    """Evolve and evaluate on the cluster of this driver; returns the evolution's facts and what was noted.
+
+    Args:
+        folder: The run directory.
+        what: What happens in the second generation, see ``_Executor``.
+        workers: How many must be up at a time where it is that they are many.
+        overrides: Of the config, with ``__`` for the dot of a key.
+    """
     chosen = config(**overrides)
-    executor = _Executor(chosen, what)
+    executor = _Executor(chosen, what, workers)
     with no_copies():
         run_stages(chosen, LocalStore(folder), executor, EVOLVE_AND_EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
 
 
 def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[str, float]:
-    """Square numbers on two nodes of two CPUs, one of which is drained in the middle; which, and when.
+    """Square numbers on two nodes of two CPUs, one of which is drained in the middle.
+
+    All workers stand still from before that until the pool has taken back what lay before those of that node.
 
     Args:
         folder: where the workers note what they begin.
         as_if_many: whether results wait for each other, as with hundreds of workers.
+
+    Returns:
+        The node's id, and when its workers went on.
     """
+    hit, went_on = "", 0.0
+
+    def look(pool: Any) -> None:
+        nonlocal hit, went_on
+        if not (folder / "closed").exists() or went_on:
+            return
+        if not hit:
+            hit = _busy_node(pool)
+            drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 1200)
+        there = [member for member in pool._members if member.node_id == hit]
+        if all(member.leaving and len(member.jobs) <= 1 for member in there):
+            went_on = time.time()
+            (folder / "closed").unlink()
+
     executor = RayExecutor(config())
-    with patched_to_many(as_if_many), executor.pool(Noting, str(folder), 0.2) as pool:
-        hit = ""
+    with patched_to_many(as_if_many), executor.pool(Noting, str(folder), 0.02) as pool:
+        watched = _Pool(pool, lambda _: None, look)
         results = {}
-        for job_id, square in pool.map([Number(i) for i in range(100)]):
+        for job_id, square in watched.map([Number(i) for i in range(100)]):
             results[job_id] = square
             if len(results) == 20:
-                hit = _busy_node(pool)
-                drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 120)
-                at = time.time()
+                (folder / "closed").touch()
     assert results == {i: i * i for i in range(100)}
-    return hit, at
+    return hit, went_on
 
 
 def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
@@ -171,7 +255,7 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
     executor = RayExecutor(config())
     came, squared = "", 0
     with executor.pool(Noting, str(folder), 0.1) as pool:
-        while not pool._avoided and squared < 1000:  # type: ignore[attr-defined]
+        while not pool._avoided:  # type: ignore[attr-defined]
             for job_id, square in pool.map([Number(i) for i in range(squared, squared + 20)]):
                 assert square == job_id**2
             squared += 20
@@ -184,38 +268,72 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
 
 
 @contextmanager
-def no_copies() -> Iterator[None]:
-    """No worker is ever too slow, so that a machine which stalls for a second changes no count of tries."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_SUSPECT_AFTER", 1e9)
-        yield
+def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[None]:
+    """As if a few workers were hundreds, whose results wait for each other; none is ever too slow.
 
-
-@contextmanager
-def patched_to_many(as_if_many: bool) -> Iterator[None]:
-    """As if a few workers were hundreds, whose results wait for each other, a second here; none is ever too slow."""
+    Args:
+        as_if_many: Whether they are; else nothing but the last holds.
+        answers_per_s: Answers a second that the driver is to take in, of all workers.
+    """
     with pytest.MonkeyPatch.context() as patch, no_copies():
-        patch.setattr(pool_module, "_TAKE_BACK_S", 30.0)
         if as_if_many:
             patch.setattr(listening, "_MANY", 1)
-            patch.setattr(listening, "_ANSWERS_PER_S", 4)
+            patch.setattr(listening, "_ANSWERS_PER_S", answers_per_s)
             patch.setattr(pool_module, "_PROMPT", 0)
         yield
 
 
-def run_while_its_node_is_lost(folder: Path) -> tuple[str, list[bool]]:
-    """A task whose node is killed once it has begun there; its result, and the losses that metrics were told of."""
+def run_while_its_node_is_lost(folder: Path, *, unheard: bool) -> tuple[str, list[bool]]:
+    """A task whose node is killed once it has begun there; its result, and the losses that metrics were told of.
+
+    Args:
+        folder: Where the task notes that it begins.
+        unheard: Whether nothing that it had sent has reached the driver by then.
+    """
     executor = RayExecutor(config(execution__max_attempts=1))
     told = note_preempted(executor)
+    messages = TaskTry.messages
 
-    def lose(_: Update) -> None:
+    def lose(_: object = None) -> None:
         first, *again = all_begun(folder)
         if again:
             (folder / "go").touch()
         else:
             many_nodes.kill_node(first.node_id)
 
-    return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), told
+    def messages_after_the_loss(this: TaskTry) -> Iterator[tuple[str, Any]]:
+        if not told:
+            while not all_begun(folder):
+                time.sleep(0.01)
+            lose()
+        return messages(this)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if unheard:
+            patch.setattr(TaskTry, "messages", messages_after_the_loss)
+        return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), told
+
+
+def square_at_low_priority(folder: Path, other: Path) -> list[str]:
+    """Warnings of the driver while it squares numbers in a worker of a cluster, twice."""
+    with listened_to("actors.identity") as warnings:
+        for place in (folder, other):
+            with RayExecutor(config()).pool(Noting, str(place), 0.0) as pool:
+                list(pool.map([Number(1)]))
+    return warnings
+
+
+@contextmanager
+def listened_to(name: str) -> Iterator[list[str]]:
+    """The messages of a logger, as they come."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger(name).removeHandler(handler)
 
 
 def wait_until_gone(node_id: str) -> None:

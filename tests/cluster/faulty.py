@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from itertools import count
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from actors.identity import session_logs
 from pipeline.config import EnvConfig
 from pipeline.envs.environment import Step
+from tests.cluster.toys import hang, wait_for
 from tests.counting import CountingEnv
 
 ENV_ID = "tests.cluster.faulty:FaultyEnv"
@@ -29,6 +29,11 @@ _place: int | None = None
 def faults_folder() -> Path:
     """The same in the driver and in all workers of a local Ray, and of no other one."""
     return session_logs().parent / "faults"
+
+
+def hung_folder() -> Path:
+    """Where processes note that they hang."""
+    return faults_folder().parent / "hung"
 
 
 def ask_for(fault: str, track: int, *, times: int | None = 1) -> list[Path]:
@@ -59,7 +64,7 @@ class FaultyEnv(CountingEnv):
         super().__init__(config)
         self._folder = faults_folder()
         if self._has("hang at birth", 0):
-            time.sleep(3600)
+            hang(hung_folder())
 
     def reset(self, track: int) -> NDArray[np.uint8]:
         if self._has("raise in reset", track):
@@ -74,7 +79,7 @@ class FaultyEnv(CountingEnv):
         if self._has("kill", self._track):
             os.kill(os.getpid(), signal.SIGKILL)
         if self._has("hang", self._track):
-            time.sleep(3600)
+            hang(hung_folder())
         if self._has("raise", self._track):
             self._over = True  # whoever steps this one again is told
             raise FloatingPointError("the car is nowhere")
@@ -106,9 +111,9 @@ def _die_in_turn(folder: Path) -> None:
         _place = next(place for place in count() if _made(folder / f"place@{place}"))
     if _place >= wanted:
         return
-    _wait_for(folder / f"place@{wanted - 1}")
+    wait_for(folder / f"place@{wanted - 1}")
     if _place:
-        _wait_for(folder / f"dead@{_place - 1}")
+        wait_for(folder / f"dead@{_place - 1}")
     (folder / f"dead@{_place}").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -119,8 +124,3 @@ def _made(file: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def _wait_for(file: Path) -> None:
-    while not file.exists():
-        time.sleep(0.02)

@@ -9,6 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -17,7 +20,10 @@ from urllib.request import Request, urlopen
 
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
-_READY_S = 60.0
+_READY_S = 600.0  # long enough for any machine
+# Ports for heads: above those that Ray and the S3 server take, below those that the system hands out by itself. Tests
+# that run beside each other have a part of them each, so that nobody takes one between a look and its use.
+_FIRST_PORT, _PORTS, _PARTS = 32_000, 768, 8
 _SCRIPTS = Path(sys.executable).parent
 
 
@@ -29,25 +35,33 @@ class Head:
         node_types: that Ray's autoscaler adds and takes away, as ``available_node_types`` of a cluster file has them;
             its nodes are real ones, on this machine (Ray's fake provider). None: no autoscaler.
         token: that it wants of every request; None for none.
+        environment: more of it, for all processes of the cluster.
 
     Attributes:
         jobs: URL of the dashboard and the job server.
         address: of the cluster, for drivers.
         folder: Ray's session folders and logs.
+        pid: of its process, from which all others descend.
         path: the PATH of its processes: a job's ``python`` is the head's first.
     """
 
     path = f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"
 
-    def __init__(self, num_cpus: int = 2, node_types: dict[str, Any] | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        num_cpus: int = 2,
+        node_types: dict[str, Any] | None = None,
+        token: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._num_cpus = num_cpus
         self._node_types = node_types
         self._headers: dict[str, str] = {}
-        self._environment = {"RAY_AUTH_MODE": "disabled"}
+        self._environment = {**(environment or {}), "RAY_AUTH_MODE": "disabled"}
         if token is not None:
             self._headers = {"Authorization": f"Bearer {token}"}
-            self._environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
+            self._environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # a short path
         self.folder = Path(self._temporary.name)
         self.jobs = self.address = ""
 
@@ -58,6 +72,7 @@ class Head:
             "port": gcs, "node-ip-address": "127.0.0.1", "num-cpus": self._num_cpus, "temp-dir": self.folder,
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,
             "ray-client-server-port": client, "dashboard-agent-listen-port": 0, "metrics-export-port": 0,
+            "min-worker-port": 0, "max-worker-port": 0,
         }  # fmt: skip
         environment = {"PATH": self.path}
         if self._node_types is not None:
@@ -74,6 +89,7 @@ class Head:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self.pid = self._process.pid
         deadline = time.monotonic() + _READY_S
         while not self._answers():
             assert self._process.poll() is None, (self.folder / "head.log").read_text()
@@ -86,7 +102,7 @@ class Head:
     ) -> None:
         self._process.send_signal(signal.SIGTERM)  # with --block it ends all that it began
         try:
-            self._process.wait(20)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -144,9 +160,17 @@ class Head:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of the loopback interface that nobody has."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports of the loopback interface that nobody has, and that nobody is given again in this process."""
+    return [next(_ports) for _ in range(number)]
+
+
+def _free_ports() -> Iterator[int]:
+    part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PARTS
+    mine = range(_FIRST_PORT + part * _PORTS // _PARTS, _FIRST_PORT + (part + 1) * _PORTS // _PARTS)
+    for port in cycle(mine):
+        with suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            yield port
+
+
+_ports = _free_ports()

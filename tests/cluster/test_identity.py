@@ -85,7 +85,6 @@ def work_where_other_sources_lie(folder: Path) -> list[str]:
     return said
 
 
-@pytest.mark.timeout(120)
 def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -> None:
     for package in ("pipeline", "actors"):
         shutil.copytree(ROOT / package, tmp_path / "sources" / package)

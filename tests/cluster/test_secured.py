@@ -17,8 +17,6 @@ from tests.e2e import command
 
 TOKEN = secrets.token_hex(32)
 
-pytestmark = pytest.mark.timeout(280)
-
 
 @pytest.fixture
 def head(s3_url: str) -> Iterator[Head]:
@@ -43,16 +41,12 @@ def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_s
 
     (job,) = head.get("/api/jobs/")
     assert job["submission_id"] == job_in(output)
-    told = {path: path.read_text(errors="replace") for path in _files(head.folder)}
+    told = command.texts([head.folder])
     told |= {Path(key): body for key, body in _objects(s3_server)}
     told |= {Path("the job"): json.dumps(job), Path("its output"): output}
     assert sum(s3_url in text for text in told.values()) > 2, "the search finds what is there"
     hidden = [TOKEN, s3_server.environment["AWS_SECRET_ACCESS_KEY"]]
     assert [str(path) for path, text in told.items() if any(secret in text for secret in hidden)] == []
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _objects(server: S3Server) -> Iterator[tuple[str, str]]:

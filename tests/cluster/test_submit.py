@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -19,6 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster import submit
 from pipeline.errors import ClusterError, ConfigError
+from pipeline.failpoints import VARIABLE
 from pipeline.identity import code_version
 from pipeline.presets import dump, load_config
 from pipeline.storage.manifest import read_records
@@ -27,18 +29,15 @@ from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
 
-# Far more than a job drives between two looks at it: it is stopped halfway for certain.
-GENERATIONS = 24
+GENERATIONS = 6
 # The preset `tiny`, real CarRacing, smaller still.
 TINY = ("tiny", *(part for setting in (
     "collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1",
     "mdnrnn.epochs=1", "evolve.population_size=4", f"evolve.generations={GENERATIONS}", "evolve.validation_episodes=2",
-    "evolve.validate_every=12", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
+    "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
 ) for part in ("-o", setting)))  # fmt: skip
 
 _VERSION = re.compile(r"code version (\S+),")
-
-pytestmark = pytest.mark.timeout(280)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +65,9 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     assert code == 0, output
 
     arguments = ("submit", *TINY, "--run-dir", str(folder), "--address", head.jobs)
-    # An address in the environment must not win over the one that is given.
-    code, output = command.run(*arguments, environment={"RAY_ADDRESS": "127.0.0.1:1"})
+    # It stands still halfway. An address in the environment must not win over the one that is given.
+    halfway = ("--env", f"{VARIABLE}=generation-driven@3:freeze")
+    code, output = command.run(*arguments, *halfway, environment={"RAY_ADDRESS": "127.0.0.1:1"})
     assert code == 0, output
     first = job_in(output)
     code, output = command.run(*arguments)
@@ -75,21 +75,27 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     assert f"{folder} is being driven by job {first}, " in output
     assert f"ray job stop --address {head.jobs} {first}" in output
 
-    while not command.checkpointed(folder, "evolution", 2)():
+    while not (frozen := command.frozen_below(head.pid)):
         assert client.get_job_status(first) in (JobStatus.PENDING, JobStatus.RUNNING), client.get_job_logs(first)
+        time.sleep(0.1)
     client.stop_job(first)
+    (driver,) = frozen
+    while not command.has_pending(driver.pid, signal.SIGTERM):
+        time.sleep(0.1)
+    driver.resume()
     while client.get_job_status(first) == JobStatus.RUNNING:
-        pass
+        time.sleep(0.1)
     assert client.get_job_status(first) == JobStatus.STOPPED
     assert "terminated; what is committed is kept; to go on, submit the same again" in client.get_job_logs(first)
-    assert not command.checkpointed(folder, "evolution", GENERATIONS)()
+    assert command.checkpointed(folder, "evolution", 2)() and not command.checkpointed(folder, "evolution", 3)()
 
     code, output = command.run(*arguments, "--follow")
     assert code == 0, output
     assert "evolve: resuming after generation" in output
     assert "on one test track, which says little" in output
     assert command.outcome(folder) == command.outcome(straight)
-    versions = {version for path in head.folder.rglob("worker-*") for version in _VERSION.findall(path.read_text())}
+    logs = command.texts([head.folder], "worker-*")
+    versions = {version for text in logs.values() for version in _VERSION.findall(text)}
     assert versions == {code_version()}, "each worker says what it runs"
 
 
@@ -139,7 +145,6 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
     assert {"pipeline", "README.md"} < travelled and travelled.isdisjoint({planted.name, ".git", ".venv"})
 
 
-@pytest.mark.timeout(120)
 def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
     with Head() as lost:
         arguments = ("submit", *TINY, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
@@ -156,7 +161,7 @@ def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(
     (dashboard,) = free_ports(1)
     server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
     arguments = ("submit", *TINY, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
-    with ManyNodes(num_cpus=2, **server) as cluster, TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ManyNodes(num_cpus=2, **server) as cluster:
         cluster.add(num_cpus=2, temp_dir=folder)
         following = command.Command(*arguments, str(tmp_path / "run"))
         following.wait_until(lambda: "collect: begins" in following.output())
@@ -171,13 +176,33 @@ def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(
         assert "Traceback" not in output
 
 
+def no_agent(*_: object, **__: object) -> str:
+    raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+
+
+def test_a_head_whose_agent_is_not_there_yet_is_asked_again(
+    head: Head, client: JobSubmissionClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    submit_job = JobSubmissionClient.submit_job
+
+    def refuse_twice(self: JobSubmissionClient, **job: Any) -> str:
+        asked.append(job["submission_id"])
+        return no_agent() if len(asked) < 3 else submit_job(self, **job)
+
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", refuse_twice)
+    monkeypatch.setattr(submit, "_RETRY_S", 0.01)
+    job = submit.make_job("tiny", [], str(tmp_path / "run"), [], {})
+    submit.Jobs(head.jobs).submit(job)
+    assert asked == [job.name] * 3
+    client.stop_job(job.name)
+
+
 def test_a_job_that_the_server_does_not_take_is_an_error_without_a_traceback(
     head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise RuntimeError("Request failed with status code 500: No available agent to submit job")
-
-    monkeypatch.setattr(JobSubmissionClient, "submit_job", refuse)
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", no_agent)
+    monkeypatch.setattr(submit, "_AGENT_READY_S", 0.0)
     with pytest.raises(ClusterError, match=r"did not take the job: .*No available agent.*agent-listen-port=0"):
         submit.Jobs(head.jobs).submit(submit.make_job("tiny", [], "s3://bucket/x", [], {}))
 
@@ -203,11 +228,11 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     told = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
     assert told.items() <= job.runtime_env["env_vars"].items()
     assert job.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30", "Ray's own grace is 3 s"
-    places = [path for top in (folder, head.folder) for path in top.rglob("*") if path.is_file()]
-    assert any("nowhere-1" in path.read_text(errors="replace") for path in places), "the search finds what is there"
+    told_in = command.texts([folder, head.folder])
+    assert any("nowhere-1" in text for text in told_in.values()), "the search finds what is there"
     for secret in planted.values():
         assert secret not in output + json.dumps(job.dict(), default=str)
-        assert [path for path in places if secret in path.read_text(errors="replace")] == []
+        assert [path for path, text in told_in.items() if secret in text] == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
 
-import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.util.state import list_actors, list_tasks
@@ -19,8 +18,9 @@ from pipeline.config import RunConfig
 from tests.cluster.head import Head
 from tests.cluster_files.test_grafana import EXPORTED
 from tests.e2e import command
+from tests.storage.proxy import wait_until
 
-_DEADLINE_S = 90.0  # a node tells every 10 s
+_DEADLINE_S = 600.0  # a node tells every 10 s; the machine may be busy
 
 
 def this_node() -> str:
@@ -92,7 +92,6 @@ def test_a_second_sitting_in_one_process_goes_on_counting(local_ray: None) -> No
     )
 
 
-@pytest.mark.timeout(280)
 def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_path: Path) -> None:
     small = ("collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1")
     arguments = ("tiny", "--run-dir", str(tmp_path), *(part for setting in small for part in ("-o", setting)))
@@ -103,14 +102,26 @@ def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_p
 
         # What `ray metrics launch-prometheus` has Prometheus follow, there under /tmp/ray: nodes, then Ray's services.
         (found,) = json.loads((head.folder / "prom_metrics_service_discovery.json").read_text())
-        served = samples("tiny", found["targets"][0])
         steps = json.loads((tmp_path / "rollouts/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
-        assert served["ray_world_models_episodes_total", "collect"] == ("counter", 6.0)
-        assert served["ray_world_models_env_steps_total", "collect"] == ("counter", steps)
+        wait_until(
+            lambda: {
+                ("ray_world_models_episodes_total", "collect"): ("counter", 6.0),
+                ("ray_world_models_env_steps_total", "collect"): ("counter", steps),
+            }.items() <= samples("tiny", found["targets"][0]).items(),
+            _DEADLINE_S,
+        )  # fmt: skip
 
-        workers = list_actors(address=head.jobs, detail=True)
-        # Those for which there was no CPU never told.
-        assert {worker.repr_name for worker in workers} - {""} == {"CollectWorker"}
-        tasks = {task.name for task in list_tasks(address=head.jobs)}
-        assert {"CollectWorker.run", "train_vae"} <= tasks
+        # Ray's state service is told of actors and tasks some time after they are there, too. Those actors for which
+        # there was no CPU never told their name.
+        def workers() -> set[str]:
+            return {worker.repr_name for worker in list_actors(address=head.jobs, detail=True)} - {""}
+
+        wait_until(lambda: workers() == {"CollectWorker"}, _DEADLINE_S)
+        tasks: set[str] = set()
+
+        def seen() -> bool:
+            tasks.update(task.name for task in list_tasks(address=head.jobs))
+            return {"CollectWorker.run", "train_vae"} <= tasks
+
+        wait_until(seen, _DEADLINE_S)
         assert not {"WorkerActor.run", "run_task"} & tasks

@@ -29,14 +29,14 @@ from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
 from pipeline.storage.store import LocalStore
 from pipeline.threads import num_threads
-from tests.cluster.elastic import no_copies
-from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder
+from tests.cluster.clocks import no_copies, silent_once_they_hang
+from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder, hung_folder
 from tests.counting import ACTION_SIZE
 
 BEFORE_EVOLVE, EVOLVE, EVALUATE = STAGES[:4], STAGES[4:5], STAGES[5:6]
 POPULATION, EPISODES, GENERATIONS = 5, 3, 3
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(200)]
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def config(workers: int = 2, **execution: Any) -> RunConfig:
@@ -83,9 +83,11 @@ def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A run whose evolution has yet to begin, and an empty folder of faults."""
-    faults_folder().mkdir()
+    for made in (faults_folder(), hung_folder()):
+        made.mkdir()
     yield shutil.copytree(trained, tmp_path / "run")
-    shutil.rmtree(faults_folder())
+    for made in (faults_folder(), hung_folder()):
+        shutil.rmtree(made)
 
 
 def evolved(folder: Path) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def test_an_evolution_whose_worker_hangs_ends_with_the_same_bits(
 ) -> None:
     ask_for("hang", episode(2, 3, 1).track)
     with caplog.at_level(logging.INFO):
-        evolve(folder, timeout_s=60.0)
+        evolve(folder)
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
     assert "jobs are done again elsewhere: no answer" in caplog.text, "long before it is given up"
@@ -157,7 +159,8 @@ def test_an_evolution_whose_only_worker_hangs_ends_with_the_same_bits(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     ask_for("hang", episode(2, 3, 1).track)
-    assert evolve(folder, workers=1, timeout_s=5.0) >= 1
+    with silent_once_they_hang(hung_folder()):
+        assert evolve(folder, workers=1) >= 1
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
     assert "its worker hung" in caplog.text
@@ -168,8 +171,9 @@ def test_an_episode_that_always_hangs_ends_the_sitting_and_the_run_goes_on_to_th
 ) -> None:
     hanging = episode(2, 3, 1)
     (always,) = ask_for("hang", hanging.track, times=None)
-    with pytest.raises(JobError, match=rf"^job {re.escape(str(hanging.id))} was tried 2 times; .* hung.*log: \S+\.err"):
-        evolve(folder, timeout_s=4.0, max_attempts=2)
+    said = rf"^job {re.escape(str(hanging.id))} was tried 2 times; .* hung.*log: \S+\.err"
+    with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):
+        evolve(folder, max_attempts=2)
     always.unlink()
     evolve(folder)
     assert evolved(folder) == reference
@@ -179,7 +183,8 @@ def test_a_worker_that_hangs_while_it_is_built_is_replaced(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     (once,) = ask_for("hang at birth", 0)
-    evolve(folder, workers=1, timeout_s=4.0)
+    with silent_once_they_hang(hung_folder()):
+        evolve(folder, workers=1)
     assert evolved(folder) == reference
     assert not once.exists()
     assert "a worker is replaced: its worker hung" in caplog.text
@@ -187,8 +192,9 @@ def test_a_worker_that_hangs_while_it_is_built_is_replaced(
 
 def test_workers_that_always_hang_while_they_are_built_end_the_sitting(folder: Path, reference: dict[str, Any]) -> None:
     (always,) = ask_for("hang at birth", 0, times=None)
-    with pytest.raises(JobError, match=r"^2 workers failed before they were ready, the last: .* hung.*log: \S+\.err"):
-        evolve(folder, workers=1, timeout_s=4.0, max_attempts=2)
+    said = r"^2 workers failed before they were ready, the last: .* hung.*log: \S+\.err"
+    with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):
+        evolve(folder, workers=1, max_attempts=2)
     always.unlink()
     evolve(folder)
     assert evolved(folder) == reference

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import ray
 
 from pipeline.errors import DamagedDataError, EpisodeError
+from pipeline.machine import process_started
 from pipeline.progress import Update
 
 
@@ -49,12 +53,31 @@ class Damaged:
             yield job.id, job.id
 
 
+def wait_for(file: Path) -> None:
+    """Wait until a file is there."""
+    while not file.exists():
+        time.sleep(0.01)
+
+
 def took_a_life(folder: Path, job: int | None = None) -> bool:
     """Whether there was a life (of this job) left in a folder; it is not there any longer."""
     for life in sorted(folder.glob("life-*" if job is None else f"life-{job}-*"))[:1]:
         life.unlink()
         return True
     return False
+
+
+def hang(folder: Path, *, stopped: bool = False) -> None:
+    """Do nothing any more, asleep or stopped whole, and note that this process does."""
+    (folder / f"hung-{os.getpid()}").touch()
+    if stopped:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(3600)
+
+
+def hung_processes(folder: Path) -> set[int]:
+    """The processes that have noted that they hang."""
+    return {int(note.name.removeprefix("hung-")) for note in folder.glob("hung-*")}
 
 
 class Raising:
@@ -74,17 +97,30 @@ class Raising:
 
 
 class Dying:
-    """Kills its own process on one job, as often as there are lives in a folder, after finishing what came before."""
+    """Kills its own process on one job, as often as there are lives in a folder.
+
+    What it finished before has arrived then: the driver notes each result, see ``arriving``.
+    """
 
     def __init__(self, bad: int, folder: str) -> None:
         self._bad, self._folder = bad, Path(folder)
 
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
+        given: list[int] = []
         for job in jobs:
             if job.id == self._bad and took_a_life(self._folder):
-                time.sleep(0.3)  # lets what was yielded arrive
+                for number in given:
+                    wait_for(self._folder / f"arrived-{number}")
                 os.kill(os.getpid(), signal.SIGKILL)
             yield job.id, job.id**2
+            given.append(job.id)
+
+
+def arriving(results: Iterable[tuple[Hashable, Any]], folder: Path) -> Iterator[tuple[Hashable, Any]]:
+    """Results, each noted in a folder as it comes."""
+    for job_id, result in results:
+        (folder / f"arrived-{job_id}").touch()
+        yield job_id, result
 
 
 class Hanging:
@@ -103,23 +139,19 @@ class Hanging:
 
     def _hang(self) -> None:
         if took_a_life(self._folder):
-            (self._folder / f"hung-{os.getpid()}").touch()
-            if self._how == "stopped":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(3600)
+            hang(self._folder, stopped=self._how == "stopped")
 
 
-class Slow:
-    """Takes its time to come up, and for every job."""
+class Paced:
+    """Begins each job once the result of the one before has arrived, see ``arriving``."""
 
-    def __init__(self, seconds_to_start: float, seconds_a_job: float) -> None:
-        self._seconds = seconds_a_job
-        time.sleep(seconds_to_start)
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
 
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
-            time.sleep(self._seconds)
             yield job.id, job.id**2
+            wait_for(self._folder / f"arrived-{job.id}")
 
 
 class Threads:
@@ -137,26 +169,32 @@ class Threads:
 class OneSlow:
     """Squares numbers; the process that makes itself the slow one, by a file in a folder, takes so many times as long.
 
-    Notes each job that it begins.
+    Infinitely slow, it waits for a file. The others begin once the slow one has. Notes each job that it begins.
     """
 
     def __init__(self, folder: str, seconds_a_job: float, slowness: float) -> None:
         self._folder, self._seconds = Path(folder), seconds_a_job
-        try:
-            (self._folder / "slow").touch(exist_ok=False)
-        except FileExistsError:
-            return
-        self._seconds *= slowness
+        self._slow = False
+        with suppress(FileExistsError), (self._folder / "slow").open("x") as mine:
+            mine.write(str(os.getpid()))
+            self._slow = True
+            self._seconds *= slowness
 
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             (self._folder / f"begun-{job.id}-{uuid4()}").touch()
-            time.sleep(self._seconds)
+            if self._slow:
+                (self._folder / "slow-began").touch()
+            wait_for(self._folder / "slow-began")
+            if self._seconds == math.inf:
+                wait_for(self._folder / "go")
+            else:
+                time.sleep(self._seconds)
             yield job.id, job.id**2
 
 
 class Noting:
-    """Takes its time over numbers; notes when and on which node it begins each."""
+    """Takes its time over numbers, or stands still while a file is there; notes when and where it begins each."""
 
     def __init__(self, folder: str, seconds_a_job: float) -> None:
         self._folder, self._seconds = Path(folder), seconds_a_job
@@ -164,6 +202,8 @@ class Noting:
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
             note_begun(self._folder, job.id)
+            while (self._folder / "closed").exists():
+                time.sleep(0.01)
             time.sleep(self._seconds)
             yield job.id, job.id**2
 
@@ -208,15 +248,21 @@ def noting_task(folder: str) -> Generator[Update, None, str]:
 
 
 def faulty_task(folder: str, how: str) -> Generator[Update, None, int]:
-    """Dies, hangs or raises once for each life in a folder, then returns how often it was begun."""
+    """Dies, hangs or raises once for each life in a folder, then returns how often it was begun.
+
+    Notes it where one that hung is there beside it.
+    """
     path = Path(folder)
     (path / f"begun-{uuid4()}").touch()
+    if any(process_started(pid) is not None for pid in hung_processes(path)):
+        (path / f"beside-{uuid4()}").touch()
+    if how == "dies at once" and took_a_life(path):
+        os.kill(os.getpid(), signal.SIGKILL)
     yield Update(1, 2)
     if took_a_life(path):
         if how == "raises":
             raise EpisodeError("the environment of the film divided by zero", 5)
         if how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        (path / f"hung-{os.getpid()}").touch()
-        time.sleep(3600)
+        hang(path, stopped=how == "stops")
     return len(list(path.glob("begun-*")))

@@ -5,42 +5,73 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from pipeline.failpoints import VARIABLE, WORKER_VARIABLE
 from pipeline.presets import dump
 from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.store import LocalStore, Store
 from tests.counting import counting_config
+from tests.e2e.forked import ForkedProcess
 
 ROOT = Path(__file__).parents[2]
 
-_started: list[subprocess.Popen[str]] = []
+_started: list[subprocess.Popen[str] | ForkedProcess] = []
+
+# Longer than anything takes: it catches what hangs.
+_HANGS_S = 900.0
+
+# What is read when a command runs. Others may be read while it imports what it needs.
+_READ_LATE = re.compile(r"AWS_\w+|RAY_ADDRESS|WORLD_MODELS_\w+")
 
 
 class Command:
     """``world-models``, or another module, in a process group of its own, both outputs in one file.
 
     Not in a pipe: Ray's processes would hold it open for a while after the command was killed.
+
+    Args:
+        arguments: On its command line.
+        environment: Variables to set besides this process's.
+        module: What is run, as by ``python -m``.
+        from_scratch: Whether it is started by the interpreter; else it is forked from a process that has imported
+            everything already, unless the environment matters while it does.
     """
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None, module: str = "pipeline") -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        module: str = "pipeline",
+        from_scratch: bool = False,
+    ) -> None:
         self._file = tempfile.NamedTemporaryFile("w+", suffix=".log")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
-            stdout=self._file,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        changes = environment or {}
+        whole = {**os.environ, "PYTHONPATH": str(ROOT), **changes}
+        self.process: subprocess.Popen[str] | ForkedProcess
+        if from_scratch or module != "pipeline" or not all(map(_READ_LATE.fullmatch, changes)):
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=ROOT,
+                env=whole,
+                stdout=self._file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        else:
+            self.process = ForkedProcess(arguments, whole, ROOT, self._file.name)
         _started.append(self.process)
 
     def output(self) -> str:
@@ -49,12 +80,12 @@ class Command:
 
     def finish(self) -> tuple[int, str]:
         """Wait for its end: exit code, and all it printed."""
-        code = self.process.wait(timeout=280)
+        code = self.process.wait(timeout=_HANGS_S)
         return code, self.output()
 
     def wait_until(self, when: Callable[[], object]) -> None:
         """Wait until something is so while the command runs."""
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + _HANGS_S
         while not when():
             assert self.process.poll() is None, f"it ended before: {self.finish()[1]}"
             assert time.monotonic() < deadline, "what is waited for never came"
@@ -66,19 +97,67 @@ class Command:
         os.kill(self.process.pid, number)
         return self.finish()
 
+    def wait_until_frozen(self) -> None:
+        """Wait until the command's own process has stopped at a failpoint."""
+        self.wait_until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+
+    def go_on(self) -> None:
+        """Let a frozen command go on."""
+        os.kill(self.process.pid, signal.SIGCONT)
+
+
+def has_pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal waits for a process, which a frozen one takes only once it goes on."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s+(\w+)", status, re.M))
+
+
+def texts(folders: Sequence[Path], pattern: str = "*") -> dict[Path, str]:
+    """The files below some folders with their texts, but for those that vanish meanwhile."""
+    found = {}
+    for path in (path for folder in folders for path in folder.rglob(pattern)):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                found[path] = path.read_text(errors="replace")
+    return found
+
+
+def frozen(arguments: Sequence[str], executor: str, failpoint: str) -> Command:
+    """A command on an executor that stands still at a failpoint: its own process, or on Ray one that works for it."""
+    variable = WORKER_VARIABLE if executor == "ray" else VARIABLE
+    on = ("-o", f"execution.executor={executor}")
+    driver = Command(*arguments, *on, environment={variable: f"{failpoint}:freeze"})
+    if executor == "ray":
+        driver.wait_until(lambda: frozen_below(driver.process.pid))
+    else:
+        driver.wait_until_frozen()
+    return driver
+
+
+def frozen_below(pid: int) -> list[psutil.Process]:
+    """The descendants of a process that have stopped, at a failpoint for instance."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                found.append(process)
+    return found
+
 
 def kill_those_left() -> None:
     """End the commands that a test left running, one that failed halfway for instance."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # of a fork that has no group of its own yet
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
 
 
-def run(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run ``world-models`` to its end, with some more environment: exit code, and all it printed."""
-    return Command(*arguments, environment=environment).finish()
+def run(*arguments: str, environment: Mapping[str, str] | None = None, from_scratch: bool = False) -> tuple[int, str]:
+    """Run ``world-models`` to its end, see ``Command``: exit code, and all it printed."""
+    return Command(*arguments, environment=environment, from_scratch=from_scratch).finish()
 
 
 def checkpointed(folder: Path, prefix: str, step: int) -> Callable[[], bool]:

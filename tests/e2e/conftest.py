@@ -13,6 +13,6 @@ from tests.e2e import command
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run directory of a complete smoke run, in one process. Copy it before changing anything in it."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    code, output = command.run("run", "smoke", "--run-dir", str(folder))
+    code, output = command.run("run", "smoke", "--run-dir", str(folder), from_scratch=True)
     assert code == 0, output
     return folder

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.failpoints import VARIABLE
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import LocalStore
@@ -50,19 +51,28 @@ def repair(disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "said"), [(fill, "No space left on device"), (read_only, "Read-only file system")], ids=["full", "ro"]
+    ("break_it", "where", "said"),
+    [
+        # Half of a checkpoint is written: the other half does not fit.
+        (fill, "object-half-written@60", "No space left on device"),
+        # No file is open, which would be in the way of the change.
+        (read_only, "checkpoint-recorded@20", "Read-only file system"),
+    ],
+    ids=["full", "ro"],
 )
 def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
-    disk: Path, tmp_path: Path, break_it: Callable[[Path], None], said: str
+    disk: Path, tmp_path: Path, break_it: Callable[[Path], None], where: str, said: str
 ) -> None:
     preset = command.counting_preset(tmp_path, vae__epochs=8)
     folder, straight = disk / "run", tmp_path / "straight"
     code, output = command.run("run", preset, "--run-dir", str(straight))
     assert code == 0, output
     arguments = ("run", preset, "--run-dir", str(folder))
-    driver = command.Command(*arguments)
-    driver.wait_until(command.checkpointed(folder, "vae", 20))
+    driver = command.Command(*arguments, environment={VARIABLE: f"{where}:freeze"})
+    driver.wait_until_frozen()
+    assert command.checkpointed(folder, "vae", 2)()
     break_it(disk)
+    driver.go_on()
     code, output = driver.finish()
     assert code == 1, output
     assert f"cannot write {folder}" in output
@@ -71,7 +81,7 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     assert "Traceback" not in output
     assert check_run(LocalStore(folder)).problems == []
     latest = Checkpoints(LocalStore(folder), "vae").latest()
-    assert latest is not None and latest[0] >= 20
+    assert latest is not None and latest[0] >= 2
     repair(disk)
     code, output = command.run(*arguments)
     assert code == 0, output

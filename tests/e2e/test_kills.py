@@ -7,8 +7,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from pipeline.failpoints import FAILPOINTS, VARIABLE
 from pipeline.storage.lease import epochs
 from pipeline.storage.maintenance import check_run
@@ -78,7 +76,6 @@ def test_every_named_place_is_killed_at() -> None:
     assert {kill.partition("@")[0] for kill in (*KILLS, *GROWN)} == set(FAILPOINTS)
 
 
-@pytest.mark.timeout(600)
 def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) -> None:
     config, straight = preset(tmp_path), tmp_path / "straight"
     code, output = command.run("run", config, "--run-dir", str(straight))

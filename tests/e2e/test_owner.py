@@ -6,12 +6,18 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 
+import psutil
 import pytest
 
+from pipeline.failpoints import VARIABLE
 from pipeline.storage import lease, sealed
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
@@ -57,11 +63,12 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     code, output = command.run("run", preset, "--run-dir", str(straight))
     assert code == 0, output
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
-    first = command.Command(*arguments, "-o", f"execution.executor={executor}")
-    first.wait_until(command.checkpointed(folder, "vae", 20))
+    first = command.frozen(arguments, executor, "checkpoint-recorded@20")
     os.kill(first.process.pid, signal.SIGSTOP)
-    first.wait_until(lambda: lease.read_sitting(LocalStore(folder), 1).age_s > 2)
     second = command.Command(*arguments)
+    second.wait_until(lambda: lease.epochs(LocalStore(folder)) == [1, 2])
+    for training in command.frozen_below(first.process.pid):
+        training.resume()
     code, output = second.finish()
     assert code == 0, output
     assert "taking over from `run` on" in output
@@ -85,7 +92,7 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
     library = resources.files("libfaketime") / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
     wrong_clock = {"LD_PRELOAD": str(library), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
-    arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
+    arguments = ("run", preset, "--run-dir", str(folder))
     first = command.Command(*arguments, *ENDLESS, environment=wrong_clock)
     first.wait_until(command.checkpointed(folder, "evolution", 1))
     owner = lease.read_owner(LocalStore(folder), 1)
@@ -102,8 +109,8 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
 
 
 def _as_if_elsewhere(folder: Path) -> None:
-    """Rewrite who began the first sitting: a process of a machine that nobody here can look at."""
-    owner = replace(lease.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away")
+    """Rewrite who began the first sitting: a process of a machine that nobody here can look at, soon to expire."""
+    owner = replace(lease.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away", expiry_s=3.0)
     (folder / "sittings" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
 
 
@@ -111,8 +118,11 @@ def _as_if_elsewhere(folder: Path) -> None:
 def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
     arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS, "-o", f"execution.executor={executor}")
-    process = command.Command(*arguments)
-    code, output = process.interrupt(signal.SIGTERM, command.checkpointed(folder, "evolution", 2))
+    process = command.Command(*arguments, "-o", "execution.niceness=7")
+    process.wait_until(command.checkpointed(folder, "evolution", 2))
+    if executor == "ray":
+        assert set(_niceness_of_workers(process.process.pid)) == {7}
+    code, output = process.interrupt(signal.SIGTERM, lambda: True)
     assert code == 143, output
     assert "terminated; what is committed is kept" in output
     assert f"world-models run {preset}" in output
@@ -121,25 +131,63 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
     assert lease.read_sitting(LocalStore(folder), 1).ended == "interrupted"
 
 
+def _niceness_of_workers(pid: int) -> Iterator[int]:
+    """The nice values of the Ray workers below a process that have something to do."""
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(word.startswith("ray::RolloutWorker") for word in process.cmdline()[:1]):
+                yield process.nice()
+
+
+STOPPED_WHILE_RAY_STARTS = """
+import os, signal, sys
+import ray._private.worker
+from pipeline import cli
+
+connect = ray._private.worker.connect
+
+def stopped(*arguments, **named):  # Ray's own handler would be set by now
+    os.kill(os.getpid(), signal.SIGTERM)
+    return connect(*arguments, **named)
+
+ray._private.worker.connect = stopped
+sys.argv = ["world-models", *sys.argv[1:]]
+cli.entry()
+"""
+
+
+def test_sigterm_while_ray_starts_is_a_stop_like_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", str(folder), "-o", "execution.executor=ray")
+    environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_WHILE_RAY_STARTS, *arguments],
+        cwd=command.ROOT, env=environment, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert "terminated; what is committed is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not folder.exists()
+
+
 def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (tmp_path / "other").mkdir()
     preset, other = command.counting_preset(tmp_path), command.counting_preset(tmp_path / "other", seed=2)
-    # Long enough for the second driver to come up meanwhile, on a busy machine too.
-    code, output = command.run("collect", preset, "--run-dir", str(folder), "-o", "storage.lease_expiry_s=20")
+    code, output = command.run("collect", preset, "--run-dir", str(folder))
     assert code == 0, output
     config = (folder / "config.yaml").read_bytes()
-    (folder / "config.yaml").unlink()
-    (folder / "sittings" / "000001" / "heartbeat.json").unlink()
     _as_if_elsewhere(folder)
-    (folder / "sittings").rename(tmp_path / "sittings")
-    shutil.rmtree(folder)
-    folder.mkdir()
-    (tmp_path / "sittings").rename(folder / "sittings")
-    (folder / "sittings" / "000001" / "begun.json").touch()
-    waiting = command.Command("run", other, "--run-dir", str(folder))
-    waiting.wait_until(lambda: "taken over unless" in waiting.output())
+    for path in folder.iterdir():
+        if path.name != "sittings":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "sittings" / "000001" / "heartbeat.json").unlink()
+    # The other driver's last write comes when this one has waited for its end, and has the lease.
+    waiting = command.Command("run", other, "--run-dir", str(folder), environment={VARIABLE: "sitting-begun@1:freeze"})
+    waiting.wait_until_frozen()
+    assert lease.epochs(LocalStore(folder)) == [1, 2]
     (folder / "config.yaml").write_bytes(config)
+    waiting.go_on()
     code, output = waiting.finish()
     assert code == 2, output
     assert "seed: 1 -> 2" in output

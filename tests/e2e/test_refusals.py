@@ -37,6 +37,15 @@ def test_a_config_that_cannot_be_is_refused_before_anything_is_written(
     assert not folder.exists()
 
 
+def test_fewer_threads_than_asked_for_are_refused_as_torch_would_hang(tmp_path: Path) -> None:
+    arguments = ("run", "smoke", "--run-dir", str(tmp_path / "run"), "-o", "mdnrnn.threads=3", "-o", "vae.threads=2")
+    code, output = command.run(*arguments, environment={"OMP_THREAD_LIMIT": "2"})
+    assert code == 2, output
+    assert "OMP_THREAD_LIMIT=2 allows fewer threads than the 3 of this run" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_config_on_the_same_run_is_refused_with_the_difference(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     before = command.files(folder)

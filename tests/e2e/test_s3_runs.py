@@ -8,13 +8,13 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.bench.s3_server import S3Server
+from pipeline.failpoints import VARIABLE
 from pipeline.storage.maintenance import check_run, copy_run
 from pipeline.storage.store import LocalStore, open_store
 from tests.e2e import command
@@ -63,8 +63,8 @@ def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, sm
 
 def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict[str, Any], tmp_path: Path) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
-    first = command.Command("run", preset, "--run-dir", str(folder))
-    first.interrupt(signal.SIGKILL, command.checkpointed(folder, "vae", 1))
+    code, output = command.run("run", preset, "--run-dir", str(folder), environment={VARIABLE: "checkpoint-recorded@1"})
+    assert code == -signal.SIGKILL, output
     store = open_store(f"{s3_url}/moved")
     copy_run(LocalStore(folder), store)
     shutil.rmtree(folder)
@@ -78,48 +78,57 @@ def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
     s3_url: str, straight: dict[str, Any], tmp_path: Path, executor: str
 ) -> None:
     url = f"{s3_url}/run"
-    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url, "-o", f"execution.executor={executor}")
+    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
     store = open_store(url)
-    for prefix in ("rollouts/data/", "evolution/checkpoints/records/"):
-        command.Command(*arguments).interrupt(signal.SIGKILL, partial(store.list, prefix))
-    assert not store.exists("evolution/MANIFEST.json"), "the kill came too late to prove anything"
+    code, output = command.frozen(arguments, executor, "record-created@1").interrupt(signal.SIGKILL, lambda: True)
+    assert code == -signal.SIGKILL, output
+    assert store.list("rollouts/data/") and not store.exists("rollouts/MANIFEST.json")
+    arguments += ("-o", f"execution.executor={executor}")
+    code, output = command.run(*arguments, environment={VARIABLE: "generation-told@2"})
+    assert code == -signal.SIGKILL, output
+    assert store.list("evolution/checkpoints/records/") and not store.exists("evolution/MANIFEST.json")
     code, output = command.run(*arguments)
     assert code == 0, output
     assert command.outcome(store) == straight
     assert check_run(store).problems == []
 
 
+# In the order of the stages.
 UPLOADS = {
     "a shard": "/rollouts/data/",
     "a record": "/rollouts/records/",
     "a training checkpoint": "/vae/checkpoints/data/",
-    "the record of a checkpoint": "/evolution/checkpoints/records/",
     "a manifest": "/mdnrnn/MANIFEST.json",
+    "the record of a checkpoint": "/evolution/checkpoints/records/",
 }
 
 
-@pytest.mark.parametrize("upload", UPLOADS)
-@pytest.mark.parametrize("arrived", [False, True], ids=["lost", "arrived"])
-def test_sigkill_in_the_middle_of_an_upload_changes_nothing(
-    proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path, upload: str, arrived: bool
+def test_sigkill_in_the_middle_of_uploads_changes_nothing(
+    proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path
 ) -> None:
     """The driver is killed while it waits for the answer to an upload that the server did, or did not, hear of."""
-    url, part = f"{s3_url}/run", UPLOADS[upload]
+    url = f"{s3_url}/run"
     arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
-
-    reached = threading.Event()
-
-    def fault(exchange: Exchange) -> None:
-        if arrived:
-            exchange.forward()
-        reached.set()
-        hang(exchange)
-
-    proxy.fail(fault, lambda method, path: method == "PUT" and part in path, UNTIL_KILLED)
-    process = command.Command(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
-    process.interrupt(signal.SIGKILL, reached.is_set)
     store = open_store(url)
-    assert check_run(store).problems == []
+    for part in UPLOADS.values():
+        for arrived in (False, True):
+            reached = threading.Event()
+
+            def fault(exchange: Exchange, arrived: bool = arrived, reached: threading.Event = reached) -> None:
+                if arrived:
+                    exchange.forward()
+                reached.set()
+                hang(exchange)
+
+            def is_it(method: str, path: str, part: str = part) -> bool:
+                return method == "PUT" and part in path
+
+            proxy.reset()
+            proxy.fail(fault, is_it, UNTIL_KILLED)
+            process = command.Command(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
+            code, output = process.interrupt(signal.SIGKILL, reached.is_set)
+            assert code == -signal.SIGKILL, output
+            assert check_run(store).problems == [], f"{part}, arrived: {arrived}"
     code, output = command.run(*arguments)
     assert code == 0, output
     assert command.outcome(store) == straight

@@ -256,7 +256,7 @@ def _without(head: bytes, *names: bytes) -> list[bytes]:
     return [line for line in head.split(b"\r\n") if line.partition(b":")[0].lower() not in names]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
     """Wait for something that another thread does."""
     deadline = time.monotonic() + seconds
     while not condition():

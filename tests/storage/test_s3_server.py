@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,15 +12,13 @@ import pytest
 from pipeline.bench import s3_server as module
 from pipeline.bench.s3_server import S3Server
 from pipeline.errors import ConfigError, StorageError
+from pipeline.machine import process_started
 from tests.storage.proxy import wait_until
 
 
 def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """A corpse that nobody has buried, as where there is no init, is not."""
+    return process_started(pid) is not None
 
 
 def test_a_server_that_loses_a_port_to_another_process_takes_other_ports(

@@ -20,7 +20,7 @@ class Stopped:
 def dispatch(options):
     held = Stopped()
     del held
-    time.sleep(20)
+    time.sleep(600)
     return 0
 
 cli._dispatch = dispatch
@@ -31,6 +31,6 @@ sys.exit(cli.main(["status", "nowhere"]))
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int) -> None:
     script = SCRIPT.format(name=name)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=15, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stderr
     assert "to go on, run the same command again" in done.stderr

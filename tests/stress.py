@@ -1,0 +1,85 @@
+"""``make stress``: the tests that touch Ray, processes and storage, again and again beside busy processes.
+
+In another order each time. A test that depends on the speed of its machine shows here, before it does so elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+
+TOUCHY = (
+    "tests/cluster", "tests/e2e", "tests/storage", "tests/unit/test_lease.py", "tests/unit/test_mailbox.py",
+    "tests/unit/test_progress.py", "tests/unit/test_spot.py", "tests/unit/test_stops.py", "tests/unit/test_store.py",
+    "tests/unit/test_streaming.py",
+)  # fmt: skip
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that take a core each, at ordinary priority."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def run_tests(paths: Sequence[str], workers: int, seed: int, report: Path) -> int:
+    """Run tests in an order that is drawn from a seed; pytest's exit code."""
+    order = ("--random-order", "--random-order-bucket=module", f"--random-order-seed={seed}")
+    distributed = (f"-n{workers}", "--dist=loadfile", "--no-loadscope-reorder")
+    command = (sys.executable, "-m", "pytest", "-q", *distributed, *order, f"--junit-xml={report}", *paths)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+def failures(report: Path) -> list[str]:
+    """The tests of a JUnit report that failed, by name."""
+    cases = ElementTree.parse(report).iter("testcase")
+    return [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make stress", description=__doc__)
+    parser.add_argument("paths", nargs="*", default=TOUCHY, help="default: all that touch Ray, processes or storage")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--busy", type=int, default=2, help="busy processes beside them; default: 2")
+    parser.add_argument("--workers", type=int, default=2, help="tests at a time; default: 2")
+    parser.add_argument("--seed", type=int, default=1, help="of the first round's order; default: 1")
+    options = parser.parse_args()
+    failed: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder, busy(options.busy):
+        for number in range(options.rounds):
+            report, began = Path(folder) / f"{number}.xml", time.monotonic()
+            code = run_tests(options.paths, options.workers, options.seed + number, report)
+            if code not in (0, 1):
+                print(f"pytest ended with exit code {code}: these are no results")
+                return 1
+            found = failures(report)
+            failed.update(found)
+            seconds = time.monotonic() - began
+            print(f"round {number + 1} of {options.rounds}: {len(found)} failed, {seconds:.0f} s", flush=True)
+    for name, times in failed.most_common():
+        print(f"failed {times} of {options.rounds} times: {name}")
+    print(f"stress: {options.rounds} rounds beside {options.busy} busy processes, {len(failed)} flaky tests")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
