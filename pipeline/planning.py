@@ -268,6 +268,8 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         "50 ms beyond 32 workers, is left out",
         f"an evolution asks for one worker a micro-batch of a generation's episodes, {_asked_for(config):,} here; to "
         "have more (or fewer), -o execution.workers=N",
+        "workers have ordinary priority: nodes are started with RAY_worker_niceness=0, as by cluster/*.yaml; at Ray's "
+        "default, nice 15, one busy program on a node takes nearly all of a core from them",
         "workers are up from beginning to end and none is lost; what comes before and after the evolution, the "
         "driver's machine, GPUs and storage are not in it",
     ]

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+
+# Of every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
+# Of OpenMP's threads, before torch is imported: those that wait for each other sleep. By default they spin, and two of
+# them beside another test take both cores to get nowhere.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +26,6 @@ from pipeline.storage.store import LocalStore, Store
 from pipeline.threads import num_threads
 from tests.counting import counting_config
 from tests.e2e import command
-
-# Of every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
 
 BUCKET = "runs"
 

@@ -293,16 +293,18 @@ def run_while_its_node_is_lost(folder: Path, *, unheard: bool) -> tuple[str, lis
     executor = RayExecutor(config(execution__max_attempts=1))
     told = note_preempted(executor)
     messages = TaskTry.messages
+    lost: list[str] = []
 
     def lose(_: object = None) -> None:
         first, *again = all_begun(folder)
         if again:
             (folder / "go").touch()
-        else:
+        elif not lost:
+            lost.append(first.node_id)
             many_nodes.kill_node(first.node_id)
 
     def messages_after_the_loss(this: TaskTry) -> Iterator[tuple[str, Any]]:
-        if not told:
+        if not lost:
             while not all_begun(folder):
                 time.sleep(0.01)
             lose()

@@ -144,6 +144,14 @@ def add_node(options: dict[str, Any]) -> str:
     return cast(str, node.node_id)
 
 
+def live_nodes() -> set[str]:
+    """The ids of the nodes besides the head. Ray takes seconds to notice that one was killed."""
+    from actors.nodes import nodes
+
+    known = {node.id for node in nodes() if node.alive and not node.draining}
+    return known & {node.node_id for node in _cluster.worker_nodes}
+
+
 def kill_node(node_id: str) -> None:
     """Nothing on the node does anything from here on; its workers by themselves would work on for a while."""
     (node,) = [node for node in _cluster.list_all_nodes() if node.node_id == node_id]

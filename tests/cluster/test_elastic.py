@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from actors import nodes
 from actors.nodes import Node
 from actors.placement import WORKERS_LABEL, Placement
 from pipeline.config import ExecutionConfig
@@ -65,13 +64,9 @@ def cluster() -> Iterator[ManyNodes]:
 
 def have(cluster: ManyNodes, count: int) -> set[str]:
     """Add nodes of two CPUs until there are so many; their ids."""
-
-    def live() -> set[str]:
-        return {node.id for node in cluster.in_driver(nodes.nodes) if node.alive and not node.is_head}
-
-    while len(live()) < count:
+    while len(live := cluster.in_driver(many_nodes.live_nodes)) < count:
         cluster.add(num_cpus=2)
-    return live()
+    return live
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, None), (2, 2), (4, None)])

@@ -92,14 +92,22 @@ class Command:
             time.sleep(0.01)
 
     def interrupt(self, number: signal.Signals, when: Callable[[], object]) -> tuple[int, str]:
-        """Send a signal to the command's main process once something is so, and wait for its end."""
+        """Send a signal to the command's main process once something is so, and wait for its end.
+
+        What stands still below it is killed after that: it would not notice the end of its Ray.
+        """
         self.wait_until(when)
+        frozen = frozen_below(self.process.pid)
         os.kill(self.process.pid, number)
-        return self.finish()
+        ended = self.finish()
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return ended
 
     def wait_until_frozen(self) -> None:
         """Wait until the command's own process has stopped at a failpoint."""
-        self.wait_until(lambda: psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED)
+        self.wait_until(lambda: _is_frozen(self.process.pid))
 
     def go_on(self) -> None:
         """Let a frozen command go on."""
@@ -136,12 +144,15 @@ def frozen(arguments: Sequence[str], executor: str, failpoint: str) -> Command:
 
 def frozen_below(pid: int) -> list[psutil.Process]:
     """The descendants of a process that have stopped, at a failpoint for instance."""
-    found = []
-    for process in psutil.Process(pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if process.status() == psutil.STATUS_STOPPED:
-                found.append(process)
-    return found
+    with suppress(psutil.NoSuchProcess):
+        return [process for process in psutil.Process(pid).children(recursive=True) if _is_frozen(process.pid)]
+    return []
+
+
+def _is_frozen(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def kill_those_left() -> None:

@@ -54,9 +54,9 @@ def repair(disk: Path) -> None:
     ("break_it", "where", "said"),
     [
         # Half of a checkpoint is written: the other half does not fit.
-        (fill, "object-half-written@60", "No space left on device"),
+        (fill, "object-half-written@30", "No space left on device"),
         # No file is open, which would be in the way of the change.
-        (read_only, "checkpoint-recorded@20", "Read-only file system"),
+        (read_only, "checkpoint-recorded@3", "Read-only file system"),
     ],
     ids=["full", "ro"],
 )
@@ -70,7 +70,7 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     arguments = ("run", preset, "--run-dir", str(folder))
     driver = command.Command(*arguments, environment={VARIABLE: f"{where}:freeze"})
     driver.wait_until_frozen()
-    assert command.checkpointed(folder, "vae", 2)()
+    assert command.checkpointed(folder, "vae", 1)() and not (folder / "vae" / "MANIFEST.json").exists()
     break_it(disk)
     driver.go_on()
     code, output = driver.finish()
@@ -81,7 +81,7 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     assert "Traceback" not in output
     assert check_run(LocalStore(folder)).problems == []
     latest = Checkpoints(LocalStore(folder), "vae").latest()
-    assert latest is not None and latest[0] >= 2
+    assert latest is not None and latest[0] >= 1
     repair(disk)
     code, output = command.run(*arguments)
     assert code == 0, output

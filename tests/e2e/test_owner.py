@@ -63,8 +63,9 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     code, output = command.run("run", preset, "--run-dir", str(straight))
     assert code == 0, output
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
-    first = command.frozen(arguments, executor, "checkpoint-recorded@20")
+    first = command.frozen(arguments, executor, "checkpoint-recorded@3")
     os.kill(first.process.pid, signal.SIGSTOP)
+    first.wait_until(lambda: lease.read_sitting(LocalStore(folder), 1).age_s > 2)  # else it is seen to live
     second = command.Command(*arguments)
     second.wait_until(lambda: lease.epochs(LocalStore(folder)) == [1, 2])
     for training in command.frozen_below(first.process.pid):

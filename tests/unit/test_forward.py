@@ -111,6 +111,17 @@ def rnn_inputs(mdnrnn: MdnRnn, count: int, seed: int = 0) -> tuple[Array, Array,
 # ---- encoder
 
 
+def test_openvino_forks_nothing_to_report_that_it_is_used() -> None:
+    """The fork of a process with threads may hang for good, and the process with it at its end."""
+    code = (
+        "import multiprocessing, os; os.environ.pop('CI', None)\n"
+        "import pipeline.models.openvino_forward\n"
+        "print(multiprocessing.active_children(), pipeline.models.openvino_forward.native_precisions()[:1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] ['float32']\n"
+
+
 def test_the_encoder_is_the_vaes(vae: Vae, choice: tuple[str, str], scenes: NDArray[np.uint8]) -> None:
     pixels = scenes[::6]
     with torch.no_grad():

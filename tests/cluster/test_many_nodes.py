@@ -1,0 +1,45 @@
+"""The clusters that tests run on: a test that hangs takes no later one with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from pipeline.machine import process_started
+from tests.cluster import many_nodes
+from tests.cluster.many_nodes import ManyNodes
+from tests.cluster.toys import hang, hung_processes
+from tests.storage.proxy import wait_until
+
+
+class _TimedOut(Exception):
+    """As pytest-timeout ends a test: from a signal handler, wherever it is."""
+
+
+def test_a_call_that_times_out_ends_its_cluster_and_the_next_one_has_another(tmp_path: Path) -> None:
+    def time_out(number: int, frame: FrameType | None) -> None:
+        raise _TimedOut
+
+    def once_it_hangs() -> None:
+        while not hung_processes(tmp_path):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, time_out)
+    try:
+        with ManyNodes(num_cpus=1) as cluster:
+            first = cluster.in_driver(many_nodes.address)
+            threading.Thread(target=once_it_hangs, daemon=True).start()
+            with pytest.raises(_TimedOut):
+                cluster.in_driver(hang, tmp_path)
+            (driver,) = hung_processes(tmp_path)
+            wait_until(lambda: process_started(driver) is None)
+            assert cluster.in_driver(many_nodes.address) != first
+    finally:
+        signal.signal(signal.SIGUSR1, before)
