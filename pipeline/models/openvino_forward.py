@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.errors import DamagedDataError
+from pipeline.identity import cpu_info
+from pipeline.models.forward import Precision
+
 # OpenVINO reports to its makers that it is imported, from a fork of this process that is waited for at the end. A fork
 # of a process with threads may hang for good. It does without where this package is not to be had.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
 from openvino import opset13 as ops  # noqa: E402
-
-from pipeline.envs.environment import FRAME_SHAPE
-from pipeline.errors import DamagedDataError
-from pipeline.identity import cpu_info
-from pipeline.models.forward import Precision
 
 Array = NDArray[np.float32]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 # What a whole run imports, on Ray and in a bucket.
 _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
-    "matplotlib.pyplot", "pipeline.cli", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run", "pipeline.sittings",
-    "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3", "pipeline.training.hardware",
-    "pyarrow.parquet", "ray", "tests.cluster.elastic", "tests.counting", "torch",
+    "matplotlib.pyplot", "pipeline.cli", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run",
+    "pipeline.sittings", "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3",
+    "pipeline.training.hardware", "pyarrow.parquet", "ray", "tests.cluster.elastic", "tests.counting", "torch",
 )  # fmt: skip
 
 _context = get_context("forkserver")
