@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
-
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import masked_crc32c
 
 from pipeline.storage.store import Store
 
@@ -46,6 +41,9 @@ class MetricsLog:
     """
 
     def __init__(self, store: Store, prefix: str, rows: Sequence[Row] = ()) -> None:
+        from pipeline import tensorboard_events  # with torch, which workers that import a stage do without
+
+        self._tensorboard = tensorboard_events
         self._store = store
         self._prefix = prefix
         for key in store.list(f"{prefix}/tensorboard/"):
@@ -53,7 +51,7 @@ class MetricsLog:
         host = socket.gethostname()
         lines = _View(f"{prefix}/metrics.jsonl")
         events = _View(f"{prefix}/tensorboard/events.out.tfevents.{int(time.time())}.{host}")
-        events.content += _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        events.content += tensorboard_events.header()
         self._views = {lines: _line, events: self._event}
         self.rows: list[Row] = []
         for row in rows:
@@ -94,20 +92,13 @@ class MetricsLog:
             view.content += encode(row)
 
     def _event(self, row: Row) -> bytes:
-        values = [
-            Summary.Value(tag=f"{self._prefix}/{name}", simple_value=value)
+        values = {
+            f"{self._prefix}/{name}": value
             for name, value in row.items()
             if name not in ("step", "time") and isinstance(value, int | float)
-        ]
-        return _framed(Event(wall_time=row["time"], step=row["step"], summary=Summary(value=values)))
+        }
+        return self._tensorboard.scalars(row["step"], row["time"], values)
 
 
 def _line(row: Row) -> bytes:
     return json.dumps(row).encode() + b"\n"
-
-
-def _framed(event: Event) -> bytes:
-    """An event as one TFRecord: length, its checksum, the event, its checksum."""
-    data = event.SerializeToString()
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))

@@ -11,65 +11,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import ray
-from numpy.typing import NDArray
 
 from actors import listening
 from actors import pool as pool_module
 from actors.executor import RayExecutor
-from actors.identity import session_logs
 from actors.nodes import drain, nodes
 from actors.task import TaskTry
-from pipeline.config import EnvConfig, RunConfig
-from pipeline.envs.environment import Step
+from pipeline.config import RunConfig
 from pipeline.executor import Resources
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
 from tests.cluster.clocks import no_copies
+from tests.cluster.gated import ENV_ID, gate, gates_folder
 from tests.cluster.toys import Noting, Number, all_begun, noting_task
-from tests.counting import CountingEnv, counting_config
+from tests.counting import counting_config
 
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
 POPULATION, EPISODES, GENERATIONS = 6, 4, 4
-_ALL = "all"
-
-
-def gates_folder() -> Path:
-    """Where gates are: the session's folder, which all nodes of a cluster on one machine share."""
-    return session_logs().parent
-
-
-def gate(folder: Path, node: str = _ALL) -> Path:
-    """The file that is there while a node's environments, or all of them, stand still."""
-    return folder / f"gate@{node}"
-
-
-class GatedEnv(CountingEnv):
-    """``CountingEnv`` that stands still while a gate is closed, and notes that it does."""
-
-    def __init__(self, config: EnvConfig) -> None:
-        super().__init__(config)
-        self._gates: list[Path] = []
-        if ray.is_initialized():
-            node, folder = ray.get_runtime_context().get_node_id(), gates_folder()
-            self._gates = [gate(folder), gate(folder, node)]
-            self._note = folder / f"blocked@{node}@{os.getpid()}"
-
-    def step(self, action: NDArray[np.float32]) -> Step:
-        while any(closed.exists() for closed in self._gates):
-            self._note.touch()
-            time.sleep(0.01)
-        return super().step(action)
 
 
 def config(**overrides: Any) -> RunConfig:
     return counting_config(
         {
-            "env.id": "tests.cluster.elastic:GatedEnv",
+            "env.id": ENV_ID,
             "rollouts.micro_batch": 2,
             "rollouts.lanes": 2,
             "evolve.population_size": POPULATION,

@@ -15,7 +15,8 @@ from pipeline.presets import dump
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
-from tests.cluster.elastic import config, gate
+from tests.cluster.elastic import config
+from tests.cluster.gated import gate
 from tests.cluster.head import Head
 from tests.e2e.command import Command, frozen_below, outcome
 

@@ -133,7 +133,7 @@ def texts(folders: Sequence[Path], pattern: str = "*") -> dict[Path, str]:
 def frozen(arguments: Sequence[str], executor: str, failpoint: str) -> Command:
     """A command on an executor that stands still at a failpoint: its own process, or on Ray one that works for it."""
     variable = WORKER_VARIABLE if executor == "ray" else VARIABLE
-    on = ("-o", f"execution.executor={executor}")
+    on = ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
     driver = Command(*arguments, *on, environment={variable: f"{failpoint}:freeze"})
     if executor == "ray":
         driver.wait_until(lambda: frozen_below(driver.process.pid))

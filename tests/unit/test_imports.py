@@ -72,8 +72,18 @@ def test_an_import_that_points_the_wrong_way_is_found(file: str, source: str) ->
     assert faults(file, source) != []
 
 
-@pytest.mark.parametrize("module", ["pipeline.cli", "cluster.submit", "cluster.spot"])
-def test_neither_the_command_nor_submitting_nor_watching_brings_torch(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pipeline.cli",
+        "cluster.submit",
+        "cluster.spot",
+        "actors.worker",
+        "pipeline.stages.collect",
+        "pipeline.stages.encode",
+    ],
+)
+def test_neither_the_command_nor_submitting_nor_watching_nor_collecting_brings_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'openvino', 'cma'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

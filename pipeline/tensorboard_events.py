@@ -1,0 +1,35 @@
+"""TensorBoard's records of scalars. To import it is dear: tensorboardX brings torch along, where it is installed."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Mapping
+
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+
+def header() -> bytes:
+    """The first record of a file."""
+    return _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+
+def scalars(step: int, wall_time: float, values: Mapping[str, float]) -> bytes:
+    """One record.
+
+    Args:
+        step: Position on the horizontal axis.
+        wall_time: Seconds since the epoch.
+        values: Scalars by their tags.
+    """
+    summary = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return _framed(Event(wall_time=wall_time, step=step, summary=Summary(value=summary)))
+
+
+def _framed(event: Event) -> bytes:
+    """An event as one TFRecord: length, its checksum, the event, its checksum."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data))))
