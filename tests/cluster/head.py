@@ -72,7 +72,7 @@ class Head:
             "port": gcs, "node-ip-address": "127.0.0.1", "num-cpus": self._num_cpus, "temp-dir": self.folder,
             "include-dashboard": "true", "dashboard-host": "127.0.0.1", "dashboard-port": dashboard,
             "ray-client-server-port": client, "dashboard-agent-listen-port": 0, "metrics-export-port": 0,
-            "min-worker-port": 0, "max-worker-port": 0,
+            "min-worker-port": 0, "max-worker-port": 0, "include-log-monitor": "false",
         }  # fmt: skip
         environment = {"PATH": self.path}
         if self._node_types is not None:

@@ -140,8 +140,8 @@ def address() -> str:
 
 
 def add_node(options: dict[str, Any]) -> str:
-    node = _cluster.add_node(**{"include_dashboard": False, "object_store_memory": 80_000_000, **options})
-    return cast(str, node.node_id)
+    least = {"include_dashboard": False, "include_log_monitor": False, "object_store_memory": 80_000_000}
+    return cast(str, _cluster.add_node(**{**least, **options}).node_id)
 
 
 def live_nodes() -> set[str]:

@@ -111,7 +111,16 @@ def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) 
 def test_a_failpoint_kills_the_driver_alone(tmp_path: Path) -> None:
     assert VARIABLE not in os.environ
     folder = tmp_path / "run"
-    arguments = ("run", preset(tmp_path), "--run-dir", str(folder), "-o", "execution.executor=ray")
+    arguments = (
+        "run",
+        preset(tmp_path),
+        "--run-dir",
+        str(folder),
+        "-o",
+        "execution.executor=ray",
+        "-o",
+        "execution.workers=1",
+    )
     output = killed_at("generation-driven@2", *arguments)
     assert "evolve: begins" in output
     code, output = command.run(*arguments)

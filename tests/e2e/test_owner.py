@@ -119,7 +119,7 @@ def _as_if_elsewhere(folder: Path) -> None:
 def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
     arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS, "-o", f"execution.executor={executor}")
-    process = command.Command(*arguments, "-o", "execution.niceness=7")
+    process = command.Command(*arguments, "-o", "execution.niceness=7", "-o", "execution.workers=1")
     process.wait_until(command.checkpointed(folder, "evolution", 2))
     if executor == "ray":
         assert set(_niceness_of_workers(process.process.pid)) == {7}

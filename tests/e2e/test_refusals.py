@@ -89,7 +89,9 @@ def test_a_damaged_shard_is_named(
     shard = _shard(folder)
     damage(shard)
     before = command.files(folder / "rollouts")
-    code, output = command.run("run", "smoke", "--run-dir", str(folder), "-o", f"execution.executor={executor}")
+    code, output = command.run(
+        "run", "smoke", "--run-dir", str(folder), "-o", f"execution.executor={executor}", "-o", "execution.workers=1"
+    )
     assert code == 1, output
     assert str(shard) in output
     assert said in output

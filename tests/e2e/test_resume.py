@@ -38,7 +38,7 @@ def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, 
     assert code == -signal.SIGKILL, output
     assert not (folder / "vae" / "MANIFEST.json").exists()
 
-    arguments += ("-o", f"execution.executor={executor}")
+    arguments += ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
     code, output = command.run(*arguments, environment={VARIABLE: "generation-driven@3"})
     assert code == -signal.SIGKILL, output
     resumed = re.search(r"train-vae: resuming at step (\d+)", output)
