@@ -128,8 +128,8 @@ class RayExecutor:
                     raise JobError(f"{this.name} failed: {cause!r}; {this.where()}") from error
             except LOST as error:
                 if self._is_of_a_lost_node(error, this):
+                    nodes_lost += 1
                     if this.worker is not None:  # or it was sent to a node whose loss Ray had not noticed yet
-                        nodes_lost += 1
                         self._telemetry.lost_worker(preempted=True)
                     if nodes_lost == _MOST_NODES:
                         raise JobError(

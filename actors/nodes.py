@@ -107,20 +107,21 @@ def nodes() -> list[Node]:
     ]
 
 
-def lost_nodes() -> set[str]:
-    """The ids of the nodes that are gone or about to go. Needs a connection (``ray.init``)."""
-    return {node.id for node in nodes() if not node.alive or node.draining}
+def staying_nodes() -> set[str]:
+    """The ids of the nodes that are there and not about to go. Needs a connection (``ray.init``)."""
+    return {node.id for node in nodes() if node.alive and not node.draining}
 
 
-def was_lost(look: Callable[[], object]) -> bool:
+def was_lost(look: Callable[[], object], timeout_s: float = _UNTIL_NOTICED_S) -> bool:
     """Whether a node is found to be lost on which something has just died.
 
     Ray knows of the death of a process before that of its node: it is given a few seconds.
 
     Args:
         look: Tells whether it is by now.
+        timeout_s: Seconds that it is waited for.
     """
-    deadline = time.monotonic() + _UNTIL_NOTICED_S
+    deadline = time.monotonic() + timeout_s
     while not look():
         if time.monotonic() > deadline:
             return False

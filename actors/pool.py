@@ -287,7 +287,7 @@ class RayPool:
                 self._take_over(Failed(member, f"{silence(limit)}; {member.where()}", None), this)
 
     def _look_into_doubts(self, this: Round) -> None:
-        """Of workers that cannot be reached: see whether their node is gone. Their jobs wait for it a little only."""
+        """Of workers that cannot be reached: see whether their node is gone. Jobs wait a little, last tries longer."""
         for member in [member for member in self._members if member.doubt is not None]:
             if self._lost_its_node(member, member.doubt):
                 self._take_over(Failed(member, str(member.doubt), member.doubt), this)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.identity import WorkerIdentity, forget_announced, session_logs
 from actors.listening import LISTEN_S, SAY_EVERY_S, listen
-from actors.nodes import lost_nodes, nodes, was_lost
+from actors.nodes import nodes, staying_nodes, was_lost
 from actors.worker import end_process, run_task
 from pipeline.executor import Resources
 
@@ -51,7 +52,8 @@ class TaskTry:
         self._resources = resources
         self._timeout_s = timeout_s
         self._key = uuid4().hex
-        self._lost_before = lost_nodes()
+        self._worker: WorkerIdentity | None = None
+        self._staying_before = staying_nodes()
         run = run_task.options(
             num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=self.name
         )
@@ -59,8 +61,13 @@ class TaskTry:
 
     @property
     def worker(self) -> WorkerIdentity | None:
-        """The process that it is in, or was; None where it did not come to begin anything."""
-        return WorkerIdentity.announced(self._key)
+        """The process that it is in, or was; None where it did not come to begin anything, or cannot be told."""
+        if self._worker is None:
+            try:
+                self._worker = WorkerIdentity.announced(self._key)
+            except RayError as error:
+                logger.warning("the cluster does not tell which process %s is in: %s", self.name, error)
+        return self._worker
 
     def messages(self) -> Iterator[tuple[str, Any]]:
         """What it sends, see ``actors.worker.run_task``. The first message is waited for as long as it takes: the task
@@ -89,14 +96,16 @@ class TaskTry:
             silent_s, begun = 0.0, True
 
     def lost_its_node(self) -> bool:
-        """Whether the machine was taken away on which it has just died; of one that had not begun, where it may have
-        been on its way to: whether any was."""
+        """Whether it died because its machine was taken away.
+
+        Where it had not begun, its machine is not known: whether any machine was lost since it was handed in.
+        """
         worker = self.worker
         if worker is None:
-            return was_lost(lambda: lost_nodes() - self._lost_before)
+            return was_lost(lambda: self._staying_before - staying_nodes())
         if worker.node_id == ray.get_runtime_context().get_node_id():  # the driver's own: nothing to wait for
-            return worker.node_id in lost_nodes()
-        return was_lost(lambda: worker.node_id in lost_nodes())
+            return worker.node_id not in staying_nodes()
+        return was_lost(lambda: worker.node_id not in staying_nodes())
 
     def cancel(self) -> None:
         """Tell Ray to kill it; it may live for a moment longer."""
@@ -111,7 +120,7 @@ class TaskTry:
         self.cancel()
         worker = self.worker
         if worker is None or worker.node_id is None or worker.started is None:
-            return worker is None
+            return False
         there = NodeAffinitySchedulingStrategy(worker.node_id, soft=False)
         gone = end_process.options(scheduling_strategy=there).remote(worker.pid, worker.started, _END_S)
         try:
@@ -119,12 +128,14 @@ class TaskTry:
         except GetTimeoutError:
             ray.cancel(gone, force=True)
             return False
-        except RayError:  # where the whole machine is gone, so is the process
-            return was_lost(lambda: worker.node_id not in {node.id for node in nodes() if node.alive})
+        except RayError as error:  # a machine that is about to go takes no task more, and its process goes with it
+            logger.warning("%s cannot be ended on its node, whose end is waited for: %s", self.name, error)
+            return was_lost(lambda: worker.node_id not in {node.id for node in nodes() if node.alive}, _END_S)
 
     def forget(self) -> None:
         """Remove what Ray's control service keeps of it."""
-        forget_announced(self._key)
+        with suppress(RayError):  # it goes with the cluster
+            forget_announced(self._key)
 
     def where(self) -> str:
         """Where the output of its process lies."""

@@ -198,7 +198,7 @@ class Jobs:
                     raise
             if not said:
                 logger.warning(
-                    "the job server at %s has no agent yet to begin a job: tried again for %.0f s",
+                    "the job server at %s has no agent yet to begin a job: trying again for up to %.0f s",
                     self.address, _AGENT_READY_S,
                 )  # fmt: skip
                 said = True

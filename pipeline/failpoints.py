@@ -6,8 +6,8 @@ import os
 import signal
 
 # ``NAME`` or ``NAME@COUNT``: the process kills itself when it passes that place for the COUNT-th time. With ``:freeze``
-# behind it the process stops there instead, until SIGCONT. The first is for the command's own process, the second for
-# each process on Ray that works for it.
+# behind it the process stops there instead, until SIGCONT. VARIABLE is for the command's own process, WORKER_VARIABLE
+# for each process on Ray that works for it.
 VARIABLE = "WORLD_MODELS_FAILPOINT"
 WORKER_VARIABLE = "WORLD_MODELS_WORKER_FAILPOINT"
 
@@ -32,7 +32,7 @@ _armed, _left, _signal = "", 0, signal.SIGKILL
 
 
 def arm_from_environment(variable: str) -> None:
-    """Take a failpoint out of the environment, so that no further process inherits it.
+    """Arm the failpoint that the environment names, and take it out, so that no further process inherits it.
 
     Args:
         variable: ``VARIABLE`` or ``WORKER_VARIABLE``.

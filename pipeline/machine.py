@@ -41,12 +41,14 @@ def machine_name() -> str:
 def stop_grace_s() -> float:
     """Seconds from a stop (SIGTERM) of this process to its kill, at least.
 
-    A job of Ray's is killed after ``RAY_JOB_STOP_WAIT_TIME_S``, 3 s if that is not set. Kubernetes waits 30 s, systemd
-    90 s, a person at a terminal as long as they like.
+    A job of Ray's is killed after ``RAY_JOB_STOP_WAIT_TIME_S``, 3 s if that is not set. Docker waits 10 s, Kubernetes
+    30 s, systemd 90 s, a person at a terminal as long as they like.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-        return 30.0
-    return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S") or 3.0)
+        return 10.0
+    with contextlib.suppress(ValueError):
+        return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))
+    return 3.0
 
 
 def process_started(pid: int) -> float | None:

@@ -41,7 +41,7 @@ class MetricsLog:
     """
 
     def __init__(self, store: Store, prefix: str, rows: Sequence[Row] = ()) -> None:
-        from pipeline import tensorboard_events  # with torch, which workers that import a stage do without
+        from pipeline import tensorboard_events  # imports torch, which workers that only import a stage do without
 
         self._tensorboard = tensorboard_events
         self._store = store

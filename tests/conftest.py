@@ -6,6 +6,8 @@ import os
 
 # Of every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
+# As the command does for a local Ray, before Ray is imported.
+os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
 # No process is started before there is something for it to do.
 os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
 # Of OpenMP's threads, before torch is imported: those that wait for each other sleep. By default they spin, and two of

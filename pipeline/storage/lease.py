@@ -268,6 +268,7 @@ class Lease:
         self._purpose = purpose
         self._heartbeat_s, self._expiry_s = heartbeat_s, expiry_s
         self._patience_s = heartbeat_s
+        self._is_last = False
         self._about = about
         self._stopped = threading.Event()
         self._ended: str | None = None
@@ -294,7 +295,7 @@ class Lease:
         self._patience_s = stop_grace_s() / 3 if interrupted else _LAST_HEARTBEAT_S
         self._stopped.set()
         self._thread.join(min(_SLOW_S, self._patience_s))
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._patience_s > _SLOW_S:
             logger.warning(
                 "%s is slow to take the lease back: waiting %.0f s at most, after which the next driver has to wait "
                 "until the lease expires",
@@ -377,14 +378,15 @@ class Lease:
         self._beats.write(_heartbeat_key(self._owner.epoch), json.dumps(heartbeat).encode())
 
     def _in_time(self) -> None:
-        """A late heartbeat is not tried again: the next one is due. The last one is tried for longer."""
-        if time.monotonic() - self._beat_began > self._patience_s:
+        """A late heartbeat is not tried again: the next one is due, or the last one, which is tried for longer."""
+        limit_s = self._patience_s if self._is_last else 0.0 if self._stopped.is_set() else self._heartbeat_s
+        if time.monotonic() - self._beat_began > limit_s:
             raise StorageError("it was late")
 
     def _keep(self) -> None:
         fence = FencedStore(self._store, self._owner.epoch)
         while True:
-            stopped = self._stopped.wait(self._heartbeat_s)
+            stopped = self._is_last = self._stopped.wait(self._heartbeat_s)
             try:
                 fence.check()
                 self._beat()

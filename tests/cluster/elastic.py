@@ -16,8 +16,8 @@ import pytest
 from actors import listening
 from actors import pool as pool_module
 from actors.executor import RayExecutor
+from actors.identity import WorkerIdentity
 from actors.nodes import drain, nodes
-from actors.task import TaskTry
 from pipeline.config import RunConfig
 from pipeline.executor import Resources
 from pipeline.run import STAGES, run_stages
@@ -25,7 +25,7 @@ from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
 from tests.cluster.clocks import no_copies
-from tests.cluster.gated import ENV_ID, gate, gates_folder
+from tests.cluster.gated import ENV_ID, gate, gates_folder, open_all_gates
 from tests.cluster.toys import Noting, Number, all_begun, noting_task
 from tests.counting import counting_config
 
@@ -84,12 +84,13 @@ class _Executor(RayExecutor):
         self._act, self._has_come_about = {
             "nothing": (lambda _: None, lambda _: True),
             "be many": (lambda _: None, self._are_many),
-            "crash": (self._crash, lambda _: True),
+            "crash": (self._crash, self._is_known_to_be_gone),
             "drain": (self._drain, self._has_left),
             "join": (self._join, self._has_workers),
             "lose the head": (self._lose_the_head, lambda _: True),
         }[what]
         self._maps, self._acted = 0, False
+        open_all_gates()
         self.noted: dict[str, Any] = {"preempted": note_preempted(self)}
 
     @contextmanager
@@ -102,8 +103,6 @@ class _Executor(RayExecutor):
     def _before(self, pool: Any) -> None:
         self._maps += 1
         if self._maps == 2:
-            for note in gates_folder().glob("blocked@*"):
-                note.unlink()
             gate(gates_folder()).touch()
 
     def _meanwhile(self, pool: Any) -> None:
@@ -111,8 +110,7 @@ class _Executor(RayExecutor):
             self._act(pool)
             self._acted = True
         if self._acted and self._has_come_about(pool):
-            for closed in gates_folder().glob("gate@*"):
-                closed.unlink()
+            open_all_gates()
 
     def _blocked(self) -> list[str]:
         """The nodes of workers that stand still in an episode."""
@@ -131,6 +129,10 @@ class _Executor(RayExecutor):
     def _crash(self, pool: Any) -> None:
         self.noted["hit"] = self._blocked()[0]
         many_nodes.kill_node(self.noted["hit"])
+        self._open_for(None)  # nobody: the evolution goes on once Ray has noticed
+
+    def _is_known_to_be_gone(self, pool: Any) -> bool:
+        return not any(node.id == self.noted["hit"] and node.alive for node in nodes())
 
     def _drain(self, pool: Any) -> None:
         self.noted["hit"] = self._blocked()[0]
@@ -170,7 +172,8 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
     """
     chosen = config(**overrides)
     executor = _Executor(chosen, what, workers)
-    with no_copies():
+    with no_copies(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "_NEWS_S", 1e9)  # however long Ray takes to notice a crash
         run_stages(chosen, LocalStore(folder), executor, EVOLVE_AND_EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
 
@@ -197,7 +200,8 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
             hit = _busy_node(pool)
             drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 1200)
         there = [member for member in pool._members if member.node_id == hit]
-        if all(member.leaving and len(member.jobs) <= 1 for member in there):
+        begun = {each.job for each in all_begun(folder)}
+        if all(member.leaving and begun.issuperset(member.jobs) for member in there):
             went_on = time.time()
             (folder / "closed").unlink()
 
@@ -250,19 +254,18 @@ def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[No
         yield
 
 
-def run_while_its_node_is_lost(folder: Path, *, unheard: bool) -> tuple[str, list[bool]]:
+def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, list[bool]]:
     """A task whose node is killed once it has begun there; its result, and the losses that metrics were told of.
 
     Args:
         folder: Where the task notes that it begins.
-        unheard: Whether nothing that it had sent has reached the driver by then.
+        identified: Whether it is known where it was; else it might have been lost before it began anything.
     """
     executor = RayExecutor(config(execution__max_attempts=1))
     told = note_preempted(executor)
-    messages = TaskTry.messages
     lost: list[str] = []
 
-    def lose(_: object = None) -> None:
+    def lose(_: object) -> None:
         first, *again = all_begun(folder)
         if again:
             (folder / "go").touch()
@@ -270,16 +273,9 @@ def run_while_its_node_is_lost(folder: Path, *, unheard: bool) -> tuple[str, lis
             lost.append(first.node_id)
             many_nodes.kill_node(first.node_id)
 
-    def messages_after_the_loss(this: TaskTry) -> Iterator[tuple[str, Any]]:
-        if not lost:
-            while not all_begun(folder):
-                time.sleep(0.01)
-            lose()
-        return messages(this)
-
     with pytest.MonkeyPatch.context() as patch:
-        if unheard:
-            patch.setattr(TaskTry, "messages", messages_after_the_loss)
+        if not identified:
+            patch.setattr(WorkerIdentity, "announced", lambda _: None)
         return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), told
 
 

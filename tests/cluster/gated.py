@@ -30,6 +30,13 @@ def gate(folder: Path, node: str = _ALL) -> Path:
     return folder / f"gate@{node}"
 
 
+def open_all_gates() -> None:
+    """Let everything go on, and forget who stood still."""
+    for kind in ("gate", "blocked"):
+        for file in gates_folder().glob(f"{kind}@*"):
+            file.unlink(missing_ok=True)
+
+
 class GatedEnv(CountingEnv):
     """``CountingEnv`` that stands still while a gate is closed, and notes that it does."""
 

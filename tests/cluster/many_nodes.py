@@ -49,10 +49,12 @@ class ManyNodes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._driver is not None:
-            with suppress(BrokenProcessPool, TimeoutError):
-                self._driver.submit(_end).result(_END_S)
-        self._leave()
+        try:
+            if self._driver is not None:
+                with suppress(BrokenProcessPool, TimeoutError):
+                    self._driver.submit(_end).result(_END_S)
+        finally:
+            self._leave()
 
     def _begin(self) -> None:
         self._temporary = TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # a short path

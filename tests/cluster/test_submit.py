@@ -57,6 +57,13 @@ def job_in(output: str) -> str:
     return str(name)
 
 
+def end(client: JobSubmissionClient, name: str) -> None:
+    """Stop a job, and wait for its end."""
+    while not client.get_job_status(name).is_terminal():
+        client.stop_job(name)
+        time.sleep(0.2)
+
+
 def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bits(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
@@ -115,7 +122,7 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     assert "Traceback" not in output
     name = job_in(output)
     assert client.get_job_status(name) == JobStatus.RUNNING
-    client.stop_job(name)
+    end(client, name)
 
 
 def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path) -> None:
@@ -195,7 +202,7 @@ def test_a_head_whose_agent_is_not_there_yet_is_asked_again(
     job = submit.make_job("tiny", [], str(tmp_path / "run"), [], {})
     submit.Jobs(head.jobs).submit(job)
     assert asked == [job.name] * 3
-    client.stop_job(job.name)
+    end(client, job.name)
 
 
 def test_a_job_that_the_server_does_not_take_is_an_error_without_a_traceback(

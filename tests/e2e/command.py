@@ -46,7 +46,9 @@ class Command:
         environment: Variables to set besides this process's.
         module: What is run, as by ``python -m``.
         from_scratch: Whether it is started by the interpreter; else it is forked from a process that has imported
-            everything already, unless the environment matters while it does.
+            everything already, unless the environment matters while it does. Forks share the seed of hashes: a run
+            that others are compared with is started from scratch, so that a result which depends on the order of a
+            set shows.
     """
 
     def __init__(

@@ -65,9 +65,19 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
 ) -> None:
     preset = command.counting_preset(tmp_path, vae__epochs=8)
     folder, straight = disk / "run", tmp_path / "straight"
-    code, output = command.run("run", preset, "--run-dir", str(straight))
+    code, output = command.run("run", preset, "--run-dir", str(straight), from_scratch=True)
     assert code == 0, output
-    arguments = ("run", preset, "--run-dir", str(folder))
+    # Heartbeats would be counted, too, and have a file open.
+    arguments = (
+        "run",
+        preset,
+        "--run-dir",
+        str(folder),
+        "-o",
+        "storage.heartbeat_s=1e6",
+        "-o",
+        "storage.lease_expiry_s=1e7",
+    )
     driver = command.Command(*arguments, environment={VARIABLE: f"{where}:freeze"})
     driver.wait_until_frozen()
     assert command.checkpointed(folder, "vae", 1)() and not (folder / "vae" / "MANIFEST.json").exists()

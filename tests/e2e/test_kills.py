@@ -78,7 +78,7 @@ def test_every_named_place_is_killed_at() -> None:
 
 def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) -> None:
     config, straight = preset(tmp_path), tmp_path / "straight"
-    code, output = command.run("run", config, "--run-dir", str(straight))
+    code, output = command.run("run", config, "--run-dir", str(straight), from_scratch=True)
     assert code == 0, output
     folder = tmp_path / "run"
     store = LocalStore(folder)

@@ -18,10 +18,12 @@ import psutil
 import pytest
 
 from pipeline.failpoints import VARIABLE
+from pipeline.machine import process_started
 from pipeline.storage import lease, sealed
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
 from tests.e2e import command
+from tests.storage.proxy import wait_until
 
 # Runs until it is stopped.
 ENDLESS = ("-o", "evolve.generations=100000")
@@ -60,7 +62,7 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     """The stopped driver is frozen whole, its training worker on Ray is not: that one is fenced off as well."""
     preset = command.counting_preset(tmp_path, vae__epochs=10, evolve__generations=3)
     folder, straight = tmp_path / "run", tmp_path / "straight"
-    code, output = command.run("run", preset, "--run-dir", str(straight))
+    code, output = command.run("run", preset, "--run-dir", str(straight), from_scratch=True)
     assert code == 0, output
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
     first = command.frozen(arguments, executor, "checkpoint-recorded@3")
@@ -141,13 +143,14 @@ def _niceness_of_workers(pid: int) -> Iterator[int]:
 
 
 STOPPED_WHILE_RAY_STARTS = """
-import os, signal, sys
+import os, psutil, signal, sys
 import ray._private.worker
 from pipeline import cli
 
 connect = ray._private.worker.connect
 
 def stopped(*arguments, **named):  # Ray's own handler would be set by now
+    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     return connect(*arguments, **named)
 
@@ -169,6 +172,9 @@ def test_sigterm_while_ray_starts_is_a_stop_like_any_other(tmp_path: Path) -> No
     assert "terminated; what is committed is kept" in done.stderr
     assert "Traceback" not in done.stderr
     assert not folder.exists()
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) > 2, "Ray's processes were there"
+    wait_until(lambda: all(process_started(pid) is None for pid in pids))
 
 
 def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.e2e import command
 
 # Longer than smoke, with checkpoints to resume from, as often as can be.
 LONGER = (
-    "-o", "vae.epochs=2", "-o", "vae.checkpoint_every_s=0.01",
+    "-o", "vae.epochs=2", "-o", "vae.checkpoint_every_s=1e-9",
     "-o", "evolve.generations=5", "-o", "evolve.average_means=3",
 )  # fmt: skip
 
@@ -24,7 +24,7 @@ LONGER = (
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, output = command.run("run", "smoke", "--run-dir", str(folder), *LONGER)
+    code, output = command.run("run", "smoke", "--run-dir", str(folder), *LONGER, from_scratch=True)
     assert code == 0, output
     return folder
 

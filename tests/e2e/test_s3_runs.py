@@ -34,7 +34,8 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the small run comes to in a folder."""
     folder = tmp_path_factory.mktemp("straight")
-    code, output = command.run("run", command.counting_preset(folder), "--run-dir", str(folder / "run"))
+    arguments = ("run", command.counting_preset(folder), "--run-dir", str(folder / "run"))
+    code, output = command.run(*arguments, from_scratch=True)
     assert code == 0, output
     return command.outcome(folder / "run")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pipeline.errors import DamagedDataError
+from pipeline.storage import streaming
 from pipeline.storage.manifest import Record, commit
 from pipeline.storage.store import LocalStore
 from pipeline.storage.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
@@ -141,16 +143,25 @@ def test_what_was_made_before_the_making_fails_is_committed(local_store: LocalSt
     assert local_store.exists("stage/records/0.bin.json")
 
 
-def test_waiting_is_counted(local_store: LocalStore, records: list[Record]) -> None:
+def test_waiting_is_counted(local_store: LocalStore, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that moves only while the object is read that is waited for."""
+    now, asked = 0.0, threading.Event()
+    read = LocalStore.read
+
+    def clock() -> float:
+        at = now
+        asked.set()
+        return at
+
+    def read_for_a_minute(store: LocalStore, key: str) -> bytes:
+        nonlocal now
+        if key == records[0].key:
+            assert asked.wait(600)
+            now = 60.0
+        return read(store, key)
+
+    monkeypatch.setattr(LocalStore, "read", read_for_a_minute)
+    monkeypatch.setattr(streaming, "time", SimpleNamespace(monotonic=clock))
     waiting = Waiting()
-    store = Watched(local_store.root)
-
-    def let_go_a_while_later() -> None:
-        with store.lock:
-            store.lock.wait_for(lambda: store.begun)
-        time.sleep(0.2)
-        store.allow(NUM_OBJECTS)
-
-    threading.Thread(target=let_go_a_while_later).start()
-    next(read_ahead(store, records, waiting))
-    assert waiting.seconds > 0
+    next(read_ahead(local_store, records, waiting))
+    assert waiting.seconds == 60.0
