@@ -68,16 +68,8 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     code, output = command.run("run", preset, "--run-dir", str(straight), from_scratch=True)
     assert code == 0, output
     # Heartbeats would be counted, too, and have a file open.
-    arguments = (
-        "run",
-        preset,
-        "--run-dir",
-        str(folder),
-        "-o",
-        "storage.heartbeat_s=1e6",
-        "-o",
-        "storage.lease_expiry_s=1e7",
-    )
+    no_heartbeats = ("-o", "storage.heartbeat_s=1e6", "-o", "storage.lease_expiry_s=1e7")
+    arguments = ("run", preset, "--run-dir", str(folder), *no_heartbeats)
     driver = command.Command(*arguments, environment={VARIABLE: f"{where}:freeze"})
     driver.wait_until_frozen()
     assert command.checkpointed(folder, "vae", 1)() and not (folder / "vae" / "MANIFEST.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -282,8 +283,9 @@ class Retrying(LocalStore):
         self.trying = threading.Event()
 
     def guarded(self, look: Callable[[], None]) -> LocalStore:
-        self.look = look
-        return self
+        guarded = copy.copy(self)
+        guarded.look = look
+        return guarded
 
     def write(self, key: str, data: bytes) -> None:
         beat = json.loads(data)
