@@ -22,7 +22,7 @@ from pipeline.storage.manifest import Record, commit, require_manifest
 from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents, with_any
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
-from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
 PREFIX = "mdnrnn"
@@ -112,6 +112,7 @@ class MdnRnnObjective:
         self._held_out = held_out
         self.device = resolve_device(config.mdnrnn.device)
         self.precision = resolve_precision(config.mdnrnn.precision, self.device)
+        check_lstm(self.precision, self.device)
         self.module = weights.new_mdnrnn(config, action_size).to(self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 

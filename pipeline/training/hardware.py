@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import cache
 from typing import Literal
 
 import torch
@@ -34,7 +35,8 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def check_devices(config: RunConfig, executor: Executor) -> None:
-    """Refuse a device that is not there, before anything is begun; say it where ``auto`` comes to the CPU.
+    """Refuse a device that is not there, or a precision that it cannot, before anything is begun; say it where ``auto``
+    comes to the CPU.
 
     Raises:
         ConfigError: names the key.
@@ -48,6 +50,9 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
         if device == "auto" and not present:
             hint = "; 'cuda' waits for the autoscaler to bring one" if executor.can_grow else ""
             logger.info("%s = 'auto': there is no GPU to be had now, so on the CPU%s", key, hint)
+    if not (present or executor.can_grow):  # on a cluster each worker looks at its own
+        cpu = torch.device("cpu")
+        check_lstm(resolve_precision(config.mdnrnn.precision, cpu), cpu)
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
@@ -70,3 +75,31 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device:
             native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+@cache
+def runs_lstm(precision: torch.dtype) -> bool:
+    """Whether torch can compute an LSTM here on the CPU: in bfloat16 it cannot without AVX-512."""
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),  # the run's own numbers stay what they are
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16),
+        ):
+            torch.nn.LSTM(2, 4, batch_first=True)(torch.zeros(1, 1, 2))
+    except RuntimeError as error:
+        logger.debug("an LSTM in %s: %s", precision, error)
+        return False
+    return True
+
+
+def check_lstm(precision: torch.dtype, device: torch.device) -> None:
+    """Refuse a precision in which the MDN-RNN cannot be trained on a device.
+
+    Raises:
+        ConfigError: Names the key.
+    """
+    if device.type == "cpu" and not runs_lstm(precision):
+        raise ConfigError(
+            f"mdnrnn.precision = '{precision_name(precision)}', in which torch computes no LSTM on this CPU (it takes "
+            "AVX-512): choose 'auto' or 'float32'"
+        )
