@@ -35,6 +35,7 @@ TINY = ("tiny", *(part for setting in (
     "collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1",
     "mdnrnn.epochs=1", "evolve.population_size=4", f"evolve.generations={GENERATIONS}", "evolve.validation_episodes=2",
     "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
+    "execution.workers=1",
 ) for part in ("-o", setting)))  # fmt: skip
 
 _VERSION = re.compile(r"code version (\S+),")
