@@ -303,13 +303,7 @@ class ExecutionConfig(Section):
         gt=0,
         description="a worker that gives no sign of life for so long is given up, and its work is done elsewhere",
     )
-    niceness: int = runtime(
-        0,
-        ge=0,
-        le=19,
-        description="nice value of a local Ray's workers; 0: like any program, 19: only what others leave. On a "
-        "cluster `ray start` decides, by RAY_worker_niceness in its environment",
-    )
+    niceness: int = runtime(0, ge=0, le=19, description="of a local Ray's workers; a cluster's: RAY_worker_niceness")
     exact: bool = runtime(True, description="refuse to mix kinds of CPU within a run; false: accept and record it")
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,11 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors import pool as pool_module
-from actors import task as task_module
 from actors.executor import RayExecutor
 from actors.member import Member
-from actors.task import TaskTry
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError, JobError
 from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
-from pipeline.machine import process_started
 from pipeline.progress import Update
 from tests.cluster.clocks import no_copies, silent_once_they_hang
 from tests.cluster.elastic import patched_to_many
@@ -41,7 +37,6 @@ from tests.cluster.toys import (
     arriving,
     counting_task,
     failing_task,
-    faulty_task,
     hung_processes,
 )
 
@@ -173,73 +168,6 @@ def test_a_task_gives_its_updates_in_order_and_its_result(executor: Executor) ->
 def test_a_task_that_raises_raises_here(executor: Executor) -> None:
     with pytest.raises((JobError, ZeroDivisionError), match="the loss divided by zero"):
         executor.run(failing_task, resources=Resources(), on_update=lambda _: None)
-
-
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("how", ["raises", "dies", "dies at once", "hangs", "stops"])
-def test_a_task_that_fails_is_begun_again_once_its_process_is_gone(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if how == "hangs":  # a cancellation that comes late: the process would go on for an hour
-        monkeypatch.setattr(TaskTry, "cancel", lambda _: None)
-    lives(tmp_path, 2)
-    with silent_once_they_hang(tmp_path):
-        begun = ray_executor(1).run(faulty_task, str(tmp_path), how, resources=Resources(), on_update=lambda _: None)
-    assert begun == 3
-    hung = hung_processes(tmp_path)
-    assert len(hung) == (2 if how in ("hangs", "stops") else 0)
-    assert not list(tmp_path.glob("beside-*")), "none was begun beside one that hung"
-    assert all(process_started(pid) is None for pid in hung)
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_whose_process_cannot_be_ended_is_not_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(TaskTry, "cancel", lambda _: None)
-    monkeypatch.setattr(task_module, "_END_S", 0.0)
-    lives(tmp_path, 2)
-    try:
-        with silent_once_they_hang(tmp_path), pytest.raises(JobError, match="its process cannot be ended") as caught:
-            ray_executor(1).run(faulty_task, str(tmp_path), "hangs", resources=Resources(), on_update=lambda _: None)
-    finally:
-        for pid in hung_processes(tmp_path):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    assert log_exists(str(caught.value))
-    assert len(list(tmp_path.glob("begun-*"))) == 1
-
-
-def test_a_task_in_this_process_in_which_an_environment_raises_is_begun_again(tmp_path: Path) -> None:
-    lives(tmp_path, 2)
-    task = (faulty_task, str(tmp_path), "raises")
-    assert InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None) == 3
-    lives(tmp_path, 3)
-    with pytest.raises(JobError, match=r"^faulty_task was tried 3 times; .*divided by zero.*the same command"):
-        InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None)
-
-
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("raises", "the environment of the film divided by zero"),
-        ("dies", "its worker died"),
-        ("dies at once", "its worker died"),
-        ("hangs", r"it gave no sign of life for 900 s and was killed \(execution.timeout_s:"),
-    ],
-)
-def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path, how: str, said: str) -> None:
-    lives(tmp_path, 9)
-    with (
-        silent_once_they_hang(tmp_path),
-        pytest.raises(JobError, match=rf"toys was tried 2 times; the last time (?s:.*){said}") as caught,
-    ):
-        ray_executor(1, max_attempts=2).run(
-            faulty_task, str(tmp_path), how, resources=Resources(), on_update=lambda _: None
-        )
-    assert log_exists(str(caught.value))
-    assert len(list(tmp_path.glob("begun-*"))) == 2
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -429,23 +357,6 @@ def test_the_error_of_a_job_says_where_the_log_lies_which_has_the_traceback(tmp_
         list(pool.map([Number(3)]))
     (log,) = re.findall(r"log: (\S+\.err)", str(caught.value))
     assert re.search(r"Traceback(?s:.*)toys\.py(?s:.*)divided by zero", Path(log).read_text())
-
-
-@pytest.mark.usefixtures("local_ray")
-def test_a_task_that_no_node_can_hold_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(*said: str) -> None:
-        raise _SaidEnough(said[1])
-
-    monkeypatch.setattr(task_module, "SAY_EVERY_S", 1.0)
-    monkeypatch.setattr(task_module.logger, "warning", say)
-    with pytest.raises(
-        _SaidEnough, match=r"toys waits for a node with 64 free CPUs; the largest that is up has 4 CPUs"
-    ):
-        ray_executor(1).run(counting_task, 5, resources=Resources(threads=64), on_update=lambda _: None)
-
-
-class _SaidEnough(Exception):
-    """Ends the waiting."""
 
 
 def log_exists(message: str) -> bool:

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from pipeline.errors import ConfigError
-from pipeline.executor import InProcessExecutor
 from pipeline.models.mdnrnn import MdnRnn, Mixture, mixture_nll, sample_mixture
 from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock, Windows
 from pipeline.storage.shards import LatentEpisode
@@ -318,24 +316,7 @@ def some_windows(seed: int = 3) -> Windows:
     return block.batch(np.arange(len(block)))
 
 
-needs_bfloat16 = pytest.mark.skipif(
-    not hardware.runs_lstm(torch.bfloat16), reason="torch computes no LSTM in bfloat16 on this CPU"
-)
-
-
-def test_a_precision_that_the_cpu_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "runs_lstm", lambda precision: precision is torch.float32)
-    assert objective(precision="float32").precision is torch.float32
-    said = r"mdnrnn.precision = 'bfloat16', in which torch computes no LSTM on this CPU .*: choose 'auto' or 'float32'"
-    with pytest.raises(ConfigError, match=said):
-        objective(precision="bfloat16")
-    with pytest.raises(ConfigError, match=said):
-        hardware.check_devices(
-            counting_config({"mdnrnn.precision": "bfloat16", "mdnrnn.device": "cpu"}), InProcessExecutor()
-        )
-
-
-@needs_bfloat16
+@pytest.mark.skipif(not hardware.runs_lstm(torch.bfloat16), reason="torch computes no LSTM in it on this CPU")
 def test_in_bfloat16_the_loss_is_near_that_in_float32() -> None:
     batch = some_windows()
     narrow, wide = (objective("factored", precision=p).losses(batch, 0)["loss"].item() for p in ("bfloat16", "float32"))

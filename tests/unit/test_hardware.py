@@ -1,0 +1,24 @@
+"""What a CPU cannot compute is refused by its key."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.executor import InProcessExecutor
+from pipeline.training import hardware
+from tests.counting import counting_config
+from tests.unit.test_mdnrnn import objective
+
+
+def test_a_precision_that_the_cpu_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "runs_lstm", lambda precision: precision is torch.float32)
+    assert objective(precision="float32").precision is torch.float32
+    said = r"mdnrnn.precision = 'bfloat16', in which torch computes no LSTM on this CPU .*: choose 'auto' or 'float32'"
+    with pytest.raises(ConfigError, match=said):
+        objective(precision="bfloat16")
+    with pytest.raises(ConfigError, match=said):
+        hardware.check_devices(
+            counting_config({"mdnrnn.precision": "bfloat16", "mdnrnn.device": "cpu"}), InProcessExecutor()
+        )
