@@ -98,7 +98,7 @@ def check_lstm(precision: torch.dtype, device: torch.device) -> None:
     Raises:
         ConfigError: Names the key.
     """
-    if device.type == "cpu" and not runs_lstm(precision):
+    if device.type == "cpu" and precision is torch.bfloat16 and not runs_lstm(precision):
         raise ConfigError(
             f"mdnrnn.precision = '{precision_name(precision)}', in which torch computes no LSTM on this CPU (it takes "
             "AVX-512): choose 'auto' or 'float32'"

@@ -148,10 +148,9 @@ def add_node(options: dict[str, Any]) -> str:
 
 def live_nodes() -> set[str]:
     """The ids of the nodes besides the head. Ray takes seconds to notice that one was killed."""
-    from actors.nodes import nodes
+    from actors.nodes import staying_nodes
 
-    known = {node.id for node in nodes() if node.alive and not node.draining}
-    return known & {node.node_id for node in _cluster.worker_nodes}
+    return staying_nodes() & {node.node_id for node in _cluster.worker_nodes}
 
 
 def kill_node(node_id: str) -> None:

@@ -19,7 +19,7 @@ _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
     "matplotlib.pyplot", "pipeline.cli", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run",
     "pipeline.sittings", "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3",
-    "pipeline.training.hardware", "pyarrow.parquet", "ray", "tests.cluster.elastic", "tests.counting", "torch",
+    "pipeline.training.hardware", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting", "torch",
 )  # fmt: skip
 
 _context = get_context("forkserver")
