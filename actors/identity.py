@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,7 +42,7 @@ class WorkerIdentity:
     logs: Path | None
     cpu_kind: str
     code_version: str
-    versions: dict[str, str]
+    versions: Mapping[str, str]
 
     @classmethod
     def of_this_process(cls) -> WorkerIdentity:
@@ -89,7 +90,7 @@ class WorkerIdentity:
         if self.niceness > driver.niceness:
             _warn_of_niceness(self.host, self.niceness)
 
-    def _bits_depend_on(self, on_gpu: bool) -> dict[str, str]:
+    def _bits_depend_on(self, on_gpu: bool) -> Mapping[str, str]:
         return self.versions if on_gpu else {"CPU": self.cpu_kind, **self.versions}
 
     def announce(self, key: str) -> None:

@@ -120,7 +120,8 @@ def cpu_kind() -> str:
     return f"{platform.machine()} {name} [{flags}]" if flags else f"{platform.machine()} {name}"
 
 
-def library_versions() -> dict[str, str]:
+@cache
+def library_versions() -> Mapping[str, str]:
     """Versions of Python and of the libraries that bits depend on."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:

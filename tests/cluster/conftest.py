@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Four CPUs, whatever the machine has, so that four workers can be had."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    """Four CPUs, whatever the machine has, so that four workers can be had. Nobody looks at their logs."""
+    cluster = Cluster()
+    cluster.add_node(num_cpus=4, include_dashboard=False, include_log_monitor=False)
+    ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")
     yield
     ray.shutdown()
+    cluster.shutdown()

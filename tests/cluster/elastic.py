@@ -19,7 +19,7 @@ from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
 from actors.nodes import drain, nodes
 from pipeline.config import RunConfig
-from pipeline.executor import Resources
+from pipeline.executor import InProcessExecutor, Resources
 from pipeline.run import STAGES, run_stages
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
@@ -29,7 +29,7 @@ from tests.cluster.gated import ENV_ID, gate, gates_folder, open_all_gates
 from tests.cluster.toys import Noting, Number, all_begun, noting_task
 from tests.counting import counting_config
 
-BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
+BEFORE_EVOLVE, EVOLVE, EVALUATE = STAGES[:4], STAGES[4:5], STAGES[5:6]
 POPULATION, EPISODES, GENERATIONS = 6, 4, 4
 
 
@@ -162,7 +162,7 @@ def note_preempted(executor: RayExecutor) -> list[bool]:
 
 
 def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[str, Any]:
-    """Evolve and evaluate on the cluster of this driver; returns the evolution's facts and what was noted.
+    """Evolve on the cluster of this driver, evaluate in-process; returns the evolution's facts and what was noted.
 
     Args:
         folder: The run directory.
@@ -174,7 +174,8 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
     executor = _Executor(chosen, what, workers)
     with no_copies(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "_NEWS_S", 1e9)  # however long Ray takes to notice a crash
-        run_stages(chosen, LocalStore(folder), executor, EVOLVE_AND_EVALUATE)
+        run_stages(chosen, LocalStore(folder), executor, EVOLVE)
+    run_stages(chosen, LocalStore(folder), InProcessExecutor(), EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.request import Request, urlopen
 
+import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 _READY_S = 600.0  # long enough for any machine
@@ -100,12 +101,17 @@ class Head:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.send_signal(signal.SIGTERM)  # with --block it ends all that it began
+        # With --block it ends all that it began itself. Its autoscaler forgets the log monitors of its nodes.
+        all_of_them = psutil.Process(self.pid).children(recursive=True)
+        self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        for process in all_of_them:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._log.close()
         self._temporary.cleanup()
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pipeline.config import RunConfig
 from pipeline.executor import InProcessExecutor
@@ -21,10 +24,10 @@ from tests.cluster.head import Head
 from tests.e2e.command import Command, frozen_below, outcome
 
 NODE_TYPES = {
-    "cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 3},
+    "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
     # It has the CPUs that workers ask for, and is never started for them.
     "gpu": {
-        "resources": {"CPU": 2, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1,
+        "resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1,
         "labels": {"world-models/workers": "no"},
     },
 }  # fmt: skip
@@ -70,6 +73,21 @@ class _Watch:
         self._thread.join()
 
 
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A head without CPUs. Whatever trains there stands still with its first checkpoint."""
+    frozen_in_training = {WORKER_VARIABLE: "checkpoint-recorded@1:freeze"}
+    with Head(num_cpus=0, node_types=NODE_TYPES, environment=frozen_in_training) as head:
+        assert head.live_nodes() == []
+        yield head
+
+
+@pytest.fixture
+def watch(head: Head) -> Iterator[_Watch]:
+    with _Watch(head) as watch:
+        yield watch
+
+
 def _run(head: Head, folder: Path, **environment: str) -> Command:
     arguments = ("run", str(folder / "elastic.yaml"), "--run-dir", str(folder / "run"))
     return Command(*arguments, environment={"RAY_ADDRESS": head.address, **environment})
@@ -82,51 +100,58 @@ def _preset(folder: Path, **overrides: Any) -> RunConfig:
     return chosen
 
 
-def test_nodes_come_for_a_run_and_leave_when_it_ends(tmp_path: Path) -> None:
+def _let_training_go_on(head: Head) -> None:
+    for training in frozen_below(head.pid):
+        training.resume()
+
+
+def test_nodes_come_for_a_run_and_leave_when_it_ends(head: Head, watch: _Watch, tmp_path: Path) -> None:
     """V's training and the evolution's episodes stand still until the nodes are as many as they are to be."""
     chosen = _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu")
-    frozen_in_training = {WORKER_VARIABLE: "checkpoint-recorded@1:freeze"}
-    with Head(num_cpus=0, node_types=NODE_TYPES, environment=frozen_in_training) as head, _Watch(head) as watch:
-        assert head.live_nodes() == []
-        driver = _run(head, tmp_path)
-        driver.wait_until(lambda: frozen_below(head.pid) and watch.count == 1)
-        assert max(watch.counts) >= 2, "for collecting some come; while V is trained one stays"
-        (session,) = head.folder.glob("session_2*")
-        gate(session).touch()
+    driver = _run(head, tmp_path)
+    driver.wait_until(lambda: frozen_below(head.pid) and watch.count == 1)
+    assert max(watch.counts) >= 2, "for collecting some come; while V is trained one stays"
+    (session,) = head.folder.glob("session_2*")
+    gate(session).touch()
 
-        def evolves_on_all() -> bool:
-            for training in frozen_below(head.pid):
-                training.resume()
-            return watch.count == 3 and len([*session.glob("blocked@*")]) == 6
+    def evolves_on_all() -> bool:
+        _let_training_go_on(head)
+        return watch.count == 3 and len([*session.glob("blocked@*")]) == 3
 
-        driver.wait_until(evolves_on_all)
-        gate(session).unlink()
-        code, output = driver.finish()
-        assert code == 0, output
-        assert max(watch.counts) == 3, "as many as there may be"
-        assert max(watch.gpus) == 0, "and never the one with the GPU"
-        watch.wait_until_none_is_left()
-    assert require_manifest(LocalStore(tmp_path / "run"), "evolution").info["workers"] == 6
+    driver.wait_until(evolves_on_all)
+    gate(session).unlink()
+    code, output = driver.finish()
+    assert code == 0, output
+    assert max(watch.counts) == 3, "as many as there may be"
+    assert max(watch.gpus) == 0, "and never the one with the GPU"
+    watch.wait_until_none_is_left()
+    assert require_manifest(LocalStore(tmp_path / "run"), "evolution").info["workers"] == 3
     run_stages(chosen, LocalStore(tmp_path / "here"), InProcessExecutor(), STAGES[:6])
     assert outcome(tmp_path / "run") == outcome(tmp_path / "here")
 
 
-def test_a_gpu_node_comes_for_training_and_all_leave_when_a_driver_fails_or_is_killed(
-    tmp_path: Path,
+def test_a_gpu_node_comes_for_training_and_leaves_when_the_driver_fails(
+    head: Head, watch: _Watch, tmp_path: Path
 ) -> None:
     """The GPU is one that Ray believes in and torch does not: it gets as far as saying so."""
-    with Head(num_cpus=0, node_types=NODE_TYPES) as head, _Watch(head) as watch:
-        _preset(tmp_path / "gpu", vae__device="cuda", mdnrnn__device="cpu")
-        code, output = _run(head, tmp_path / "gpu").finish()
-        assert code == 2, output
-        assert "train-vae: begins" in output
-        assert "torch finds no CUDA device here" in output
-        assert max(watch.gpus) == 1
-        watch.wait_until_none_is_left()
+    _preset(tmp_path, vae__device="cuda", mdnrnn__device="cpu", execution__workers=1)
+    code, output = _run(head, tmp_path).finish()
+    assert code == 2, output
+    assert "train-vae: begins" in output
+    assert "torch finds no CUDA device here" in output
+    assert max(watch.gpus) == 1
+    watch.wait_until_none_is_left()
 
-        _preset(tmp_path / "cpu", vae__device="cpu", mdnrnn__device="cpu")
-        driver = _run(head, tmp_path / "cpu", **{VARIABLE: "generation-driven@1:freeze"})
-        driver.wait_until_frozen()
-        assert watch.count > 0
-        driver.process.kill()
-        watch.wait_until_none_is_left()
+
+def test_nodes_leave_when_the_driver_is_killed(head: Head, watch: _Watch, tmp_path: Path) -> None:
+    _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu", execution__workers=1)
+    driver = _run(head, tmp_path, **{VARIABLE: "generation-driven@1:freeze"})
+
+    def is_frozen() -> bool:
+        _let_training_go_on(head)
+        return driver.is_frozen()
+
+    driver.wait_until(is_frozen)
+    assert watch.count > 0
+    driver.process.kill()
+    watch.wait_until_none_is_left()

@@ -20,7 +20,8 @@ from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
 from tests.cluster.elastic import (
     BEFORE_EVOLVE,
-    EVOLVE_AND_EVALUATE,
+    EVALUATE,
+    EVOLVE,
     config,
     evolve,
     run_while_its_node_is_lost,
@@ -46,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process comes to."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
-    run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE_AND_EVALUATE)
+    run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE + EVALUATE)
     return outcome(folder)
 
 
@@ -69,7 +70,7 @@ def have(cluster: ManyNodes, count: int) -> set[str]:
     return live
 
 
-@pytest.mark.parametrize(("count", "workers"), [(1, None), (2, 2), (4, None)])
+@pytest.mark.parametrize(("count", "workers"), [(1, None), (2, 2), (3, None)])
 def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
     cluster: ManyNodes, folder: Path, reference: dict[str, Any], count: int, workers: int | None
 ) -> None:
@@ -85,7 +86,7 @@ def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
 
 def test_a_node_that_crashes_costs_no_job_a_try(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
     have(cluster, 2)
-    noted = cluster.in_driver(evolve, folder, "crash", execution__max_attempts=1)
+    noted = cluster.in_driver(evolve, folder, "crash", execution__max_attempts=1, execution__workers=2)
     assert outcome(folder) == reference
     assert noted["hit"] not in noted["on"]
     assert noted["lost_workers"] >= 1 and noted["retries"] >= 1
@@ -96,7 +97,7 @@ def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_
     cluster: ManyNodes, folder: Path, reference: dict[str, Any]
 ) -> None:
     have(cluster, 2)
-    noted = cluster.in_driver(evolve, folder, "drain", execution__max_attempts=1)
+    noted = cluster.in_driver(evolve, folder, "drain", execution__max_attempts=1, execution__workers=2)
     assert outcome(folder) == reference
     assert noted["hit"] not in noted["on"], "its workers have left it, though it was still there"
     assert noted["retries"] == noted["lost_workers"] == 0, "what it had begun it ended"
@@ -145,19 +146,17 @@ def test_a_node_that_joins_in_a_generation_is_used(cluster: ManyNodes, folder: P
 
 
 def test_a_run_whose_head_is_lost_goes_on_to_the_same_bits_on_another_cluster(
-    folder: Path, reference: dict[str, Any]
+    cluster: ManyNodes, folder: Path, reference: dict[str, Any]
 ) -> None:
-    with ManyNodes(num_cpus=0) as first:
-        first.add(num_cpus=2)
+    with ManyNodes(num_cpus=2) as first:
         host, _, port = first.in_driver(many_nodes.address).partition(":")
         first.lose_driver(evolve, folder, "lose the head")
         while _listens(host, int(port)):
             time.sleep(0.1)
     with pytest.raises(AssertionError, match="evolution is not complete"):
         outcome(folder)
-    with ManyNodes(num_cpus=0) as other:
-        other.add(num_cpus=2)
-        other.in_driver(evolve, folder, "nothing")
+    have(cluster, 1)
+    cluster.in_driver(evolve, folder, "nothing", execution__workers=2)
     assert outcome(folder) == reference
 
 
@@ -173,8 +172,7 @@ def test_workers_that_a_busy_program_would_starve_are_pointed_out_once(tmp_path:
     folders = tmp_path / "one", tmp_path / "two"
     for folder in folders:
         folder.mkdir()
-    with ManyNodes(num_cpus=0) as cluster:
-        cluster.add(num_cpus=1, env_vars={"RAY_worker_niceness": "15"})
+    with ManyNodes(num_cpus=1, env_vars={"RAY_worker_niceness": "15"}) as cluster:
         (warning,) = cluster.in_driver(square_at_low_priority, *folders)
     assert f"the workers on {socket.gethostname()} run at nice 15" in warning
     assert "Start the node with RAY_worker_niceness=0" in warning

@@ -52,7 +52,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
         yield InProcessExecutor()
         return
     request.getfixturevalue("local_ray")
-    made = ray_executor(3)
+    made = ray_executor(2)
     with no_copies():
         yield made
     made.close()

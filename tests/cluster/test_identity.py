@@ -93,8 +93,7 @@ def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -
     (tmp_path / "sitecustomize.py").write_text(FINDS_OTHER_SOURCES)
     done = tmp_path / "done"
     done.mkdir()
-    with ManyNodes(num_cpus=0) as cluster:
-        cluster.add(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    with ManyNodes(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)}) as cluster:
         said = cluster.in_driver(work_where_other_sources_lie, done)
     assert len(said) == 2
     for message in said:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.bench.s3_server import S3Server
 from tests.cluster.head import Head
-from tests.cluster.test_submit import TINY, job_in
+from tests.cluster.test_submit import SMALL, job_in
 from tests.conftest import BUCKET
 from tests.e2e import command
 
@@ -26,7 +26,8 @@ def head(s3_url: str) -> Iterator[Head]:
 
 
 def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_server: S3Server) -> None:
-    arguments = ("submit", *TINY, "-o", "evolve.generations=2", "--run-dir", s3_url, "--address", head.jobs, "--follow")
+    shorter = ("-o", "evolve.generations=2")
+    arguments = ("submit", *SMALL, *shorter, "--run-dir", s3_url, "--address", head.jobs, "--follow")
     another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for wrong in ({"RAY_AUTH_MODE": "disabled"}, another):
         code, output = command.run(*arguments, environment=wrong)

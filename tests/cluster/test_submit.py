@@ -30,12 +30,10 @@ from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
 
 GENERATIONS = 6
-# The preset `tiny`, real CarRacing, smaller still.
-TINY = ("tiny", *(part for setting in (
-    "collect.episodes=6", "collect.episode_steps=80", "collect.episodes_per_shard=2", "vae.epochs=1",
-    "mdnrnn.epochs=1", "evolve.population_size=4", f"evolve.generations={GENERATIONS}", "evolve.validation_episodes=2",
-    "evolve.validate_every=3", "evaluate.episodes=1", "evolve.episode_steps=80", "env.max_episode_steps=80",
-    "execution.workers=1",
+# The preset `smoke`, real CarRacing, smaller still.
+SMALL = ("smoke", *(part for setting in (
+    "execution.executor=ray", "execution.workers=1", "vae.epochs=1", "mdnrnn.epochs=1", "evaluate.episodes=1",
+    f"evolve.generations={GENERATIONS}", "evolve.validate_every=3",
 ) for part in ("-o", setting)))  # fmt: skip
 
 _VERSION = re.compile(r"code version (\S+),")
@@ -69,10 +67,10 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
     straight, folder = tmp_path / "straight", tmp_path / "run"
-    code, output = command.run("run", *TINY, "--run-dir", str(straight), "-o", "execution.executor=in-process")
+    code, output = command.run("run", *SMALL, "--run-dir", str(straight), "-o", "execution.executor=in-process")
     assert code == 0, output
 
-    arguments = ("submit", *TINY, "--run-dir", str(folder), "--address", head.jobs)
+    arguments = ("submit", *SMALL, "--run-dir", str(folder), "--address", head.jobs)
     # It stands still halfway. An address in the environment must not win over the one that is given.
     halfway = ("--env", f"{VARIABLE}=generation-driven@3:freeze")
     code, output = command.run(*arguments, *halfway, environment={"RAY_ADDRESS": "127.0.0.1:1"})
@@ -111,7 +109,7 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
     (tmp_path / "in-the-way").touch()
-    arguments = ("submit", *TINY, "--address", head.jobs, "--follow", "--run-dir")
+    arguments = ("submit", *SMALL, "--address", head.jobs, "--follow", "--run-dir")
     code, output = command.run(*arguments, str(tmp_path / "in-the-way"))
     assert code == 1, output
     assert re.search(r"world-models: job \S+ failed: .*exit code 1", output)
@@ -130,7 +128,7 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
     def job_submit(run_dir: str) -> tuple[int, str]:
         done = subprocess.run(
             ["ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--",
-             "python", "-m", "pipeline", "collect", *TINY, "--run-dir", run_dir],
+             "python", "-m", "pipeline", "collect", *SMALL, "--run-dir", run_dir],
             cwd=command.ROOT, env={**os.environ, "PATH": head.path}, check=False, capture_output=True, text=True,
         )  # fmt: skip
         return done.returncode, done.stdout + done.stderr
@@ -155,7 +153,7 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
 
 def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
     with Head() as lost:
-        arguments = ("submit", *TINY, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
+        arguments = ("submit", *SMALL, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
         following = command.Command(*arguments)
         following.wait_until(lambda: "collect: begins" in following.output())
     code, output = following.finish()
@@ -168,7 +166,7 @@ def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how
 def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(tmp_path: Path) -> None:
     (dashboard,) = free_ports(1)
     server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
-    arguments = ("submit", *TINY, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
+    arguments = ("submit", *SMALL, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
     with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ManyNodes(num_cpus=2, **server) as cluster:
         cluster.add(num_cpus=2, temp_dir=folder)
         following = command.Command(*arguments, str(tmp_path / "run"))
@@ -221,7 +219,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     # Made up here: a literal would be found in the copy of this file that travels.
     planted = {name: token_hex() for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
     preset, folder = tmp_path / "mine.yaml", tmp_path / "run"
-    preset.write_text(dump(load_config(TINY[0], TINY[2::2])))
+    preset.write_text(dump(load_config(SMALL[0], SMALL[2::2])))
     following = command.Command(
         "submit", str(preset), "--run-dir", str(folder), "--address", head.jobs, "--follow", "--env", "AWS_PROFILE",
         environment={**planted, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},

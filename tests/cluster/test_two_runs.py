@@ -21,7 +21,8 @@ def test_two_runs_at_once_come_each_to_what_it_comes_to_alone(tmp_path: Path) ->
         code, output = command.run("run", preset, "--run-dir", str(folder / "alone"))
         assert code == 0, output
         alone[seed] = command.outcome(folder / "alone")
-        on_cluster = ("-o", "execution.executor=ray", "-o", f"execution.ray_address={address}")
+        settings = ("executor=ray", f"ray_address={address}", "workers=1")
+        on_cluster = (part for setting in settings for part in ("-o", f"execution.{setting}"))
         drivers[seed] = ("run", preset, "--run-dir", str(folder / "beside"), *on_cluster)
     running = {seed: command.Command(*arguments) for seed, arguments in drivers.items()}
     for seed, driver in running.items():

@@ -109,7 +109,11 @@ class Command:
 
     def wait_until_frozen(self) -> None:
         """Wait until the command's own process has stopped at a failpoint."""
-        self.wait_until(lambda: _is_frozen(self.process.pid))
+        self.wait_until(self.is_frozen)
+
+    def is_frozen(self) -> bool:
+        """Whether the command's own process has stopped at a failpoint."""
+        return _is_frozen(self.process.pid)
 
     def go_on(self) -> None:
         """Let a frozen command go on."""

@@ -14,12 +14,14 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
-# What a whole run imports, on Ray and in a bucket.
+# What a whole run imports, on Ray and in a bucket. torch's optimizers bring torch._dynamo, and pyarrow brings pandas.
 _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
-    "matplotlib.pyplot", "pipeline.cli", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run",
-    "pipeline.sittings", "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3",
-    "pipeline.training.hardware", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting", "torch",
+    "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli",
+    "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run", "pipeline.sittings",
+    "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3", "pipeline.tensorboard_events",
+    "pipeline.training.hardware", "pyarrow.dataset", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting",
+    "torch", "torch._dynamo",
 )  # fmt: skip
 
 _context = get_context("forkserver")

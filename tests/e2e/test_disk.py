@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,19 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a disk needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _preset(folder: Path) -> str:
+    return command.counting_preset(folder, vae__epochs=4)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the run comes to where nothing happens to its disk."""
+    folder = tmp_path_factory.mktemp("straight")
+    code, output = command.run("run", _preset(folder), "--run-dir", str(folder / "run"), from_scratch=True)
+    assert code == 0, output
+    return command.outcome(folder / "run")
 
 
 def fill(disk: Path) -> None:
@@ -61,12 +75,9 @@ def repair(disk: Path) -> None:
     ids=["full", "ro"],
 )
 def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
-    disk: Path, tmp_path: Path, break_it: Callable[[Path], None], where: str, said: str
+    disk: Path, tmp_path: Path, straight: dict[str, Any], break_it: Callable[[Path], None], where: str, said: str
 ) -> None:
-    preset = command.counting_preset(tmp_path, vae__epochs=8)
-    folder, straight = disk / "run", tmp_path / "straight"
-    code, output = command.run("run", preset, "--run-dir", str(straight), from_scratch=True)
-    assert code == 0, output
+    preset, folder = _preset(tmp_path), disk / "run"
     # Heartbeats would be counted, too, and have a file open.
     no_heartbeats = ("-o", "storage.heartbeat_s=1e6", "-o", "storage.lease_expiry_s=1e7")
     arguments = ("run", preset, "--run-dir", str(folder), *no_heartbeats)
@@ -88,4 +99,4 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     code, output = command.run(*arguments)
     assert code == 0, output
     assert "train-vae: resuming at step" in output
-    assert command.outcome(folder) == command.outcome(straight)
+    assert command.outcome(folder) == straight

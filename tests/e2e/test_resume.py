@@ -14,25 +14,30 @@ import pytest
 from pipeline.failpoints import VARIABLE
 from tests.e2e import command
 
-# Longer than smoke, with checkpoints to resume from, as often as can be.
-LONGER = (
-    "-o", "vae.epochs=2", "-o", "vae.checkpoint_every_s=1e-9",
-    "-o", "evolve.generations=5", "-o", "evolve.average_means=3",
-)  # fmt: skip
+
+def _preset(folder: Path) -> str:
+    """A run with checkpoints to resume from, as often as can be."""
+    often = {"vae__checkpoint_every_s": 1e-9, "vae__log_every_steps": 1}
+    return command.counting_preset(folder, **often, evolve__generations=5, evolve__average_means=3)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, output = command.run("run", "smoke", "--run-dir", str(folder), *LONGER, from_scratch=True)
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    code, output = command.run("run", _preset(folder), "--run-dir", str(folder / "run"), from_scratch=True)
     assert code == 0, output
-    return folder
+    return folder / "run"
+
+
+def _logged_steps(run: Path, stage: str) -> list[int]:
+    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if "held_out_loss" not in row]
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
 def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path, executor: str) -> None:
     folder = tmp_path / "run"
-    arguments = ("run", "smoke", "--run-dir", str(folder), *LONGER)
+    arguments = ("run", _preset(tmp_path), "--run-dir", str(folder))
     driver = command.frozen(arguments, executor, "checkpoint-recorded@3")
     code, output = driver.interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output
@@ -50,10 +55,9 @@ def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, 
     assert "evolve: resuming after generation 2" in output
     assert command.outcome(folder) == command.outcome(uninterrupted)
 
-    for stage, steps in (("vae", 12), ("evolution", 5)):
-        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
-        points = [row["step"] for row in rows if "held_out_loss" not in row]
-        assert points == sorted(set(points)) and points[-1] == steps, f"{stage}: doubled or missing points"
+    for stage in ("vae", "evolution"):
+        steps = _logged_steps(folder, stage)
+        assert steps == sorted(set(steps)) == _logged_steps(uninterrupted, stage), f"{stage}: doubled or missing points"
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
@@ -82,9 +86,7 @@ def test_a_stop_says_how_to_go_on_and_loses_nothing(
     assert kept.items() < command.files(records).items()
 
 
-def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(
-    smoke_run: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     code, output = command.run(
         "run", "smoke", "--run-dir", str(folder), "-o", "evolve.generations=4", "-o", "evaluate.episodes=3"

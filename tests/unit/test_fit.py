@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, DamagedDataError, TrainingError
 from pipeline.progress import Update
 from pipeline.seeding import derive
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.store import Store
+from pipeline.storage.store import LocalStore, Store
 from pipeline.training.loop import Fit, Schedule
 from tests.unit.test_blocks import RECORDS, Items, make_stream
 
@@ -308,16 +308,16 @@ def test_a_loss_that_is_not_a_number_stops_the_training_naming_the_step(store: S
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 3, 10_000])
-def test_numbers_that_are_not_never_reach_a_checkpoint(store: Store, log_every_steps: int) -> None:
+def test_numbers_that_are_not_never_reach_a_checkpoint(local_store: LocalStore, log_every_steps: int) -> None:
     """With every step saved, the last checkpoint is of the step before the poison, whenever losses are looked at."""
     with pytest.raises(TrainingError):
-        finish(make_fit(store, Poisoned(20), checkpoint_every_s=0.0, log_every_steps=log_every_steps))
-    latest = Checkpoints(store, "stage").latest()
+        finish(make_fit(local_store, Poisoned(20), checkpoint_every_s=0.0, log_every_steps=log_every_steps))
+    latest = Checkpoints(local_store, "stage").latest()
     assert latest is not None
     assert latest[0] == 20
     toy = Toy()
-    finish(make_fit(store, toy, checkpoint_every_s=0.0))
-    assert weights(toy) == Other(store).weights, "a healthy run goes on from it"
+    finish(make_fit(local_store, toy, checkpoint_every_s=0.0))
+    assert weights(toy) == Other(local_store).weights, "a healthy run goes on from it"
 
 
 def test_a_held_out_loss_that_is_not_a_number_stops_the_training(store: Store) -> None:

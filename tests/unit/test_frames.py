@@ -48,7 +48,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
     for track in range(first, first + 25):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
-        frames = drive_again(FastCarRacing(view), record(track, driver, 300, now_and_then), view)
+        frames = drive_again(FastCarRacing(view), record(track, driver, 150, now_and_then), view)
         errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,20 @@ from tests.counting import counting_config, episode_length
 
 def seal_as_it_is(store: Store, prefix: str) -> None:
     seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evolution has yet to begin."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_stages(counting_config(), LocalStore(folder), InProcessExecutor(), STAGES[:4])
+    return folder
+
+
+@pytest.fixture
+def begun(trained: Path, tmp_path: Path) -> LocalStore:
+    """A run of one's own whose evolution has yet to begin."""
+    return LocalStore(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -92,23 +107,23 @@ def test_encode_goes_on_from_the_shards_it_has(
 
 @pytest.mark.parametrize("averaged", [1, 3])
 def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
-    store: Store, executor: InProcessExecutor, averaged: int
+    begun: LocalStore, executor: InProcessExecutor, averaged: int
 ) -> None:
     few = {"evolve.generations": 5, "evolve.validate_every": 5, "evolve.keep_checkpoints": 10}
     config = counting_config({**few, "evolve.average_means": averaged})
-    run_stages(config, store, executor, STAGES[:5])
-    checkpoints = Checkpoints(store, "evolution")
+    run_stages(config, begun, executor, STAGES[:5])
+    checkpoints = Checkpoints(begun, "evolution")
     means = [np.load(io.BytesIO(checkpoints.read(name)))["mean"] for name in checkpoints.names()]
     assert len(means) == 5
     expected = np.average(np.stack(means[-averaged:]), axis=0).astype(np.float32)
-    (controllers,) = [r for name, r in read_records(store, "evolution").items() if name.startswith("controllers")]
-    kept = load(read_verified(store, controllers))
+    (controllers,) = [r for name, r in read_records(begun, "evolution").items() if name.startswith("controllers")]
+    kept = load(read_verified(begun, controllers))
     np.testing.assert_allclose(kept["best"], expected, rtol=1e-6)
     np.testing.assert_array_equal(kept["mean"], means[-1].astype(np.float32))
     assert (averaged == 1) == np.array_equal(kept["best"], kept["mean"])
 
     # What was driven on the validation tracks is that very controller.
-    weights = [read_verified(store, require_manifest(store, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
+    weights = [read_verified(begun, require_manifest(begun, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
     jobs = scored_jobs(
         config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
@@ -120,7 +135,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
 
 
 def test_a_step_size_that_is_set_holds_from_its_generation_on(
-    store: Store, tmp_path: Path, executor: InProcessExecutor
+    begun: LocalStore, trained: Path, tmp_path: Path, executor: InProcessExecutor
 ) -> None:
     def evolved(in_store: Store, generations: int) -> tuple[list[Any], list[float], bytes]:
         later = [{"generation": 3, "sigma": 1e-3}, {"generation": 9, "sigma": 7.0}]
@@ -132,12 +147,12 @@ def test_a_step_size_that_is_set_holds_from_its_generation_on(
         read = [np.load(io.BytesIO(checkpoints.read(name))) for name in checkpoints.names()]
         return [each["mean"] for each in read], [float(each["sigma"]) for each in read], read[-1]["C"].tobytes()
 
-    means, sigmas, covariance = evolved(store, 4)
+    means, sigmas, covariance = evolved(begun, 4)
     moved = [np.abs(after - before).max() for before, after in pairwise(means)]
     assert moved[0] > 0.02 and max(moved[1:]) < 0.01
     assert sigmas[1] > 0.05 and max(sigmas[2:]) < 0.005
 
-    again = LocalStore(tmp_path / "again")
+    again = LocalStore(shutil.copytree(trained, tmp_path / "again"))
     evolved(again, 2)
     resumed_means, resumed_sigmas, resumed_covariance = evolved(again, 4)
     np.testing.assert_array_equal(resumed_means, means)
@@ -145,7 +160,7 @@ def test_a_step_size_that_is_set_holds_from_its_generation_on(
 
 
 def test_tracks_that_are_validated_again_are_driven_longest_first(
-    store: Store, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
+    begun: LocalStore, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = counting_config({"evolve.generations": 2, "evolve.validate_every": 1, "evolve.validation_episodes": 8})
     validated: list[list[int]] = []
@@ -156,7 +171,7 @@ def test_tracks_that_are_validated_again_are_driven_longest_first(
         return drive_all(pool, jobs, on_result)
 
     monkeypatch.setattr(evolve, "drive_all", note)
-    run_stages(config, store, executor, STAGES[:5])
+    run_stages(config, begun, executor, STAGES[:5])
     first, again = validated
     lengths = [episode_length(track, config.env.max_episode_steps) for track in again]
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 2
