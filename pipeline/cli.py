@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from pipeline import output
 from pipeline.command_line import BENCHES, make_parser
 from pipeline.errors import ConfigError, WorldModelsError
 from pipeline.failpoints import VARIABLE, arm_from_environment, failpoint
@@ -27,16 +28,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Commands that work for the reader of their standard output alone.
+_FILTERS = ("bench", "plan", "status")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     configure_logging()
     arm_from_environment(VARIABLE)
     options = make_parser().parse_args(arguments)
+    if options.command in _FILTERS:
+        output.require_a_reader()
     signal.signal(signal.SIGTERM, _on_sigterm)
     sys.unraisablehook = _deliver_again
     try:
-        return _dispatch(options)
+        code = _dispatch(options)
+        output.flush()
+        return code
+    except output.ReaderLeft:
+        return output.EXIT_CODE_OF_A_FILTER
     except WorldModelsError as error:
         print(f"world-models: {error}", file=sys.stderr)
         return error.exit_code
@@ -51,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The command's process: it ends at once after a stop, whatever thread still waits for a store."""
+    output.drop_what_nobody_takes()
     code = main()
     if code in (130, 143):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        output.flush()
         os._exit(code)
     sys.exit(code)
 
