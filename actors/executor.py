@@ -107,6 +107,7 @@ class RayExecutor:
         check = partial(WorkerIdentity.check, driver=driver, exact=self._execution.exact, on_gpu=resources.gpus > 0)
         max_attempts, timeout_s = self._execution.max_attempts, self._execution.timeout_s
         tries = nodes_lost = 0
+        causes: set[str] = set()
         while True:
             this = TaskTry(task, arguments, resources=resources, check=check, timeout_s=timeout_s)
             what, cause = "it ended without a result", cast(BaseException | None, None)
@@ -165,8 +166,9 @@ class RayExecutor:
             what = f"{what}; {this.where()}"
             this.forget()
             tries += 1
+            causes.add(what if cause is None else repr(cause))
             if tries == max_attempts:
-                raise JobError(f"{this.name} {gave_up(tries, what)}") from cause
+                raise JobError(f"{this.name} {gave_up(tries, what, causes)}") from cause
             logger.warning("%s, try %d of %d: %s", this.name, tries, max_attempts, what)
             self._telemetry.retried(1)
 

@@ -253,11 +253,12 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
 
 def _check_same_run(config: RunConfig, store: Store) -> None:
     from pipeline.identity import check_same_run
+    from pipeline.storage.layout import occupying_keys
     from pipeline.storage.lease import SITTINGS
 
     if store.exists(CONFIG_KEY):
         check_same_run(saved_config(store), config, store.locate())
-    elif leftovers := [key for key in store.list() if not key.startswith(f"{SITTINGS}/")]:
+    elif leftovers := [key for key in occupying_keys(store) if not key.startswith(f"{SITTINGS}/")]:
         raise ConfigError(
             f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG_KEY} is "
             "not): choose another --run-dir"

@@ -228,18 +228,18 @@ class SigmaFrom(Section):
     """Another step size from a generation on; CMA-ES goes on from it."""
 
     generation: int = Field(ge=2)
-    sigma: float = Field(gt=0)
+    sigma: float = Field(ge=1e-30, le=1e30)
 
 
 class EvolveConfig(Section):
     """Stage 5: CMA-ES over controllers."""
 
-    population_size: int = Field(64, ge=2)
+    population_size: int = Field(64, ge=3, description="of two, CMA-ES cannot learn")
     episodes: int = Field(16, ge=1, description="episodes per candidate; fitness is their mean return")
     episodes_from: list[EpisodesFrom] = Field(
         [], description="episodes per candidate later on: more, once candidates differ by rare failures"
     )
-    sigma: float = Field(0.1, gt=0)
+    sigma: float = Field(0.1, ge=1e-30, le=1e30, description="beyond, float32 holds no candidate")
     sigma_from: list[SigmaFrom] = Field(
         [],
         description="set later on: with many parameters CMA-ES is slow to see that its steps are too long",

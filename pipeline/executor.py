@@ -7,8 +7,8 @@ over. Both run the same plain classes and functions wherever they run.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +121,7 @@ class JobQueue:
         self._waiting = deque(jobs)
         self._max_attempts = max_attempts
         self._failures: Counter[Hashable] = Counter()
+        self._causes: defaultdict[Hashable, set[str]] = defaultdict(set)
         self._again: set[Hashable] = set()
         self._alone: set[Hashable] = set()
 
@@ -163,9 +164,12 @@ class JobQueue:
             JobError: it was the last try of one.
         """
         self._failures.update(begun)
+        for job_id in begun:
+            self._causes[job_id].add(what if cause is None else repr(cause))
         tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
-            raise JobError(f"{_name(begun)} {gave_up(tries, what)}") from cause
+            causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
+            raise JobError(f"{_name(begun)} {gave_up(tries, what, causes)}") from cause
         if begun:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
@@ -239,9 +243,21 @@ def _name(ids: Sequence[Hashable]) -> str:
     return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
 
 
-def gave_up(tries: int, what: str) -> str:
-    """The end of a message about a job or a task that is not tried again."""
-    kept = "What is committed is kept: run the same command again to go on."
+def gave_up(tries: int, what: str, causes: Collection[str]) -> str:
+    """The end of a message about a job or a task that is not tried again.
+
+    Args:
+        tries: Times that it was tried.
+        what: What happened the last time.
+        causes: The errors that it failed with, each once. One error for all tries would come again.
+    """
+    if tries > 1 and len(causes) == 1:
+        kept = (
+            "It failed in the same way each time and would again: put that right first. What is committed is kept, "
+            "and the same command then goes on."
+        )
+    else:
+        kept = "What is committed is kept: run the same command again to go on."
     return f"was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}. {kept}"
 
 
@@ -273,12 +289,14 @@ class InProcessExecutor:
         on_update: Callable[[Update], None],
     ) -> Result:
         """See ``Executor.run``; a task in which an environment raised is begun again."""
+        causes: set[str] = set()
         for tries in range(1, self._max_attempts + 1):
             try:
                 return _run_task(task(*arguments), resources.threads, on_update)
             except EpisodeError as error:
+                causes.add(repr(error))
                 if tries == self._max_attempts:
-                    raise JobError(f"{task.__name__} {gave_up(tries, cause_of(error))}") from error
+                    raise JobError(f"{task.__name__} {gave_up(tries, cause_of(error), causes)}") from error
                 logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_of(error))
         raise AssertionError("max_attempts is at least 1")
 
@@ -316,6 +334,7 @@ class _InProcessPool:
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         queue = JobQueue(jobs, self._max_attempts)
+        shown: set[str] = set()
         while queue:
             left = {job.id: job for job in queue.take(len(queue))}
             waiting = iter([*left.values()])
@@ -327,7 +346,9 @@ class _InProcessPool:
             except Exception as error:
                 if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
                     raise
-                logger.warning("a worker raised", exc_info=error)
+                if repr(error) not in shown:  # else its traceback is on the screen already
+                    shown.add(repr(error))
+                    logger.warning("a worker raised", exc_info=error)
                 not_begun = {job.id for job in waiting}
                 begun = [job_id for job_id in left if job_id not in not_begun]
                 if isinstance(error, EpisodeError):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline.storage.layout import own_keys
 from pipeline.storage.store import Store
 
 Row = dict[str, Any]
@@ -46,7 +47,7 @@ class MetricsLog:
         self._tensorboard = tensorboard_events
         self._store = store
         self._prefix = prefix
-        for key in store.list(f"{prefix}/tensorboard/"):
+        for key in own_keys(store, f"{prefix}/tensorboard/"):
             store.delete(key)
         host = socket.gethostname()
         lines = _View(f"{prefix}/metrics.jsonl")

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError
 from pipeline.identity import code_version, cpu_kind, library_versions
+from pipeline.storage.layout import own_keys
 from pipeline.storage.lease import SITTINGS, Lease, epochs, read_owner, read_sitting
 from pipeline.storage.store import Store
 
@@ -69,7 +70,7 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 def stage_seconds(store: Store, stage: str) -> float:
     """Seconds that a stage has taken, over all sittings; of one that was killed in it, until its last heartbeat."""
-    keys = [key for key in store.list(f"{SITTINGS}/") if key.endswith(f"/{stage}.json")]
+    keys = [key for key in own_keys(store, f"{SITTINGS}/") if key.endswith(f"/{stage}.json")]
     return sum(_seconds(store, int(key.split("/")[1]), key) for key in keys)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -131,6 +132,7 @@ class RolloutWorker:
         self._h = np.zeros((slots, config.mdnrnn.hidden_size), np.float32)
         self._c = np.zeros_like(self._h)
         self._actions = np.zeros((slots, probe.action_size), np.float32)
+        self._can_act = np.zeros(slots, bool)
         self._controllers = ControllerBatch(shape, slots)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
@@ -202,13 +204,16 @@ class RolloutWorker:
             parts = {"z": z, "h": self._h[rows], "c": self._c[rows]}
             features = np.concatenate([parts[name] for name in self._features], axis=1)
             self._actions[rows] = self._squash(self._controllers.outputs(features, start))
+            np.isfinite(self._actions[rows]).all(axis=1, out=self._can_act[rows])
             if self._features != "z":
                 self._h[rows], self._c[rows] = self._rnn_step(z, self._actions[rows], self._h[rows], self._c[rows])
 
     def _step(self, slot: int, lane: _Lane) -> RolloutResult | None:
-        """Step one lane's environment; the result if that ended its episode."""
+        """Step one lane's environment; the result if that ended its episode, as an action does that is no number."""
         if self._watch is not None:
             self._watch(lane.env, self._frames[slot])
+        if not self._can_act[slot]:  # no fault of the environment, which might raise anything
+            return RolloutResult(math.nan, lane.steps, terminated=False, truncated=False)
         try:
             self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])
         except Exception as error:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pipeline.errors import DamagedDataError
 from pipeline.failpoints import failpoint
 from pipeline.storage import sealed
+from pipeline.storage.layout import own_keys
 from pipeline.storage.manifest import Record, read_record, read_verified
 from pipeline.storage.store import Store
 
@@ -84,7 +85,7 @@ class Checkpoints:
     def names(self) -> list[str]:
         """All checkpoints, the oldest first."""
         folder = f"{self.prefix}/records/"
-        return [key.removeprefix(folder).removesuffix(".json") for key in self.store.list(folder)]
+        return [key.removeprefix(folder).removesuffix(".json") for key in own_keys(self.store, folder)]
 
     def read(self, name: str) -> bytes:
         """A checkpoint's bytes, verified.
@@ -120,5 +121,5 @@ def _step(name: str) -> int:
 
 
 def _epoch(name: str) -> int:
-    """Of the sitting that wrote it; names of run format 1 have none."""
-    return int(name.partition("-")[2] or 0)
+    """Of the sitting that wrote it."""
+    return int(name.partition("-")[2])

@@ -26,6 +26,7 @@ from pipeline.failpoints import failpoint
 from pipeline.machine import machine_name, process_started, stop_grace_s
 from pipeline.progress import Progress, Update
 from pipeline.storage import sealed
+from pipeline.storage.layout import own_keys
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _heartbeat_key(epoch: int) -> str:
 
 def epochs(store: Store) -> list[int]:
     """The numbers of all sittings, in order."""
-    keys = store.list(f"{SITTINGS}/")
+    keys = own_keys(store, f"{SITTINGS}/")
     return [int(key.split("/")[1]) for key in keys if key.endswith("/begun.json")]
 
 

@@ -13,6 +13,7 @@ from pipeline.presets import CONFIG_KEY, saved_config
 from pipeline.progress import Progress, Update
 from pipeline.storage import lease, sealed
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import foreign_keys, occupying_keys, own_keys
 from pipeline.storage.manifest import (
     MANIFEST,
     Record,
@@ -39,6 +40,7 @@ class Check:
         manifests: stages that are sealed.
         problems: what is damaged, missing or does not fit, in words.
         unnamed: keys of data that no record names; no damage.
+        foreign: keys that this program never writes; no damage, and left alone.
     """
 
     objects: int = 0
@@ -47,6 +49,7 @@ class Check:
     manifests: int = 0
     problems: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
 
 def check_run(store: Store) -> Check:
@@ -57,7 +60,7 @@ def check_run(store: Store) -> Check:
     """
     require_run(store)
     found = Check()
-    keys = store.list()
+    keys = own_keys(store)
     records = [key for key in keys if _RECORDS in key]
     with Progress("check", "object") as show:
         for count, (key, outcome) in enumerate(_in_threads(lambda key: _verify(store, key), records), 1):
@@ -74,6 +77,7 @@ def check_run(store: Store) -> Check:
             found.manifests += 1
     found.problems += _small_problems(store, keys)
     found.unnamed = unnamed_data(store, keys)
+    found.foreign = foreign_keys(store)
     return found
 
 
@@ -116,7 +120,7 @@ def _manifest_problems(store: Store, prefix: str) -> list[str]:
         manifest = read_manifest(store, prefix)
         assert manifest is not None
         named = manifest.records
-        present = {key: read_record(store, key) for key in store.list(f"{prefix}{_RECORDS}")}
+        present = {key: read_record(store, key) for key in own_keys(store, f"{prefix}{_RECORDS}")}
     except DamagedDataError as error:
         return [str(error)]
     where = store.locate(f"{prefix}/{MANIFEST}")
@@ -178,7 +182,7 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
         keep: checkpoints to keep of a stage, by its prefix.
     """
     require_run(store)
-    keys = store.list()
+    keys = own_keys(store)
     old = []
     for prefix in sorted({key.split(_CHECKPOINTS + "/")[0] for key in keys if _CHECKPOINTS + "/" in key}):
         checkpoints = Checkpoints(store, prefix)
@@ -225,8 +229,8 @@ def copy_run(source: Store, target: Store) -> int:
         raise StorageError(
             f"{source.locate()} is being driven by {last.owner}: a copy of it would be of no one moment. Stop it first."
         )
-    keys = sorted(source.list(), key=_copied_at)
-    if strangers := set(target.list()) - set(keys):
+    keys = sorted(own_keys(source), key=_copied_at)
+    if strangers := set(occupying_keys(target)) - set(keys):
         raise StorageError(
             f"{target.locate()} holds other things ({target.locate(min(strangers))} is one): choose an empty place"
         )
@@ -293,6 +297,8 @@ def check_lines(check: Check, store: Store) -> list[str]:
     )
     if check.unnamed:
         lines.append(f"{len(check.unnamed)} objects that no record names: `world-models storage gc` lists them")
+    if check.foreign:
+        lines.append(f"{len(check.foreign)} foreign files, left alone: {store.locate(check.foreign[0])} is one")
     return lines
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.failpoints import failpoint
 from pipeline.storage import sealed
+from pipeline.storage.layout import own_keys
 from pipeline.storage.store import Store
 
 
@@ -120,7 +121,7 @@ def read_records(store: Store, prefix: str) -> dict[str, Record]:
     """All records of a stage, name to record, sorted by name."""
     # Several at a time: a bucket takes as long for one small object as for many.
     with ThreadPoolExecutor(_READERS) as threads:
-        records = list(threads.map(partial(read_record, store), store.list(f"{prefix}/records/")))
+        records = list(threads.map(partial(read_record, store), own_keys(store, f"{prefix}/records/")))
     return {record.name: record for record in records}
 
 

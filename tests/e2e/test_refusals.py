@@ -16,7 +16,8 @@ from tests.e2e import command
     ("override", "said"),
     [
         ("evolve.populaton_size=8", "Did you mean population_size?"),
-        ("evolve.population_size=1", "greater than or equal to 2"),
+        ("evolve.population_size=2", "greater than or equal to 3"),
+        ("evolve.sigma=1e300", "less than or equal to 1e+30"),
         ("evolve.population_size=many", "valid integer"),
         ("mdnrnn.window=41", "longer than any episode"),
         ("tracks.test={start: 0, stop: 100001}", "overlap"),

@@ -136,10 +136,10 @@ def test_sealed_data_whose_record_was_removed_is_no_garbage(made: Store) -> None
 
 def test_what_no_record_names_and_old_checkpoints_are_garbage_and_nothing_else_is(made: Store) -> None:
     before = objects(made)
-    made.write("vae/data/half-abc.bin", b"never committed")
-    made.write("evolution/checkpoints/data/00000009-000001-abc", b"its record was never written")
+    made.write("vae/data/half-0123456789ab.bin", b"never committed")
+    made.write("evolution/checkpoints/data/00000009-000001-0123456789ab", b"its record was never written")
     garbage = find_garbage(made, keep(2))
-    assert garbage.data == ["evolution/checkpoints/data/00000009-000001-abc", "vae/data/half-abc.bin"]
+    assert garbage.data == ["evolution/checkpoints/data/00000009-000001-0123456789ab", "vae/data/half-0123456789ab.bin"]
     assert [name for _, name in garbage.checkpoints] == ["00000002-000000", "00000001-000000"]
     assert len(objects(made)) == len(before) + 2, "looking changes nothing"
     remove_garbage(made, garbage)

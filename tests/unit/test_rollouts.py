@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -270,6 +271,19 @@ def test_an_environment_that_raises_is_named_and_not_used_again(
     assert drive(worker, jobs) == reference, "the rest of the worker is as it was"
     assert [env.closed for env in BreakingEnv.made] == [env.broken for env in BreakingEnv.made]
     assert len(BreakingEnv.made) == config.rollouts.lanes + 1
+
+
+def test_an_action_that_is_no_number_ends_its_episode_and_no_other() -> None:
+    """The environment never sees it: it might raise anything."""
+    config = counting_config()
+    jobs = make_jobs(config, 9)
+    reference = drive(make_worker(config), jobs)
+    broken = replace(jobs[4], parameters=np.full_like(jobs[4].parameters, np.nan))
+    results = drive(make_worker(config), [*jobs[:4], broken, *jobs[5:]])
+    ended = results.pop(broken.id)
+    assert math.isnan(ended.episode_return) and ended.steps == 0
+    del reference[broken.id]
+    assert results == reference
 
 
 # ---- how an episode ends; with parameters of zero the action is (0, 0.5) throughout

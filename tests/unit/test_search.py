@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config import EvolveConfig
 from pipeline.errors import DamagedDataError
 from pipeline.evolution.replay import DrivenTrack
 from pipeline.evolution.search import Search
@@ -49,6 +50,16 @@ def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:
 
 
 # ---- optimisation
+
+
+def test_the_smallest_population_that_a_config_may_have_learns_with_many_parameters() -> None:
+    """Of two, pycma fails in the second generation; with few parameters it does not."""
+    (least,) = [bound.ge for bound in EvolveConfig.model_fields["population_size"].metadata if hasattr(bound, "ge")]
+    search = new_search(n=867, population_size=least)
+    for _ in range(6):
+        evolve(search, lambda x: (x**2).sum(-1), 1)
+        search = Search.from_bytes(search.to_bytes())
+    assert np.isfinite(search.mean).all() and search.mean.any()
 
 
 @pytest.mark.parametrize(("cost", "generations"), [(sphere, 120), (rotated_ellipsoid, 400)])

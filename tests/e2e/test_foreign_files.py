@@ -1,0 +1,73 @@
+"""What file managers, network file systems and people leave in a run directory is nobody's business here."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.layout import foreign_keys
+from pipeline.storage.store import LocalStore
+from tests.e2e import command
+
+# macOS, its resource forks on foreign disks, NFS, Windows, an editor, Dropbox, a person
+NAMES = (
+    ".DS_Store", "._shard-00000.parquet.json", ".nfs000000000001f8ab00000001", "Thumbs.db", "notes.json~",
+    "00000001-000001 (conflicted copy).json", "notes.txt",
+)  # fmt: skip
+
+
+def strew(folder: Path) -> Iterator[Path]:
+    """Files of these names in a run directory and everywhere below it."""
+    for place in (folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and path.name != ".tmp")):
+        for name in NAMES:
+            (place / name).write_bytes(b"\0\0\0\1Bud1")
+            yield place / name
+
+
+@pytest.fixture
+def strewn(smoke_run: Path, tmp_path: Path) -> Path:
+    """A run that is complete but for its evaluation, with foreign files in every folder."""
+    folder = shutil.copytree(smoke_run, tmp_path / "run")
+    (folder / "evaluation" / "MANIFEST.json").unlink()
+    list(strew(folder))
+    return folder
+
+
+def test_a_run_has_no_foreign_names_of_its_own(smoke_run: Path) -> None:
+    assert foreign_keys(LocalStore(smoke_run)) == []
+
+
+def test_foreign_files_are_counted_by_check_and_left_alone_by_all(
+    smoke_run: Path, strewn: Path, tmp_path: Path
+) -> None:
+    foreign = {path: path.read_bytes() for path in strewn.rglob("*") if path.name in NAMES}
+    assert len(foreign) > 100
+    code, output = command.run("status", str(strewn))
+    assert code == 0, output
+    assert "generation 3 of 3" in output
+    code, output = command.run("resume", str(strewn))
+    assert code == 0, output
+    assert command.outcome(strewn) == command.outcome(smoke_run)
+    code, output = command.run("storage", "check", str(strewn))
+    assert code == 0, output
+    assert ", 0 problems" in output
+    assert f"{len(foreign)} foreign files, left alone: {strewn}/.DS_Store is one" in output
+    code, output = command.run("storage", "gc", str(strewn), "--delete")
+    assert code == 0, output
+    assert {path: path.read_bytes() for path in foreign} == foreign
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / ".DS_Store").touch()
+    code, output = command.run("storage", "copy", str(strewn), str(tmp_path / "copy"))
+    assert code == 0, output
+    assert foreign_keys(LocalStore(tmp_path / "copy")) == [".DS_Store"]
+
+
+def test_a_folder_that_holds_nothing_but_what_programs_strew_is_empty(tmp_path: Path) -> None:
+    for name in (".gitkeep", ".DS_Store", ".ipynb_checkpoints/run.ipynb", "Thumbs.db"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    code, output = command.run("collect", "smoke", "--run-dir", str(tmp_path))
+    assert code == 0, output
