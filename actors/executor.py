@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from typing import Any, TypeVar, cast
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
 
+from actors.connection import connect
 from actors.identity import WorkerIdentity
 from actors.listening import LISTEN_S, LOST, silence
-from actors.nodes import nodes, sharing_a_folder, sigterm_left_alone
+from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.task import Silent, TaskTry
@@ -40,7 +40,8 @@ class RayExecutor:
         config: the run's; ``execution`` says where, the training stages how many CPUs a local Ray must have.
 
     Raises:
-        ConfigError: a cluster was named and does not answer, or nodes of it share a folder.
+        ConfigError: a cluster was named and cannot be joined, or nodes of it share a folder.
+        ClusterError: no local Ray comes up.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -48,7 +49,7 @@ class RayExecutor:
         self._owns_ray = not ray.is_initialized()
         self._local = False
         if self._owns_ray:
-            self._connect(config)
+            self._local = connect(config)
         if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
             self.close()
             raise ConfigError(
@@ -63,33 +64,6 @@ class RayExecutor:
         # as are worthwhile: it may grow.
         self._max_workers = config.execution.workers or (num_cores() if self._local else None)
         self._telemetry = Telemetry(config.name)
-
-    def _connect(self, config: RunConfig) -> None:
-        with sigterm_left_alone():
-            self._init_ray(config)
-
-    def _init_ray(self, config: RunConfig) -> None:
-        address = config.execution.ray_address or os.environ.get("RAY_ADDRESS")
-        if address:
-            try:
-                ray.init(address=address, logging_level=logging.WARNING)
-            except ConnectionError as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address} ({error}). Start one with `ray start --head`, set "
-                    "RAY_AUTH_MODE=token if it asks for a token, unset RAY_ADDRESS, or leave execution.ray_address "
-                    "null for a local Ray"
-                ) from error
-        else:
-            # For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard.
-            logger.info("starting a local Ray")
-            self._local = True
-            ray.init(
-                address="local",
-                num_cpus=max(num_cores(), config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",
-            )
 
     def run(
         self,
@@ -166,7 +140,7 @@ class RayExecutor:
             what = f"{what}; {this.where()}"
             this.forget()
             tries += 1
-            causes.add(what if cause is None else repr(cause))
+            causes.add(repr(cause) if isinstance(cause, EpisodeError) else what)
             if tries == max_attempts:
                 raise JobError(f"{this.name} {gave_up(tries, what, causes)}") from cause
             logger.warning("%s, try %d of %d: %s", this.name, tries, max_attempts, what)

@@ -219,7 +219,7 @@ class RayPool:
             self.lost_workers += 1
             logger.warning("a worker is lost with its node, which costs no job a try: %s", failed)
         elif member.ready:
-            this.queue.failed(begun, str(failed), failed.cause)
+            this.queue.failed(begun, str(failed), failed.cause, raised=failed.raised)
         else:
             self._failed_starts += 1
             if self._failed_starts >= self._execution.max_attempts:

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
+
 from actors.member import Member
 from pipeline.executor import JobQueue
 
@@ -22,6 +24,11 @@ class Failed(Exception):
         super().__init__(what)
         self.member = member
         self.cause = cause
+
+    @property
+    def raised(self) -> bool:
+        """Whether a job raised it, rather than Ray."""
+        return self.cause is not None and not isinstance(self.cause, RayError)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.errors import ClusterError, ConfigError
-from pipeline.presets import load_config, preset_names
+from pipeline.presets import dump, load_config, preset_names
 from pipeline.storage.store import check_lasting
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,10 @@ SOURCES = ("actors", "cluster", "configs", "pipeline")
 # Where storage is and who vouches for this job there, but no secret: the value may be seen by all who see the job.
 STORAGE_SETTINGS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS")
 # The names of secrets, but not of the files that hold them.
-_SECRET = re.compile(r"(SECRET|TOKEN|PASSW|CREDENTIAL|KEY)(?!.*_(FILE|PATH)$)", re.IGNORECASE)
+# A word of a name that ends so; but not of a file's name.
+_SECRET = re.compile(
+    r"(SECRETS?|TOKENS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|KEYS?)(_|$)(?!(.*_)?(FILE|PATH)$)", re.IGNORECASE
+)
 
 # From SIGTERM to SIGKILL; Ray's own is 3 s. A driver needs less, unless its storage hangs.
 STOP_GRACE_S = 30
@@ -45,6 +48,7 @@ _AGENT_READY_S = 60.0
 _RETRY_S = 1.0
 _NO_AGENT = "No available agent"
 
+_OWN_CONFIG = "submitted.yaml"  # of a job whose config is no preset, with the overrides in it
 _RUN_DIR, _DRIVES = "run_dir", (JobStatus.PENDING, JobStatus.RUNNING)
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
@@ -58,14 +62,14 @@ class Job:
         entrypoint: the driver's command line.
         environment: variables of the driver and of all workers; no secrets.
         run_dir: where the run lives.
-        preset_file: a YAML file of the user's that travels with the sources; None for a preset of the project.
+        config: a config of the user's, as YAML, which travels with the sources; None for a preset of the project.
     """
 
     name: str
     entrypoint: str
     environment: Mapping[str, str]
     run_dir: str
-    preset_file: Path | None
+    config: str | None
 
 
 def make_job(
@@ -74,7 +78,7 @@ def make_job(
     """Check all that can be checked without the cluster.
 
     Args:
-        preset: a preset's name, or the path of a YAML file.
+        preset: as for ``load_config``.
         overrides: as for ``load_config``.
         run_dir: an ``s3://`` URL, or an absolute path that every node has.
         variables: more of the environment for the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
@@ -87,16 +91,19 @@ def make_job(
     if config.execution.executor != "ray":
         raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
     check_lasting(run_dir)
-    preset_file = None if preset in preset_names() else Path(preset).absolute()
-    arguments = ["run", preset if preset_file is None else preset_file.name, "--run-dir", run_dir]
-    for override in overrides:
-        arguments += ["-o", override]
+    if preset in preset_names():
+        arguments = ["run", preset, "--run-dir", run_dir]
+        for override in overrides:
+            arguments += ["-o", override]
+        own = None
+    else:
+        arguments, own = ["run", _OWN_CONFIG, "--run-dir", run_dir], dump(config)
     return Job(
         name=f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}",
         entrypoint=f"python -m pipeline {shlex.join(arguments)}",
         environment=_environment(variables, environment),
         run_dir=run_dir,
-        preset_file=preset_file,
+        config=own,
     )
 
 
@@ -237,7 +244,7 @@ class Jobs:
         where = f"--address {self.address}"
         return (
             f"  follow  ray job logs {where} --follow {name}\n"
-            f"  status  world-models status {run_dir}\n"
+            f"  status  world-models status {shlex.quote(run_dir)}\n"
             f"  stop    ray job stop {where} {name}\n"
             "  resume  submit the same again: it goes on from what is committed"
         )
@@ -251,8 +258,8 @@ def stage_sources(job: Job, folder: Path) -> None:
     root = Path(__file__).parent.parent
     for package in SOURCES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    if job.preset_file is not None:
-        shutil.copy(job.preset_file, folder)
+    if job.config is not None:
+        (folder / _OWN_CONFIG).write_text(job.config)
 
 
 def submit(job: Job, address: str | None, *, follow: bool) -> int:

@@ -270,7 +270,9 @@ def _make_executor(config: RunConfig) -> Executor:
         from pipeline.executor import InProcessExecutor
 
         return InProcessExecutor(config.execution.max_attempts)
-    if not (config.execution.ray_address or os.environ.get("RAY_ADDRESS")):
+    from pipeline.executor import cluster_address
+
+    if cluster_address(config.execution) is None:
         # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an
         # address that other machines reach), and no tokens, whatever the user's environment says about clusters. Its
         # workers have the priority that the config says: at Ray's default, 15, one busy program starves them.

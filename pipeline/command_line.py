@@ -6,7 +6,9 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from pipeline.errors import ConfigError
 from pipeline.presets import preset_names
+from pipeline.storage.store import as_run_dir
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -94,20 +96,23 @@ def make_parser() -> argparse.ArgumentParser:
     for name, text in {"run": "all stages in order; goes on where it was", **_STAGES}.items():
         command = commands.add_parser(name, help=text, description=text, epilog=_EXIT_CODES, formatter_class=_FORMATTER)
         command.add_argument(
-            "preset", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or the path of a YAML file"
+            "preset",
+            metavar="CONFIG",
+            help=f"a preset ({', '.join(preset_names())}), the path of a YAML file, or - for standard input",
         )
         _add_override(command)
         command.add_argument(
             "--run-dir",
+            type=_run_dir,
             help="where the run lives, a folder or s3://bucket/prefix; by default runs/NAME, NAME being the config's",
         )
     text = "go on with a run by the config that it keeps; the same as `run` with the same arguments"
     resume = commands.add_parser("resume", help=text, description=text, epilog=_EXIT_CODES, formatter_class=_FORMATTER)
-    resume.add_argument("run_dir", metavar="RUN_DIR")
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=_run_dir)
     _add_override(resume)
     text = "where a run is: stages, evolution, time left, who drives it"
     status = commands.add_parser("status", help=text, description=text)
-    status.add_argument("run_dir", metavar="RUN_DIR")
+    status.add_argument("run_dir", metavar="RUN_DIR", type=_run_dir)
     _add_plan(commands)
     _add_submit(commands)
     _add_storage(commands)
@@ -148,6 +153,7 @@ def _add_plan(commands: Commands) -> None:
     )
     plan.add_argument(
         "--run-dir",
+        type=_run_dir,
         help="a run whose training episodes tell how long episodes are; without it all last to their limit",
     )
     plan.add_argument(
@@ -172,7 +178,10 @@ def _add_submit(commands: Commands) -> None:
     )
     submit.add_argument("preset", metavar="CONFIG", help="a preset, or the path of a YAML file, which travels, too")
     submit.add_argument(
-        "--run-dir", required=True, help="s3://bucket/prefix, or the absolute path of a folder that all nodes share"
+        "--run-dir",
+        type=_run_dir,
+        required=True,
+        help="s3://bucket/prefix, or the absolute path of a folder that all nodes share",
     )
     _add_override(submit)
     submit.add_argument(
@@ -216,6 +225,7 @@ def _add_bench(commands: Commands) -> None:
     )
     bench.add_argument(
         "--run-dir",
+        type=_run_dir,
         help="the run whose controllers `generation` and `fidelity` drive; by default runs/laptop, or else runs/tiny, "
         "which is made first (minutes) where neither is there",
     )
@@ -241,10 +251,10 @@ def _add_storage(commands: Commands) -> None:
     actions = storage.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "read everything and verify manifests, records, sizes, checksums and row counts; exit code 1 on damage"
     check = actions.add_parser("check", help=text, description=text)
-    check.add_argument("run_dir", metavar="RUN_DIR")
+    check.add_argument("run_dir", metavar="RUN_DIR", type=_run_dir)
     text = "remove what no record names and old checkpoints; only says what it would remove unless --delete is given"
     gc = actions.add_parser("gc", help=text, description=text)
-    gc.add_argument("run_dir", metavar="RUN_DIR")
+    gc.add_argument("run_dir", metavar="RUN_DIR", type=_run_dir)
     gc.add_argument("--delete", action="store_true", help="remove it; takes the run's lease")
     gc.add_argument(
         "--keep",
@@ -254,8 +264,15 @@ def _add_storage(commands: Commands) -> None:
     )
     text = "copy a run to another place, every byte verified; an interrupted copy goes on"
     copy = actions.add_parser("copy", help=text, description=text)
-    copy.add_argument("source", metavar="FROM")
-    copy.add_argument("target", metavar="TO")
+    copy.add_argument("source", metavar="FROM", type=_run_dir)
+    copy.add_argument("target", metavar="TO", type=_run_dir)
+
+
+def _run_dir(text: str) -> str:
+    try:
+        return as_run_dir(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _positive(text: str) -> int:

@@ -129,12 +129,6 @@ class CollectConfig(Section):
     )
     episodes_per_shard: int = Field(10, ge=1)
 
-    @field_validator("exploring_starts", mode="before")
-    @classmethod
-    def _all_or_none(cls, share: object) -> object:
-        """It was a yes or no at first, and there are runs of that time."""
-        return float(share) if isinstance(share, bool) else share
-
 
 class VaeConfig(Section):
     """Stage 2: the VAE (V). Paper section A.2; learning rate, batch and tolerance from its code."""
@@ -228,7 +222,7 @@ class SigmaFrom(Section):
     """Another step size from a generation on; CMA-ES goes on from it."""
 
     generation: int = Field(ge=2)
-    sigma: float = Field(ge=1e-30, le=1e30)
+    sigma: float = Field(ge=1e-12, le=1e6)
 
 
 class EvolveConfig(Section):
@@ -239,7 +233,7 @@ class EvolveConfig(Section):
     episodes_from: list[EpisodesFrom] = Field(
         [], description="episodes per candidate later on: more, once candidates differ by rare failures"
     )
-    sigma: float = Field(0.1, ge=1e-30, le=1e30, description="beyond, float32 holds no candidate")
+    sigma: float = Field(0.1, ge=1e-12, le=1e6, description="beyond, all candidates act alike")
     sigma_from: list[SigmaFrom] = Field(
         [],
         description="set later on: with many parameters CMA-ES is slow to see that its steps are too long",
@@ -260,6 +254,14 @@ class EvolveConfig(Section):
     validation_episodes: int = Field(100, ge=1)
     max_seconds: float | None = runtime(None, gt=0, description="ends the sitting, not the run")
     keep_checkpoints: int = runtime(3, ge=2)
+
+    @field_validator("episodes_from", "sigma_from")
+    @classmethod
+    def _each_generation_once(cls, changes: list[Any]) -> list[Any]:
+        generations = [change.generation for change in changes]
+        if twice := sorted({each for each in generations if generations.count(each) > 1}):
+            raise ValueError(f"generation {twice[0]} is given twice, and only one of them can hold")
+        return changes
 
     def episodes_at(self, generation: int) -> int:
         """Episodes per candidate in a generation, the first being 1."""

@@ -7,6 +7,7 @@ over. Both run the same plain classes and functions wherever they run.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from pipeline.config import ExecutionConfig
 from pipeline.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.progress import Figures, Update
 from pipeline.threads import num_threads
@@ -152,20 +154,21 @@ class JobQueue:
         self._waiting.extendleft(reversed(left))
         return jobs
 
-    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None) -> None:
+    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None, *, raised: bool = True) -> None:
         """Count a try of each job that may have been the cause of a failure.
 
         Args:
             begun: the ids of the jobs that it may have been.
             what: what happened.
             cause: the error, where there is one.
+            raised: whether the job itself raised it, rather than its worker dying or hanging.
 
         Raises:
             JobError: it was the last try of one.
         """
         self._failures.update(begun)
         for job_id in begun:
-            self._causes[job_id].add(what if cause is None else repr(cause))
+            self._causes[job_id].add(repr(cause) if raised else what)
         tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
             causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
@@ -264,6 +267,12 @@ def gave_up(tries: int, what: str, causes: Collection[str]) -> str:
 def cause_of(error: BaseException) -> str:
     """What an error says of a job: ours are meant to be read as they are."""
     return f"it failed: {error if isinstance(error, WorldModelsError) else repr(error)}"
+
+
+def cluster_address(execution: ExecutionConfig) -> str | None:
+    """The address of the cluster that a run on Ray is to join; None where it is to have a local Ray."""
+    address = execution.ray_address or os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
 
 
 class InProcessExecutor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import RunConfig
 from pipeline.envs.registry import environment_class
 from pipeline.errors import ConfigError
+from pipeline.executor import cluster_address
 from pipeline.machine import memory_bytes, num_cores
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.store import check_lasting
@@ -28,6 +30,7 @@ _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
 _START_S = {"ray": 4.0, "in-process": 1.5}  # of a stage's processes, with what they import
+_VAE_FRAME_BYTES = 2.5e6  # kept for the backward pass
 _GIB = 2**30
 
 
@@ -40,14 +43,20 @@ class StageEstimate:
         work: in words.
         seconds: rough.
         disk_bytes: left in the run directory.
-        memory_bytes: at its peak, all processes together.
+        memory: bytes at its peak, all processes together, by the key that each part of it grows with; ``""`` for what
+            no key changes.
     """
 
     stage: str
     work: str
     seconds: float
     disk_bytes: float
-    memory_bytes: float
+    memory: Mapping[str, float]
+
+    @property
+    def memory_bytes(self) -> float:
+        """All of the memory."""
+        return sum(self.memory.values())
 
 
 def num_workers(config: RunConfig) -> int:
@@ -64,9 +73,8 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
     frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
-    worker_memory = workers * _WORKER_PROCESS_BYTES
-    shard_memory = workers * shard_frames * _FRAME_MEMORY_BYTES
-    block = min(vae.shuffle_frames, frames) + shard_frames
+    of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
+    of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
     training_steps = (
         evolve.episodes_until(evolve.generations)
@@ -79,6 +87,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
+    windows = collect.episodes * -(-episode_frames // rnn.window)  # no batch holds more
     rate = _AGENT_STEPS_PER_S
     collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], 1.4 * rate[config.env.rendering])
     num_controllers = 2 if config.evaluate.controllers == "both" else 1
@@ -87,35 +96,43 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     stages = [
         StageEstimate(
             "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
-            frames / collect_rate / cores, frames * _FRAME_BYTES, worker_memory + shard_memory,
+            frames / collect_rate / cores, frames * _FRAME_BYTES, {**of_workers, **of_shards},
         ),
         StageEstimate(
             "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
             frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, num_cores()),
-            3 * 4 * 4 * _VAE_PARAMETERS, _TRAINING_PROCESS_BYTES + 2 * block * _FRAME_MEMORY_BYTES,
+            3 * 4 * 4 * _VAE_PARAMETERS,
+            {
+                "": _TRAINING_PROCESS_BYTES,
+                "vae.shuffle_frames": 2 * min(vae.shuffle_frames, frames) * _FRAME_MEMORY_BYTES,
+                "collect.episodes_per_shard": 2 * shard_frames * _FRAME_MEMORY_BYTES,
+                "vae.batch_size": min(vae.batch_size, frames) * _VAE_FRAME_BYTES,
+            },
         ),
         StageEstimate(
             "encode", f"{frames:,} frames",
-            frames / _ENCODED_FRAMES_PER_S / cores, frames * latent_bytes, worker_memory + shard_memory,
+            frames / _ENCODED_FRAMES_PER_S / cores, frames * latent_bytes, {**of_workers, **of_shards},
         ),
         StageEstimate(
             "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "left as initialised",
             rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, num_cores()),
             3 * 4 * 4 * _RNN_PARAMETERS,
-            _TRAINING_PROCESS_BYTES
-            + 2 * min(rnn.shuffle_frames, frames) * latent_bytes
-            + (window_bytes * rnn.batch_size if rnn_steps else 0),
+            {
+                "": _TRAINING_PROCESS_BYTES,
+                "mdnrnn.shuffle_frames": 2 * min(rnn.shuffle_frames, frames) * latent_bytes,
+                "mdnrnn.batch_size": window_bytes * min(rnn.batch_size, windows) if rnn_steps else 0,
+            },
         ),
         StageEstimate(
             "evolve", f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} episodes",
             evolve_steps / rate[config.env.rendering] / cores,
-            (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, worker_memory,
+            (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers,
         ),
         StageEstimate(
             "evaluate", f"{num_controllers} controllers x {config.evaluate.episodes} tracks",
-            evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, worker_memory,
+            evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers,
         ),
-        StageEstimate("report", "one page", 2.0, 10e6, _TRAINING_PROCESS_BYTES),
+        StageEstimate("report", "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
     ]  # fmt: skip
     start = _START_S[config.execution.executor]
     return [replace(stage, seconds=stage.seconds + start) for stage in stages]
@@ -156,10 +173,9 @@ def check(config: RunConfig, run_dir: str) -> None:
     memory = memory_bytes()
     worst = max(rows, key=lambda row: row.memory_bytes)
     if worst.memory_bytes > memory:
-        raise ConfigError(
-            f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}: "
-            "lower execution.workers, collect.episodes_per_shard, or the shuffle_frames of vae and mdnrnn"
-        )
+        key, most = max(((k, part) for k, part in worst.memory.items() if k), key=lambda item: item[1], default=("", 0))
+        needed = f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}"
+        raise ConfigError(f"{needed}: lower {key}, which takes {_size(most)} of it" if key else needed)
 
 
 def _sources_are_a_copy() -> bool:
@@ -182,8 +198,7 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
 
 
 def _on_a_cluster(config: RunConfig) -> bool:
-    execution = config.execution
-    return execution.executor == "ray" and bool(execution.ray_address or os.environ.get("RAY_ADDRESS"))
+    return config.execution.executor == "ray" and cluster_address(config.execution) is not None
 
 
 def _present_bytes(folder: Path) -> int:

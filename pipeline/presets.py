@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import re
+import sys
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline import yaml_text
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, DamagedDataError
 
@@ -21,49 +21,15 @@ if TYPE_CHECKING:
 CONFIG_KEY = "config.yaml"  # of a run's resolved config in its directory
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-4`` is a number, and a key given twice is an error."""
+# Beside the packages: a folder of this name where the command is called is somebody else's.
+_PRESETS = Path(__file__).parent.parent / "configs"
 
-
-class _Dumper(yaml.SafeDumper):
-    """Its counterpart: quotes a text that ``_Loader`` would read as a number."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
-
-
-def _mapping_without_duplicates(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for key in keys:
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", node.start_mark)
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-    return dict(zip(keys, (loader.construct_object(v, deep=True) for _, v in node.value), strict=True))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+STANDARD_INPUT = "-"
 
 
 def preset_names() -> list[str]:
     """The presets that ship with the project."""
-    return sorted(
-        path.name.removesuffix(".yaml") for path in resources.files("configs").iterdir() if path.name.endswith(".yaml")
-    )
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """YAML to plain values; ``ConfigError`` names the source and line of what is wrong."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        told = str(error).replace('"<unicode string>"', source)
-        raise ConfigError(f"{source} is not valid YAML: {told}") from error
+    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
 
 def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
@@ -72,47 +38,58 @@ def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: it is of another version, or was changed by hand.
     """
-    values = parse_yaml(store.read(CONFIG_KEY).decode(), CONFIG_KEY)
-    if not isinstance(values, dict):
-        raise DamagedDataError(f"{store.locate(CONFIG_KEY)} holds no config: restore it from a copy")
-    for override in overrides:
-        _apply(values, override)
-    return validate(values, store.locate(CONFIG_KEY))
+    where = store.locate(CONFIG_KEY)
+    document = yaml_text.parse(store.read(CONFIG_KEY).decode(), where)
+    if not isinstance(document.values, dict):
+        raise DamagedDataError(f"{where} holds no config: restore it from a copy")
+    return _with_overrides(document, overrides, where)
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
     """The config of a preset's name or a YAML path, with overrides of the form ``dotted.key=value``.
 
+    Args:
+        preset: Name, path of a file or a pipe, or ``-`` for standard input.
+        overrides: Settings, the last one counting.
+
     Raises:
-        ConfigError: names the key, what was found, and the valid choices.
+        ConfigError: names the key, where it was given, what was found, and the valid choices.
     """
-    if preset in preset_names():
-        source = f"preset {preset}"
-        text = (resources.files("configs") / f"{preset}.yaml").read_text()
-    else:
-        path = Path(preset)
-        if not path.is_file():
-            close = difflib.get_close_matches(preset, preset_names(), n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ConfigError(
-                f"{preset!r} is neither a preset nor a YAML file.{hint} Presets: {', '.join(preset_names())}"
-            )
-        source = str(path)
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as text: {error}") from error
-    values = parse_yaml(text, source)
-    if not isinstance(values, dict):
-        holds = "is empty" if values is None else f"holds {type(values).__name__}"
+    source, text, name = _read(preset)
+    document = yaml_text.parse(text, source)
+    if not isinstance(document.values, dict):
+        holds = "is empty" if document.values is None else f"holds {type(document.values).__name__}"
         raise ConfigError(f"{source} must hold keys and values, but {holds}")
-    values.setdefault("name", Path(preset).stem)
+    document.values.setdefault("name", name)
+    return _with_overrides(document, overrides, source)
+
+
+def _read(preset: str) -> tuple[str, str, str]:
+    """Where a config comes from, its text, and its name where it does not give one."""
+    if preset in preset_names():
+        return f"preset {preset}", (_PRESETS / f"{preset}.yaml").read_text(), preset
+    if preset == STANDARD_INPUT:
+        return "standard input", sys.stdin.read(), "stdin"
+    path = Path(preset)
+    if not path.exists() or path.is_dir():
+        close = difflib.get_close_matches(preset, preset_names(), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{preset!r} is neither a preset nor a YAML file.{hint} Presets: {', '.join(preset_names())}")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}") from error
+    return str(path), text, path.stem if path.is_file() else "stdin"
+
+
+def _with_overrides(document: yaml_text.Document, overrides: Iterable[str], source: str) -> RunConfig:
+    places = {path: f"{source}, line {line}" for path, line in document.lines.items()}
     for override in overrides:
-        _apply(values, override)
-    return validate(values, source)
+        _apply(document.values, override, places)
+    return validate(document.values, source, places)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, places: dict[yaml_text.Path, str]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"-o {override}: expected dotted.key=value, for example -o evolve.population_size=8")
@@ -121,16 +98,34 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
             raise ConfigError(f"-o {override}: {name} is a value, not a section")
-    values[leaf] = parse_yaml(text, f"-o {override}")
+    place = f"-o {override}"
+    values[leaf] = yaml_text.parse(text, place).values
+    path = (*sections, leaf)
+    for below in [other for other in places if other[: len(path)] == path]:
+        del places[below]
+    places[path] = place
 
 
-def validate(values: Mapping[str, Any], source: str) -> RunConfig:
-    """Check plain values against the schema; every error at once, each with its key."""
+def validate(
+    values: Mapping[str, Any], source: str, places: Mapping[yaml_text.Path, str] = MappingProxyType({})
+) -> RunConfig:
+    """Check plain values against the schema; every error at once, each with its key and where that was given.
+
+    Args:
+        values: Config, as read.
+        source: Where it comes from, in words.
+        places: Where keys and items were given, in words.
+    """
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from error
+        lines = []
+        for detail in error.errors():
+            path = detail["loc"]
+            while path and path not in places:
+                path = path[:-1]
+            lines.append(f"{places.get(path, source)}: {_explain(detail)}")
+        raise ConfigError("\n".join(lines)) from error
 
 
 def _explain(detail: Any) -> str:
@@ -167,4 +162,4 @@ def _keys_of(sections: list[str]) -> list[str]:
 
 def dump(config: RunConfig) -> str:
     """A config as YAML, every key resolved."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+    return yaml_text.to_text(config.model_dump(mode="json"))

@@ -32,7 +32,7 @@ class Drive:
 
 def record_drive(track: int, max_steps: int = 1000) -> Drive:
     """Follow the middle of the road to the end of the lap."""
-    game = FastCarRacing("playfield")
+    game = FastCarRacing(view="playfield")
     game.reset(seed=track)
     actions: list[NDArray[np.float32]] = []
     episode_return = 0.0

@@ -13,11 +13,6 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# Nothing here opens a window; SDL must not look for a screen or a sound card, nor pygame greet.
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-
 import Box2D
 import cv2
 import gymnasium
@@ -31,8 +26,6 @@ from pipeline.config import EnvConfig
 from pipeline.envs.car_sprites import BAR_TOP, SHRINK_LOSS, VIEWS, car_sprites, reduce_observation, status_bar
 from pipeline.envs.environment import Step
 from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
-
-cv2.setNumThreads(1)
 
 ID = "FastCarRacing-v3"
 
@@ -99,17 +92,24 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
     observations differ from it, by about one of 255 on average.
 
     Args:
+        args, kwargs: CarRacing-v3's own.
         view: of observations: ``observation`` is CarRacing-v3's (96, 96, 3) uint8; ``full`` the same at 64x64;
             ``playfield`` its part above the status bar at 64x64, the paper's.
-        kwargs: CarRacing-v3's own.
+
+    Raises:
+        ValueError: there is no such view; the message names those that there are.
 
     Attributes:
         unseen: whether nobody looks at what the next steps would draw: they draw nothing, and give no observation.
     """
 
-    def __init__(self, view: Literal["observation", "full", "playfield"] = "observation", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        EzPickle.__init__(self, view, **kwargs)
+    def __init__(
+        self, *args: Any, view: Literal["observation", "full", "playfield"] = "observation", **kwargs: Any
+    ) -> None:
+        if view not in VIEWS:
+            raise ValueError(f"view={view!r}: choose one of {', '.join(map(repr, VIEWS))}")
+        super().__init__(*args, **kwargs)
+        EzPickle.__init__(self, *args, view=view, **kwargs)
         self._view = VIEWS[view]
         height, width, screen_rows = self._view
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
@@ -247,7 +247,8 @@ class CarRacing:
         self._fast = config.rendering == "texture"
         options: dict[str, Any] = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize}
         # Without Gymnasium's wrappers: the step limit is kept here.
-        self._game = FastCarRacing(config.view, **options) if self._fast else car_racing.CarRacing(**options)
+        _draw_nowhere()
+        self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
         self._steps = 0
 
     def reset(self, track: int) -> NDArray[np.uint8]:
@@ -326,6 +327,17 @@ def _move_car(car: Any, position: Box2D.b2Vec2, angle: float, velocity: Box2D.b2
         body.angularVelocity = yaw_rate
     for wheel in car.wheels:
         wheel.omega = wheel.linearVelocity.dot(wheel.GetWorldVector((0, 1))) / wheel.wheel_rad
+
+
+def _draw_nowhere() -> None:
+    """Have SDL look for no screen and no sound card, pygame not greet, and OpenCV start no threads: of this process."""
+    for name, value in (
+        ("SDL_VIDEODRIVER", "dummy"),
+        ("SDL_AUDIODRIVER", "dummy"),
+        ("PYGAME_HIDE_SUPPORT_PROMPT", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    cv2.setNumThreads(1)
 
 
 def forget_tracks() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ProxyError
 
 from pipeline.errors import StorageError
 
@@ -87,7 +89,7 @@ def kind(error: Exception) -> str:
 def transient(error: Exception) -> bool:
     """Whether another try may be answered."""
     if not isinstance(error, ClientError):
-        return isinstance(error, _UNANSWERED)
+        return isinstance(error, _UNANSWERED) and _lasting_trouble(error) is None
     return status(error) in _TRANSIENT_STATUS or code(error) in _TRANSIENT_CODES
 
 
@@ -113,10 +115,10 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
         tries: how many there were.
     """
     if isinstance(error, _UNANSWERED):
-        return StorageError(
-            f"cannot {what}: {endpoint} does not answer as it should ({kind(error)}; {tries} tries). Check the network "
-            f"and AWS_ENDPOINT_URL_S3. {_GO_ON}"
-        )
+        lasting = _lasting_trouble(error)
+        trouble, advice = lasting or _passing_trouble(error)
+        tried = "" if lasting else f"; {tries} tries"
+        return StorageError(f"cannot {what}: {endpoint} {trouble} ({kind(error)}{tried}). {advice}. {_GO_ON}")
     if isinstance(error, NO_CREDENTIALS):
         return no_credentials(what, error)
     if not isinstance(error, ClientError):
@@ -141,6 +143,48 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
         return StorageError(f"cannot {what}: {endpoint} still fails after {tries} tries ({kind(error)}). {_GO_ON}")
     message = error.response.get("Error", {}).get("Message", "no reason given")
     return StorageError(f"cannot {what}: {endpoint} refuses it ({kind(error)}: {public(message)}).")
+
+
+def _lasting_trouble(error: Exception) -> tuple[str, str] | None:
+    """Why no answer to a request can come, and what to do; None where one may come yet."""
+    causes = [*_causes(error)]
+    said = " ".join(map(str, causes))
+    if any(isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN for cause in causes):
+        return "is not found: no machine has this name", "Check AWS_ENDPOINT_URL_S3 and AWS_DEFAULT_REGION"
+    if "CERTIFICATE_VERIFY_FAILED" in said:
+        return "shows a certificate that is not trusted here", "Give its authority as AWS_CA_BUNDLE; check the clock"
+    if "WRONG_VERSION_NUMBER" in said:
+        return "does not speak TLS", "Check AWS_ENDPOINT_URL_S3: does it begin with http://?"
+    if any(isinstance(cause, ValueError) for cause in causes):
+        credentials = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+        return "cannot be asked: a header is malformed", f"Check {credentials} for spaces and line ends"
+    return None
+
+
+def _passing_trouble(error: Exception) -> tuple[str, str]:
+    """Why there is no answer to a request yet, and what to do."""
+    causes = [*_causes(error)]
+    if any(isinstance(cause, exceptions.ProxyConnectionError | ProxyError) for cause in causes):
+        return "is not reached through the proxy", "Check HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "is not found: the name service does not answer", "Check the network"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "refuses connections: nobody listens there", "Check that the server is up, and AWS_ENDPOINT_URL_S3"
+    return "does not answer as it should", "Check the network and AWS_ENDPOINT_URL_S3"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it came from: libraries keep what they caught in several places."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        cause = waiting.pop()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        held = (*cause.args, getattr(cause, "kwargs", {}).get("error"), getattr(cause, "reason", None))
+        held += (getattr(cause, "original_error", None), cause.__cause__, cause.__context__)
+        waiting += [each for each in held if isinstance(each, BaseException)]
 
 
 def _skew_s(error: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import tempfile
 import time
@@ -13,6 +14,12 @@ from typing import Protocol
 
 from pipeline.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
 from pipeline.failpoints import failpoint
+
+# What linking fails with where a file system has no hard links.
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
+_CLAIM_S = 10.0  # a claim on a name lasts for two system calls
+
+_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs", "file", "http", "https", "hf"})
 
 
 class Store(Protocol):
@@ -105,7 +112,34 @@ class LocalStore:
                 os.link(temporary, target)
             except FileExistsError as error:
                 raise AlreadyExistsError(f"{target} exists already") from error
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._create_without_links(key, Path(temporary), target)
             _sync_folder(target.parent)
+
+    def _create_without_links(self, key: str, temporary: Path, target: Path) -> None:
+        """Rename onto a free name, where exFAT, network folders and Colab's Drive have no links: one at a time may."""
+        claim = self.root / self.TEMPORARY / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        seen, since = None, 0.0
+        while True:
+            try:
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                break
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):
+                    there = (claim.stat().st_ino, claim.stat().st_mtime_ns)
+                    if there != seen:
+                        seen, since = there, time.monotonic()
+                    elif time.monotonic() - since > _CLAIM_S:  # whoever had it died with it
+                        claim.unlink()
+            time.sleep(0.01)
+        try:
+            if target.exists():
+                raise AlreadyExistsError(f"{target} exists already")
+            temporary.replace(target)
+        finally:
+            claim.unlink(missing_ok=True)
 
     def grow(self, key: str, data: bytes, present: int) -> None:
         target = self.root / key
@@ -179,7 +213,8 @@ class LocalStore:
                 file.write(memoryview(data)[half:])
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
+            with contextlib.suppress(PermissionError, NotImplementedError):  # of disks that have no modes
+                Path(temporary).chmod(0o644)
             yield temporary, target
         except AlreadyExistsError:
             raise
@@ -201,15 +236,55 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+            raise
     finally:
         os.close(handle)
 
 
+_ELSEWHERE = "choose another --run-dir"
+_ADVICE = {
+    errno.ENOSPC: f"free the disk or {_ELSEWHERE}",
+    errno.EDQUOT: f"your quota there is used up: free some of it or {_ELSEWHERE}",
+    errno.EROFS: f"it is mounted to be read only: {_ELSEWHERE}, or have it mounted to be written",
+    errno.EACCES: f"its permissions forbid it to this user: change them or {_ELSEWHERE}",
+    errno.EPERM: f"its file system or owner forbids it: {_ELSEWHERE}",
+    errno.ENOTDIR: f"a file is where a folder is needed: {_ELSEWHERE}",
+    errno.ENAMETOOLONG: "choose a shorter --run-dir",
+    errno.EMFILE: "this process has too many open files: raise `ulimit -n`",
+    errno.ENFILE: "this machine has too many open files: end other programs",
+    errno.EIO: f"the disk fails: copy what is there and {_ELSEWHERE}",
+    errno.ESTALE: "the network folder was exported anew: mount it again",
+}
+
+
 def _unwritable(path: Path, error: OSError) -> StorageError:
+    advice = _ADVICE.get(error.errno or 0, f"put that right or {_ELSEWHERE}")
     return StorageError(
-        f"cannot write {path}: {error.strerror or error}. Nothing that was committed before is touched; "
-        "free the disk or choose another --run-dir, then run the same command again."
+        f"cannot write {path}: {error.strerror or error}. Nothing that was committed before is touched; {advice}, then "
+        "run the same command again."
     )
+
+
+def as_run_dir(text: str) -> str:
+    """A run directory as people write it: a home folder is filled in.
+
+    Raises:
+        ConfigError: It looks like a URL and is none, or names a home that nobody has.
+    """
+    scheme, colon, rest = text.partition(":")
+    if "://" in text:
+        return text
+    if colon and (rest.startswith("/") or scheme.lower() in _SCHEMES) and len(scheme) > 1 and scheme.isalnum():
+        url = f"{scheme.lower()}://{rest.lstrip('/')}"
+        raise ConfigError(f"{text} looks like a URL and is none: is it {url}? For a folder of that name give ./{text}")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such home; for a folder of that name give ./{text}") from error
 
 
 def open_store(run_dir: str) -> Store:

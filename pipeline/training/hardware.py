@@ -15,6 +15,9 @@ from pipeline.executor import Executor, InProcessExecutor
 
 logger = logging.getLogger(__name__)
 
+# What CUDA_VISIBLE_DEVICES is where it gives no GPU: Ray's, CUDA's, and that of clusters whose nodes have none.
+_NO_GPU = ("", "-1", "NoDevFiles")
+
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """``auto`` is CUDA where there is a device.
@@ -25,11 +28,12 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     present = torch.cuda.is_available()
     if device == "cuda" and not present:
         raise ConfigError("device = 'cuda', but torch finds no CUDA device here; choose 'cpu' or 'auto'")
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device == "auto" and given and not present:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if device == "auto" and not present and given not in _NO_GPU:
         raise ConfigError(
             f"device = 'auto' and CUDA_VISIBLE_DEVICES = '{given}' gives a GPU, but torch finds no CUDA device here: "
-            "is it a CPU build, or the driver missing? Use an image built with DEVICE=gpu, or choose 'cpu'"
+            "is it a CPU build, or the driver missing? Use an image built with DEVICE=gpu; or unset "
+            "CUDA_VISIBLE_DEVICES to train on the CPU"
         )
     return torch.device("cuda" if present and device != "cpu" else "cpu")
 
@@ -47,6 +51,8 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
             raise ConfigError(
                 f"{key} = 'cuda', but there is no GPU to be had; choose 'auto' or 'cpu', or add a GPU node"
             )
+        if not executor.can_grow:  # training sees what this process sees, and says the same
+            resolve_device(device)
         if device == "auto" and not present:
             hint = "; 'cuda' waits for the autoscaler to bring one" if executor.can_grow else ""
             logger.info("%s = 'auto': there is no GPU to be had now, so on the CPU%s", key, hint)

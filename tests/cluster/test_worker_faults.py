@@ -228,7 +228,7 @@ def test_an_episode_that_always_raises_is_named_and_the_run_goes_on_to_the_same_
     (always,) = ask_for(fault, raising.track, times=None)
     said = (
         r"was tried 3 times; the last time it failed: the environment raised in episode 1 of candidate 3 in generation "
-        rf"2 \(train\), on track seed {raising.track}, {when}: FloatingPointError\(.*the same command again to go on"
+        rf"2 \(train\), on track seed {raising.track}, {when}: FloatingPointError\(.*in the same way each time"
     )
     with pytest.raises(JobError, match=said) as caught:
         run_stages(config(), LocalStore(folder), executor_of(kind), EVOLVE)

@@ -33,7 +33,7 @@ _started: list[subprocess.Popen[str] | ForkedProcess] = []
 _HANGS_S = 900.0
 
 # What is read when a command runs. Others may be read while it imports what it needs.
-_READ_LATE = re.compile(r"AWS_\w+|RAY_ADDRESS|WORLD_MODELS_\w+")
+_READ_LATE = re.compile(r"AWS_\w+|CUDA_VISIBLE_DEVICES|RAY_ADDRESS|WORLD_MODELS_\w+")
 
 
 class Command:

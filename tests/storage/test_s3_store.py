@@ -310,9 +310,42 @@ def test_an_endpoint_that_does_not_answer(
         endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         message = _refusal(s3_store, call)
-    assert f"{endpoint} does not answer as it should (EndpointConnectionError; 2 tries)" in message
+    assert f"{endpoint} refuses connections: nobody listens there (EndpointConnectionError; 2 tries)" in message
     assert "Nothing that was committed is touched" in message
     assert "the same command goes on" in message
+
+
+TROUBLES = {
+    "a name that nobody has": ({"AWS_ENDPOINT_URL_S3": "http://nobody.invalid"}, "no machine has this name"),
+    "TLS where there is none": ({"AWS_ENDPOINT_URL_S3": "https://{host}"}, "does not speak TLS"),
+    "a secret with a line end": ({"AWS_ACCESS_KEY_ID": "key\n"}, "for spaces and line ends"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_trouble_that_stays_is_named_at_once(
+    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    changes, said = TROUBLES[trouble]
+    waits: list[float] = []
+    monkeypatch.setattr("pipeline.storage.s3.time", SimpleNamespace(sleep=waits.append))
+    for name, value in changes.items():
+        monkeypatch.setenv(name, value.format(host=s3_server.endpoint.removeprefix("http://")))
+    message = _refusal(s3_store, CALLS["read"])
+    assert said in message
+    assert "tries" not in message and waits == []
+
+
+def test_a_proxy_that_does_not_answer_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.example.com")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    message = _refusal(s3_store, CALLS["read"])
+    assert "is not reached through the proxy" in message
+    assert "HTTP_PROXY" in message
 
 
 @pytest.mark.parametrize("hours", [-2, 2])

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import RunConfig, SeedRange, TracksConfig
-from pipeline.identity import diff, flatten
 from tests.counting import counting_config
 
 OTHER_TRACKS = {
@@ -35,14 +34,6 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.evolve.population_size, config.evolve.episodes, config.evolve.sigma) == (64, 16, 0.1)
     assert (config.collect.episodes, config.collect.episode_steps, config.mdnrnn.window) == (10_000, 1000, 999)
     assert (config.controller.features, config.controller.z, config.env.view) == ("zh", "sample", "playfield")
-
-
-@pytest.mark.parametrize(("then", "now"), [(False, 0.0), (True, 1.0)])
-def test_exploring_starts_of_runs_from_when_it_was_a_yes_or_no(then: bool, now: float) -> None:
-    read = counting_config({"collect.exploring_starts": then})
-    assert repr(read.collect.exploring_starts) == repr(now)
-    sealed = {**flatten(read, "identity"), "collect.exploring_starts": then}
-    assert diff(sealed, flatten(read, "identity")) == []
 
 
 @pytest.mark.parametrize(

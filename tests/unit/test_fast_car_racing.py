@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pygame
 import pytest
+from gymnasium.envs.box2d.car_racing import CarRacing
 from gymnasium.utils.env_checker import check_env
 
 from pipeline.envs import car_sprites
@@ -49,7 +53,7 @@ def test_gymnasiums_checker_finds_no_fault(env_id: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"domain_randomize": True}])
 def test_what_it_renders_for_people_is_gymnasiums_bit_for_bit(options: dict[str, Any]) -> None:
-    env = FastCarRacing("playfield", render_mode="rgb_array", **options)
+    env = FastCarRacing(view="playfield", render_mode="rgb_array", **options)
     plain = UndrawnCarRacing(render_mode="rgb_array", **options)
     assert env.render() is plain.render() is None
     for _ in range(2):  # the second time on a remembered track
@@ -68,7 +72,7 @@ def test_what_it_renders_for_people_is_gymnasiums_bit_for_bit(options: dict[str,
 
 
 def test_rendering_for_people_changes_no_observation() -> None:
-    env, watched = FastCarRacing("full"), FastCarRacing("full", render_mode="rgb_array")
+    env, watched = FastCarRacing(view="full"), FastCarRacing(view="full", render_mode="rgb_array")
     driver = GoodDriver()
     np.testing.assert_array_equal(env.reset(seed=2)[0], watched.reset(seed=2)[0])
     for _ in range(40):
@@ -79,7 +83,7 @@ def test_rendering_for_people_changes_no_observation() -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_an_observation_that_is_kept_does_not_change(view: View) -> None:
-    env = FastCarRacing(view)
+    env = FastCarRacing(view=view)
     driver = GoodDriver()
     kept = [env.reset(seed=1)[0]]
     copies = [kept[0].copy()]
@@ -93,7 +97,7 @@ def test_an_observation_that_is_kept_does_not_change(view: View) -> None:
 
 
 def test_it_is_pickled_and_copied_with_its_view() -> None:
-    env = FastCarRacing("playfield", continuous=False)
+    env = FastCarRacing(view="playfield", continuous=False)
     for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
         assert other.observation_space == env.observation_space
         assert other.action_space == env.action_space
@@ -102,17 +106,40 @@ def test_it_is_pickled_and_copied_with_its_view() -> None:
 
 def test_it_outlives_a_window_that_was_closed() -> None:
     """Closing a window of Gymnasium's ends all of pygame, fonts included."""
-    undisturbed, driver = FastCarRacing("full"), GoodDriver()
+    undisturbed, driver = FastCarRacing(view="full"), GoodDriver()
     undisturbed.reset(seed=4)
     actions, frames = [], []
     for _ in range(100):
         actions.append(driver(undisturbed))
         frames.append(undisturbed.step(actions[-1])[0])
     car_sprites.status_bar.cache_clear()  # else it has written all these returns already
-    env = FastCarRacing("full")
+    env = FastCarRacing(view="full")
     env.reset(seed=4)
     pygame.quit()
     for action, frame in zip(actions, frames, strict=True):
         np.testing.assert_array_equal(env.step(action)[0], frame)
     env.render_mode = "rgb_array"
     assert env.render().shape == (400, 600, 3)
+
+
+def test_its_first_parameter_is_gymnasiums() -> None:
+    assert FastCarRacing("rgb_array").render_mode == CarRacing("rgb_array").render_mode == "rgb_array"
+
+
+def test_a_view_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"view='foo': choose one of 'observation', 'full', 'playfield'"):
+        gymnasium.make(FAST_ID, view="foo")
+
+
+IMPORT = """
+import os, cv2
+before = dict(os.environ), cv2.getNumThreads()
+import pipeline.envs.car_racing
+assert (dict(os.environ), cv2.getNumThreads()) == before
+"""
+
+
+def test_its_import_changes_nothing_of_the_process() -> None:
+    """So that ``render_mode="human"`` opens a window, of Gymnasium's own environments, too."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SDL_")}
+    subprocess.run([sys.executable, "-c", IMPORT], check=True, env=environment)

@@ -35,7 +35,7 @@ def drives() -> dict[str, Drive]:
 @pytest.fixture(scope="module", params=[(name, view) for name in DRIVES for view in VIEWS], ids=" in view ".join)
 def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
     name, view = request.param
-    return drive_again(FastCarRacing(view, **drives[name].options), drives[name], view)
+    return drive_again(FastCarRacing(view=view, **drives[name].options), drives[name], view)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -48,7 +48,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
     for track in range(first, first + 25):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
-        frames = drive_again(FastCarRacing(view), record(track, driver, 150, now_and_then), view)
+        frames = drive_again(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
         errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"
@@ -57,7 +57,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
 def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
-    frames = drive_again(FastCarRacing(view, **drives[name].options), drives[name], view)
+    frames = drive_again(FastCarRacing(view=view, **drives[name].options), drives[name], view)
     seen = {part: frames.seen(part) for part in PARTS}
     absent = {"status bar"} if view == "playfield" else set()
     assert min(seen[part] for part in PARTS.keys() - absent - {"steering"}) > 100, seen
@@ -65,13 +65,13 @@ def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_random_drive_sees_its_wheels_turn(drives: dict[str, Drive], view: View) -> None:
-    assert drive_again(FastCarRacing(view), drives["at random"], view).seen("steering") > 60
+    assert drive_again(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
 
 
 def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
     shapes: dict[View, tuple[int, ...]] = {"playfield": (64, 64, 3), "full": (64, 64, 3), "observation": (96, 96, 3)}
     for view, shape in shapes.items():
-        env = FastCarRacing(view)
+        env = FastCarRacing(view=view)
         frame, _ = env.reset(seed=3)
         for _ in range(ZOOM_STEPS):
             frame, *_ = env.step(np.zeros(3, np.float32))
@@ -214,13 +214,13 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 )
 def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
     mutant, checks, drive = FAULTS[fault]
-    found = rejecting(drive_again(mutant(mutable)(view), drives[drive].until(240), view))
+    found = rejecting(drive_again(mutant(mutable)(view=view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
 def test_a_sound_environment_passes_where_the_faulty_ones_do_not(drives: dict[str, Drive], mutable: Any) -> None:
     for view in VIEWS:
-        assert rejecting(drive_again(FastCarRacing(view), drives["well"].until(240), view)) == {}
+        assert rejecting(drive_again(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 
 
 # ---- a texture is shared by the episodes on a track, and what an episode does to it is not
@@ -237,11 +237,11 @@ def drive_side_by_side(view: View) -> None:
     def stand(env: Any) -> NDArray[np.float32]:
         return np.zeros(3, np.float32)
 
-    together = [steps(FastCarRacing(view), GoodDriver()), steps(FastCarRacing(view), stand)]
+    together = [steps(FastCarRacing(view=view), GoodDriver()), steps(FastCarRacing(view=view), stand)]
     driving, standing = zip(*zip(*together, strict=True), strict=True)
-    after = list(steps(FastCarRacing(view), stand))
+    after = list(steps(FastCarRacing(view=view), stand))
     for frames, driver in ((driving, GoodDriver()), (standing, stand), (after, stand)):
-        alone = steps(FastCarRacing(view), driver)
+        alone = steps(FastCarRacing(view=view), driver)
         forget_tracks()
         assert all(np.array_equal(frame, expected) for frame, expected in zip(frames, alone, strict=True))
 
@@ -262,7 +262,7 @@ def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPa
 
 def test_the_shared_textures_are_never_written() -> None:
     forget_tracks()
-    drivers = {view: (FastCarRacing(view), GoodDriver()) for view in VIEWS}
+    drivers = {view: (FastCarRacing(view=view), GoodDriver()) for view in VIEWS}
     for env, _ in drivers.values():
         env.reset(seed=3)
     track = next(track for track in car_racing._tracks.values() if track.created)
@@ -280,7 +280,7 @@ def test_the_shared_textures_are_never_written() -> None:
 @pytest.mark.parametrize(("track", "options"), [(45, {}), (18, {}), (25, {"domain_randomize": True})])
 def test_no_texel_becomes_brighter_when_tiles_are_visited(track: int, options: dict[str, Any]) -> None:
     """Not even one that a kerb or another tile, darker in some colour, has covered since."""
-    env = FastCarRacing("playfield", **options)
+    env = FastCarRacing(view="playfield", **options)
     env.reset(seed=track)
     shared = next(reversed(car_racing._tracks.values())).textures[960]
     own = EpisodeTexture()

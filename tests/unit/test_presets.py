@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +16,8 @@ from hypothesis import strategies as st
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError
-from pipeline.presets import dump, load_config, parse_yaml, preset_names, validate
+from pipeline.presets import dump, load_config, preset_names, validate
+from pipeline.yaml_text import parse
 from tests.counting import counting_config
 
 
@@ -20,6 +26,10 @@ def path(tmp_path: Path) -> Path:
     file = tmp_path / "own.yaml"
     file.write_text(dump(counting_config()))
     return file
+
+
+def read(text: str) -> Any:
+    return parse(text, "x").values
 
 
 def refused(path: Path, *overrides: str) -> str:
@@ -84,6 +94,59 @@ def test_a_key_that_is_no_name_is_refused(path: Path, text: str) -> None:
     assert "is not a name" in refused(path)
 
 
+def test_a_section_can_be_merged_into_another(path: Path) -> None:
+    path.write_text("vae: &training {epochs: 3, threads: 1}\nmdnrnn: {<<: *training, epochs: 5}\n")
+    config = load_config(str(path))
+    assert (config.vae.epochs, config.vae.threads) == (3, 1)
+    assert (config.mdnrnn.epochs, config.mdnrnn.threads) == (5, 1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("0o10", 8), ("0x10", 16)])
+def test_a_number_is_what_yaml_1_2_has_it_be(path: Path, text: str, value: int) -> None:
+    path.write_text(f"seed: {text}\n")
+    assert load_config(str(path)).seed == value
+
+
+@pytest.mark.parametrize("text", ["1:30", "yes", "2020-01-01"])
+def test_what_yaml_1_1_had_be_a_number_is_refused_with_its_line(path: Path, text: str) -> None:
+    path.write_text(f"name: x\nseed: {text}\n")
+    assert f"{path}, line 2: seed = " in refused(path)
+
+
+@pytest.mark.parametrize("key", ["sigma_from", "episodes_from"])
+def test_a_generation_given_twice_is_refused_with_key_and_line(path: Path, key: str) -> None:
+    what = key.partition("_")[0]
+    path.write_text(f"evolve:\n  {key}:\n  - {{generation: 5, {what}: 2}}\n  - {{generation: 5, {what}: 3}}\n")
+    assert f"{path}, line 2: evolve.{key}: generation 5 is given twice" in refused(path)
+
+
+def test_a_config_comes_from_standard_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("seed: 77\n"))
+    config = load_config("-", ["evolve.generations=5"])
+    assert (config.seed, config.evolve.generations, config.name) == (77, 5, "stdin")
+
+
+def test_a_config_comes_from_a_pipe_too() -> None:
+    """As ``<(...)`` is one to the command."""
+    reading, writing = os.pipe()
+    threading.Thread(target=lambda: os.fdopen(writing, "w").write("seed: 77\n")).start()
+    assert load_config(f"/dev/fd/{reading}").seed == 77
+    os.close(reading)
+
+
+def test_a_folder_of_presets_where_the_command_is_called_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = load_config("paper")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "paper.yaml").write_text("seed: 77\n")
+    (tmp_path / "configs" / "mine.yaml").write_text("seed: 77\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_config("paper") == shipped
+    assert "mine" not in preset_names()
+
+
 def test_yaml_that_makes_objects_is_refused(path: Path) -> None:
     path.write_text("seed: !!python/object/apply:os.getpid []\n")
     assert "own.yaml" in refused(path)
@@ -99,13 +162,13 @@ def test_every_way_to_write_a_small_number_is_that_number(path: Path, text: str)
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_number_that_python_prints_is_read_back(value: float) -> None:
-    assert parse_yaml(repr(value), "x") == value
-    assert isinstance(parse_yaml(repr(value), "x"), float)
+    assert read(repr(value)) == value
+    assert isinstance(read(repr(value)), float)
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("1_000", 1000), ("e4", "e4"), ("1e", "1e"), ("1e4x", "1e4x")])
 def test_what_is_no_float_is_not_made_one(text: str, value: object) -> None:
-    parsed = parse_yaml(text, "x")
+    parsed = read(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -183,10 +246,12 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_would_do(path: Path) -
     assert "'brownian', 'white' or 'random-controller'" in message
 
 
-def test_every_error_is_said_at_once(path: Path) -> None:
-    message = refused(path, "seed=-1", "vae.epochs=0", "evolve.nonsense=1")
-    assert all(key in message for key in ("seed", "vae.epochs", "evolve.nonsense"))
-    assert "own.yaml" in message
+def test_every_error_is_said_at_once_each_with_where_it_was_given(path: Path) -> None:
+    path.write_text("vae:\n  z_size: 4\n  epochs: 0\nevolve:\n  nonsense: 1\n")
+    first, second, third = refused(path, "seed=-1").splitlines()
+    assert first.startswith("-o seed=-1: seed = -1: ")
+    assert second.startswith(f"{path}, line 3: vae.epochs = 0: ")
+    assert third.startswith(f"{path}, line 5: unknown key evolve.nonsense.")
 
 
 def test_an_impossible_combination_is_refused_with_both_keys(path: Path) -> None:
@@ -201,7 +266,7 @@ def test_an_impossible_combination_is_refused_with_both_keys(path: Path) -> None
 def test_a_dumped_config_is_read_back_as_it_was_with_every_key_there() -> None:
     config = counting_config({"vae.learning_rate": 1e-7, "evolve.target_return": None, "name": "1e5"})
     text = dump(config)
-    assert validate(parse_yaml(text, "x"), "x") == config
+    assert validate(read(text), "x") == config
     assert yaml.safe_load(text).keys() == RunConfig.model_fields.keys()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,12 +98,36 @@ def test_auto_says_that_it_comes_to_the_cpu(executor: InProcessExecutor, caplog:
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert resolve_device("auto").type == "cpu"
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert resolve_device("auto").type == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES = '0' gives a GPU, but torch finds no CUDA device"):
         resolve_device("auto")
+
+
+def test_a_batch_is_counted_for_the_data_that_there_is() -> None:
+    def needs(**overrides: Any) -> dict[str, float]:
+        config = counting_config({key.replace("__", "."): value for key, value in overrides.items()})
+        return {row.stage: row.memory_bytes for row in preflight.estimate(config)}
+
+    assert needs(mdnrnn__batch_size=100_000)["train-mdnrnn"] == needs(mdnrnn__batch_size=1000)["train-mdnrnn"]
+    assert needs(mdnrnn__batch_size=8)["train-mdnrnn"] > needs(mdnrnn__batch_size=4)["train-mdnrnn"]
+    assert needs(vae__batch_size=100_000)["train-vae"] == needs(vae__batch_size=1000)["train-vae"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mdnrnn.batch_size", 10**7), ("vae.batch_size", 10**7), ("collect.episodes_per_shard", 10**7)]
+)
+def test_memory_that_is_not_there_is_refused_with_the_key_that_takes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, value: int
+) -> None:
+    monkeypatch.setattr(preflight, "memory_bytes", lambda: 8 * 2**30)
+    monkeypatch.setattr(preflight, "_check_disk", lambda *_: None)
+    config = counting_config({"collect.episodes": 10**7, key: value})
+    with pytest.raises(ConfigError, match=rf"lower {key}, which takes .* of it"):
+        preflight.check(config, str(tmp_path))
 
 
 def test_the_plan_counts_what_a_larger_controller_costs() -> None:

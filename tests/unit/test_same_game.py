@@ -57,7 +57,7 @@ class Pair:
     """
 
     def __init__(self, **options: Any) -> None:
-        self.fast = FastCarRacing("playfield", **options)
+        self.fast = FastCarRacing(view="playfield", **options)
         self.plain = UndrawnCarRacing(**options)
 
     def reset(self, **kwargs: Any) -> None:

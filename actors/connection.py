@@ -1,0 +1,160 @@
+"""How a driver comes to a Ray: by joining a cluster that is named, or by starting a local one for its run alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import services
+from ray.experimental import internal_kv
+from ray.job_config import JobConfig
+
+import actors
+from actors.nodes import sigterm_left_alone
+from pipeline.config import RunConfig
+from pipeline.errors import ClusterError, ConfigError
+from pipeline.executor import cluster_address
+from pipeline.machine import num_cores
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 10.0  # for a head that is named; one that has just been started may need a moment
+_TRY_S = 3.0
+_SLOW_S = 15.0  # after which a local Ray takes longer than it should
+
+# What begins HTTP/2, which Ray's control service speaks: the preface, and settings without any setting.
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS = 4
+
+_LOCAL = "unset RAY_ADDRESS and leave execution.ray_address null for a local Ray"
+_PRIVATE = b"world-models/private-to-process"
+
+
+class _OurSourcesFirst(JobConfig):  # type: ignore[misc]
+    """Has Ray's workers import what this driver imported.
+
+    Ray puts the folder in which the command is called first on their path: a package of it that is called `pipeline`,
+    too, would be taken for ours. Of these folders the last comes first.
+    """
+
+    def _get_proto_job_config(self) -> Any:
+        ours = str(Path(actors.__file__).parent.parent)
+        if not self._runtime_env_has_working_dir() and self._py_driver_sys_path[-1:] != [ours]:
+            self._py_driver_sys_path.append(ours)
+            self._cached_pb = None
+        return super()._get_proto_job_config()
+
+
+def connect(config: RunConfig) -> bool:
+    """Join the cluster that the config or the environment names, or start a local Ray; whether it is a local one.
+
+    Raises:
+        ConfigError: the address is none of a cluster that can be joined.
+        ClusterError: no local Ray comes up.
+    """
+    address = cluster_address(config.execution)
+    with sigterm_left_alone():
+        if address is not None:
+            _join(address)
+            return False
+        _start(config)
+        return True
+
+
+def _join(address: str) -> None:
+    if "://" in address:
+        raise ConfigError(
+            f"{address} is the address of a job server or of Ray's client, and a driver joins a cluster by HOST:PORT "
+            "(that of `ray start --head`, by default port 6379). To run as a job of it: world-models submit --address"
+        )
+    try:
+        place = services.canonicalize_bootstrap_address_or_die(address)
+        host, _, port = place.rpartition(":")
+        why = _why_not(host.strip("[]"), int(port))
+        if why is None:
+            ray.init(address=place, logging_level=logging.WARNING, job_config=_OurSourcesFirst())
+    except (ConnectionError, ValueError, OSError) as error:
+        why = str(error).rstrip(".")
+    if why is not None:
+        raise ConfigError(
+            f"no Ray cluster answers at {address}: {why}. Start one with `ray start --head`, set RAY_AUTH_MODE=token "
+            f"if it asks for a token, or {_LOCAL}"
+        )
+    owner = internal_kv._internal_kv_get(_PRIVATE)
+    if owner is not None:
+        ray.shutdown()
+        raise ConfigError(
+            f"the Ray at {address} is the private one of another run (process {owner.decode()}), and ends with it: "
+            f"name a cluster, or {_LOCAL}"
+        )
+
+
+def _why_not(host: str, port: int) -> str | None:
+    """Why a place cannot be joined; None where Ray's control service may be.
+
+    Ray itself waits for a quarter of an hour where nobody is.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return None  # it would not answer the question as it is put here
+    deadline = time.monotonic() + _ANSWER_S
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=_TRY_S) as connection:
+                connection.sendall(_HTTP2)
+                answer = connection.recv(9)
+            if len(answer) >= 4 and answer[3] == _SETTINGS:
+                return None
+            why = "another server is there, perhaps the dashboard"
+        except OSError as error:
+            why = error.strerror or str(error)
+        if time.monotonic() >= deadline:
+            return why
+        time.sleep(0.5)
+
+
+def _start(config: RunConfig) -> None:
+    """For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard."""
+    logger.info("starting a local Ray")
+    try:
+        _init(config)
+    except Exception as error:  # Ray raises whatever it met
+        ray.shutdown()
+        logger.warning("the local Ray did not come up (%s): trying once more", _first_line(error))
+        try:
+            _init(config)
+        except Exception as again:
+            ray.shutdown()
+            raise ClusterError(
+                f"no local Ray comes up on this machine, in two tries: {_first_line(again)}. Its logs are in "
+                "/tmp/ray/session_latest/logs. It needs some memory, and disk in /tmp. To do without: "
+                "-o execution.executor=in-process"
+            ) from again
+    internal_kv._internal_kv_put(_PRIVATE, str(os.getpid()).encode())
+
+
+def _init(config: RunConfig) -> None:
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # Ray's own is 30, too few on a busy machine
+    slow = threading.Timer(_SLOW_S, logger.warning, ["the local Ray takes its time: is this machine busy?"])
+    slow.daemon = True
+    slow.start()
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(num_cores(), config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
+            include_dashboard=False,
+            job_config=_OurSourcesFirst(),
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        slow.cancel()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,80 @@
+"""YAML 1.2 as people write it, with the line that each key is on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from pipeline.errors import ConfigError
+
+# Keys and indices from the top of a document to a value.
+Path = tuple[str | int, ...]
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a text holds.
+
+    Attributes:
+        values: Plain Python values.
+        lines: Lines from 1 that keys and items are on; without those that were merged from elsewhere.
+    """
+
+    values: Any
+    lines: Mapping[Path, int]
+
+
+def parse(text: str, source: str) -> Document:
+    """Read one document.
+
+    Raises:
+        ConfigError: It is not valid YAML, or has a key that is given twice or is no text. Names source and line.
+    """
+    try:
+        root = _yaml().compose(text)
+        lines = dict(_lines(root, (), source)) if root is not None else {}
+        return Document(_yaml().load(text), lines)
+    except YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {str(error).replace('<unicode string>', source)}") from error
+
+
+def to_text(values: Any) -> str:
+    """The inverse: block style, keys in their order."""
+    yaml, stream = _yaml(), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)  # YAML 1.2, and nothing but plain values; the C parser knows 1.1 alone
+
+
+def _lines(node: Node, path: Path, source: str) -> Iterator[tuple[Path, int]]:
+    if isinstance(node, SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*path, index), item.start_mark.line + 1
+            yield from _lines(item, (*path, index), source)
+    elif isinstance(node, MappingNode):
+        seen = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == _MERGE:
+                continue
+            if key.tag != _TEXT:
+                given = key.value if isinstance(key.value, str) else "of several values"
+                raise ConfigError(f"{source}, line {line}: key {given} is not a name; in quotes it would be")
+            if key.value in seen:
+                raise ConfigError(f"{source}, line {line}: key {key.value!r} is given twice")
+            seen.add(key.value)
+            yield (*path, key.value), line
+            yield from _lines(value, (*path, key.value), source)
