@@ -31,7 +31,7 @@ demo: $(READY)
 	$(BIN)/world-models run tiny --run-dir $(RUN_DIR)
 
 test: $(READY)
-	$(BIN)/pytest $(if $(T),$(T),-n 4 --dist loadfile --no-loadscope-reorder)
+	$(BIN)/pytest $(if $(T),$(T),-n 3 --dist loadfile --no-loadscope-reorder)
 
 stress: $(READY)
 	$(BIN)/python -m tests.stress $(STRESS)

@@ -237,11 +237,12 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
         from pipeline.training.hardware import check_devices
 
         check_devices(config, executor)
+        text = _annotated(config)
         with lease_for(config, store, command) as fenced:
             # Once more: another driver may have begun the run, and ended, since.
             _check_same_run(config, store)
             check_machine(store, exact=config.execution.exact, epoch=fenced.epoch)
-            fenced.write(CONFIG_KEY, dump(config).encode())
+            fenced.write(CONFIG_KEY, text.encode())
             failpoint("config-written")
             run_stages(config, fenced, executor, STAGES if command == "run" else [stage_named(command)])
     finally:
@@ -249,6 +250,21 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
     if command in ("run", "report"):
         print(achieved(store))
     return 0
+
+
+def _annotated(config: RunConfig) -> str:
+    """The config as the run keeps it: what ``auto`` comes to depends on the machine.
+
+    Raises:
+        ConfigError: the engine or the precision of rollouts is not to be had here.
+    """
+    from pipeline.identity import cpu_kind
+    from pipeline.models.forward import resolve_precision
+
+    precision = resolve_precision(config.rollouts)
+    if config.rollouts.precision != "auto":
+        return dump(config)
+    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n"
 
 
 def _check_same_run(config: RunConfig, store: Store) -> None:

@@ -102,7 +102,18 @@ def _seconds(info: Any) -> str:
 
 def _facts(info: Any) -> str:
     """What a stage's manifest says of itself, in a few words."""
-    shown = ("env_steps", "frames", "steps", "best_epoch", "loss", "generations", "best_validation", "init", "device")
+    shown = (
+        "env_steps",
+        "frames",
+        "steps",
+        "best_epoch",
+        "loss",
+        "generations",
+        "best_validation",
+        "init",
+        "device",
+        "precision",
+    )
     parts = []
     for key in shown:
         value = info.get(key)

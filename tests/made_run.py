@@ -115,7 +115,8 @@ def put_evaluation(
     drive = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
     commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), **drive)
     commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode())
-    seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary)
+    came_to = {"engine": "openvino", "precision": "int8"}
+    seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary, **came_to)
     return summary
 
 

@@ -123,6 +123,11 @@ def resolve_precision(rollouts: RolloutsConfig) -> Precision:
     return rollouts.precision
 
 
+def resolved(rollouts: RolloutsConfig) -> dict[str, str]:
+    """The engine and the precision of V's encoder on this machine, for a manifest to say."""
+    return {"engine": rollouts.engine, "precision": resolve_precision(rollouts)}
+
+
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
     """z = mu + exp(logvar / 2) * noise, any one shape: what ``vae.sample_z`` is to torch."""
     z: Array = mu + np.exp(logvar * np.float32(0.5)) * noise

@@ -115,6 +115,7 @@ class Findings:
         returns: controller to the returns of its test episodes, in the order of tracks.
         history: one row a generation.
         frames: collected.
+        engine, precision: that V's encoder had on the test tracks; what `auto` came to there.
         published: of the run's environment, None where there is nothing to stand beside.
         cpus, code_versions: all that the stages were made on, usually one of each.
         versions: of libraries, of the last stage.
@@ -135,6 +136,8 @@ class Findings:
     mdnrnn_init: str
     drive: Drive | None
     stages: list[StageRow]
+    engine: str
+    precision: str
     published: Published | None
     cpus: list[str]
     code_versions: list[str]
@@ -210,6 +213,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
         mdnrnn_init=config.mdnrnn.init,
         drive=_drive(newest(evaluation, "drive-")),
         stages=[_stage(manifest) for manifest in manifests.values()],
+        engine=manifests["evaluation"].info["engine"],
+        precision=manifests["evaluation"].info["precision"],
         published=PUBLISHED.get(config.env.id),
         cpus=sorted({str(info["cpu"]) for info in infos}),
         code_versions=sorted({str(info["code_version"]) for info in infos}),

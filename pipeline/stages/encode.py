@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.executor import Executor
 from pipeline.metrics import MetricsLog
-from pipeline.models.forward import encode_all, make_encoder
+from pipeline.models.forward import encode_all, make_encoder, resolved
 from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest, require_records
 from pipeline.storage.shards import LatentEpisode, episodes_in, latents_to_bytes
@@ -88,4 +88,4 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored, figures={"encoded_frames": record.rows}))
     require_records(store, PREFIX, frames.keys())
-    return {"frames": total}
+    return {"frames": total, **resolved(config.rollouts)}

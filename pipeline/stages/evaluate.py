@@ -21,6 +21,7 @@ from pipeline.config import RunConfig
 from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
 from pipeline.executor import Executor, Resources
 from pipeline.metrics import MetricsLog
+from pipeline.models.forward import resolved
 from pipeline.progress import Progress, Update
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
@@ -65,7 +66,8 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         _film(config, store, executor, f"drive-{tag}.gif", shown, job, vae_weights, mdnrnn_weights)
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
-    return {"env_steps": sum(row["steps"] for row in rows), "controllers": summary, "retries": retries}
+    env_steps = sum(row["steps"] for row in rows)
+    return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config.rollouts)}
 
 
 def _film(

@@ -33,6 +33,7 @@ from pipeline.executor import Executor, Pool
 from pipeline.failpoints import failpoint
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
+from pipeline.models.forward import resolved
 from pipeline.progress import Figures, Progress, Update
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
@@ -75,6 +76,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         "best_validation": state.best_validation,
         "workers": workers,
         "retries": retries,
+        **resolved(config.rollouts),
     }
 
 

@@ -267,6 +267,16 @@ def test_files_that_hold_secrets_may_be_named() -> None:
     assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
 
 
+def test_a_setting_is_no_secret_because_of_another_word() -> None:
+    job = submit.make_job("tiny", [], "s3://bucket/x", ["TOKENIZERS_PARALLELISM=false", "KEYBOARD=qwerty"], {})
+    assert job.environment["TOKENIZERS_PARALLELISM"] == "false"
+
+
+def test_commands_to_be_pasted_are_quoted(head: Head, tmp_path: Path) -> None:
+    directions = submit.Jobs(head.jobs).directions("job", f"{tmp_path}/my run; rm -r *")
+    assert f"world-models status '{tmp_path}/my run; rm -r *'" in directions
+
+
 def test_without_the_token_that_it_wants_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: str) -> None:
         raise AuthenticationError("Unauthorized: Missing authentication token\n\nmuch more")

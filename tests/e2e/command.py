@@ -91,7 +91,7 @@ class Command:
         while not when():
             assert self.process.poll() is None, f"it ended before: {self.finish()[1]}"
             assert time.monotonic() < deadline, "what is waited for never came"
-            time.sleep(0.01)
+            time.sleep(0.1)  # to look at all processes takes a while
 
     def interrupt(self, number: signal.Signals, when: Callable[[], object]) -> tuple[int, str]:
         """Send a signal to the command's main process once something is so, and wait for its end.

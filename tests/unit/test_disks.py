@@ -1,0 +1,124 @@
+"""Folders that are no ordinary disk: without hard links, without modes, full, or named as no folder is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.storage import store as store_module
+from pipeline.storage.store import LocalStore, as_run_dir
+
+
+def failing(number: int) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.__getitem__)
+def without_links(
+    request: pytest.FixtureRequest, local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> LocalStore:
+    """A folder as exFAT, Colab's Drive and some network folders are."""
+    monkeypatch.setattr(os, "link", failing(request.param))
+    return local_store
+
+
+def test_a_key_is_created_once_without_links_too(without_links: LocalStore) -> None:
+    without_links.create("a/k", b"first")
+    with pytest.raises(AlreadyExistsError, match="a/k"):
+        without_links.create("a/k", b"second")
+    assert without_links.read("a/k") == b"first"
+    without_links.delete("a/k")
+    without_links.create("a/k", b"third")
+    assert without_links.read("a/k") == b"third"
+    assert without_links.leftovers() == []
+
+
+def test_of_many_who_create_one_key_without_links_exactly_one_wins(without_links: LocalStore) -> None:
+    def create(number: int) -> int | None:
+        try:
+            without_links.create("k", str(number).encode())
+        except AlreadyExistsError:
+            return None
+        return number
+
+    for _ in range(5):
+        with ThreadPoolExecutor(16) as threads:
+            winners = [number for number in threads.map(create, range(16)) if number is not None]
+        assert [without_links.read("k")] == [str(number).encode() for number in winners]
+        without_links.delete("k")
+
+
+def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
+    without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CLAIM_S", 0.2)
+    with monkeypatch.context() as patch:  # it is killed with the claim in its hands
+        patch.setattr(Path, "replace", failing(errno.EIO))
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        with pytest.raises(StorageError):
+            without_links.create("k", b"never")
+    assert any(name.startswith("claim-") for name in without_links.leftovers())
+    without_links.create("k", b"mine")
+    assert without_links.read("k") == b"mine"
+
+
+def test_a_disk_without_modes_is_written_all_the_same(local_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "chmod", failing(errno.EPERM))
+    local_store.write("k", b"data")
+    assert local_store.read("k") == b"data"
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free the disk"),
+        (errno.EDQUOT, "quota"),
+        (errno.EROFS, "mounted to be read only"),
+        (errno.EACCES, "permissions"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ESTALE, "mount it again"),
+        (errno.EBUSY, "put that right"),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_what_to_do_depends_on_what_is_wrong(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    monkeypatch.setattr(tempfile, "mkstemp", failing(number))
+    with pytest.raises(StorageError, match="Nothing that was committed before is touched") as caught:
+        local_store.write("k", b"data")
+    assert advice in str(caught.value)
+    assert os.strerror(number) in str(caught.value)
+
+
+# ---- places as people write them
+
+
+@pytest.mark.parametrize(
+    "text", ["runs/x", "/data/x", "s3://bucket/x", "gopher://host/x", "./~/x", "./s3:/x", "a:b", "x~"]
+)
+def test_a_place_is_taken_as_it_is_written(text: str) -> None:
+    assert as_run_dir(text) == text
+
+
+def test_a_home_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert as_run_dir("~/x") == "/home/somebody/x"
+    with pytest.raises(ConfigError, match="no such home"):
+        as_run_dir("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket/x", "S3:/bucket/x"])
+def test_what_looks_like_a_bucket_and_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"looks like a URL and is none: is it s3://bucket/x\?"):
+        as_run_dir(text)
