@@ -7,6 +7,8 @@ functions that need it, so that what only waits beside a node stays small.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,7 +153,8 @@ def sigterm_left_alone() -> Iterator[None]:
     """Keep this process's own handler of SIGTERM while Ray starts.
 
     ``ray.init`` sets one of its own, which ends the process without a word and without giving back what it holds. To
-    set the old one again afterwards would leave a moment without it.
+    set the old one again afterwards would leave a moment without it. Beneath Python it sets another one, which prints a
+    stack trace, and at times crashes over that without end; it hands a signal on, so that it may be there for a moment.
     """
     from ray._private import utils
 
@@ -161,6 +164,8 @@ def sigterm_left_alone() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # beneath Python, too
 
 
 def draining_nodes() -> dict[str, float | None]:

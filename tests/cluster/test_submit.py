@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -22,13 +23,15 @@ from cluster import submit
 from pipeline.errors import ClusterError, ConfigError
 from pipeline.failpoints import VARIABLE
 from pipeline.identity import code_version
-from pipeline.presets import dump, load_config
+from pipeline.presets import CONFIG_KEY, dump, load_config
+from pipeline.run import STAGES
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
 from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
 
+BEFORE_EVOLVE = STAGES[:4]
 GENERATIONS = 6
 # The preset `smoke`, real CarRacing, smaller still.
 SMALL = ("smoke", *(part for setting in (
@@ -69,6 +72,10 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     straight, folder = tmp_path / "straight", tmp_path / "run"
     code, output = command.run("run", *SMALL, "--run-dir", str(straight), "-o", "execution.executor=in-process")
     assert code == 0, output
+    # What comes before the evolution is there already; in test_secured.py a job makes it.
+    for stage in BEFORE_EVOLVE:
+        shutil.copytree(straight / stage.prefix, folder / stage.prefix)
+    shutil.copy(straight / CONFIG_KEY, folder)
 
     arguments = ("submit", *SMALL, "--run-dir", str(folder), "--address", head.jobs)
     # It stands still halfway. An address in the environment must not win over the one that is given.

@@ -144,6 +144,7 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
     assert f"world-models run {preset}" in output
     assert f"world-models resume {folder}" in output
     assert "Traceback" not in output
+    assert "SIGTERM received" not in output, "Ray's handler is gone"
     assert lease.read_sitting(LocalStore(folder), 1).ended == "interrupted"
 
 
