@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray._private import services
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from ray.job_config import JobConfig
 
@@ -78,9 +79,17 @@ def _join(address: str) -> None:
         host, _, port = place.rpartition(":")
         why = _why_not(host.strip("[]"), int(port))
         if why is None:
-            ray.init(address=place, logging_level=logging.WARNING, job_config=_OurSourcesFirst())
+            # Of "auto" Ray looks for a token by itself.
+            ray.init(
+                address="auto" if address == "auto" else place,
+                logging_level=logging.WARNING,
+                job_config=_OurSourcesFirst(),
+            )
     except (ConnectionError, ValueError, OSError) as error:
         why = str(error).rstrip(".")
+    except (RuntimeError, RayError) as error:  # another version of Ray or Python, a token that it does not take
+        ray.shutdown()
+        raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     if why is not None:
         raise ConfigError(
             f"no Ray cluster answers at {address}: {why}. Start one with `ray start --head`, set RAY_AUTH_MODE=token "

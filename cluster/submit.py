@@ -31,10 +31,9 @@ SOURCES = ("actors", "cluster", "configs", "pipeline")
 
 # Where storage is and who vouches for this job there, but no secret: the value may be seen by all who see the job.
 STORAGE_SETTINGS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS")
-# The names of secrets, but not of the files that hold them.
-# A word of a name that ends so; but not of a file's name.
+# The names of secrets, but not of the files that hold them, nor words that only begin like a secret's.
 _SECRET = re.compile(
-    r"(SECRETS?|TOKENS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|KEYS?)(_|$)(?!(.*_)?(FILE|PATH)$)", re.IGNORECASE
+    r"(SECRET|TOKEN(?!IZER)|PASSW|PASSPHRASE|CREDENTIAL|KEY(?!BOARD))(?!.*_(FILE|PATH)$)", re.IGNORECASE
 )
 
 # From SIGTERM to SIGKILL; Ray's own is 3 s. A driver needs less, unless its storage hangs.

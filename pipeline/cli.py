@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Commands that work for the reader of their standard output alone.
-_FILTERS = ("bench", "plan", "status")
+_FILTERS = ("bench", "plan", "status", "storage")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         again = _again(options, arguments)
         print(f"\nworld-models: {how}; what is committed is kept; to go on, {again}", file=sys.stderr)
         return 143 if terminated else 130
+    finally:
+        output.require_a_reader(False)  # what is left in the buffer is for nobody
 
 
 def entry() -> None:
@@ -261,10 +263,11 @@ def _annotated(config: RunConfig) -> str:
     from pipeline.identity import cpu_kind
     from pipeline.models.forward import resolve_precision
 
+    if not config.execution.exact:
+        return dump(config)  # workers may have another kind of CPU than this process
     precision = resolve_precision(config.rollouts)
-    if config.rollouts.precision != "auto":
-        return dump(config)
-    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n"
+    auto = config.rollouts.precision == "auto"
+    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n" if auto else dump(config)
 
 
 def _check_same_run(config: RunConfig, store: Store) -> None:

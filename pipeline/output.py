@@ -6,12 +6,18 @@ standard output is what the command is for, a reader that leaves ends the comman
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import select
 import signal
 import sys
 from typing import Any, TextIO
+
+from pipeline.errors import WorldModelsError
+
+# A pipe without a reader, a terminal that was closed.
+_NOBODY_READS = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 EXIT_CODE_OF_A_FILTER = 128 + signal.SIGPIPE
 
@@ -20,11 +26,15 @@ class ReaderLeft(OSError):
     """The reader of standard output left, and the command works for nobody else."""
 
 
+class OutputError(WorldModelsError):
+    """Standard output is what the command is for, and cannot be written: its disk is full, for instance."""
+
+
 class _Dropping(io.FileIO):
     """A file descriptor for writing that turns into the null device once a write fails.
 
     Attributes:
-        required: Whether a failed write is an error as well.
+        required: Whether that is an error as well.
     """
 
     required = False
@@ -37,17 +47,18 @@ class _Dropping(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())  # for whatever else writes here, and for Python's own flush at the end
             os.close(null)
-            if self.required:
+            if self.required and error.errno in _NOBODY_READS:
                 raise ReaderLeft(str(error)) from error
+            if self.required:
+                raise OutputError(f"cannot write to standard output: {error.strerror}") from error
             return len(data)
         return written
 
 
 def _dropping(stream: TextIO) -> io.TextIOWrapper:
     raw = _Dropping(stream.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=stream.isatty() or stream is sys.stderr
-    )
+    at_once = stream is sys.stderr or stream.isatty() or getattr(stream, "write_through", False)  # the last: python -u
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=at_once)
 
 
 def drop_what_nobody_takes() -> None:
@@ -66,8 +77,8 @@ def flush() -> None:
             stream.flush()
 
 
-def require_a_reader() -> None:
-    """From here on, a failed write to standard output raises ``ReaderLeft``, if its failures are dropped so far."""
+def require_a_reader(required: bool = True) -> None:
+    """Whether standard output raises from here on where it cannot be written, if its failures are dropped so far."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _Dropping):
-        raw.required = True
+        raw.required = required

@@ -175,7 +175,8 @@ def check(config: RunConfig, run_dir: str) -> None:
     if worst.memory_bytes > memory:
         key, most = max(((k, part) for k, part in worst.memory.items() if k), key=lambda item: item[1], default=("", 0))
         needed = f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}"
-        raise ConfigError(f"{needed}: lower {key}, which takes {_size(most)} of it" if key else needed)
+        helps = most > worst.memory_bytes / 2 or worst.memory_bytes - most < memory
+        raise ConfigError(f"{needed}: lower {key}, which takes {_size(most)} of it" if helps else needed)
 
 
 def _sources_are_a_copy() -> bool:

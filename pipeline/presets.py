@@ -69,7 +69,10 @@ def _read(preset: str) -> tuple[str, str, str]:
     if preset in preset_names():
         return f"preset {preset}", (_PRESETS / f"{preset}.yaml").read_text(), preset
     if preset == STANDARD_INPUT:
-        return "standard input", sys.stdin.read(), "stdin"
+        try:
+            return "standard input", "" if sys.stdin is None else sys.stdin.read(), "stdin"
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"standard input cannot be read as text: {error}") from error
     path = Path(preset)
     if not path.exists() or path.is_dir():
         close = difflib.get_close_matches(preset, preset_names(), n=1)

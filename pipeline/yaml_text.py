@@ -42,7 +42,7 @@ def parse(text: str, source: str) -> Document:
         root = _yaml().compose(text)
         lines = dict(_lines(root, (), source)) if root is not None else {}
         return Document(_yaml().load(text), lines)
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # the second: a date or number that is none
         raise ConfigError(f"{source} is not valid YAML: {str(error).replace('<unicode string>', source)}") from error
 
 

@@ -123,9 +123,16 @@ def resolve_precision(rollouts: RolloutsConfig) -> Precision:
     return rollouts.precision
 
 
-def resolved(rollouts: RolloutsConfig) -> dict[str, str]:
-    """The engine and the precision of V's encoder on this machine, for a manifest to say."""
-    return {"engine": rollouts.engine, "precision": resolve_precision(rollouts)}
+def resolved(config: RunConfig) -> dict[str, str]:
+    """The engine and the precision of V's encoder, for a manifest to say.
+
+    What ``auto`` comes to on this machine, it comes to on all, unless workers of another kind of CPU are accepted.
+    """
+    rollouts = config.rollouts
+    return {
+        "engine": rollouts.engine,
+        "precision": resolve_precision(rollouts) if config.execution.exact else rollouts.precision,
+    }
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:

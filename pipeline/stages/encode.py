@@ -88,4 +88,4 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored, figures={"encoded_frames": record.rows}))
     require_records(store, PREFIX, frames.keys())
-    return {"frames": total, **resolved(config.rollouts)}
+    return {"frames": total, **resolved(config)}

@@ -67,7 +67,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
     env_steps = sum(row["steps"] for row in rows)
-    return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config.rollouts)}
+    return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config)}
 
 
 def _film(
@@ -200,7 +200,9 @@ def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
     """Mean, standard deviation and a 95 % bootstrap interval of the mean (percentiles of resampled means)."""
     values = np.asarray(returns, np.float64)
     rng = seeding.generator(seed, "evaluate/bootstrap")
-    means = rng.choice(values, (_BOOTSTRAP_SAMPLES, len(values))).mean(axis=1)
+    # In blocks: all at once, 10,000 episodes would take a gigabyte and more.
+    blocks = [rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(_BOOTSTRAP_SAMPLES // 100)]
+    means = np.concatenate(blocks)
     low, high = np.percentile(means, [2.5, 97.5])
     return {
         "episodes": len(values),

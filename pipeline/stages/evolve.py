@@ -76,7 +76,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         "best_validation": state.best_validation,
         "workers": workers,
         "retries": retries,
-        **resolved(config.rollouts),
+        **resolved(config),
     }
 
 

@@ -13,15 +13,15 @@ from pipeline.storage.store import Store
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _OWN = re.compile(
     rf"""
-    config\.yaml
+    config\.yaml | sittings\.jsonl
     | sittings/\d{{6}}/[a-z-]+\.json
     | [a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
         | data/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
         | superseded/[0-9a-f]{{12}}\.json
-        | checkpoints/records/\d{{8}}-\d{{6}}\.json
-        | checkpoints/data/\d{{8}}-\d{{6}}-[0-9a-f]{{12}}
+        | checkpoints/records/\d{{8}}(-\d{{6}})?\.json
+        | checkpoints/data/\d{{8}}(-\d{{6}})?-[0-9a-f]{{12}}
         | tensorboard/events\.out\.tfevents\.{_NAME}
     )
     """,

@@ -58,6 +58,7 @@ class S3Store:
         self.bucket, self.prefix = _parse(url)
         self._timeouts = (connect_timeout, read_timeout)
         self._bucket_seen = False
+        self._reached = False
         self._look: Callable[[], None] | None = None
 
     def guarded(self, look: Callable[[], None]) -> S3Store:
@@ -183,9 +184,11 @@ class S3Store:
         most, tries = _most_tries(), 1
         while True:
             try:
-                return ask(client)
+                answer = ask(client)
+                self._reached = True
+                return answer
             except s3_errors.FAILURES as error:
-                if tries >= most or not s3_errors.transient(error):
+                if tries >= most or not s3_errors.transient(error, reached=self._reached):
                     endpoint = s3_errors.public(client.meta.endpoint_url)
                     raise s3_errors.explained(error, what, self.bucket, endpoint, tries) from error
                 wait = min(_FIRST_WAIT_S * 2 ** (tries - 1), _LONGEST_WAIT_S) * _jitter.uniform(0.5, 1.0)

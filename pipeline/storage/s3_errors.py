@@ -86,10 +86,15 @@ def kind(error: Exception) -> str:
     return f"{status(error)} {code(error)}" if code(error) != str(status(error)) else code(error)
 
 
-def transient(error: Exception) -> bool:
-    """Whether another try may be answered."""
+def transient(error: Exception, *, reached: bool) -> bool:
+    """Whether another try may be answered.
+
+    Args:
+        error: one of ``FAILURES``.
+        reached: whether the server has answered before: then it is there, whatever the network says now.
+    """
     if not isinstance(error, ClientError):
-        return isinstance(error, _UNANSWERED) and _lasting_trouble(error) is None
+        return isinstance(error, _UNANSWERED) and (reached or _lasting_trouble(error) is None)
     return status(error) in _TRANSIENT_STATUS or code(error) in _TRANSIENT_CODES
 
 
@@ -115,7 +120,7 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
         tries: how many there were.
     """
     if isinstance(error, _UNANSWERED):
-        lasting = _lasting_trouble(error)
+        lasting = _lasting_trouble(error) if tries == 1 else None
         trouble, advice = lasting or _passing_trouble(error)
         tried = "" if lasting else f"; {tries} tries"
         return StorageError(f"cannot {what}: {endpoint} {trouble} ({kind(error)}{tried}). {advice}. {_GO_ON}")
@@ -139,7 +144,7 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
             f"cannot {what}: there is no bucket {bucket} at {endpoint} ({kind(error)}). Create it, or give another "
             "--run-dir or AWS_ENDPOINT_URL_S3."
         )
-    if transient(error):
+    if transient(error, reached=True):
         return StorageError(f"cannot {what}: {endpoint} still fails after {tries} tries ({kind(error)}). {_GO_ON}")
     message = error.response.get("Error", {}).get("Message", "no reason given")
     return StorageError(f"cannot {what}: {endpoint} refuses it ({kind(error)}: {public(message)}).")
@@ -149,13 +154,13 @@ def _lasting_trouble(error: Exception) -> tuple[str, str] | None:
     """Why no answer to a request can come, and what to do; None where one may come yet."""
     causes = [*_causes(error)]
     said = " ".join(map(str, causes))
-    if any(isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN for cause in causes):
+    if any(isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME for cause in causes):
         return "is not found: no machine has this name", "Check AWS_ENDPOINT_URL_S3 and AWS_DEFAULT_REGION"
     if "CERTIFICATE_VERIFY_FAILED" in said:
         return "shows a certificate that is not trusted here", "Give its authority as AWS_CA_BUNDLE; check the clock"
     if "WRONG_VERSION_NUMBER" in said:
         return "does not speak TLS", "Check AWS_ENDPOINT_URL_S3: does it begin with http://?"
-    if any(isinstance(cause, ValueError) for cause in causes):
+    if "Invalid header" in said:  # as http.client says it
         credentials = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
         return "cannot be asked: a header is malformed", f"Check {credentials} for spaces and line ends"
     return None
@@ -183,7 +188,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(cause))
         yield cause
         held = (*cause.args, getattr(cause, "kwargs", {}).get("error"), getattr(cause, "reason", None))
-        held += (getattr(cause, "original_error", None), cause.__cause__, cause.__context__)
+        held += (cause.__cause__, None if cause.__suppress_context__ else cause.__context__)
         waiting += [each for each in held if isinstance(each, BaseException)]
 
 

@@ -10,7 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
+from uuid import uuid4
 
 from pipeline.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
 from pipeline.failpoints import failpoint
@@ -119,27 +120,39 @@ class LocalStore:
             _sync_folder(target.parent)
 
     def _create_without_links(self, key: str, temporary: Path, target: Path) -> None:
-        """Rename onto a free name, where exFAT, network folders and Colab's Drive have no links: one at a time may."""
-        claim = self.root / self.TEMPORARY / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        seen, since = None, 0.0
+        """Rename onto a free name, where exFAT, network folders and Colab's Drive have no links: one at a time may.
+
+        Who may is who has made a claim, a file that is there once. A claim whose maker has died is renamed away, which
+        one of those who wait can do. A maker that stands still for longer than claims last may find its claim gone,
+        and gives up.
+        """
+        claims = self.root / self.TEMPORARY
+        claim = claims / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        mine = uuid4().hex.encode()
+        seen, since = cast(bytes | None, None), 0.0
         while True:
             try:
-                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                with claim.open("xb") as file:
+                    file.write(mine)
                 break
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    there = (claim.stat().st_ino, claim.stat().st_mtime_ns)
+                    there = claim.read_bytes()
                     if there != seen:
                         seen, since = there, time.monotonic()
-                    elif time.monotonic() - since > _CLAIM_S:  # whoever had it died with it
-                        claim.unlink()
+                    elif time.monotonic() - since > _CLAIM_S:
+                        claim.rename(claims / f"{claim.name}-of-{uuid4().hex}")
             time.sleep(0.01)
         try:
             if target.exists():
                 raise AlreadyExistsError(f"{target} exists already")
+            if claim.read_bytes() != mine:
+                raise OSError(errno.ESTALE, "this process stood still for too long")
             temporary.replace(target)
         finally:
-            claim.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if claim.read_bytes() == mine:
+                    claim.unlink()
 
     def grow(self, key: str, data: bytes, present: int) -> None:
         target = self.root / key
@@ -213,7 +226,7 @@ class LocalStore:
                 file.write(memoryview(data)[half:])
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(PermissionError, NotImplementedError):  # of disks that have no modes
+            with contextlib.suppress(OSError):  # of disks that have no modes, which is no harm
                 Path(temporary).chmod(0o644)
             yield temporary, target
         except AlreadyExistsError:

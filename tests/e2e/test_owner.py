@@ -157,7 +157,7 @@ def _niceness_of_workers(pid: int) -> Iterator[int]:
 
 
 STOPPED_WHILE_RAY_STARTS = """
-import os, psutil, signal, sys
+import contextlib, os, psutil, signal, sys
 import ray._private.worker
 from pipeline import cli
 
@@ -165,8 +165,10 @@ connect = ray._private.worker.connect
 
 def stopped(*arguments, **named):  # Ray's own handler would be set by now
     for child in psutil.Process().children(recursive=True):
-        if not any("gent" in word for word in child.cmdline()[:3]):  # Ray's agents look for their node once a minute
-            print(child.pid, flush=True)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # But for Ray's agents, which look for their node once a minute.
+            if not any("gent" in word for word in child.cmdline()[:3]):
+                print(child.pid, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     return connect(*arguments, **named)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.e2e import command
 
@@ -47,6 +48,7 @@ def test_fewer_threads_than_asked_for_are_refused_as_torch_would_hang(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_given_and_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     code, output = command.run(
         "run", "smoke", "--run-dir", str(tmp_path / "run"), environment={"CUDA_VISIBLE_DEVICES": "0"}

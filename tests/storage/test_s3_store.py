@@ -329,6 +329,14 @@ def test_trouble_that_stays_is_named_at_once(
     changes, said = TROUBLES[trouble]
     waits: list[float] = []
     monkeypatch.setattr("pipeline.storage.s3.time", SimpleNamespace(sleep=waits.append))
+    getaddrinfo = socket.getaddrinfo
+
+    def resolve(host: str, *how: Any, **more: Any) -> Any:  # without asking a name server
+        if host == "nobody.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return getaddrinfo(host, *how, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     for name, value in changes.items():
         monkeypatch.setenv(name, value.format(host=s3_server.endpoint.removeprefix("http://")))
     message = _refusal(s3_store, CALLS["read"])

@@ -72,8 +72,11 @@ def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
     assert without_links.read("k") == b"mine"
 
 
-def test_a_disk_without_modes_is_written_all_the_same(local_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "chmod", failing(errno.EPERM))
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.__getitem__)
+def test_a_disk_without_modes_is_written_all_the_same(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(Path, "chmod", failing(number))
     local_store.write("k", b"data")
     assert local_store.read("k") == b"data"
 
