@@ -30,7 +30,7 @@ _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
 _START_S = {"ray": 4.0, "in-process": 1.5}  # of a stage's processes, with what they import
-_VAE_FRAME_BYTES = 2.5e6  # kept for the backward pass
+_VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
 _GIB = 2**30
 
 
