@@ -130,20 +130,19 @@ def _why_not(host: str, port: int) -> str | None:
 def _start(config: RunConfig) -> None:
     """For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard."""
     logger.info("starting a local Ray")
-    try:
-        _init(config)
-    except Exception as error:  # Ray raises whatever it met
-        ray.shutdown()
-        logger.warning("the local Ray did not come up (%s): trying once more", _first_line(error))
+    for last in (False, True):
         try:
             _init(config)
-        except Exception as again:
+            break
+        except Exception as error:  # Ray raises whatever it met
             ray.shutdown()
-            raise ClusterError(
-                f"no local Ray comes up on this machine, in two tries: {_first_line(again)}. Its logs are in "
-                "/tmp/ray/session_latest/logs. It needs some memory, and disk in /tmp. To do without: "
-                "-o execution.executor=in-process"
-            ) from again
+            if last:
+                raise ClusterError(
+                    f"no local Ray comes up on this machine, in two tries: {_first_line(error)}. Its logs are in "
+                    "/tmp/ray/session_latest/logs. It needs some memory, and disk in /tmp. To do without: "
+                    "-o execution.executor=in-process"
+                ) from error
+            logger.warning("the local Ray did not come up (%s): trying once more", _first_line(error))
     internal_kv._internal_kv_put(_PRIVATE, str(os.getpid()).encode())
 
 

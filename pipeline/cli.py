@@ -261,13 +261,12 @@ def _annotated(config: RunConfig) -> str:
         ConfigError: the engine or the precision of rollouts is not to be had here.
     """
     from pipeline.identity import cpu_kind
-    from pipeline.models.forward import resolve_precision
+    from pipeline.models.forward import resolved
 
-    if not config.execution.exact:
-        return dump(config)  # workers may have another kind of CPU than this process
-    precision = resolve_precision(config.rollouts)
-    auto = config.rollouts.precision == "auto"
-    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n" if auto else dump(config)
+    precision = resolved(config)["precision"]
+    if precision == config.rollouts.precision:
+        return dump(config)
+    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n"
 
 
 def _check_same_run(config: RunConfig, store: Store) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 from uuid import uuid4
 
 from pipeline.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
@@ -129,7 +129,8 @@ class LocalStore:
         claims = self.root / self.TEMPORARY
         claim = claims / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
         mine = uuid4().hex.encode()
-        seen, since = cast(bytes | None, None), 0.0
+        seen: bytes | None = None
+        since = 0.0
         while True:
             try:
                 with claim.open("xb") as file:

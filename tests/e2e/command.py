@@ -191,6 +191,13 @@ def counting_preset(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
+def uninterrupted(folder: Path, **changes: Any) -> Path:
+    """The run directory of a small run to which nothing happens, see ``counting_preset``; started from scratch."""
+    code, output = run("run", counting_preset(folder, **changes), "--run-dir", str(folder / "run"), from_scratch=True)
+    assert code == 0, output
+    return folder / "run"
+
+
 def outcome(run: Path | Store) -> dict[str, Any]:
     """Everything of a complete run that is promised to be the same: all bytes, and the history but for its clocks."""
     store = LocalStore(run) if isinstance(run, Path) else run

@@ -33,17 +33,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _preset(folder: Path) -> str:
-    return command.counting_preset(folder, vae__epochs=4)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the run comes to where nothing happens to its disk."""
-    folder = tmp_path_factory.mktemp("straight")
-    code, output = command.run("run", _preset(folder), "--run-dir", str(folder / "run"), from_scratch=True)
-    assert code == 0, output
-    return command.outcome(folder / "run")
+    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight"), vae__epochs=4))
 
 
 def fill(disk: Path) -> None:
@@ -77,7 +70,7 @@ def repair(disk: Path) -> None:
 def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     disk: Path, tmp_path: Path, straight: dict[str, Any], break_it: Callable[[Path], None], where: str, said: str
 ) -> None:
-    preset, folder = _preset(tmp_path), disk / "run"
+    preset, folder = command.counting_preset(tmp_path, vae__epochs=4), disk / "run"
     # Heartbeats would be counted, too, and have a file open.
     no_heartbeats = ("-o", "storage.heartbeat_s=1e6", "-o", "storage.lease_expiry_s=1e7")
     arguments = ("run", preset, "--run-dir", str(folder), *no_heartbeats)

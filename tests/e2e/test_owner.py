@@ -56,17 +56,10 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
     assert "waiting" not in output
 
 
-def _preset(folder: Path) -> str:
-    return command.counting_preset(folder, vae__epochs=4)
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the run comes to where one driver has it to itself."""
-    folder = tmp_path_factory.mktemp("straight")
-    code, output = command.run("run", _preset(folder), "--run-dir", str(folder / "run"), from_scratch=True)
-    assert code == 0, output
-    return command.outcome(folder / "run")
+    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight"), vae__epochs=4))
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
@@ -74,7 +67,7 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     tmp_path: Path, straight: dict[str, Any], executor: str
 ) -> None:
     """The stopped driver is frozen whole, its training worker on Ray is not: that one is fenced off as well."""
-    preset, folder = _preset(tmp_path), tmp_path / "run"
+    preset, folder = command.counting_preset(tmp_path, vae__epochs=4), tmp_path / "run"
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
     first = command.frozen(arguments, executor, "checkpoint-recorded@3")
     os.kill(first.process.pid, signal.SIGSTOP)

@@ -14,19 +14,15 @@ import pytest
 from pipeline.failpoints import VARIABLE
 from tests.e2e import command
 
-
-def _preset(folder: Path) -> str:
-    """A run with checkpoints to resume from, as often as can be."""
-    often = {"vae__checkpoint_every_s": 1e-9, "vae__log_every_steps": 1}
-    return command.counting_preset(folder, **often, evolve__generations=5, evolve__average_means=3)
+# Checkpoints to resume from, as often as can be.
+OFTEN = {
+    "vae__checkpoint_every_s": 1e-9, "vae__log_every_steps": 1, "evolve__generations": 5, "evolve__average_means": 3,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    code, output = command.run("run", _preset(folder), "--run-dir", str(folder / "run"), from_scratch=True)
-    assert code == 0, output
-    return folder / "run"
+    return command.uninterrupted(tmp_path_factory.mktemp("uninterrupted"), **OFTEN)
 
 
 def _logged_steps(run: Path, stage: str) -> list[int]:
@@ -37,7 +33,7 @@ def _logged_steps(run: Path, stage: str) -> list[int]:
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
 def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path, executor: str) -> None:
     folder = tmp_path / "run"
-    arguments = ("run", _preset(tmp_path), "--run-dir", str(folder))
+    arguments = ("run", command.counting_preset(tmp_path, **OFTEN), "--run-dir", str(folder))
     driver = command.frozen(arguments, executor, "checkpoint-recorded@3")
     code, output = driver.interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output

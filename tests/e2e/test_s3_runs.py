@@ -33,11 +33,7 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the small run comes to in a folder."""
-    folder = tmp_path_factory.mktemp("straight")
-    arguments = ("run", command.counting_preset(folder), "--run-dir", str(folder / "run"))
-    code, output = command.run(*arguments, from_scratch=True)
-    assert code == 0, output
-    return command.outcome(folder / "run")
+    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight")))
 
 
 def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, smoke_run: Path, tmp_path: Path) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from threading import Barrier
-from types import SimpleNamespace
 from typing import Any
 
-import botocore.auth
 import pytest
 
 from pipeline.bench.s3_server import S3Server
@@ -24,24 +17,6 @@ from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
 from tests.storage.proxy import wait_until
-
-CALLS: dict[str, Callable[[S3Store], object]] = {
-    "read": lambda store: store.read("a/k"),
-    "write": lambda store: store.write("a/k", b"1"),
-    "create": lambda store: store.create("a/k", b"1"),
-    "grow": lambda store: store.grow("a/k", b"1", 0),
-    "delete": lambda store: store.delete("a/k"),
-    "exists": lambda store: store.exists("a/k"),
-    "list": lambda store: store.list("a/"),
-    "age_s": lambda store: store.age_s("a/k"),
-}
-
-
-@pytest.fixture(params=sorted(CALLS))
-def call(request: pytest.FixtureRequest) -> Callable[[S3Store], object]:
-    """Each method that talks to the server."""
-    return CALLS[request.param]
-
 
 # ---- the URL
 
@@ -250,178 +225,3 @@ thread.join()
 print([os.waitstatus_to_exitcode(end) for end in ends], len(store.list("child/")))
 """
     assert _run(script) == f"{[2] * 8} 8\n", "the parent's client, which is left alone, and the child's own"
-
-
-# ---- what a user has to see to
-
-
-def _refusal(store: S3Store, call: Callable[[S3Store], object]) -> str:
-    with pytest.raises(StorageError) as caught:
-        call(store)
-    assert type(caught.value) is StorageError
-    return str(caught.value)
-
-
-def test_no_credentials(s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    message = _refusal(s3_store, call)
-    assert "there are no AWS credentials to use" in message
-    assert "AWS_ACCESS_KEY_ID" in message
-
-
-def test_half_of_the_credentials(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "missing: AWS_SECRET_ACCESS_KEY" in _refusal(s3_store, CALLS["read"])
-
-
-def test_a_profile_that_is_not_there(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert "nobody" in _refusal(s3_store, CALLS["read"])
-
-
-@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials(
-    s3_server: S3Server,
-    s3_store: S3Store,
-    call: Callable[[S3Store], object],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-) -> None:
-    monkeypatch.setenv(name, "wrong-and-secret")
-    message = _refusal(s3_store, call)
-    assert "refuses the credentials (403" in message
-    assert s3_server.endpoint in message
-    assert "wrong-and-secret" not in message
-    assert s3_server.environment["AWS_SECRET_ACCESS_KEY"] not in message
-
-
-def test_a_bucket_that_does_not_exist(s3_server: S3Server, s3_url: str, call: Callable[[S3Store], object]) -> None:
-    message = _refusal(S3Store("s3://no-such-bucket/x"), call)
-    assert f"there is no bucket no-such-bucket at {s3_server.endpoint}" in message
-
-
-def test_an_endpoint_that_does_not_answer(
-    s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-        message = _refusal(s3_store, call)
-    assert f"{endpoint} refuses connections: nobody listens there (EndpointConnectionError; 2 tries)" in message
-    assert "Nothing that was committed is touched" in message
-    assert "the same command goes on" in message
-
-
-TROUBLES = {
-    "a name that nobody has": ({"AWS_ENDPOINT_URL_S3": "http://nobody.invalid"}, "no machine has this name"),
-    "TLS where there is none": ({"AWS_ENDPOINT_URL_S3": "https://{host}"}, "does not speak TLS"),
-    "a secret with a line end": ({"AWS_ACCESS_KEY_ID": "key\n"}, "for spaces and line ends"),
-}
-
-
-@pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_that_stays_is_named_at_once(
-    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
-    changes, said = TROUBLES[trouble]
-    waits: list[float] = []
-    monkeypatch.setattr("pipeline.storage.s3.time", SimpleNamespace(sleep=waits.append))
-    getaddrinfo = socket.getaddrinfo
-
-    def resolve(host: str, *how: Any, **more: Any) -> Any:  # without asking a name server
-        if host == "nobody.invalid":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return getaddrinfo(host, *how, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    for name, value in changes.items():
-        monkeypatch.setenv(name, value.format(host=s3_server.endpoint.removeprefix("http://")))
-    message = _refusal(s3_store, CALLS["read"])
-    assert said in message
-    assert "tries" not in message and waits == []
-
-
-def test_a_proxy_that_does_not_answer_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.example.com")
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.delenv("no_proxy", raising=False)
-    for name in ("HTTP_PROXY", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    message = _refusal(s3_store, CALLS["read"])
-    assert "is not reached through the proxy" in message
-    assert "HTTP_PROXY" in message
-
-
-@pytest.mark.parametrize("hours", [-2, 2])
-def test_a_clock_that_is_too_far_off(
-    s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch, hours: int
-) -> None:
-    true_datetime, true_time = botocore.auth.get_current_datetime, time.time
-    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: true_datetime() + timedelta(hours=hours))
-    monkeypatch.setattr("pipeline.storage.s3_errors.time", SimpleNamespace(time=lambda: true_time() + 3600 * hours))
-    message = _refusal(s3_store, call)
-    assert "the clock of this machine is 7" in message
-    assert "Set the clock" in message
-
-
-@pytest.mark.parametrize("endpoint", ["localhost:9000", "http://me:hunter2@", "http://me:hunter2@host name"])
-def test_an_endpoint_that_is_no_url_is_refused_without_its_password(
-    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, endpoint: str
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
-    with pytest.raises(ConfigError, match="AWS") as caught:
-        s3_store.read("k")
-    assert "hunter2" not in str(caught.value)
-
-
-def test_a_password_in_the_endpoint_is_never_shown(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://me:hunter2@127.0.0.1:{nobody.getsockname()[1]}")
-        assert "hunter2" not in _refusal(s3_store, CALLS["read"])
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_a_number_of_tries_that_is_none_is_refused(
-    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
-    with pytest.raises(ConfigError, match=f"AWS_MAX_ATTEMPTS={value}"):
-        s3_store.read("k")
-
-
-def test_plain_http_to_another_machine_is_warned_of_once(
-    s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    getaddrinfo = socket.getaddrinfo
-
-    def elsewhere(host: Any, *arguments: Any, **named: Any) -> Any:
-        return getaddrinfo("127.0.0.1" if host == "objects.example" else host, *arguments, **named)
-
-    s3_client._warn_of_plain_http.cache_clear()
-    monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
-    with caplog.at_level(logging.WARNING):
-        s3_store.write("k", b"1")
-        assert caplog.messages == [], "nobody is on the way to this machine"
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint.replace("127.0.0.1", "objects.example"))
-        assert s3_store.read("k") == b"1"
-        assert S3Store(s3_store.locate(), read_timeout=20).read("k") == b"1"
-    assert len(caplog.messages) == 1
-    assert "http://objects.example" in caplog.messages[0]
-    assert "IS NOT ENCRYPTED" in caplog.messages[0]
-
-
-def test_the_checksums_of_newer_clients_are_sent_only_where_the_environment_asks_for_them(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert s3_client.shared_client(10, 30).meta.config.request_checksum_calculation == "when_required"
-    assert s3_client.shared_client(10, 30).meta.config.response_checksum_validation == "when_required"
-    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
-    monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_supported")
-    assert s3_client.shared_client(10, 30).meta.config.request_checksum_calculation == "when_supported"
-    assert s3_client.shared_client(10, 30).meta.config.response_checksum_validation == "when_supported"
