@@ -93,7 +93,7 @@ def put_evaluation(
     seal_stage(store, "evolution", env_steps=rows[-1].env_steps, generations=generations, workers=2)
     tag = f"{generations:06d}-{len(returns['mean']):06d}"
     episodes = [
-        {"controller": name, "track": track, "episode_return": value, "steps": 40}
+        {"generation": generations, "controller": name, "track": track, "episode_return": value, "steps": 40}
         for name, values in returns.items()
         for track, value in enumerate(values)
     ]
@@ -113,8 +113,8 @@ def put_evaluation(
         for name, values in returns.items()
     }
     drive = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
-    commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), **drive)
-    commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode())
+    commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), folder="files", **drive)
+    commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode(), folder="files")
     came_to = {"engine": "openvino", "precision": "int8"}
     seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary, **came_to)
     return summary
@@ -134,8 +134,8 @@ def put_data(store: Store, config: RunConfig, lengths: Iterable[int] = (30, 40, 
             ends = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
             mu = rng.standard_normal((length, Z), dtype=np.float32)
             pixels = rng.integers(0, 255, (length, 64, 64, 3)).astype(np.uint8)
-            frames.append(Episode(number, pixels, actions, rewards, *ends))
-            latents.append(LatentEpisode(number, mu, -np.ones_like(mu), actions, rewards, *ends))
+            frames.append(Episode(number, number, pixels, actions, rewards, *ends, final_frame=pixels[-1]))
+            latents.append(LatentEpisode(number, number, mu, -np.ones_like(mu), actions, rewards, *ends))
         facts = {"rows": sum(map(len, frames)), "episodes": [[episode.id, len(episode)] for episode in frames]}
         returns = [float(episode.rewards.sum()) for episode in frames]
         all_returns += returns

@@ -50,9 +50,8 @@ def bench_storage(seconds: float) -> Comparison:
     """
     frames = _driven_frames()
     flags = np.zeros(_STORED_FRAMES, np.bool_)
-    episode = Episode(
-        0, frames, np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32), flags, flags
-    )
+    actions, rewards = np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32)
+    episode = Episode(0, 0, frames, actions, rewards, flags, flags, final_frame=frames[-1])
     with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
         stores: dict[str, Store] = {"shards, local": LocalStore(Path(folder, "run"))}
         if server_program() is not None:

@@ -84,6 +84,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
     flags = np.zeros(rows, np.bool_)
     episode = LatentEpisode(
         0,
+        0,
         rng.standard_normal((rows, z_size), np.float32),
         np.full((rows, z_size), -2, np.float32),
         rng.random((rows, _ACTION_SIZE), np.float32),

@@ -18,12 +18,20 @@ import cv2
 import gymnasium
 import numpy as np
 from gymnasium.envs.box2d import car_racing
-from gymnasium.envs.box2d.car_racing import SCALE, WINDOW_H, WINDOW_W, ZOOM
+from gymnasium.envs.box2d.car_racing import SCALE, STATE_H, STATE_W, WINDOW_H, WINDOW_W, ZOOM
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
 from pipeline.config import EnvConfig
-from pipeline.envs.car_sprites import BAR_TOP, SHRINK_LOSS, VIEWS, car_sprites, reduce_observation, status_bar
+from pipeline.envs.car_sprites import (
+    BAR_TOP,
+    PLAYFIELD_ROWS,
+    SHRINK_LOSS,
+    VIEWS,
+    car_sprites,
+    reduce_observation,
+    status_bar,
+)
 from pipeline.envs.environment import Step
 from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
 
@@ -250,6 +258,15 @@ class CarRacing:
         _draw_nowhere()
         self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
         self._steps = 0
+
+    @staticmethod
+    def describe_frames(config: EnvConfig) -> dict[str, Any]:
+        rows = PLAYFIELD_ROWS if config.view == "playfield" else STATE_H
+        return {
+            "view": config.view,
+            "crop": {"of": "Gymnasium's observation, 96x96", "rows": [0, rows], "columns": [0, STATE_W]},
+            "reduced": "by area averaging",
+        }
 
     def reset(self, track: int) -> NDArray[np.uint8]:
         # Gymnasium keeps one Box2D world for all episodes. A new one leaves an earlier episode no way (the broad-phase

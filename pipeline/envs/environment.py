@@ -69,7 +69,9 @@ class ExploringEnvironment(Environment, Protocol):
 class EnvironmentClass(Protocol):
     """What the registry holds: a class that makes environments from the ``env`` section of a config.
 
-    One that heeds ``env.action_repeat`` says so by an attribute ``repeats_actions = True``.
+    One that heeds ``env.action_repeat`` says so by an attribute ``repeats_actions = True``. One whose frames are cut
+    out of something larger may say how in a static method ``describe_frames(config) -> dict``, and the docstring of its
+    ``squash`` should give the formula: both go into the metadata of weights.
     """
 
     action_size: int

@@ -11,14 +11,21 @@ from torch import Tensor, nn
 
 from pipeline.config import RunConfig
 from pipeline.errors import DamagedDataError
+from pipeline.models.description import Description, to_metadata
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import Vae
 from pipeline.seeding import derive
 
 
-def to_bytes(module: nn.Module) -> bytes:
-    """A module's parameters as safetensors, float32 on the CPU."""
-    data: bytes = save({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+def to_bytes(module: nn.Module, description: Description | None = None) -> bytes:
+    """A module's parameters as safetensors, float32 on the CPU.
+
+    Args:
+        module: V or M.
+        description: What the weights need, for the file's metadata; None for weights that are never stored.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    data: bytes = save(tensors, to_metadata(description) if description is not None else None)
     return data
 
 

@@ -17,19 +17,23 @@ class Episode:
 
     Attributes:
         id: unique within a run.
+        track: its track seed.
         frames: (T, 64, 64, 3) uint8 RGB.
         actions: (T, A) float32.
         rewards: (T,) float32.
+        final_frame: (64, 64, 3) uint8 RGB, what the agent would have seen next.
         terminated, truncated: (T,) bool; at most the last one is set. Neither is, where the pipeline itself cut the
             episode short.
     """
 
     id: int
+    track: int
     frames: NDArray[np.uint8]
     actions: NDArray[np.float32]
     rewards: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
+    final_frame: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -67,4 +71,13 @@ def record_episode(
         taken += 1
         if terminated[taken - 1] or truncated[taken - 1]:
             break
-    return Episode(episode_id, frames[:taken], actions[:taken], rewards[:taken], terminated[:taken], truncated[:taken])
+    return Episode(
+        episode_id,
+        track,
+        frames[:taken],
+        actions[:taken],
+        rewards[:taken],
+        terminated[:taken],
+        truncated[:taken],
+        final_frame=frame.copy(),
+    )

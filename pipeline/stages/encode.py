@@ -55,7 +55,14 @@ class EncodeWorker:
             mu, logvar = encode_all(self._encoder, episode.frames)
             latents.append(
                 LatentEpisode(
-                    episode.id, mu, logvar, episode.actions, episode.rewards, episode.terminated, episode.truncated
+                    episode.id,
+                    episode.track,
+                    mu,
+                    logvar,
+                    episode.actions,
+                    episode.rewards,
+                    episode.terminated,
+                    episode.truncated,
                 )
             )
         return partial(

@@ -27,6 +27,7 @@ from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
+from pipeline.storage.shards import DESCRIPTION_KEY
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,11 @@ MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
 _SAVE_EVERY_S = 30.0
 _BOOTSTRAP_SAMPLES = 10_000
 
+_ROWS = {
+    "rows": "A row is one test episode. generation is how far the evolution was that the controller came from. A file "
+    "holds one evaluation: one of more episodes, or of a later generation, has a file of its own."
+}
+
 # One driven episode, as a row of the checkpoint and of episodes.parquet.
 Row = dict[str, Any]
 
@@ -50,9 +56,10 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
     mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
     evolution = require_manifest(store, EVOLUTION)
-    controllers, tag = _controllers(config, store, evolution)
+    controllers, generation = _controllers(config, store, evolution)
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    rows, retries = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
+    driven, retries = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
+    rows = [{"generation": generation, **row} for row in driven]
 
     summary: dict[str, Any] = {
         name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
@@ -60,12 +67,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     }
     # Not the better one of the two on the test tracks: nothing is selected there.
     shown = "best" if "best" in controllers else "mean"
-    tag = f"{tag}-{config.evaluate.episodes:06d}"
+    tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
     if f"drive-{tag}.gif" not in read_records(store, PREFIX):
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(config, store, executor, f"drive-{tag}.gif", shown, job, vae_weights, mdnrnn_weights)
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode())
+    commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config)}
 
@@ -90,11 +97,11 @@ def _film(
             resources=Resources(),
             on_update=show,
         )
-    commit(store, PREFIX, name, gif, controller=controller, **drive_info)
+    commit(store, PREFIX, name, gif, folder="files", controller=controller, **drive_info)
 
 
-def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], str]:
-    """The newest controllers by name, and a tag for the generation they are of.
+def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], int]:
+    """The newest controllers by name, and the generation that they are of.
 
     Of both, ``best`` is left out where it is the mean itself: the same parameters score the same. Where no generation
     was validated there is no best one, and the mean is what is evaluated.
@@ -112,7 +119,7 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
         wanted = ["mean"]
     elif len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):
         wanted = ["mean"]
-    return {name: tensors[name] for name in wanted}, f"{record.info['generation']:06d}"
+    return {name: tensors[name] for name in wanted}, int(record.info["generation"])
 
 
 def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:
@@ -217,5 +224,6 @@ def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
 
 def _to_parquet(rows: Sequence[Row]) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows)), buffer, compression="zstd", write_page_checksum=True)
+    table = pa.Table.from_pylist(list(rows)).replace_schema_metadata({DESCRIPTION_KEY: json.dumps(_ROWS)})
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

@@ -33,6 +33,7 @@ from pipeline.executor import Executor, Pool
 from pipeline.failpoints import failpoint
 from pipeline.metrics import MetricsLog
 from pipeline.models.controller import ControllerShape
+from pipeline.models.description import describe_controller, to_metadata
 from pipeline.models.forward import resolved
 from pipeline.progress import Figures, Progress, Update
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
@@ -66,7 +67,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
             ):
                 _evolve(config, state, pool, checkpoints, metrics, executor.publish)
                 retries, workers = pool.retries, pool.num_workers
-    _commit(store, state)
+    _commit(config, store, state)
     return {
         "env_steps": state.env_steps,
         "env_steps_this_sitting": state.env_steps - before,
@@ -263,7 +264,7 @@ def _figures(row: Generation) -> Figures:
     return figures if row.validation_mean is None else {**figures, "validation_mean": row.validation_mean}
 
 
-def _commit(store: Store, state: EvolutionState) -> None:
+def _commit(config: RunConfig, store: Store, state: EvolutionState) -> None:
     """The history, and the two controllers that are evaluated. Names carry the generation: an evolution may grow."""
     mean = state.search.mean
     best = state.best if state.best is not None else mean
@@ -271,7 +272,10 @@ def _commit(store: Store, state: EvolutionState) -> None:
         store,
         PREFIX,
         f"controllers-{state.generation:06d}.safetensors",
-        save({"mean": mean.astype(np.float32), "best": best.astype(np.float32)}),
+        save(
+            {"mean": mean.astype(np.float32), "best": best.astype(np.float32)},
+            to_metadata(describe_controller(config)),
+        ),
         generation=state.generation,
         best_generation=state.best_generation,
         best_validation=state.best_validation,

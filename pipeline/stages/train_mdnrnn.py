@@ -15,6 +15,7 @@ from pipeline import seeding
 from pipeline.config import RunConfig
 from pipeline.executor import Executor, Resources
 from pipeline.models import weights
+from pipeline.models.description import describe_mdnrnn
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
 from pipeline.progress import Progress, Update
@@ -164,8 +165,9 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     window = config.mdnrnn.window
     example = next(read_latents(store, next(iter(records.values()))))
     action_size = example.actions.shape[1]
+    description = describe_mdnrnn(config, action_size)
     if config.mdnrnn.init == "random":
-        commit(store, PREFIX, WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size)))
+        commit(store, PREFIX, WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size), description))
         yield Update(1, 1, {"weights": "left as initialised"})
         return {"steps": 0, "init": "random"}
 
@@ -200,7 +202,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         exact=config.execution.exact,
     )
     summary = yield from fit.run()
-    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
+    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module, description))
     return {
         **summary,
         "init": "trained",

@@ -18,6 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SHAPE
 from pipeline.executor import Executor, Resources
 from pipeline.models import weights
+from pipeline.models.description import describe_vae
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.progress import Progress, Update
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest
@@ -146,7 +147,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     summary = yield from fit.run()
     for _, batch in objective.held_out():
         objective.module.calibrate(frames_to_input(batch, objective.device))
-    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module))
+    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module, describe_vae(config)))
     if PICTURE not in read_records(store, PREFIX):
         commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
     return {

@@ -121,5 +121,5 @@ def _step(name: str) -> int:
 
 
 def _epoch(name: str) -> int:
-    """Of the sitting that wrote it; names of run format 1 have none."""
-    return int(name.partition("-")[2] or 0)
+    """Of the sitting that wrote it."""
+    return int(name.partition("-")[2])

@@ -11,6 +11,7 @@ import re
 from pipeline.storage.store import Store
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml | sittings\.jsonl
@@ -18,10 +19,10 @@ _OWN = re.compile(
     | [a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
-        | data/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
+        | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
         | superseded/[0-9a-f]{{12}}\.json
-        | checkpoints/records/\d{{8}}(-\d{{6}})?\.json
-        | checkpoints/data/\d{{8}}(-\d{{6}})?-[0-9a-f]{{12}}
+        | checkpoints/records/\d{{8}}-\d{{6}}\.json
+        | checkpoints/data/\d{{8}}-\d{{6}}-[0-9a-f]{{12}}
         | tensorboard/events\.out\.tfevents\.{_NAME}
     )
     """,
@@ -34,6 +35,12 @@ _STREWN = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 def own_keys(store: Store, prefix: str = "") -> list[str]:
     """The keys that begin so and that this program may have written, sorted."""
     return [key for key in store.list(prefix) if _OWN.fullmatch(key)]
+
+
+def stage_of(key: str) -> str | None:
+    """The prefix of the stage, or of its checkpoints, that a committed object's key belongs to; None for other keys."""
+    found = re.fullmatch(rf"(.+)/{_CONTENT}/[^/]+", key)
+    return found[1] if found else None
 
 
 def foreign_keys(store: Store) -> list[str]:

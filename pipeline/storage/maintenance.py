@@ -13,7 +13,7 @@ from pipeline.presets import CONFIG_KEY, saved_config
 from pipeline.progress import Progress, Update
 from pipeline.storage import lease, sealed
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.layout import foreign_keys, occupying_keys, own_keys
+from pipeline.storage.layout import foreign_keys, occupying_keys, own_keys, stage_of
 from pipeline.storage.manifest import (
     MANIFEST,
     Record,
@@ -144,7 +144,8 @@ def unnamed_data(store: Store, keys: list[str]) -> list[str]:
     unnamed.
     """
     unnamed = []
-    for prefix in sorted({key.split("/data/")[0] for key in keys if "/data/" in key}):
+    stages = {key: stage_of(key) for key in keys}
+    for prefix in sorted({stage for stage in stages.values() if stage is not None}):
         try:
             named = {read_record(store, key).key for key in keys if key.startswith(f"{prefix}{_RECORDS}")}
             manifest = read_manifest(store, prefix)
@@ -152,7 +153,7 @@ def unnamed_data(store: Store, keys: list[str]) -> list[str]:
             continue
         # Sealed data whose record is gone is damage to be mended, not garbage.
         named |= {record.key for record in manifest.records.values()} if manifest is not None else set()
-        unnamed += [key for key in keys if key.startswith(f"{prefix}/data/") and key not in named]
+        unnamed += [key for key in keys if stages[key] == prefix and key not in named]
     return unnamed
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.failpoints import failpoint
 from pipeline.storage import sealed
-from pipeline.storage.layout import own_keys
+from pipeline.storage.layout import own_keys, stage_of
 from pipeline.storage.store import Store
 
 
@@ -90,14 +90,24 @@ def _record_key(prefix: str, name: str) -> str:
     return f"{prefix}/records/{name}.json"
 
 
-def commit(store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, **info: Any) -> Record:
+def commit(
+    store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, folder: str = "data", **info: Any
+) -> Record:
     """Write an object under a key made unique by its content, then the record that commits it.
 
     A second commit of the same bytes under the same name is no error (a retry met its own work); of other bytes it is.
+
+    Args:
+        store, prefix: Store of the run, prefix of the stage.
+        name: Name of the object within its stage.
+        data: Bytes of the object.
+        rows: Number of its rows, where that means something.
+        folder: Folder of the object: ``data``, or ``files`` for what lies beside a dataset without being part of it.
+        info: Further facts for the record.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     path = PurePosixPath(name)
-    key = f"{prefix}/data/{path.stem}-{sha256[:12]}{path.suffix}"
+    key = f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
     record = Record(name, key, len(data), sha256, rows, store.epoch, info)
     store.write(key, data)
     failpoint("data-written")
@@ -160,7 +170,7 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
 
 
 def _restore(store: Store, record: Record, prefix: str | None) -> str:
-    prefix = prefix or record.key.split("/data/")[0]
+    prefix = prefix or stage_of(record.key) or ""
     return (
         f"Restore the file from a copy; or have it made anew: remove {store.locate(_record_key(prefix, record.name))} "
         f"and {store.locate(manifest_key(prefix))}, then run the same command again."

@@ -10,9 +10,8 @@ from typing import Any
 from pipeline.errors import DamagedDataError, StorageError
 from pipeline.storage.store import Store
 
-# What is written; and what is read: format 1 had no leases, and its records no checksum.
-FORMAT_VERSION = 2
-FORMATS_READ = (1, 2)
+# Of a run directory: its names, its JSON, and the columns of its Parquet files.
+FORMAT_VERSION = 3
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -35,20 +34,18 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
     try:
         content = json.loads(store.read(key))
         found = content.pop("checksum", None)
-        version = content.get("format_version", 1)
-    except (ValueError, TypeError, AttributeError) as error:
+        version = content.pop("format_version")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise damaged(store, key, what, error) from error
-    if version not in FORMATS_READ:
+    if version != FORMAT_VERSION:
         raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads formats "
-            f"{' and '.join(map(str, FORMATS_READ))}. Use the version that wrote the run, or begin a new --run-dir."
+            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
+            "Use the version that wrote the run, or begin a new --run-dir."
         )
-    bare = found is None and "format_version" not in content  # as records of format 1 were
-    if not bare and found != checksum(content):
+    if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(
             f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
         )
-    content.pop("format_version", None)
     return dict(content)
 
 

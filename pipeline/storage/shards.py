@@ -6,8 +6,10 @@ A shard is built in memory and moved as bytes by the store: pyarrow never opens 
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterable, Iterator, Sequence
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,24 @@ from pipeline.storage.manifest import Record
 from pipeline.storage.store import Store
 from pipeline.storage.streaming import read_ahead
 
+_ROW = (
+    "A row is one action of an episode. An episode's rows are one row group, in the order of step. reward is what the "
+    "action earned; terminated and truncated say whether the episode ended with it."
+)
+_FRAMES = {
+    "rows": f"{_ROW} frame is what the agent saw when it chose the action. final_frame is what followed the episode's "
+    "last action, and null in all rows but the last.",
+    "frame": {"shape": FRAME_SHAPE, "dtype": "uint8", "layout": "row-major RGB"},
+    "read": "numpy.frombuffer(frame, 'uint8').reshape(64, 64, 3). Of numpy's own bytes type (S12288), as of Hugging "
+    "Face datasets with_format('numpy'), trailing zeros are lost: take the column as Python bytes or as Arrow.",
+}
+_LATENTS = {
+    "rows": f"{_ROW} mu and logvar are V's of the frame that the agent saw when it chose the action, in the same row "
+    "of the shard of frames of the same name.",
+}
+# Key of these descriptions in the metadata of a Parquet file.
+DESCRIPTION_KEY = "world_models"
+
 
 @dataclass(frozen=True)
 class LatentEpisode:
@@ -31,6 +51,7 @@ class LatentEpisode:
     """
 
     id: int
+    track: int
     mu: NDArray[np.float32]
     logvar: NDArray[np.float32]
     actions: NDArray[np.float32]
@@ -62,6 +83,7 @@ def _steps(episode: Episode | LatentEpisode) -> dict[str, pa.Array]:
     return {
         "episode_id": pa.array(np.full(len(episode), episode.id, np.int64)),
         "step": pa.array(np.arange(len(episode), dtype=np.int32)),
+        "track": pa.array(np.full(len(episode), episode.track, np.int64)),
         "action": _vectors(episode.actions),
         "reward": pa.array(episode.rewards),
         "terminated": pa.array(episode.terminated),
@@ -69,19 +91,20 @@ def _steps(episode: Episode | LatentEpisode) -> dict[str, pa.Array]:
     }
 
 
-def _write(tables: Iterable[pa.Table]) -> bytes:
+def _write(tables: Iterable[pa.Table], description: Mapping[str, Any]) -> bytes:
+    metadata = {DESCRIPTION_KEY: json.dumps(description)}
     sink = io.BytesIO()
     writer = None
     for table in tables:
         if writer is None:
             writer = pq.ParquetWriter(
                 sink,
-                table.schema,
+                table.schema.with_metadata(metadata),
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=False,
                 write_page_checksum=True,
-                write_statistics=["episode_id", "step"],
+                write_statistics=["episode_id", "step", "track"],
             )
         writer.write_table(table, row_group_size=max(1, len(table)))
     assert writer is not None, "a shard holds at least one episode"
@@ -91,28 +114,24 @@ def _write(tables: Iterable[pa.Table]) -> bytes:
 
 def episodes_to_bytes(episodes: Iterable[Episode]) -> bytes:
     """Episodes as one shard."""
-    return _write(
-        pa.table(
-            {
-                **_steps(episode),
-                "frame": pa.FixedSizeBinaryArray.from_buffers(
-                    pa.binary(FRAME_SIZE),
-                    len(episode),
-                    [None, pa.py_buffer(np.ascontiguousarray(episode.frames).reshape(-1))],
-                ),
-            }
-        ).select(["episode_id", "step", "frame", "action", "reward", "terminated", "truncated"])
-        for episode in episodes
-    )
+    columns = ["episode_id", "step", "track", "frame", "action", "reward", "terminated", "truncated", "final_frame"]
+    return _write((pa.table(_steps(e) | _frame_columns(e)).select(columns) for e in episodes), _FRAMES)
+
+
+def _frame_columns(episode: Episode) -> dict[str, pa.Array]:
+    frames = pa.py_buffer(np.ascontiguousarray(episode.frames).reshape(-1))
+    return {
+        "frame": pa.FixedSizeBinaryArray.from_buffers(pa.binary(FRAME_SIZE), len(episode), [None, frames]),
+        "final_frame": pa.array([None] * (len(episode) - 1) + [episode.final_frame.tobytes()], pa.binary()),
+    }
 
 
 def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
     """Latents as one shard."""
+    columns = ["episode_id", "step", "track", "mu", "logvar", "action", "reward", "terminated", "truncated"]
     return _write(
-        pa.table({**_steps(episode), "mu": _vectors(episode.mu), "logvar": _vectors(episode.logvar)}).select(
-            ["episode_id", "step", "mu", "logvar", "action", "reward", "terminated", "truncated"]
-        )
-        for episode in episodes
+        (pa.table({**_steps(e), "mu": _vectors(e.mu), "logvar": _vectors(e.logvar)}).select(columns) for e in episodes),
+        _LATENTS,
     )
 
 
@@ -142,11 +161,13 @@ def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
     for table in _tables(data, where):
         yield Episode(
             id=int(_column(table, "episode_id")[0]),
+            track=int(_column(table, "track")[0]),
             frames=_frames(table),
             actions=_matrix(table["action"]),
             rewards=_column(table, "reward").astype(np.float32),
             terminated=_column(table, "terminated").astype(np.bool_),
             truncated=_column(table, "truncated").astype(np.bool_),
+            final_frame=np.frombuffer(table["final_frame"][-1].as_buffer(), np.uint8).reshape(FRAME_SHAPE),
         )
 
 
@@ -178,6 +199,7 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
     for table in _tables(data, where):
         yield LatentEpisode(
             id=int(_column(table, "episode_id")[0]),
+            track=int(_column(table, "track")[0]),
             mu=_matrix(table["mu"]),
             logvar=_matrix(table["logvar"]),
             actions=_matrix(table["action"]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 
 import pytest
@@ -160,22 +158,3 @@ def test_a_driver_that_lost_its_lease_meets_no_checkpoint_of_its_successor(store
     Checkpoints(lost, "stage", keep=1).save(6, b"late")
     assert successor.latest() == (7, b"by the second")
     assert successor.names() == ["00000006-000001", "00000006-000002", "00000007-000002"]
-
-
-def test_checkpoints_of_run_format_1_are_read_and_pruned(store: Store) -> None:
-    data = b"state"
-    record = {
-        "name": "00000003",
-        "key": "stage/checkpoints/data/00000003-3a6eb0790f39",
-        "size_bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "rows": 0,
-        "info": {},
-    }
-    store.write(str(record["key"]), data)
-    store.write("stage/checkpoints/records/00000003.json", json.dumps(record).encode())
-    checkpoints = Checkpoints(store, "stage", keep=1)
-    assert checkpoints.latest() == (3, data)
-    checkpoints.save(4, b"next")
-    assert checkpoints.steps() == [4]
-    assert not store.exists(str(record["key"]))

@@ -50,6 +50,8 @@ def record(track: int, *, max_steps: int = LIMIT + 4, env: Environment | None = 
 
 def check_steps(episode: Episode, track: int) -> None:
     """Every row of an episode is of its own step; actions are bits of the float32 that the environment got."""
+    assert episode.track == track
+    assert track_and_step(episode.final_frame) == (track, len(episode))
     for t in range(len(episode)):
         assert track_and_step(episode.frames[t]) == (track, t)
         assert episode.rewards[t] == np.float32(reward_of(track, t, episode.actions[t]))

@@ -310,7 +310,7 @@ def some_windows(seed: int = 3) -> Windows:
         ends[-1] = True
         mu, logvar = rng.standard_normal((2, steps, 2)).astype(np.float32)
         actions = rng.standard_normal((steps, 2)).astype(np.float32)
-        return LatentEpisode(0, mu, logvar, actions, rng.standard_normal(steps).astype(np.float32), ends, flags)
+        return LatentEpisode(0, 0, mu, logvar, actions, rng.standard_normal(steps).astype(np.float32), ends, flags)
 
     block = WindowBlock([episode(12), episode(4)], 6, rng)
     return block.batch(np.arange(len(block)))

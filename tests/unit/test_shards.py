@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.errors import DamagedDataError
 from pipeline.rollouts.episode import Episode
 from pipeline.storage.manifest import Record, commit, read_records
 from pipeline.storage.shards import (
+    DESCRIPTION_KEY,
     LatentEpisode,
     episode_steps,
     episodes_to_bytes,
@@ -35,11 +37,13 @@ def episode(identity: int, steps: int, *, action_size: int = 3) -> Episode:
     rng = np.random.default_rng([identity, steps])
     return Episode(
         id=identity,
+        track=identity + 1_999_000_000,
         frames=rng.integers(0, 256, (steps, 64, 64, 3), np.uint8),
         actions=rng.standard_normal((steps, action_size), np.float32),
         rewards=rng.standard_normal(steps, np.float32),
         terminated=np.arange(steps) == steps - 1,
         truncated=rng.random(steps) < 0.5,
+        final_frame=rng.integers(0, 256, (64, 64, 3), np.uint8),
     )
 
 
@@ -48,6 +52,7 @@ def latents(identity: int, steps: int, *, z_size: int = 5) -> LatentEpisode:
     drive = episode(identity, steps)
     return LatentEpisode(
         identity,
+        drive.track,
         rng.standard_normal((steps, z_size), np.float32),
         rng.standard_normal((steps, z_size), np.float32),
         drive.actions,
@@ -70,7 +75,7 @@ def assert_same(a: Episode | LatentEpisode, b: Episode | LatentEpisode) -> None:
     assert type(a) is type(b)
     for field in fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)
-        if field.name == "id":
+        if field.name in ("id", "track"):
             assert left == right
             continue
         assert (left.dtype, left.shape) == (right.dtype, right.shape), field.name
@@ -113,7 +118,8 @@ def test_any_float_and_any_flag_survives(
 
 def test_arrays_that_are_not_contiguous_are_written_as_they_read(store: Store) -> None:
     whole = episode(1, 20)
-    thinned = replace(whole, **{f.name: getattr(whole, f.name)[::2] for f in fields(whole) if f.name != "id"})
+    rows = ("frames", "actions", "rewards", "terminated", "truncated")
+    thinned = replace(whole, **{name: getattr(whole, name)[::2] for name in rows}, final_frame=whole.final_frame[::-1])
     (read,) = read_episodes(store, committed(store, episodes_to_bytes([thinned])))
     assert_same(read, replace(thinned, frames=thinned.frames.copy()))
 
@@ -151,11 +157,13 @@ def test_the_schema_of_a_shard_of_frames_is_the_row_contract() -> None:
     assert [(field.name, field.type) for field in schema] == [
         ("episode_id", pa.int64()),
         ("step", pa.int32()),
+        ("track", pa.int64()),
         ("frame", pa.binary(12288)),
         ("action", pa.list_(pa.float32(), 3)),
         ("reward", pa.float32()),
         ("terminated", pa.bool_()),
         ("truncated", pa.bool_()),
+        ("final_frame", pa.binary()),
     ]
 
 
@@ -164,6 +172,7 @@ def test_the_schema_of_a_shard_of_latents_is_the_row_contract() -> None:
     assert [(field.name, field.type) for field in schema] == [
         ("episode_id", pa.int64()),
         ("step", pa.int32()),
+        ("track", pa.int64()),
         ("mu", pa.list_(pa.float32(), 5)),
         ("logvar", pa.list_(pa.float32(), 5)),
         ("action", pa.list_(pa.float32(), 3)),
@@ -189,7 +198,7 @@ def test_there_is_one_zstd_row_group_an_episode_and_steps_count_from_0(data: byt
 def test_an_episode_longer_than_a_default_row_group_stays_one() -> None:
     steps = 1_100_000  # pyarrow's default row group has 1,048,576 rows at most
     vectors, flags = np.zeros((steps, 1), np.float32), np.zeros(steps, np.bool_)
-    long = LatentEpisode(1, vectors, vectors, vectors, vectors[:, 0], flags, flags)
+    long = LatentEpisode(1, 2, vectors, vectors, vectors, vectors[:, 0], flags, flags)
     assert opened(latents_to_bytes([long])).num_row_groups == 1
 
 
@@ -201,6 +210,33 @@ def test_a_frame_is_row_major_rgb_for_any_reader() -> None:
     at = (2 * 64 + 5) * 3
     assert frame[at : at + 3] == bytes([10, 20, 30])
     assert sum(frame) == 60
+
+
+def test_the_frame_after_the_last_action_is_in_the_last_row_of_its_episode_alone() -> None:
+    table = opened(episodes_to_bytes(EPISODES)).read()
+    last = np.cumsum(LENGTHS) - 1
+    for row, value in enumerate(table["final_frame"].to_pylist()):
+        expected = EPISODES[list(last).index(row)].final_frame.tobytes() if row in last else None
+        assert value == expected, row
+
+
+def test_a_shard_says_in_its_metadata_how_to_read_its_rows() -> None:
+    frames = json.loads(opened(episodes_to_bytes(EPISODES)).metadata.metadata[DESCRIPTION_KEY.encode()])
+    assert (frames["frame"]["shape"], frames["frame"]["dtype"]) == ([64, 64, 3], "uint8")
+    for name in ("step", "reward", "terminated", "truncated", "frame", "final_frame"):
+        assert name in frames["rows"]
+    assert "numpy.frombuffer(frame, 'uint8').reshape(64, 64, 3)" in frames["read"]
+    latents = json.loads(opened(latents_to_bytes(LATENTS)).metadata.metadata[DESCRIPTION_KEY.encode()])
+    assert "mu and logvar" in latents["rows"]
+
+
+def test_trailing_zeros_of_a_frame_are_lost_to_numpy_bytes_as_the_metadata_says() -> None:
+    dark = np.zeros((1, 64, 64, 3), np.uint8)
+    dark[0, 0, 0] = 255
+    column = opened(episodes_to_bytes([replace(episode(0, 1), frames=dark)])).read()["frame"]
+    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3
+    read = np.frombuffer(column[0].as_py(), "uint8").reshape(64, 64, 3)
+    np.testing.assert_array_equal(read, dark[0])
 
 
 # ---- damage
@@ -234,7 +270,7 @@ def test_page_checksums_catch_what_the_record_vouches_for(store: Store) -> None:
     """Bytes that were damaged before they were committed: only the checksums inside the file can tell."""
     data = latents_to_bytes(LATENTS)
     record = committed(store, data)
-    column = opened(data).metadata.row_group(2).column(2)
+    column = opened(data).metadata.row_group(2).column(3)
     assert column.path_in_schema.startswith("mu")
     at = column.data_page_offset + column.total_compressed_size - 3  # in the body of the column's last page
     damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]

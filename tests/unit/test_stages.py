@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from pipeline.config import RunConfig
 from pipeline.evolution.fitness import drive_all, rollout_pool, scored_jobs
 from pipeline.executor import InProcessExecutor
+from pipeline.models.description import describe_controller, describe_mdnrnn, describe_vae, to_metadata
 from pipeline.models.weights import new_vae, to_bytes
 from pipeline.rollouts.loop import RolloutJob
 from pipeline.run import STAGES, run_stages
@@ -25,7 +28,7 @@ from pipeline.stages.evaluate import summarise
 from pipeline.status import achieved
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
-from pipeline.storage.shards import read_episodes, read_latents
+from pipeline.storage.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.storage.store import LocalStore, Store
 from tests.counting import counting_config, episode_length
 
@@ -46,6 +49,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begun(trained: Path, tmp_path: Path) -> LocalStore:
     """A run of one's own whose evolution has yet to begin."""
     return LocalStore(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executor: InProcessExecutor) -> None:
+    config = counting_config()
+    run_stages(config, begun, executor, STAGES[4:6])
+    expected = {
+        "vae": describe_vae(config),
+        "mdnrnn": describe_mdnrnn(config, 2),
+        "evolution": describe_controller(config),
+    }
+    for prefix, description in expected.items():
+        (key,) = [key for key in begun.list(f"{prefix}/data/") if key.endswith(".safetensors")]
+        with safe_open(begun.locate(key), "numpy") as weights:
+            assert weights.metadata() == to_metadata(description), prefix
+    (key,) = begun.list("evaluation/data/")
+    table = pq.read_table(begun.locate(key))
+    assert "A row is one test episode" in table.schema.metadata[DESCRIPTION_KEY.encode()].decode()
+    assert set(table["generation"].to_pylist()) == {config.evolve.generations}
+    assert {key.rpartition(".")[2] for key in begun.list("evaluation/files/")} == {"gif", "json"}
 
 
 @pytest.fixture

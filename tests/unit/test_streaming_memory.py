@@ -42,8 +42,9 @@ def write_frames(store: Store, num_frames: int) -> None:
         first = shard * EPISODES_PER_SHARD
         zeros, flags = np.zeros((STEPS, 2), np.float32), np.zeros(STEPS, np.bool_)
         episodes = [
-            Episode(e, np.full((STEPS, 64, 64, 3), e % 251, np.uint8), zeros, zeros[:, 0], flags, flags)
+            Episode(e, e, pixels, zeros, zeros[:, 0], flags, flags, final_frame=pixels[-1])
             for e in range(first, first + EPISODES_PER_SHARD)
+            for pixels in [np.full((STEPS, 64, 64, 3), e % 251, np.uint8)]
         ]
         counts = [[episode.id, len(episode)] for episode in episodes]
         commit(store, collect.PREFIX, shard_name(shard), episodes_to_bytes(episodes), rows=200, episodes=counts)

@@ -24,6 +24,7 @@ def make_episode(identity: int, steps: int, *, terminated: bool = True) -> Laten
     ends = np.arange(steps) == steps - 1
     return LatentEpisode(
         id=identity,
+        track=identity,
         mu=numbers[:, None] * _COLUMN,
         logvar=-numbers[:, None] * _COLUMN,
         actions=numbers[:, None] + np.array([0.25, 0.5], np.float32),

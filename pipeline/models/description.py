@@ -1,0 +1,93 @@
+"""What weights need in order to be used, for the metadata of their safetensors files.
+
+Whoever finds such a file alone, without the run's config, learns here how frames are cut, in which order a controller
+takes its features, and how its outputs become actions. All of it stands under one key, as JSON: safetensors writes
+several keys in no fixed order, and the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.envs.environment import FRAME_SHAPE
+from pipeline.envs.registry import environment_class
+from pipeline.models.controller import ControllerShape
+
+KEY = "world_models"
+
+Description = Mapping[str, Any]
+
+
+def to_metadata(description: Description) -> dict[str, str]:
+    """A description as the metadata of a safetensors file."""
+    return {KEY: json.dumps(description, sort_keys=True)}
+
+
+def describe_vae(config: RunConfig) -> Description:
+    """What V needs: the view, crop, size, channels and scale of its frames."""
+    describe_frames = getattr(environment_class(config.env.id), "describe_frames", None)
+    return {
+        "model": "VAE",
+        "environment": config.env.id,
+        "frames": {
+            "size": FRAME_SHAPE[:2],
+            "channels": "RGB",
+            "input": "float32 (N, 3, H, W): the uint8 values / 255",
+            "rendering": config.env.rendering,
+            **(describe_frames(config.env) if describe_frames is not None else {}),
+        },
+        "z_size": config.vae.z_size,
+        "outputs": "mu and logvar of z; z = mu + exp(logvar / 2) * standard normal",
+    }
+
+
+def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
+    """What M needs: the order and sizes of its inputs, and its actions."""
+    return {
+        "model": "MDN-RNN",
+        "environment": config.env.id,
+        "input": ["z", "action"],
+        "sizes": {"z": config.vae.z_size, "action": action_size, "hidden": config.mdnrnn.hidden_size},
+        "mixture": {
+            "kind": config.mdnrnn.mixture,
+            "components": config.mdnrnn.mixtures,
+            "log_sigma": [config.mdnrnn.log_sigma_min, config.mdnrnn.log_sigma_max],
+        },
+        "action_repeat": config.env.action_repeat,
+        "actions": _describe_actions(config),
+    }
+
+
+def describe_controller(config: RunConfig) -> Description:
+    """What C needs: the order of its features, the layout of its parameters, and the squashing of its outputs."""
+    shape = ControllerShape.of_run(config, environment_class(config.env.id).action_size)
+    return {
+        "model": "controller",
+        "environment": config.env.id,
+        "features": list(shape.features),
+        "z": config.controller.z,
+        "sizes": {"z": config.vae.z_size, "c": config.mdnrnn.hidden_size, "h": config.mdnrnn.hidden_size},
+        "layers": shape.layers,
+        "layout": "each layer's weights, row-major (outputs, inputs), and then its biases"
+        if shape.bias
+        else "each layer's weights, row-major (outputs, inputs); there are no biases",
+        "hidden_activation": "tanh" if shape.hidden_size else None,
+        "action_repeat": config.env.action_repeat,
+        "actions": _describe_actions(config),
+    }
+
+
+def _describe_actions(config: RunConfig) -> Description:
+    found: Any = environment_class(config.env.id)
+    return {
+        "low": found.action_low.tolist(),
+        "high": found.action_high.tolist(),
+        "squashing": {
+            "function": f"{found.__module__}:{found.__qualname__}.squash",
+            "description": inspect.getdoc(found.squash),
+        },
+    }
