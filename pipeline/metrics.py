@@ -8,6 +8,7 @@ written a whole object for each row.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -47,12 +48,10 @@ class MetricsLog:
         self._tensorboard = tensorboard_events
         self._store = store
         self._prefix = prefix
-        for key in own_keys(store, f"{prefix}/tensorboard/"):
-            store.delete(key)
-        host = socket.gethostname()
+        earlier = own_keys(store, f"{prefix}/tensorboard/")
         lines = _View(f"{prefix}/metrics.jsonl")
-        events = _View(f"{prefix}/tensorboard/events.out.tfevents.{int(time.time())}.{host}")
-        events.content += tensorboard_events.header()
+        events = _View(_next_events_key(prefix, earlier))
+        events.content += tensorboard_events.header() + tensorboard_events.restart()
         self._views = {lines: _line, events: self._event}
         self.rows: list[Row] = []
         for row in rows:
@@ -60,6 +59,9 @@ class MetricsLog:
         for view in self._views:
             store.write(view.key, bytes(view.content))
             view.present = len(view.content)
+        for key in earlier:
+            # Emptied, not removed: a TensorBoard that is open goes on to the next file from one that is there.
+            store.write(key, tensorboard_events.header())
         self._flushed = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, Any]) -> Row:
@@ -99,6 +101,14 @@ class MetricsLog:
             if name not in ("step", "time") and isinstance(value, int | float)
         }
         return self._tensorboard.scalars(row["step"], row["time"], values)
+
+
+def _next_events_key(prefix: str, earlier: Sequence[str]) -> str:
+    """A name that sorts after those of earlier sittings, whatever their clocks: TensorBoard reads files in order."""
+    start = f"{prefix}/tensorboard/events.out.tfevents."
+    stamps = (re.match(r"\d{10}(?=\.)", key.removeprefix(start)) for key in earlier)
+    seconds = max([int(time.time()), *(int(stamp[0]) + 1 for stamp in stamps if stamp is not None)])
+    return f"{start}{seconds}.{socket.gethostname()}"
 
 
 def _line(row: Row) -> bytes:

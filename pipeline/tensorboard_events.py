@@ -6,7 +6,7 @@ import struct
 import time
 from collections.abc import Mapping
 
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
@@ -14,6 +14,11 @@ from tensorboardX.record_writer import masked_crc32c
 def header() -> bytes:
     """The first record of a file."""
     return _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+
+def restart() -> bytes:
+    """The record by which a reader forgets all points that it has read of earlier files."""
+    return _framed(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
 
 
 def scalars(step: int, wall_time: float, values: Mapping[str, float]) -> bytes:

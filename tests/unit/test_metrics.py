@@ -57,6 +57,7 @@ def points(store: Store) -> list[tuple[str, int, float, float]]:
         assert "tfevents" in key, "TensorBoard looks for this in a name"
         first, *rest = events(store.read(key))
         assert first.file_version == "brain.Event:2"
+        assert rest or key != store.list("stage/tensorboard/")[-1], "only files of earlier sittings are empty"
         for event in rest:
             found += [(value.tag, event.step, value.simple_value, event.wall_time) for value in event.summary.value]
     return found
@@ -119,6 +120,19 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
     assert [line["step"] for line in lines(store)] == [1, 2, 3, 4, 5, 6, 7]
     assert lines(store)[:3] == known
     assert points(store) == expected(store)
+
+
+@pytest.mark.parametrize("seconds_on", [0, 3, -1000], ids=["at once", "later", "by a clock that is behind"])
+def test_the_file_of_a_later_sitting_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
+    """TensorBoard reads files in the order of their names, and never goes back."""
+    now = time.time()
+    names: list[str] = []
+    for number in range(3):
+        monkeypatch.setattr(time, "time", lambda number=number: now + number * seconds_on)
+        MetricsLog(store, "stage")
+        (new,) = set(store.list("stage/tensorboard/")) - set(names)
+        names.append(new)
+    assert sorted(names) == names
 
 
 def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> None:

@@ -1,0 +1,74 @@
+"""A TensorBoard that stays open while a run is stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from pipeline.metrics import MetricsLog
+from pipeline.storage.store import LocalStore
+
+# Only ever reached by a TensorBoard that hangs.
+LIMIT_S = 240
+
+Points = list[tuple[int, float]]
+
+
+@contextmanager
+def tensorboard(folder: Path, *flags: str) -> Iterator[Callable[[], Points]]:
+    """TensorBoard itself on a free port of this machine; gives what asks it for the points of ``stage/loss``."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
+    command += ["--reload_interval", "1", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = next(found[0] for line in process.stderr if (found := re.search(r"http://127[^ /]+", line)))
+
+            def ask(path: str) -> Any:
+                with urlopen(f"{address}/data/plugin/scalars/{path}", timeout=60) as answer:
+                    return json.load(answer)
+
+            def points() -> Points:
+                if "stage/loss" not in ask("tags").get("stage/tensorboard", {}):
+                    return []
+                return [(step, value) for _, step, value in ask("scalars?run=stage/tensorboard&tag=stage/loss")]
+
+            yield points
+        finally:
+            process.terminate()
+
+
+def wait_for(points: Callable[[], Points], expected: Points) -> None:
+    """Wait until TensorBoard shows these points and no other; it looks at its files once a second."""
+    ends = time.monotonic() + LIMIT_S
+    while (shown := points()) != expected:
+        assert time.monotonic() < ends, f"TensorBoard shows {shown} where {expected} was written"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("flags", [["--load_fast=true"], ["--load_fast=false"]], ids=["data server", "python"])
+def test_an_open_tensorboard_shows_what_comes_after_a_resume(tmp_path: Path, flags: list[str]) -> None:
+    store = LocalStore(tmp_path)
+    with MetricsLog(store, "stage") as log:
+        for step in (1, 2, 3):
+            log.log(step, {"loss": 0.5 * step})
+    with tensorboard(tmp_path, *flags) as points:
+        wait_for(points, [(1, 0.5), (2, 1.0), (3, 1.5)])
+        # The checkpoint was of step 2: step 3 is made again.
+        for sitting in (1, 2):
+            with MetricsLog(store, "stage", log.rows[:2]) as resumed:
+                resumed.log(3, {"loss": 32.0 * sitting})
+            wait_for(points, [(1, 0.5), (2, 1.0), (3, 32.0 * sitting)])
+        resumed.log(4, {"loss": 128.0})
+        resumed.flush()
+        wait_for(points, [(1, 0.5), (2, 1.0), (3, 64.0), (4, 128.0)])
