@@ -285,7 +285,7 @@ class EvaluateConfig(Section):
         "both", description="best: the one that validated best; mean: the last generation's"
     )
     rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for these drives")
-    gif_seconds: float = Field(20.0, gt=0, description="length of the drive shown, at most")
+    film_seconds: float = Field(20.0, gt=0, description="length of the drive shown, at most")
 
 
 class ExecutionConfig(Section):

@@ -146,7 +146,7 @@ _SMALL: dict[str, Any] = {
     "evolve.validate_every": 2,
     "evolve.validation_episodes": 3,
     "evaluate.episodes": 4,
-    "evaluate.gif_seconds": 0.5,
+    "evaluate.film_seconds": 0.5,
     "execution.executor": "in-process",
 }
 

@@ -7,11 +7,13 @@ import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import RunConfig
@@ -19,6 +21,7 @@ from pipeline.evolution.state import Generation
 from pipeline.models import weights
 from pipeline.presets import validate
 from pipeline.rollouts.episode import Episode
+from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
 from pipeline.storage.shards import LatentEpisode, episodes_to_bytes, latents_to_bytes, shard_name
 from pipeline.storage.store import Store
@@ -85,7 +88,7 @@ def history(generations: int, validate_every: int) -> list[Generation]:
 
 
 def put_evaluation(
-    store: Store, generations: int, returns: dict[str, list[float]], *, validate_every: int = 2
+    store: Store, generations: int, returns: dict[str, list[float]], *, validate_every: int = 2, video: bytes = b""
 ) -> dict[str, dict[str, float]]:
     """An evolution taken so far, and its controllers' test episodes; the summary that was committed."""
     rows = history(generations, validate_every)
@@ -114,14 +117,32 @@ def put_evaluation(
     }
     drive = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
     commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), folder="files", **drive)
+    commit(store, "evaluation", f"drive-{tag}.webm", video or make_video(generations), folder="files", **drive)
     commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode(), folder="files")
     came_to = {"engine": "openvino", "precision": "int8"}
     seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary, **came_to)
     return summary
 
 
-def put_data(store: Store, config: RunConfig, lengths: Iterable[int] = (30, 40, 35, 40, 31, 33)) -> list[float]:
-    """Frames and latents; returns the episodes' returns."""
+def make_video(shade: int) -> bytes:
+    """A film of 25 pictures, two seconds long."""
+    pictures = [np.full((240, 480, 3), 5 * number + shade, np.uint8) for number in range(25)]
+    return encode_video(pictures, Fraction(25, 2))
+
+
+def put_data(
+    store: Store,
+    config: RunConfig,
+    lengths: Iterable[int] = (30, 40, 35, 40, 31, 33),
+    seen: NDArray[np.uint8] | None = None,
+) -> list[float]:
+    """Frames and latents; returns the episodes' returns.
+
+    Args:
+        store, config: of the run.
+        lengths: of the episodes.
+        seen: (T, 64, 64, 3), the frames of every episode; None for noise.
+    """
     rng = np.random.default_rng(0)
     steps = list(lengths)
     all_returns = []
@@ -133,7 +154,7 @@ def put_data(store: Store, config: RunConfig, lengths: Iterable[int] = (30, 40, 
             rewards = rng.integers(-8, 8, length).astype(np.float32)
             ends = np.zeros(length, np.bool_), np.zeros(length, np.bool_)
             mu = rng.standard_normal((length, Z), dtype=np.float32)
-            pixels = rng.integers(0, 255, (length, 64, 64, 3)).astype(np.uint8)
+            pixels = rng.integers(0, 255, (length, 64, 64, 3)).astype(np.uint8) if seen is None else seen[:length]
             frames.append(Episode(number, number, pixels, actions, rewards, *ends, final_frame=pixels[-1]))
             latents.append(LatentEpisode(number, number, mu, -np.ones_like(mu), actions, rewards, *ends))
         facts = {"rows": sum(map(len, frames)), "episodes": [[episode.id, len(episode)] for episode in frames]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.progress import Update
 from pipeline.rollouts.film import STEPS_PER_SECOND
+from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, read_verified, require_manifest
 from pipeline.storage.shards import LatentEpisode, episode_steps, read_episodes, read_latents
 from pipeline.storage.store import Store
@@ -31,9 +33,10 @@ TEMPERATURE = 1.0  # M's own density
 _WARM_UP_STEPS = 60
 _DREAM_STEPS = 180
 _COLUMNS_BEFORE, _COLUMNS_AFTER = 3, 9
-_GIF_PICTURES = 80
+_VIDEO_PICTURES = 80
 _GAP = 2
 _BAR = 3
+_ENLARGED = 4
 _AWAKE, _DREAMING = (140, 140, 140), (213, 94, 0)
 
 
@@ -51,7 +54,8 @@ class DreamFilm:
         latent_errors: root mean squared distance of dreamt from real latents, per latent dimension, one a dreamt step.
         real: PNGs of the real frames at the shown steps.
         decoded: PNGs of what V decodes there: of the real latents during the warm-up, of dreamt ones after it.
-        gif: the same, moving: real left, decoded right, under a grey bar during the warm-up, an orange one after it.
+        video: the same, moving, as WebM: real left, decoded right, under a grey bar during the warm-up, an orange one
+            after it.
     """
 
     episode: int
@@ -63,7 +67,7 @@ class DreamFilm:
     latent_errors: list[float]
     real: list[bytes]
     decoded: list[bytes]
-    gif: bytes
+    video: bytes
 
 
 def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, DreamFilm | None]:
@@ -98,7 +102,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         latent_errors=[float(error) for error in errors],
         real=[_png(real[step]) for step in shown],
         decoded=[_png(decoded[step]) for step in shown],
-        gif=_gif(real[:steps], decoded, warm_up, config.env.action_repeat),
+        video=_video(real[:steps], decoded, warm_up, config.env.action_repeat),
     )
 
 
@@ -165,19 +169,15 @@ def _png(frame: Frames) -> bytes:
     return buffer.getvalue()
 
 
-def _gif(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> bytes:
-    """Both at the clock of the environment, side by side, at their own size: browsers enlarge it."""
+def _video(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> bytes:
+    """Both at the clock of the environment, side by side, each pixel enlarged to a square."""
     steps, height, width, _ = real.shape
-    every = max(1, -(-steps // _GIF_PICTURES))
+    every = max(1, -(-steps // _VIDEO_PICTURES))
     pictures = []
     for step in range(0, steps, every):
         canvas = np.full((_BAR + height, 2 * width + _GAP, 3), _AWAKE, np.uint8)
         canvas[:_BAR, width + _GAP :] = _AWAKE if step < warm_up else _DREAMING
         canvas[_BAR:, :width] = real[step]
         canvas[_BAR:, width + _GAP :] = decoded[step]
-        picture = Image.fromarray(canvas)
-        pictures.append(picture.quantize(128, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
-    buffer = io.BytesIO()
-    duration_ms = 1000 * every * action_repeat // STEPS_PER_SECOND
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration_ms, loop=0)
-    return buffer.getvalue()
+        pictures.append(canvas.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1))
+    return encode_video(pictures, Fraction(STEPS_PER_SECOND, every * action_repeat))

@@ -5,6 +5,7 @@ Deterministic: the same figures give the same bytes with one version of matplotl
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -57,9 +58,9 @@ _BARS_UP_TO = 15  # validations
 
 
 def learning_curve(
-    history: Sequence[Generation], published: Published | None, x: Literal["generation", "env_steps"]
+    history: Sequence[Generation], published: Published | None, x: Literal["generation", "env_steps"], alt: str
 ) -> str:
-    """Fitness and validation of the run, beside the paper's curve where there is one, as SVG."""
+    """Fitness and validation of the run, beside the paper's curve where there is one, as SVG; ``alt`` is its text."""
 
     def draw(axes: Axes) -> None:
         at = [getattr(row, x) for row in history]
@@ -107,7 +108,7 @@ def learning_curve(
         axes.set_ylabel("return")
         _legend_above(axes)
 
-    return _svg(f"learning-{x}", (6.2, 4.2), draw, "Learning curve: return over " + x.replace("_", " "))
+    return _svg(f"learning-{x}", (6.2, 4.2), draw, alt)
 
 
 def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation", "env_steps"]) -> None:
@@ -128,13 +129,16 @@ def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation",
 
 
 def returns(
-    rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]], reference: tuple[str, float] | None
+    rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]],
+    reference: tuple[str, float] | None,
+    alt: str,
 ) -> str:
     """Distributions of returns, one row each, as SVG.
 
     Args:
         rows: (label, returns, interval of their mean or None), from top to bottom.
         reference: (label, return) of a line to compare with.
+        alt: text of the figure.
     """
     low = min(min(values) for _, values, _ in rows)
     high = max(max(values) for _, values, _ in rows)
@@ -165,13 +169,20 @@ def returns(
         axes.set_ylim(-0.45, len(rows) - 0.6 + 0.4 * (len(rows[0][1]) >= RIDGE_FROM))
         axes.set_xlabel("return")
 
-    return _svg("returns", (11.5, 1.0 + 0.85 * len(rows)), draw, "Distributions of episode returns")
+    return _svg("returns", (11.5, 1.0 + 0.85 * len(rows)), draw, alt)
 
 
 def loss(
-    name: str, training: Sequence[Values], held_out: Sequence[Values], key: str, ylabel: str, *, log: bool = False
+    name: str,
+    training: Sequence[Values],
+    held_out: Sequence[Values],
+    key: str,
+    ylabel: str,
+    alt: str,
+    *,
+    log: bool = False,
 ) -> str:
-    """A training curve beside the held-out loss, as SVG; ``name`` is the model's."""
+    """A training curve beside the held-out loss, as SVG; ``name`` is the model's, ``alt`` the figure's text."""
 
     def draw(axes: Axes) -> None:
         axes.plot(
@@ -200,7 +211,7 @@ def loss(
         axes.set_ylabel(ylabel)
         _legend_above(axes)
 
-    return _svg(f"loss-{name}", (6.2, 3.4), draw, f"Training curve of the {name}")
+    return _svg(f"loss-{name}", (6.2, 3.4), draw, alt)
 
 
 def _legend_above(axes: Axes) -> None:
@@ -215,7 +226,7 @@ def _short(value: float, _: object = None) -> str:
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], title: str) -> str:
+def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], alt: str) -> str:
     """Draw one figure; ids carry its name, so that several can stand on one page."""
     with mpl.rc_context(_RC):
         figure = Figure(figsize=size, layout="constrained")
@@ -232,4 +243,4 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], tit
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)  # the page's
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable}, {colour})")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1).strip()

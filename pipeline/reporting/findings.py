@@ -96,9 +96,8 @@ class StageRow:
 
 @dataclass(frozen=True)
 class Drive:
-    """A filmed episode."""
+    """A filmed episode, as the report shows it."""
 
-    key: str
     controller: str
     track: int
     episode_return: float
@@ -116,6 +115,8 @@ class Findings:
         history: one row a generation.
         frames: collected.
         engine, precision: that V's encoder had on the test tracks; what `auto` came to there.
+        directory: what commands are given for the run: its URL, or ``.`` for a folder, inside of which they are typed.
+        files: key in the store of each file that people look for, by what it holds.
         published: of the run's environment, None where there is nothing to stand beside.
         cpus, code_versions: all that the stages were made on, usually one of each.
         versions: of libraries, of the last stage.
@@ -135,6 +136,7 @@ class Findings:
     mdnrnn: LossCurve
     mdnrnn_init: str
     drive: Drive | None
+    files: dict[str, str]
     stages: list[StageRow]
     engine: str
     precision: str
@@ -200,7 +202,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
         name=config.name,
         environment=config.env.id,
         seed=config.seed,
-        directory=store.locate(),
+        # Never a path of this machine: the page may be shown to anyone.
+        directory=store.locate() if "://" in store.locate() else ".",
         tag=summary_record.name.removeprefix("summary-").removesuffix(".json"),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
@@ -211,7 +214,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
         vae=read_losses(store, "vae"),
         mdnrnn=read_losses(store, "mdnrnn"),
         mdnrnn_init=config.mdnrnn.init,
-        drive=_drive(newest(evaluation, "drive-")),
+        drive=_drive(newest(evaluation, "drive-", ".webm")),
+        files=_files(manifests),
         stages=[_stage(manifest) for manifest in manifests.values()],
         engine=manifests["evaluation"].info.get("engine", "not recorded"),
         precision=manifests["evaluation"].info.get("precision", "not recorded"),
@@ -246,7 +250,21 @@ def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
 
 
 def _drive(record: Record | None) -> Drive | None:
-    return None if record is None else Drive(key=record.key, **record.info)
+    return None if record is None else Drive(**record.info)
+
+
+def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    evolution, evaluation = manifests["evolution"].records, manifests["evaluation"].records
+    files = {
+        "V's weights": newest(manifests["vae"].records, "vae.safetensors"),
+        "M's weights": newest(manifests["mdnrnn"].records, "mdnrnn.safetensors"),
+        "the controllers": newest(evolution, "controllers-"),
+        "every generation": newest(evolution, "history-"),
+        "every test episode": newest(evaluation, "episodes-"),
+        "the drive as a GIF": newest(evaluation, "drive-", ".gif"),
+        "the drive as a video": newest(evaluation, "drive-", ".webm"),
+    }
+    return {what: record.key for what, record in files.items() if record is not None}
 
 
 def _stage(manifest: Manifest) -> StageRow:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -13,28 +15,44 @@ from markupsafe import Markup
 
 from pipeline.config import RunConfig
 from pipeline.envs.environment import FRAME_SIZE
-from pipeline.evolution.state import Generation
 from pipeline.presets import dump
-from pipeline.reporting import figures
+from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
-from pipeline.reporting.findings import Findings, Score
+from pipeline.reporting.findings import Findings, LossCurve, Score
+from pipeline.reporting.numbers import duration, fact, number, size
 from pipeline.reporting.published import PublishedScale
 
 NAMES = {"mean": "CMA mean", "best": "best on validation"}
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
 
 
-def render(
+@dataclass(frozen=True)
+class Page:
+    """A page whose links to the run's files depend on where it will lie."""
+
+    template: jinja2.Template
+    values: Mapping[str, Any]
+
+    def at(self, root: str) -> bytes:
+        """The page.
+
+        Args:
+            root: Run directory as seen from the page's folder, such as ``..``.
+        """
+        return self.template.render(self.values, root=root).encode()
+
+
+def make_page(
     config: RunConfig, run: Findings, film: DreamFilm | None, drive: bytes | None, reconstructions: bytes | None
-) -> str:
-    """The page.
+) -> Page:
+    """The page of a run.
 
     Args:
-        config: the run's.
-        run: its figures.
-        film: a dream; None where there is none.
-        drive: a GIF; None where none was filmed.
-        reconstructions: a PNG; None where there is none.
+        config: Config of the run.
+        run: Figures of the run.
+        film: Dream; None where there is none.
+        drive: WebM of a drive; None where none was filmed.
+        reconstructions: PNG; None where there is none.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -42,42 +60,46 @@ def render(
     environment.filters.update(number=number, duration=duration, size=size, fact=fact)
     package = resources.files("pipeline.reporting")
     best_vae, best_mdnrnn = (min(c.held_out, key=lambda r: r["loss"], default=None) for c in (run.vae, run.mdnrnn))
-    return environment.from_string((package / "page.html").read_text("utf-8")).render(
-        css=Markup((package / "page.css").read_text("utf-8")),
-        run=run,
-        names=NAMES,
-        differs={score.controller: _differs(config, run, score) for score in run.scores},
-        best_validation=max(run.validations, key=_validation, default=None),
-        scale=_scale(config, run, run.published.scale) if run.published else [],
-        verdict=_verdict(run, run.published.scale) if run.published else "",
-        figures=_figures(run),
-        published_by_steps=_published_by_steps(run),
-        pictures={
-            "drive": drive and _data_uri(drive, "gif"),
-            "reconstructions": reconstructions and _data_uri(reconstructions, "png"),
-            "dream": film and _data_uri(film.gif, "gif"),
+    grey_levels = 255 * math.sqrt(best_vae["reconstruction"] / FRAME_SIZE) if best_vae else None
+    values = {
+        "css": Markup((package / "page.css").read_text("utf-8")),
+        "script": Markup((package / "page.js").read_text("utf-8")),
+        "run": run,
+        "names": NAMES,
+        "differs": {score.controller: _differs(config, run, score) for score in run.scores},
+        "best_validation": alt_texts.best_validation(run.history),
+        "scale": _scale(config, run, run.published.scale) if run.published else [],
+        "verdict": _verdict(run, run.published.scale) if run.published else "",
+        "figures": _figures(run),
+        "published_by_steps": _published_by_steps(run),
+        "pictures": {
+            "drive": drive and _data_uri(drive, "video/webm"),
+            "reconstructions": reconstructions and _data_uri(reconstructions, "image/png"),
+            "dream": film and _data_uri(film.video, "video/webm"),
         },
-        film=film,
-        film_columns=_film_columns(film) if film else [],
-        temperature=TEMPERATURE,
-        ridge_from=figures.RIDGE_FROM,
-        best_vae=best_vae,
-        best_mdnrnn=best_mdnrnn,
-        grey_levels=255 * math.sqrt(best_vae["reconstruction"] / FRAME_SIZE) if best_vae else 0.0,
-        free_nats=config.vae.kl_tolerance * config.vae.z_size,
-        unit_gaussian=UNIT_GAUSSIAN_NATS,
-        size_bytes=sum(stage.size_bytes for stage in run.stages),
-        config_yaml=dump(config),
-        commands=_commands(config, run.directory),
-    )
-
-
-def _validation(row: Generation) -> float:
-    return -math.inf if row.validation_mean is None else row.validation_mean
+        "alt": {
+            "drive": alt_texts.drive(run.drive) if run.drive else "",
+            "reconstructions": alt_texts.reconstructions(grey_levels),
+            "dream": alt_texts.dream(film) if film else "",
+        },
+        "film": film,
+        "film_columns": _film_columns(film) if film else [],
+        "temperature": TEMPERATURE,
+        "ridge_from": figures.RIDGE_FROM,
+        "best_vae": best_vae,
+        "best_mdnrnn": best_mdnrnn,
+        "grey_levels": grey_levels,
+        "free_nats": config.vae.kl_tolerance * config.vae.z_size,
+        "unit_gaussian": UNIT_GAUSSIAN_NATS,
+        "size_bytes": sum(stage.size_bytes for stage in run.stages),
+        "config_yaml": dump(config),
+        "commands": _commands(config, run.directory),
+    }
+    return Page(environment.from_string((package / "page.html").read_text("utf-8")), values)
 
 
 def _figures(run: Findings) -> dict[str, Markup | None]:
-    rows = [
+    rows: list[tuple[str, list[float], tuple[float, float] | None]] = [
         (f"{NAMES[score.controller]} ({score.episodes:,})", run.returns[score.controller], (score.low, score.high))
         for score in run.scores
         if run.returns.get(score.controller)
@@ -87,21 +109,30 @@ def _figures(run: Findings) -> dict[str, Markup | None]:
     if run.published is not None:
         first = run.published.scores[0]
         reference = (f"World Models, {first.mean:g}", first.mean)
-    vae, mdnrnn = run.vae, run.mdnrnn
+    rows.append(baseline)
+    by_steps = run.published if _published_by_steps(run) else None
     svgs = {
-        "by_generation": figures.learning_curve(run.history, run.published, "generation"),
-        "by_env_steps": figures.learning_curve(
-            run.history, run.published if _published_by_steps(run) else None, "env_steps"
+        "by_generation": figures.learning_curve(
+            run.history, run.published, "generation", alt_texts.learning_curve(run, "generation", with_paper=True)
         ),
-        "returns": figures.returns([*rows, baseline], reference),
-        "vae": figures.loss("VAE", vae.training, vae.held_out, "loss", "loss", log=True)
-        if vae.training or vae.held_out
-        else None,
-        "mdnrnn": figures.loss("MDN-RNN", mdnrnn.training, mdnrnn.held_out, "nll", "nats per latent dimension")
-        if mdnrnn.training or mdnrnn.held_out
-        else None,
+        "by_env_steps": figures.learning_curve(
+            run.history,
+            by_steps,
+            "env_steps",
+            alt_texts.learning_curve(run, "env_steps", with_paper=by_steps is not None),
+        ),
+        "returns": figures.returns(rows, reference, alt_texts.returns(rows)),
+        "vae": _loss("VAE", run.vae, "loss", "loss", log=True),
+        "mdnrnn": _loss("MDN-RNN", run.mdnrnn, "nll", "nats per latent dimension"),
     }
     return {name: None if svg is None else Markup(svg) for name, svg in svgs.items()}
+
+
+def _loss(name: str, curve: LossCurve, key: str, unit: str, *, log: bool = False) -> str | None:
+    if not curve.training and not curve.held_out:
+        return None
+    alt = alt_texts.loss(name, curve.training, curve.held_out, key, unit)
+    return figures.loss(name, curve.training, curve.held_out, key, unit, alt, log=log)
 
 
 def _published_by_steps(run: Findings) -> bool:
@@ -117,7 +148,8 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     population = f"{config.evolve.population_size} x {config.evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
-        chosen = max(run.validations, key=_validation)
+        chosen = alt_texts.best_validation(run.history)
+        assert chosen is not None, "there is a best controller where there was validation"
         first = max(1, chosen.generation + 1 - config.evolve.average_means)
         what = f"the CMA mean of generation {number(chosen.generation)}"
         if first < chosen.generation:
@@ -173,8 +205,8 @@ def _film_columns(film: DreamFilm) -> list[dict[str, Any]]:
         {
             "step": step,
             "dreamt": step >= film.warm_up_steps,
-            "real": _data_uri(real, "png"),
-            "decoded": _data_uri(decoded, "png"),
+            "real": _data_uri(real, "image/png"),
+            "decoded": _data_uri(decoded, "image/png"),
         }
         for step, real, decoded in zip(film.shown_steps, film.real, film.decoded, strict=True)
     ]
@@ -183,7 +215,7 @@ def _film_columns(film: DreamFilm) -> list[dict[str, Any]]:
 
 
 def _commands(config: RunConfig, directory: str) -> list[str]:
-    """What to run next, ready to paste."""
+    """What to run next, ready to paste: in the run's directory, or anywhere for a bucket."""
     place = shlex.quote(directory)
     return [
         f"world-models status {place}",
@@ -194,36 +226,4 @@ def _commands(config: RunConfig, directory: str) -> list[str]:
 
 
 def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def number(value: float, digits: int = 0) -> str:
-    """1234.56 to 1,235 or, with digits, 1,234.6; a true minus sign."""
-    text = f"{value:,.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text.replace(",", "")) else text.lstrip("-")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: 5.7 s, 3 min 20 s, 1 h 12 min."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def size(size_bytes: float) -> str:
-    """Bytes as people read them: 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 999.5:
-            return f"{size_bytes:.3g} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:,.1f} TB"
-
-
-def fact(value: str | int | float) -> str:
-    """A stage's own figure, whatever it is."""
-    if isinstance(value, bool | str):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

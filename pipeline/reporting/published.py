@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_WORLD_MODELS = "Ha & Schmidhuber 2018, arXiv 1803.10122"
-_REPRODUCTION = "Tallec, Blier & Kalainathan 2018, ctallec.github.io/world-models"
-_ATTENTION_AGENT = "Tang, Nguyen & Ha 2020, arXiv 2003.08165"
+
+@dataclass(frozen=True)
+class Source:
+    """Where something was published."""
+
+    text: str
+    url: str
+
+
+_WORLD_MODELS = Source("Ha & Schmidhuber 2018, arXiv 1803.10122", "https://arxiv.org/abs/1803.10122")
+_REPRODUCTION = Source("Tallec, Blier & Kalainathan 2018", "https://ctallec.github.io/world-models/")
+_ATTENTION_AGENT = Source("Tang, Nguyen & Ha 2020, arXiv 2003.08165", "https://arxiv.org/abs/2003.08165")
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class PublishedScore:
     """
 
     name: str
-    source: str
+    source: Source
     mean: float
     sd: float
     episodes: int | None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_into, new_vae
 from pipeline.progress import Update
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+from pipeline.rollouts.video import encode_video
 
 Frame = NDArray[np.uint8]
 
@@ -24,6 +27,21 @@ STEPS_PER_SECOND = 50  # CarRacing's own clock
 _EVERY = 4  # of its steps per picture
 _SCENE = (360, 240)  # width, height
 _TILE = 120
+
+
+@dataclass(frozen=True)
+class Film:
+    """A filmed drive.
+
+    Attributes:
+        video: VP9 in WebM, 480x240, for the report.
+        gif: The same as a GIF, for places that take no video.
+        info: Facts of the drive: ``track``, ``episode_return``, ``steps``.
+    """
+
+    video: bytes
+    gif: bytes
+    info: dict[str, Any]
 
 
 class Camera:
@@ -44,17 +62,20 @@ class Camera:
 
 def film(
     config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
-) -> Generator[Update, None, tuple[bytes, dict[str, Any]]]:
-    """Drive a job's episode and film it: the GIF's bytes, and what the drive came to. A task for an executor."""
+) -> Generator[Update, None, Film]:
+    """Drive a job's episode and film it. A task for an executor."""
     every = max(1, _EVERY // config.env.action_repeat)
     camera = Camera(every)
     yield Update(0, 1)
     worker = RolloutWorker(config, vae_weights, mdnrnn_weights, watch=camera)
     ((_, result),) = worker.run([job])
     decoded = _decode(config, vae_weights, camera.frames)
-    gif = _to_gif(camera.scenes, camera.frames, decoded, every * config.env.action_repeat)
+    pictures = _compose(camera.scenes, camera.frames, decoded)
+    steps = every * config.env.action_repeat
+    video = encode_video(map(np.asarray, pictures), Fraction(STEPS_PER_SECOND, steps))
+    gif = _to_gif(pictures, 1000 * steps // STEPS_PER_SECOND)
     yield Update(1, 1, {"return": f"{result.episode_return:.1f}"})
-    return gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps}
+    return Film(video, gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps})
 
 
 @torch.inference_mode()
@@ -68,29 +89,22 @@ def _decode(config: RunConfig, vae_weights: bytes, frames: list[Frame]) -> list[
     return decoded
 
 
-def _to_gif(scenes: list[Image.Image], frames: list[Frame], decoded: list[Frame], steps: int) -> bytes:
-    """The scene on the left; on the right the agent's frame above its reconstruction.
-
-    Args:
-        steps: of the environment, from one picture to the next.
-    """
+def _compose(scenes: Sequence[Image.Image], frames: Sequence[Frame], decoded: Sequence[Frame]) -> list[Image.Image]:
+    """The scene on the left; on the right the agent's frame above its reconstruction."""
     pictures = []
-    for scene, frame, reconstruction in zip(scenes, frames, decoded, strict=True):
+    for scene, *tiles in zip(scenes, frames, decoded, strict=True):
         picture = Image.new("RGB", (_SCENE[0] + _TILE, _SCENE[1]))
         picture.paste(scene, (0, 0))
-        for row, tile in enumerate((frame, reconstruction)):
-            picture.paste(
-                Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST), (_SCENE[0], row * _TILE)
-            )
-        pictures.append(picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
+        for row, tile in enumerate(tiles):
+            enlarged = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
+            picture.paste(enlarged, (_SCENE[0], row * _TILE))
+        pictures.append(picture)
+    return pictures
+
+
+def _to_gif(pictures: Sequence[Image.Image], duration_ms: int) -> bytes:
+    """A GIF that repeats, each picture shown for ``duration_ms``."""
+    small = [picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=1000 * steps // STEPS_PER_SECOND,
-        loop=0,
-        optimize=False,
-    )
+    small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=duration_ms, loop=0, optimize=False)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -68,9 +68,10 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     # Not the better one of the two on the test tracks: nothing is selected there.
     shown = "best" if "best" in controllers else "mean"
     tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
-    if f"drive-{tag}.gif" not in read_records(store, PREFIX):
+    names = {f"drive-{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, PREFIX).keys()
+    if names:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
-        _film(config, store, executor, f"drive-{tag}.gif", shown, job, vae_weights, mdnrnn_weights)
+        _film(config, store, executor, names, shown, job, vae_weights, mdnrnn_weights)
     commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
@@ -81,14 +82,14 @@ def _film(
     config: RunConfig,
     store: Store,
     executor: Executor,
-    name: str,
+    names: Collection[str],
     controller: str,
     job: RolloutJob,
     vae_weights: bytes,
     mdnrnn_weights: bytes,
 ) -> None:
     with Progress("film a drive", "drive") as show:
-        gif, drive_info = executor.run(
+        made = executor.run(
             film,
             config,
             vae_weights,
@@ -97,7 +98,9 @@ def _film(
             resources=Resources(),
             on_update=show,
         )
-    commit(store, PREFIX, name, gif, folder="files", controller=controller, **drive_info)
+    for name in sorted(names):
+        data = made.gif if name.endswith(".gif") else made.video
+        commit(store, PREFIX, name, data, folder="files", controller=controller, **made.info)
 
 
 def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], int]:
@@ -139,7 +142,7 @@ def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob
 def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
     """The drive to show: not the best one, but that of the median return (the upper of two)."""
     job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
-    steps = min(config.env.max_episode_steps, round(config.evaluate.gif_seconds * STEPS_PER_SECOND))
+    steps = min(config.env.max_episode_steps, round(config.evaluate.film_seconds * STEPS_PER_SECOND))
     return RolloutJob(**{**vars(job), "max_steps": steps})
 
 

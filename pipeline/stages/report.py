@@ -24,34 +24,37 @@ EVALUATION = "evaluation"
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Gather, dream, draw, and write both files: committed for good, and as a view where people look for them."""
-    from pipeline.reporting.page import render  # brings matplotlib, which only a report needs
+    from pipeline.reporting.page import make_page  # brings matplotlib, which only a report needs
 
     findings = gather(config, store)
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
-    page = render(config, findings, film, _picture(store, EVALUATION, "drive-"), _picture(store, VAE, PICTURE)).encode()
+    drive = _picture(store, EVALUATION, "drive-", ".webm")
+    page = make_page(config, findings, film, drive, _picture(store, VAE, PICTURE))
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
     ).encode()
-    _write(store, "index.html", findings.tag, page)
-    _write(store, "report.json", findings.tag, figures)
+    _commit(store, "index.html", findings.tag, page.at("../.."))
+    _commit(store, "report.json", findings.tag, figures)
+    store.write(f"{PREFIX}/index.html", page.at(".."))
+    store.write(f"{PREFIX}/report.json", figures)
     return {"evaluation": findings.tag}
 
 
-def _picture(store: Store, prefix: str, start: str) -> bytes | None:
-    record = newest(require_manifest(store, prefix).records, start)
+def _picture(store: Store, prefix: str, start: str, end: str = "") -> bytes | None:
+    record = newest(require_manifest(store, prefix).records, start, end)
     return None if record is None else read_verified(store, record)
 
 
 def _dream_figures(film: DreamFilm | None) -> dict[str, Any] | None:
     if film is None:
         return None
-    values = {name: value for name, value in asdict(film).items() if name not in ("real", "decoded", "gif")}
+    values = {name: value for name, value in asdict(film).items() if name not in ("real", "decoded", "video")}
     return {"temperature": TEMPERATURE, **values}
 
 
-def _write(store: Store, name: str, tag: str, data: bytes) -> None:
-    """Commit under a name that is the evaluation's and the content's, and refresh the view.
+def _commit(store: Store, name: str, tag: str, data: bytes) -> None:
+    """Commit under a name that is the evaluation's and the content's.
 
     The content is part of the name because a report is no result: made again by another version of the code, or on
     another machine, it looks different, and that is no conflict.
@@ -59,4 +62,3 @@ def _write(store: Store, name: str, tag: str, data: bytes) -> None:
     path = PurePosixPath(name)
     digest = hashlib.sha256(data).hexdigest()[:8]
     commit(store, PREFIX, f"{path.stem}-{tag}-{digest}{path.suffix}", data)
-    store.write(f"{PREFIX}/{name}", data)

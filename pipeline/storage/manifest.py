@@ -218,9 +218,9 @@ def require_records(store: Store, prefix: str, names: Collection[str]) -> None:
         )
 
 
-def newest(records: Mapping[str, Record], start: str) -> Record | None:
-    """The record whose name begins so and sorts last: names carry the generation they are of."""
-    names = [name for name in records if name.startswith(start)]
+def newest(records: Mapping[str, Record], start: str, end: str = "") -> Record | None:
+    """The record whose name begins and ends so and sorts last: names carry the generation they are of."""
+    names = [name for name in records if name.startswith(start) and name.endswith(end)]
     return records[max(names)] if names else None
 
 

@@ -35,7 +35,7 @@ def config(workers: int = 1, lanes: int = 3, engine: str = "openvino", precision
                 "population_size": 5, "episodes": 2, "replayed_tracks": 1, "generations": 3, "validate_every": 2,
                 "validation_episodes": 3,
             },
-            "evaluate": {"episodes": 4, "gif_seconds": 0.2},
+            "evaluate": {"episodes": 4, "film_seconds": 0.2},
             "execution": {"workers": workers},
         }
     )  # fmt: skip

@@ -52,7 +52,7 @@ def config(workers: int = 2, **execution: Any) -> RunConfig:
                 "population_size": POPULATION, "episodes": EPISODES, "generations": GENERATIONS,
                 "common_tracks": False, "validate_every": 2, "validation_episodes": 3,
             },
-            "evaluate": {"episodes": 4, "gif_seconds": 0.2},
+            "evaluate": {"episodes": 4, "film_seconds": 0.2},
             "execution": {"workers": workers, **execution},
         }
     )  # fmt: skip

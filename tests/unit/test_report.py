@@ -6,23 +6,32 @@ import html
 import io
 import json
 import math
+import re
 import statistics
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pipeline.envs.registry import make_environment
 from pipeline.errors import DamagedDataError, StorageError
 from pipeline.executor import InProcessExecutor
 from pipeline.models import weights
+from pipeline.models.controller import ControllerShape
 from pipeline.models.vae import output_to_frames
-from pipeline.reporting import findings, page
+from pipeline.presets import load_config
+from pipeline.reporting import findings, numbers
 from pipeline.reporting.dream_film import film_dream
+from pipeline.rollouts.episode import record_episode
+from pipeline.rollouts.film import film
+from pipeline.rollouts.loop import RolloutJob
+from pipeline.rollouts.policies import make_policy
 from pipeline.stages import report, train_mdnrnn
 from pipeline.storage.manifest import read_records
 from pipeline.storage.shards import read_latents, shard_name
@@ -67,13 +76,15 @@ def shown(text: str) -> str:
 
 
 class Links(HTMLParser):
-    """What a page links to, its ids, and whether its tags match."""
+    """What a page loads, what it leads to, its ids, words for pictures, and whether its tags match."""
 
     VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
+        self.anchors: list[str] = []
+        self.words: list[str] = []
         self.ids: list[str] = []
         self.tags: list[str] = []
         self.open: list[str] = []
@@ -83,6 +94,10 @@ class Links(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.ids += [value or "" for name, value in attributes if name == "id"]
+        self.words += [value or "" for name, value in attributes if name in ("alt", "aria-label")]
+        if tag == "a" and attributes[0][0] == "href":
+            self.anchors.append(attributes[0][1] or "")
+            attributes = attributes[1:]
         self.links += [
             value or ""
             for name, value in attributes
@@ -103,13 +118,93 @@ class Links(HTMLParser):
 def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
     _, _, text, _, _ = made
     links = Links(text)
-    assert links.links and all(link.startswith(("data:image/", "#")) for link in links.links)
+    assert links.links and all(link.startswith(("data:", "#")) for link in links.links)
     assert all(link[1:] in links.ids for link in links.links if link.startswith("#"))
     assert len(set(links.ids)) == len(links.ids)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(links.tags)
+    assert not {"link", "iframe", "object", "embed"} & set(links.tags)
     assert links.tags.count("svg") == 5
     assert "@import" not in text and text.count("url(") == text.count("url(#")
-    assert "http" not in text.replace("http://www.w3.org/", "")
+    # Addresses stand where a reader may follow them, and nowhere else.
+    assert text.replace("http://www.w3.org/", "").count("http") == len([a for a in links.anchors if "http" in a]) > 0
+
+
+def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
+    """With a real drive of the preset's length, and real frames in the dream."""
+    tiny = load_config("tiny")
+    vae, mdnrnn = weights.new_vae(tiny), weights.new_mdnrnn(tiny, 3)
+    rng = np.random.default_rng(0)
+    steps = round(50 * tiny.evaluate.film_seconds)
+    parameters = rng.normal(0, 0.1, ControllerShape.of_run(tiny, 3).num_parameters).astype(np.float32)
+    job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
+    made = executor.run(
+        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=report.Resources(), on_update=print
+    )
+    assert made.info["steps"] == steps
+    env = make_environment(tiny.env)
+    policy = make_policy(tiny, env, rng)
+    seen = record_episode(env, policy, episode_id=0, track=1, max_actions=300).frames
+    put_data(local_store, make_config(), [len(seen)] * 6, seen)
+    put_metrics(local_store)
+    put_evaluation(local_store, 6, RETURNS, video=made.video)
+    report.run(make_config(), local_store, executor)
+    assert len(seen) > 240, "the dream is of the usual length"
+    assert len(local_store.read("report/index.html")) < 2.5e6
+
+
+def test_the_page_links_to_sources_and_to_the_runs_files(made: Any) -> None:
+    store, figures, text, _, _ = made
+    anchors = Links(text).anchors
+    assert {link for link in anchors if link.startswith("https:")} == {
+        "https://arxiv.org/abs/1803.10122", "https://arxiv.org/abs/2003.08165", "https://ctallec.github.io/world-models/"
+    }  # fmt: skip
+    files = {link.removeprefix("../") for link in anchors if link.startswith("../")}
+    assert files >= {"report/report.json", "config.yaml"}
+    assert all(store.exists(key) for key in files - {"config.yaml"})
+    assert set(figures["files"].values()) == files - {"report/report.json", "config.yaml"}
+    assert {key.split("/")[0] for key in files} >= {"vae", "mdnrnn", "evolution", "evaluation"}
+
+
+def test_no_path_of_the_machine_is_shown(made: Any) -> None:
+    store, figures, text, _, _ = made
+    for shown_text in (text, json.dumps(figures)):
+        assert store.locate() not in shown_text and str(Path.home()) not in shown_text
+    assert figures["directory"] == "."
+    assert "world-models run ./config.yaml --run-dir . -o evolve.generations=12" in shown(text)
+
+
+def test_a_run_in_a_bucket_is_named_by_its_address(store: Store, executor: InProcessExecutor) -> None:
+    config = make_config()
+    put_data(store, config)
+    put_evaluation(store, 6, RETURNS)
+    report.run(config, store, executor)
+    where = store.locate() if "://" in store.locate() else "."
+    assert f"world-models status {where}" in shown(read_page(store))
+
+
+def test_pictures_tell_their_message_in_numbers(made: Any) -> None:
+    _, figures, text, random_returns, _ = made
+    words = Links(text).words
+    rows = figures["history"]
+    by_generation, by_steps = (
+        f"mean fitness goes from {rows[0]['fitness_mean']:.1f} to {rows[-1]['fitness_mean']:.1f} in {end}."
+        for end in ("generation 6", "1,920 steps")
+    )
+    curves = [text for text in words if text.startswith("Learning curve, return")]
+    assert len(curves) == 2 and by_generation in curves[0] and by_steps in curves[1]
+    assert "Validation is at its best with 54.0 in generation 6. The paper's CMA mean comes to 900.5" in curves[0]
+    assert "paper" not in curves[1], "its points are not in that figure"
+    low, high = (f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in (min(random_returns), max(random_returns)))
+    (returns,) = [text for text in words if text.startswith("Returns of single episodes")]
+    assert "best on validation (3): mean 233.5, from 120.0 to 310.0" in returns and f"from {low} to {high}" in returns
+    assert (
+        "Loss of the VAE, loss: in training from 130.500 to 60.500, on held-out episodes 62.500 at its best of 1 epoch."
+        in words
+    )
+    assert "The controller drives test track 0 for 40 steps and earns 100.5." in words
+    (dream,) = [text for text in words if text.startswith("The real episode on the left")]
+    errors = figures["dream"]["latent_errors"]
+    assert f"{errors[0]:.2f} from the real one at first and {errors[-1]:.2f} at the end" in dream
+    assert not [text for text in words if not text.strip()]
 
 
 def test_a_random_policy_that_began_anywhere_is_no_baseline_of_laps(made: Any, tmp_path: Path) -> None:
@@ -196,7 +291,8 @@ def test_an_environment_without_published_numbers(local_store: LocalStore, execu
     text = read_page(local_store)
     assert json.loads(local_store.read("report/report.json"))["published"] is None
     assert "No published numbers are kept for elsewhere:Else" in text
-    assert "906" not in text and "World Models, CMA mean" not in text and "1803.10122" not in text
+    words = re.sub(r"data:[^\"]*", "", text)  # pictures may spell anything
+    assert "906" not in words and "World Models, CMA mean" not in words and "1803.10122" not in words
 
 
 def test_what_is_missing_is_said(local_store: LocalStore, executor: InProcessExecutor) -> None:
@@ -234,20 +330,22 @@ def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: 
     assert len(first) == 2 and len(records) == 4 and first.items() <= records.items()
     new = {record.name.rpartition(".")[2]: record for name, record in records.items() if name not in first}
     assert all("-000009-000004-" in record.name for record in new.values())
-    assert local_store.read(new["html"].key) == local_store.read("report/index.html") != first_page.encode()
+    # The same page, but for where its links begin.
+    assert local_store.read(new["html"].key).replace(b'href="../../', b'href="../') == read_page(local_store).encode()
+    assert read_page(local_store) != first_page
     figures = json.loads(local_store.read("report/report.json"))
     assert local_store.read(new["json"].key) == local_store.read("report/report.json")
     assert len(figures["history"]) == 9 and figures["returns"]["mean"] == [400.0, 500.0, 600.0, 700.0]
-    assert local_store.read(figures["drive"]["key"]) == b"GIF89a of 000009-000004"
+    assert local_store.read(figures["files"]["the drive as a GIF"]) == b"GIF89a of 000009-000004"
 
 
 def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, figures, _, random_returns, _ = made
     config = make_config()
-    film = InProcessExecutor().run(
+    dream = InProcessExecutor().run(
         film_dream, config, store, resources=report.Resources(), on_update=lambda update: None
     )
-    assert film is not None and film.unseen
+    assert dream is not None and dream.unseen
 
     drawn = []  # what the training stage itself holds out
     original = train_mdnrnn.held_out_episodes
@@ -256,21 +354,21 @@ def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, m
         monkeypatch.setattr(train_mdnrnn, "BlockStream", lambda *a, **k: 1 / 0)
         list(train_mdnrnn.train(config, store))
     assert len(drawn[0]) == 2
-    assert film.episode == max(drawn[0], key=lambda episode: random_returns[episode])
+    assert dream.episode == max(drawn[0], key=lambda episode: random_returns[episode])
 
-    record = read_records(store, "latents")[shard_name(film.episode // PER_SHARD)]
-    latents = next(episode for episode in read_latents(store, record) if episode.id == film.episode)
-    assert film.warm_up_steps == len(latents) // 3
-    assert film.warm_up_steps + film.dream_steps == len(latents) == film.shown_steps[-1] + 1
-    assert len(film.latent_errors) == film.dream_steps and min(film.latent_errors) > 0
+    record = read_records(store, "latents")[shard_name(dream.episode // PER_SHARD)]
+    latents = next(episode for episode in read_latents(store, record) if episode.id == dream.episode)
+    assert dream.warm_up_steps == len(latents) // 3
+    assert dream.warm_up_steps + dream.dream_steps == len(latents) == dream.shown_steps[-1] + 1
+    assert len(dream.latent_errors) == dream.dream_steps and min(dream.latent_errors) > 0
     with torch.inference_mode():
         decoded = output_to_frames(weights.new_vae(config).eval().decode(torch.from_numpy(latents.mu)))
-    for step, picture in zip(film.shown_steps, film.decoded, strict=True):
+    for step, picture in zip(dream.shown_steps, dream.decoded, strict=True):
         far = int(np.abs(np.asarray(Image.open(io.BytesIO(picture)), np.int64) - decoded[step]).max())
-        assert (far <= 1) == (step < film.warm_up_steps), step
-    with Image.open(io.BytesIO(film.gif)) as gif:
-        assert getattr(gif, "n_frames", 1) == len(latents)
-    assert figures["dream"]["latent_errors"] == film.latent_errors
+        assert (far <= 1) == (step < dream.warm_up_steps), step
+    with av.open(io.BytesIO(dream.video)) as video:
+        assert len(list(video.decode(video=0))) == len(latents)
+    assert figures["dream"]["latent_errors"] == dream.latent_errors
 
 
 def test_no_dream_where_no_episode_has_two_steps(local_store: LocalStore, executor: InProcessExecutor) -> None:
@@ -289,9 +387,9 @@ def test_an_unfinished_or_damaged_run_is_refused(local_store: LocalStore, execut
     with pytest.raises(StorageError, match=r"evolution/MANIFEST\.json is missing"):
         report.run(config, local_store, executor)
     put_evaluation(local_store, 6, RETURNS)
-    drive = read_records(local_store, "evaluation")["drive-000006-000003.gif"]
+    drive = read_records(local_store, "evaluation")["drive-000006-000003.webm"]
     local_store.write(drive.key, b"x" * drive.size_bytes)
-    with pytest.raises(DamagedDataError, match=r"drive-000006-000003-.*\.gif"):
+    with pytest.raises(DamagedDataError, match=r"drive-000006-000003-.*\.webm"):
         report.run(config, local_store, executor)
     assert not local_store.list("report/")
 
@@ -311,17 +409,17 @@ def test_long_curves_are_thinned_by_means() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (page.number(1234.56, 1), "1,234.6"),
-        (page.number(-3.21, 1), "\N{MINUS SIGN}3.2"),
-        (page.number(-0.04, 1), "0.0"),
-        (page.duration(5.68), "5.7 s"),
-        (page.duration(59.97), "1 min 0 s"),
-        (page.duration(200), "3 min 20 s"),
-        (page.duration(4320), "1 h 12 min"),
-        (page.size(999), "999 B"),
-        (page.size(999_600), "1 MB"),
-        (page.size(1_234_567), "1.23 MB"),
-        (page.size(25.7e12), "25.7 TB"),
+        (numbers.number(1234.56, 1), "1,234.6"),
+        (numbers.number(-3.21, 1), "\N{MINUS SIGN}3.2"),
+        (numbers.number(-0.04, 1), "0.0"),
+        (numbers.duration(5.68), "5.7 s"),
+        (numbers.duration(59.97), "1 min 0 s"),
+        (numbers.duration(200), "3 min 20 s"),
+        (numbers.duration(4320), "1 h 12 min"),
+        (numbers.size(999), "999 B"),
+        (numbers.size(999_600), "1 MB"),
+        (numbers.size(1_234_567), "1.23 MB"),
+        (numbers.size(25.7e12), "25.7 TB"),
     ],
 )
 def test_numbers_read_well(text: str, expected: str) -> None:

@@ -20,7 +20,7 @@ from tests.counting import counting_config
 
 SMALL = {
     "evolve.population_size": 3, "evolve.episodes": 1, "evolve.generations": 1, "evolve.validate_every": 1,
-    "evolve.validation_episodes": 1, "evaluate.episodes": 1, "evaluate.gif_seconds": 0.1,
+    "evolve.validation_episodes": 1, "evaluate.episodes": 1, "evaluate.film_seconds": 0.1,
 }  # fmt: skip
 
 

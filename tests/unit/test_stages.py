@@ -67,7 +67,7 @@ def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executo
     table = pq.read_table(begun.locate(key))
     assert "A row is one test episode" in table.schema.metadata[DESCRIPTION_KEY.encode()].decode()
     assert set(table["generation"].to_pylist()) == {config.evolve.generations}
-    assert {key.rpartition(".")[2] for key in begun.list("evaluation/files/")} == {"gif", "json"}
+    assert {key.rpartition(".")[2] for key in begun.list("evaluation/files/")} == {"gif", "json", "webm"}
 
 
 @pytest.fixture
@@ -250,15 +250,15 @@ def test_the_controllers_asked_for_are_evaluated(
     )  # fmt: skip
     seal_as_it_is(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
-    found, tag = evaluate._controllers(config, store, require_manifest(store, "evolution"))
+    found, generation = evaluate._controllers(config, store, require_manifest(store, "evolution"))
     assert list(found) == evaluated
-    assert tag == "000007"
+    assert generation == 7
     if "best" in found:
         np.testing.assert_array_equal(found["best"], best)
 
 
 def test_the_drive_shown_is_the_median_one_not_the_best() -> None:
-    config = counting_config({"evaluate.gif_seconds": 0.1})
+    config = counting_config({"evaluate.film_seconds": 0.1})
     jobs = evaluate._jobs(config, np.zeros(3, np.float32))
     shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])
     assert shown.track == jobs[0].track

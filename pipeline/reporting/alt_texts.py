@@ -1,0 +1,84 @@
+"""What each picture of the report says, in words and numbers, for readers who do not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from pipeline.evolution.state import Generation
+from pipeline.reporting.dream_film import DreamFilm
+from pipeline.reporting.findings import Drive, Findings, Values
+from pipeline.reporting.numbers import number
+
+
+def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
+    """The run's curve by ``"generation"`` or ``"env_steps"``."""
+    first, last = run.history[0], run.history[-1]
+    where = f"generation {number(last.generation)}" if by == "generation" else f"{number(last.env_steps)} steps"
+    text = (
+        f"Learning curve, return by {by.replace('env_', 'environment ')}: mean fitness goes from "
+        f"{number(first.fitness_mean, 1)} to {number(last.fitness_mean, 1)} in {where}."
+    )
+    best = best_validation(run.history)
+    if best is not None and best.validation_mean is not None:
+        at = f"generation {number(best.generation)}" if by == "generation" else f"{number(best.env_steps)} steps"
+        text += f" Validation is at its best with {number(best.validation_mean, 1)} in {at}."
+    if with_paper and run.published is not None:
+        generation, mean = run.published.curve[-1]
+        at = f"generation {number(generation)}" if by == "generation" else "the end"
+        text += f" The paper's CMA mean comes to {number(mean, 1)} at {at}."
+    return text
+
+
+def best_validation(history: Sequence[Generation]) -> Generation | None:
+    """The generation whose mean did best on the validation tracks; None where none drove them."""
+    validated = [row for row in history if row.validation_mean is not None]
+    return max(validated, key=lambda row: row.validation_mean or 0.0, default=None)
+
+
+def returns(rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]]) -> str:
+    """Distributions of returns; rows as ``figures.returns`` takes them."""
+    parts = [
+        f"{label}: mean {number(fmean(values), 1)}, from {number(min(values), 1)} to {number(max(values), 1)}"
+        for label, values, _ in rows
+    ]
+    return f"Returns of single episodes. {'; '.join(parts)}."
+
+
+def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key: str, unit: str) -> str:
+    """A training curve of the model ``name``."""
+    parts = []
+    if training:
+        parts.append(f"in training from {number(training[0][key], 3)} to {number(training[-1][key], 3)}")
+    if held_out:
+        best = min(row[key] for row in held_out)
+        epochs = f"{number(len(held_out))} epoch{'s' * (len(held_out) != 1)}"
+        parts.append(f"on held-out episodes {number(best, 3)} at its best of {epochs}")
+    return f"Loss of the {name}, {unit}: {', '.join(parts)}."
+
+
+def drive(film: Drive) -> str:
+    """The filmed drive."""
+    return (
+        f"The controller drives test track {film.track} for {number(film.steps)} steps and earns "
+        f"{number(film.episode_return, 1)}."
+    )
+
+
+def reconstructions(grey_levels: float | None) -> str:
+    """V's picture.
+
+    Args:
+        grey_levels: Root mean squared error of a colour value, of 255; None where no training curve tells it.
+    """
+    text = "Frames in the upper row, V's reconstructions below"
+    return f"{text}." if grey_levels is None else f"{text}: they differ by {number(grey_levels, 1)} of 255 (RMS)."
+
+
+def dream(film: DreamFilm) -> str:
+    """The dream."""
+    return (
+        f"The real episode on the left, the dream on the right: {film.warm_up_steps} steps that M sees, then "
+        f"{film.dream_steps} that it dreams. Its z is {number(film.latent_errors[0], 2)} from the real one at first "
+        f"and {number(film.latent_errors[-1], 2)} at the end (RMS over latent dimensions)."
+    )

@@ -1,0 +1,37 @@
+"""Moving pictures as video: far smaller than a GIF, in all colours, with controls in every browser."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from numpy.typing import NDArray
+
+# One thread, and no random ids in the container: the same pictures give the same bytes.
+_OPTIONS: dict[str, object] = {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
+
+
+def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) -> bytes:
+    """Pictures as VP9 in WebM.
+
+    Args:
+        pictures: At least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.
+        per_second: Pictures per second.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libvpx-vp9", rate=per_second)
+        stream.pix_fmt = "yuv420p"
+        stream.options = _OPTIONS
+        stream.codec_context.thread_count = 1
+        stream.codec_context.flags |= Flags.bitexact
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,36 @@
+"""A real browser, Debian's Chromium, for tests of pages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+
+@contextmanager
+def browser(*flags: str, width: int, height: int = 900) -> Iterator[Chrome]:
+    """Chromium without a window, whose page is as wide as asked, however narrow.
+
+    Args:
+        flags: Flags of Chromium's command line.
+        width, height: Size of the page in CSS pixels.
+    """
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = program
+    # In a container Chromium can neither use its sandbox as root nor a /dev/shm of the usual 64 MB.
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *flags):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options, ChromeService(driver))
+    try:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        yield chrome
+    finally:
+        chrome.quit()
