@@ -85,6 +85,14 @@ def cut_body(exchange: Exchange) -> None:
     exchange.reply(head + b"\r\n\r\n" + body[: len(body) // 2])
 
 
+def cut_between_chunks(exchange: Exchange) -> None:
+    """The reply in chunks, of which the second never comes: nothing is torn, there is only less of it."""
+    head, _, body = exchange.forward().partition(b"\r\n\r\n")
+    half = body[: len(body) // 2]
+    lines = [*_without(head, b"content-length"), b"Transfer-Encoding: chunked"]
+    exchange.reply(b"\r\n".join(lines) + b"\r\n\r\n%x\r\n%s\r\n" % (len(half), half))
+
+
 def stall_in_body(exchange: Exchange) -> None:
     """The reply's head and half of its body, and then nothing for as long as the client waits."""
     cut_body(exchange)

@@ -25,6 +25,7 @@ from tests.storage.proxy import (
     FaultProxy,
     after,
     answer,
+    cut_between_chunks,
     cut_body,
     dated,
     delay,
@@ -106,7 +107,7 @@ def test_what_fails_for_a_moment_is_done_all_the_same(
     assert keys == {f"{store.prefix}/{key}" for key in expected}
 
 
-@pytest.mark.parametrize("fault", [cut_body, stall_in_body])
+@pytest.mark.parametrize("fault", [cut_body, cut_between_chunks, stall_in_body])
 @pytest.mark.parametrize("call", ["read", "list"])
 def test_a_body_that_is_cut_short_is_asked_for_again(
     impatient: S3Store, proxy: FaultProxy, call: str, fault: Fault

@@ -7,6 +7,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -58,18 +59,43 @@ def test_of_many_who_create_one_key_without_links_exactly_one_wins(without_links
         without_links.delete("k")
 
 
+def die_with_a_claim(store: LocalStore, key: str) -> None:
+    """Leave behind what a process does that is killed with the claim in its hands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", failing(errno.EIO))
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        with pytest.raises(StorageError):
+            store.create(key, b"never")
+    assert any(name.startswith("claim-") for name in store.leftovers())
+
+
 def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
     without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "_CLAIM_S", 0.2)
-    with monkeypatch.context() as patch:  # it is killed with the claim in its hands
-        patch.setattr(Path, "replace", failing(errno.EIO))
-        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
-        with pytest.raises(StorageError):
-            without_links.create("k", b"never")
-    assert any(name.startswith("claim-") for name in without_links.leftovers())
+    die_with_a_claim(without_links, "k")
     without_links.create("k", b"mine")
     assert without_links.read("k") == b"mine"
+
+
+def test_of_many_who_wait_at_the_claim_of_a_dead_process_exactly_one_wins(
+    without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CLAIM_S", 0.5)
+    die_with_a_claim(without_links, "k")
+    together = Barrier(8)
+
+    def create(number: int) -> int | None:
+        together.wait()
+        try:
+            without_links.create("k", str(number).encode())
+        except AlreadyExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as threads:
+        winners = [number for number in threads.map(create, range(8)) if number is not None]
+    assert [without_links.read("k")] == [str(number).encode() for number in winners]
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.__getitem__)
