@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from pipeline.executor import Worker
+from pipeline.execution.protocol import Worker
 
 
 @contextmanager

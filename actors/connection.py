@@ -18,10 +18,10 @@ from ray.job_config import JobConfig
 
 import actors
 from actors.nodes import sigterm_left_alone
-from pipeline.config import RunConfig
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.executor import cluster_address
-from pipeline.machine import num_cores
+from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.machine import num_cores
+from pipeline.config.schema import RunConfig
+from pipeline.execution.cluster import cluster_address
 
 logger = logging.getLogger(__name__)
 

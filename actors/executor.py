@@ -21,11 +21,12 @@ from actors.pool import RayPool
 from actors.task import Silent, TaskTry
 from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, EpisodeError, JobError
-from pipeline.executor import Pool, Resources, Worker, cause_of, gave_up
-from pipeline.machine import num_cores
-from pipeline.progress import Figures, Update
+from pipeline.base.errors import ConfigError, EpisodeError, JobError
+from pipeline.base.machine import num_cores
+from pipeline.base.progress import Figures, Update
+from pipeline.config.schema import RunConfig
+from pipeline.execution.jobs import cause_of, gave_up
+from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -34,7 +35,7 @@ _MOST_NODES = 10  # that one task is lost with
 
 
 class RayExecutor:
-    """Tasks and pools on Ray. See ``pipeline.executor.Executor``.
+    """Tasks and pools on Ray. See ``pipeline.execution.protocol.Executor``.
 
     Args:
         config: the run's; ``execution`` says where, the training stages how many CPUs a local Ray must have.
@@ -72,7 +73,7 @@ class RayExecutor:
         resources: Resources,
         on_update: Callable[[Update], None],
     ) -> Result:
-        """See ``pipeline.executor.Executor.run``.
+        """See ``pipeline.execution.protocol.Executor.run``.
 
         A task whose worker dies or hangs, or in which an environment raised, is begun again and resumes by itself. To
         be lost with its node costs it no try, but there is an end to that, too.
@@ -150,7 +151,7 @@ class RayExecutor:
     def pool(
         self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
     ) -> Iterator[Pool]:
-        """See ``pipeline.executor.Executor.pool``."""
+        """See ``pipeline.execution.protocol.Executor.pool``."""
         pool = RayPool(
             factory,
             arguments,
@@ -167,7 +168,7 @@ class RayExecutor:
             pool.close()
 
     def publish(self, stage: str, figures: Figures) -> None:
-        """See ``pipeline.executor.Executor.publish``."""
+        """See ``pipeline.execution.protocol.Executor.publish``."""
         self._telemetry.publish(stage, figures)
 
     def _is_of_a_lost_node(self, error: Exception, lost: TaskTry) -> bool:

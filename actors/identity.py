@@ -14,9 +14,9 @@ from pathlib import Path
 import ray
 from ray.experimental import internal_kv
 
-from pipeline.errors import ConfigError
-from pipeline.identity import code_version, cpu_kind, diff, library_versions
-from pipeline.machine import process_started
+from pipeline.base.errors import ConfigError
+from pipeline.base.machine import process_started
+from pipeline.config.identity import code_version, cpu_kind, diff, library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class WorkerIdentity:
 
     Attributes:
         node_id: Ray's; None of a process that is not on Ray.
-        started: when the process began, see ``pipeline.machine.process_started``.
+        started: when the process began, see ``pipeline.base.machine.process_started``.
         niceness: its nice value.
         logs: the folder of its node's logs, on ``host``; None of a process that is not on Ray.
     """

@@ -11,7 +11,7 @@ from uuid import uuid4
 from actors.identity import WorkerIdentity, session_logs
 from actors.placement import Place
 from actors.worker import WorkerActor
-from pipeline.executor import Worker
+from pipeline.execution.protocol import Worker
 
 
 class Member:

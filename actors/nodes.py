@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.machine import process_started
+from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.machine import process_started
 
 _TIMEOUT_S = 10.0
 _UNTIL_NOTICED_S = 5.0
@@ -56,7 +56,7 @@ class LocalNode:
     Attributes:
         id: Ray's, hexadecimal.
         cluster_address: HOST:PORT of the cluster's control service.
-        pid, started: of the process; see ``pipeline.machine.process_started``.
+        pid, started: of the process; see ``pipeline.base.machine.process_started``.
     """
 
     id: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.nodes import Node
-from pipeline.config import ExecutionConfig
+from pipeline.config.schema import ExecutionConfig
 
 # A node type that is not for workers says so with this label, so that none of them ever makes the autoscaler start one.
 WORKERS_LABEL = "world-models/workers"

@@ -22,9 +22,10 @@ from actors.placement import Place, Placement, left_alone
 from actors.round import Failed, Round
 from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
-from pipeline.config import ExecutionConfig
-from pipeline.errors import EpisodeError, JobError
-from pipeline.executor import JobQueue, Worker, cause_of, share
+from pipeline.base.errors import EpisodeError, JobError
+from pipeline.config.schema import ExecutionConfig
+from pipeline.execution.jobs import JobQueue, cause_of, share
+from pipeline.execution.protocol import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ _PROMPT = 4
 
 
 class RayPool:
-    """Workers that stay alive from call to call. Use as ``pipeline.executor.Pool``.
+    """Workers that stay alive from call to call. Use as ``pipeline.execution.protocol.Pool``.
 
     An actor is asked for wherever one more worker would help: those that Ray cannot place yet are what makes an
     autoscaler add nodes, and they end with the pool.
@@ -50,7 +51,7 @@ class RayPool:
         telemetry: counts workers, retries and losses.
         placement: chooses nodes; None leaves it to Ray, where there is only one.
         max_workers: actors at most; None: as many as are worthwhile.
-        jobs_at_once, worthwhile: see ``pipeline.executor.Executor.pool``.
+        jobs_at_once, worthwhile: see ``pipeline.execution.protocol.Executor.pool``.
 
     Attributes:
         num_workers: so many have been ready at a time, at most.
@@ -91,7 +92,7 @@ class RayPool:
         self._avoided: set[str] = set()
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        """See ``pipeline.executor.Pool.map``."""
+        """See ``pipeline.execution.protocol.Pool.map``."""
         jobs = list(jobs)
         this = Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
         tend_at = self._clock

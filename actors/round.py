@@ -9,7 +9,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.member import Member
-from pipeline.executor import JobQueue
+from pipeline.execution.jobs import JobQueue
 
 
 class Failed(Exception):

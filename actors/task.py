@@ -16,7 +16,7 @@ from actors.identity import WorkerIdentity, forget_announced, session_logs
 from actors.listening import LISTEN_S, SAY_EVERY_S, listen
 from actors.nodes import nodes, staying_nodes, was_lost
 from actors.worker import end_process, run_task
-from pipeline.executor import Resources
+from pipeline.execution.protocol import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class TaskTry:
     """One try of a task. It is handed to Ray at once.
 
     Args:
-        task: Generator function, see ``pipeline.executor.Executor.run``.
+        task: Generator function, see ``pipeline.execution.protocol.Executor.run``.
         arguments: Its arguments.
         resources: CPUs and GPUs that a node must have free.
         check: Raises on a worker that is not fit for it; called there, before anything begins.

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.progress import Counted, Figures, Measured
+from pipeline.base.progress import Counted, Figures, Measured
 
 # With the tags `run` and `stage`.
 OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
@@ -54,7 +54,7 @@ class Telemetry:
         }
 
     def publish(self, stage: str, figures: Figures) -> None:
-        """See ``pipeline.executor.Executor.publish``."""
+        """See ``pipeline.execution.protocol.Executor.publish``."""
         tags = {"stage": stage}
         for name, value in figures.items():
             metric = self._of_stages[name]

@@ -19,13 +19,13 @@ from ray.exceptions import RayTaskError
 
 from actors.identity import WorkerIdentity
 from actors.mailbox import Mailbox
-from pipeline.errors import JobError, WorldModelsError
-from pipeline.executor import Worker
-from pipeline.failpoints import WORKER_VARIABLE, arm_from_environment
-from pipeline.logs import configure_logging
-from pipeline.machine import process_started
-from pipeline.progress import Update
-from pipeline.threads import num_threads
+from pipeline.base.errors import JobError, WorldModelsError
+from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
+from pipeline.base.logs import configure_logging
+from pipeline.base.machine import process_started
+from pipeline.base.progress import Update
+from pipeline.base.threads import num_threads
+from pipeline.execution.protocol import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def end_process(pid: int, started: float, timeout_s: float) -> bool:
 
     Args:
         pid: Process id.
-        started: Its beginning, see ``pipeline.machine.process_started``: the id may be another process's by now.
+        started: Its beginning, see ``pipeline.base.machine.process_started``: the id may be another process's by now.
         timeout_s: Seconds to wait at most.
 
     Returns:

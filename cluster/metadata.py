@@ -12,7 +12,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 # Both clouds answer at this address; by number, so that no name has to be looked up, for which there is no time limit.
 _LINK_LOCAL = "169.254.169.254"

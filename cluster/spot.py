@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from actors import nodes
 from cluster.metadata import Aws, Cloud, Gcp, MetadataError, Notice
-from pipeline.errors import ClusterError, ConfigError, WorldModelsError
+from pipeline.base.errors import ClusterError, ConfigError, WorldModelsError
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.presets import dump, load_config, preset_names
+from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.config.presets import dump, load_config, preset_names
 from pipeline.storage.store import check_lasting
 
 logger = logging.getLogger(__name__)

@@ -4,69 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedDataError, StorageError
-from pipeline.executor import Executor
-from pipeline.failpoints import failpoint
-from pipeline.identity import code_version, cpu_kind, diff, flatten, library_versions, of_then, shrunk
-from pipeline.sittings import stage_seconds, timed
+from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.base.failpoints import failpoint
+from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
+from pipeline.stages.table import GROWING, STAGES, Stage, stage_filling
 from pipeline.storage import sealed
-from pipeline.storage.manifest import Manifest, manifest_key, outgrown, read_manifest, read_records, seal, supersede
+from pipeline.storage.layout import begun_key, manifest_key
+from pipeline.storage.manifest import Manifest, outgrown, read_manifest, read_records, seal, supersede
+from pipeline.storage.session_notes import stage_seconds, timed
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline.
-
-    Attributes:
-        name: as on the command line.
-        prefix: what it fills in the run directory.
-        reads: prefixes of the stages whose output it reads.
-        keys: config sections (or keys) that its output depends on.
-        run: does it; returns what is worth knowing of it.
-    """
-
-    name: str
-    prefix: str
-    reads: tuple[str, ...]
-    keys: tuple[str, ...]
-    run: Callable[[RunConfig, Store, Executor], Mapping[str, Any]]
-
-
-# Random controllers have the sizes of V, M and C.
-_COLLECT_KEYS = ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller")
-
-STAGES = (
-    Stage("collect", "rollouts", (), _COLLECT_KEYS, collect.run),
-    Stage("train-vae", "vae", ("rollouts",), ("seed", "vae"), train_vae.run),
-    Stage("encode", "latents", ("rollouts", "vae"), ("encode", "rollouts.engine", "rollouts.precision"), encode.run),
-    Stage("train-mdnrnn", "mdnrnn", ("latents",), ("seed", "mdnrnn"), train_mdnrnn.run),
-    Stage(
-        "evolve",
-        "evolution",
-        ("vae", "mdnrnn"),
-        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"),
-        evolve.run,
-    ),
-    Stage(
-        "evaluate",
-        "evaluation",
-        ("vae", "mdnrnn", "evolution"),
-        ("seed", "env", "tracks.test", "rollouts", "evaluate"),
-        evaluate.run,
-    ),
-    Stage("report", "report", ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation"), (), report.run),
-)
-
-# What may grow after it was complete: more generations, more test episodes.
-GROWING = ("evolution", "evaluation")
+RUN: Mapping[str, Callable[[RunConfig, Store, Executor], Mapping[str, Any]]] = {
+    "collect": collect.run,
+    "train-vae": train_vae.run,
+    "encode": encode.run,
+    "train-mdnrnn": train_mdnrnn.run,
+    "evolve": evolve.run,
+    "evaluate": evaluate.run,
+    "report": report.run,
+}
 
 
 def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] = STAGES) -> None:
@@ -80,22 +44,12 @@ def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequ
         failpoint("stage-begun")
         logger.info("%s: begins", stage.name)
         with timed(store, stage.name):
-            info = stage.run(config, store, executor)
+            info = RUN[stage.name](config, store, executor)
         seconds = stage_seconds(store, stage.name)
         failpoint("stage-done")
         _seal(config, store, stage, upstream, {**info, "seconds": seconds})
         failpoint("stage-sealed")
         logger.info("%s: complete in %.1f s", stage.name, seconds)
-
-
-def _filler(prefix: str) -> str:
-    """The name of the stage that fills a prefix."""
-    return next(stage.name for stage in STAGES if stage.prefix == prefix)
-
-
-def stage_named(name: str) -> Stage:
-    """The stage of a command-line name."""
-    return next(stage for stage in STAGES if stage.name == name)
 
 
 def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> bool:
@@ -111,7 +65,7 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
         return False
     identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
     where = store.locate(manifest_key(stage.prefix))
-    if lines := diff(of_then(manifest.config, stage.keys), identity):
+    if lines := diff(manifest.config, identity):
         raise ConfigError(
             f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
         )
@@ -144,8 +98,8 @@ def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Map
 
 
 def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
-    """Write down what a stage is made from, before it makes anything: a later sitting must find the same."""
-    key = f"{stage.prefix}/BEGUN.json"
+    """Write down what a stage is made from, before it makes anything: a later session must find the same."""
+    key = begun_key(stage.prefix)
     begun = {"config": flatten(config, "identity", stage.keys), "upstream": _fixed(upstream)}
     if not store.exists(key):
         store.create(key, sealed.to_bytes(begun))
@@ -158,7 +112,7 @@ def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str,
             f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
             f"{store.locate(stage.prefix)} to have the stage made anew"
         ) from error
-    if lines := diff(of_then(config_before, stage.keys), begun["config"]):
+    if lines := diff(config_before, begun["config"]):
         raise ConfigError(
             f"{store.locate(key)} began a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
         )
@@ -173,14 +127,14 @@ def _upstream(store: Store, stage: Stage) -> dict[str, str]:
         if manifest is None:
             first = next(other.name for other in STAGES if read_manifest(store, other.prefix) is None)
             raise StorageError(
-                f"{stage.name} reads what {_filler(prefix)} leaves under {store.locate(prefix)}, and that is not "
-                f"complete. Run `world-models {first}` first with the same arguments, or `world-models run` for all "
-                "stages."
+                f"{stage.name} reads what {stage_filling(prefix).name} leaves under {store.locate(prefix)}, and "
+                f"that is not complete. Run `world-models {first}` first with the same arguments, or "
+                "`world-models run` for all stages."
             )
         if earlier := outgrown(store, manifest):
             raise StorageError(
                 f"{store.locate(prefix)} was made from an earlier {earlier[0]}/ than is there now: run "
-                f"`world-models {_filler(prefix)}` first, or `world-models run` for all stages."
+                f"`world-models {stage_filling(prefix).name}` first, or `world-models run` for all stages."
             )
         digests[prefix] = manifest.digest
     return digests
@@ -195,7 +149,7 @@ def _seal(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, 
         records=read_records(store, stage.prefix),
         info={
             **info,
-            "epoch": store.epoch,
+            "session": store.session,
             "code_version": code_version(),
             "cpu": cpu_kind(),
             "versions": library_versions(),

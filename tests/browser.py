@@ -29,8 +29,13 @@ def browser(*flags: str, width: int, height: int = 900) -> Iterator[Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = Chrome(options, ChromeService(driver))
     try:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        resize(chrome, width, height)
         yield chrome
     finally:
         chrome.quit()
+
+
+def resize(chrome: Chrome, width: int, height: int = 900) -> None:
+    """Make the page so large, in CSS pixels; a window has a least width of its own."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

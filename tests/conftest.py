@@ -22,12 +22,12 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
+from pipeline.base.threads import num_threads
 from pipeline.bench.s3_server import S3Server
-from pipeline.config import RunConfig
-from pipeline.executor import InProcessExecutor
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import LocalStore, Store
-from pipeline.threads import num_threads
 from tests.counting import counting_config
 from tests.e2e import command
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import EnvConfig, RunConfig
-from pipeline.envs.environment import FRAME_SHAPE, FRAME_SIZE, Step
+from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.data.frames import FRAME_SHAPE, FRAME_SIZE
+from pipeline.envs.environment import Step
 
 ENV_ID = "tests.counting:CountingEnv"
 ACTION_SIZE = 2

@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import RunConfig
+from pipeline.config.presets import validate
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import shard_name
+from pipeline.data.episodes import Episode, LatentEpisode
+from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
 from pipeline.evolution.state import Generation
 from pipeline.models import weights
-from pipeline.presets import validate
-from pipeline.rollouts.episode import Episode
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
-from pipeline.storage.shards import LatentEpisode, episodes_to_bytes, latents_to_bytes, shard_name
 from pipeline.storage.store import Store
 
 SHARDS, PER_SHARD, Z, A = 3, 2, 4, 3
@@ -96,7 +97,14 @@ def put_evaluation(
     seal_stage(store, "evolution", env_steps=rows[-1].env_steps, generations=generations, workers=2)
     tag = f"{generations:06d}-{len(returns['mean']):06d}"
     episodes = [
-        {"generation": generations, "controller": name, "track": track, "episode_return": value, "steps": 40}
+        {
+            "evaluation": tag,
+            "generation": generations,
+            "controller": name,
+            "track": track,
+            "episode_return": value,
+            "steps": 40,
+        }
         for name, values in returns.items()
         for track, value in enumerate(values)
     ]
@@ -162,7 +170,7 @@ def put_data(
         all_returns += returns
         commit(store, "rollouts", shard_name(shard), episodes_to_bytes(frames), returns=returns, **facts)
         commit(store, "latents", shard_name(shard), latents_to_bytes(latents), **facts)
-    seal_stage(store, "rollouts", env_steps=sum(steps), env_steps_this_sitting=7)
+    seal_stage(store, "rollouts", env_steps=sum(steps), env_steps_this_session=7)
     seal_stage(store, "latents", frames=sum(steps))
     picture = io.BytesIO()
     Image.new("RGB", (128, 128), "green").save(picture, "PNG")

@@ -1,6 +1,6 @@
 """``make soak``: real runs, killed at random times again and again, each compared to the bit with one left alone.
 
-A sitting drives the run until a random moment, at which its driver, or one of its Ray workers, gets SIGKILL. The driver
+A session drives the run until a random moment, at which its driver, or one of its Ray workers, gets SIGKILL. The driver
 is then started again, until the run is complete. Drawn from a seed; what a kill hits depends on the machine's speed.
 """
 

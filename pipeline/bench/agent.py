@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.base.seeding import generator
+from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import environment_class
@@ -22,8 +24,6 @@ from pipeline.models.openvino_forward import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
 from pipeline.rollouts.loop import RolloutWorker
-from pipeline.seeding import generator
-from pipeline.threads import num_threads
 
 _EPISODE_STEPS = 250
 _EPISODES_PER_LANE = 4

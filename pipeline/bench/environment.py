@@ -9,11 +9,11 @@ from itertools import cycle, islice
 import gymnasium
 import numpy as np
 
+from pipeline.base.threads import num_threads
 from pipeline.bench.drives import Drive, record_drive
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.config import EnvConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.car_racing import ID, CarRacing, forget_tracks
-from pipeline.threads import num_threads
 
 _TRACKS = 12
 _POPULATION = 16  # episodes that drive a track, one candidate each, before the next track comes

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.executor import Executor, Pool
-from pipeline.seeding import generator
+from pipeline.base.seeding import generator
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Executor, Pool
 
 JOBS = (1024, 4096)
 FEWER_WORKERS = (16, 64)

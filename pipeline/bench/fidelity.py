@@ -8,19 +8,21 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import ConfigError
+from pipeline.base.threads import num_threads
 from pipeline.bench.trained import TrainedRun
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
+from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
-from pipeline.executor import Executor
-from pipeline.models.forward import encode_all, make_encoder, resolve_precision
+from pipeline.execution.protocol import Executor
+from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.openvino_forward import native_precisions
+from pipeline.models.precision import resolve_precision
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages.evaluate import summarise
 from pipeline.storage.manifest import newest, require_manifest
-from pipeline.storage.shards import episode_steps, read_frames
 from pipeline.storage.store import Store
-from pipeline.threads import num_threads
 
 _FRAMES = 2000
 
@@ -176,7 +178,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, as the run's evaluation found them."""
-    record = newest(require_manifest(store, "evaluation").records, "episodes-")
+    record = newest(require_manifest(store, EVALUATION).records, TEST_EPISODES)
     returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
         raise ConfigError(

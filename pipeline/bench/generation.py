@@ -9,17 +9,17 @@ from statistics import fmean
 
 import numpy as np
 
+from pipeline.base.seeding import generator
+from pipeline.base.threads import num_threads
 from pipeline.bench.agent import naive_loop
 from pipeline.bench.measure import Comparison
 from pipeline.bench.trained import TrainedRun
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import environment_class
 from pipeline.evolution.fitness import drive, rollout_pool, training_jobs
-from pipeline.executor import Executor
+from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
-from pipeline.seeding import generator
-from pipeline.threads import num_threads
 
 _POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
 _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64

@@ -11,15 +11,15 @@ from itertools import count
 
 import numpy as np
 
+from pipeline.base.seeding import generator
+from pipeline.base.threads import num_threads
 from pipeline.bench.agent import untrained_networks
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import environment_class
 from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.weights import to_bytes
 from pipeline.rollouts.loop import RolloutWorker
-from pipeline.seeding import generator
-from pipeline.threads import num_threads
 
 _WARM_UP_STEPS = 20
 

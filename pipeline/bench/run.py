@@ -17,9 +17,9 @@ from pipeline.bench.stages import bench_collect, bench_dream
 from pipeline.bench.storage import bench_storage
 from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
-from pipeline.config import RunConfig
-from pipeline.executor import Executor
-from pipeline.identity import cpu_kind
+from pipeline.config.identity import cpu_kind
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Executor
 from pipeline.storage.store import Store
 
 BENCHES: dict[str, Callable[[float], Comparison]] = {

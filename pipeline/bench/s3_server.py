@@ -19,7 +19,7 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from pipeline.errors import ConfigError, StorageError
+from pipeline.base.errors import ConfigError, StorageError
 
 _HOST = "127.0.0.1"
 # Below the ports that systems hand out themselves, and above those that Ray gives its workers.

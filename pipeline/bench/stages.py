@@ -8,17 +8,17 @@ from itertools import count
 
 import numpy as np
 
-from pipeline import seeding
+from pipeline.base import seeding
+from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
-from pipeline.envs.dream import Dream
 from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.dream import Dream
 from pipeline.models.weights import new_mdnrnn
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
 from pipeline.storage.store import LocalStore
-from pipeline.threads import num_threads
 
 _DREAMS = 256
 _DREAM_STEPS = 20

@@ -13,22 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import seeding
+from pipeline.base import seeding
+from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.bench.s3_server import S3Server, server_program
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.data.episodes import Episode
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.data.shards import episodes_to_bytes, read_episodes
 from pipeline.envs.car_racing import CarRacing
-from pipeline.envs.environment import FRAME_SHAPE
 from pipeline.models import weights
-from pipeline.rollouts.episode import Episode
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards
 from pipeline.stages.encode import EncodeJob, EncodeWorker
 from pipeline.stages.train_vae import HeldOut, VaeObjective, frame_stream
 from pipeline.storage.manifest import commit, read_records
-from pipeline.storage.shards import episodes_to_bytes, read_episodes
 from pipeline.storage.store import LocalStore, Store, open_store
-from pipeline.threads import num_threads
 
 _STORED_FRAMES = 1000
 _RUN = RunConfig.model_validate(

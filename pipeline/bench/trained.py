@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import saved_config
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, mdnrnn_weights, vae_weights
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
-from pipeline.presets import saved_config
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import newest, read_verified, require_manifest
 from pipeline.storage.store import Store
@@ -42,18 +43,18 @@ class TrainedRun:
         Raises:
             ConfigError: nothing was evolved there.
         """
-        latest = Checkpoints(store, "evolution").latest()
+        latest = Checkpoints(store, EVOLUTION).latest()
         if latest is None:
             raise ConfigError(
                 f"{store.locate()} holds no evolution, and this bench drives the controllers of a run: "
                 "`world-models run laptop` makes a good one, `make demo` a weak one; name it by --run-dir"
             )
-        controllers = newest(require_manifest(store, "evolution").records, "controllers-")
+        controllers = newest(require_manifest(store, EVOLUTION).records, CONTROLLERS)
         assert controllers is not None
         return cls(
             config=saved_config(store),
-            vae_weights=read_verified(store, require_manifest(store, "vae").records["vae.safetensors"]),
-            mdnrnn_weights=read_verified(store, require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]),
+            vae_weights=vae_weights(store),
+            mdnrnn_weights=mdnrnn_weights(store),
             search=EvolutionState.from_bytes(latest[1]).search,
             controller=load(read_verified(store, controllers))["best"],
         )

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from pipeline.base.seeding import generator
+from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import frames_to_input, sample_z, vae_loss
 from pipeline.models.weights import new_mdnrnn, new_vae
-from pipeline.seeding import generator
 from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock
 from pipeline.stages.train_vae import HeldOut, VaeObjective
-from pipeline.storage.shards import LatentEpisode
 from pipeline.storage.store import LocalStore
-from pipeline.threads import num_threads
 from pipeline.training.hardware import precision_name
 from pipeline.training.loop import Objective
 

@@ -22,7 +22,7 @@ from gymnasium.envs.box2d.car_racing import SCALE, STATE_H, STATE_W, WINDOW_H, W
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
-from pipeline.config import EnvConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.car_sprites import (
     BAR_TOP,
     PLAYFIELD_ROWS,
@@ -247,6 +247,7 @@ class CarRacing:
     repeats_actions = True
     action_low = np.array([-1.0, 0.0, 0.0], np.float32)
     action_high = np.array([1.0, 1.0, 1.0], np.float32)
+    squashing = "steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0)"
 
     def __init__(self, config: EnvConfig) -> None:
         self._view = config.view
@@ -316,7 +317,7 @@ class CarRacing:
         return Step(self._frame(observation), earned, bool(terminated), self._steps >= self._max_steps)
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0): the paper's carracing code."""
+        """See ``squashing``: the paper's carracing code."""
         action = np.tanh(output)
         action[..., 1] = (action[..., 1] + 1) / 2
         np.maximum(action[..., 2], 0, out=action[..., 2])

@@ -7,10 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import EnvConfig
-
-FRAME_SHAPE = (64, 64, 3)
-FRAME_SIZE = 64 * 64 * 3
+from pipeline.config.schema import EnvConfig
 
 
 class Step(NamedTuple):
@@ -70,10 +67,14 @@ class EnvironmentClass(Protocol):
     """What the registry holds: a class that makes environments from the ``env`` section of a config.
 
     One that heeds ``env.action_repeat`` says so by an attribute ``repeats_actions = True``. One whose frames are cut
-    out of something larger may say how in a static method ``describe_frames(config) -> dict``, and the docstring of its
-    ``squash`` should give the formula: both go into the metadata of weights.
+    out of something larger may say how in a static method ``describe_frames(config) -> dict``, and how ``squash`` makes
+    actions in an attribute ``squashing``, a string: both go into the metadata of weights.
     """
 
+    __module__: str
+    __name__: str
     action_size: int
+    action_low: NDArray[np.float32]
+    action_high: NDArray[np.float32]
 
     def __call__(self, config: EnvConfig) -> Environment: ...

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import cast
+import json
+from collections.abc import Mapping
+from typing import Any, cast
 
-from pipeline.config import EnvConfig, RunConfig
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, EnvironmentClass
-from pipeline.errors import ConfigError
 
 # id -> module:Class. Looked up, not imported: only the environment that a run uses is loaded.
 ENVIRONMENTS = {
@@ -41,6 +43,19 @@ def check_environment(config: RunConfig) -> None:
         ConfigError: it does not, or cannot.
     """
     found = environment_class(config.env.id)
+    lacking = [name for name in ("action_size", "action_low", "action_high", "squash") if not hasattr(found, name)]
+    if lacking:
+        raise ConfigError(
+            f"env.id = {config.env.id!r}: the class has no {' and no '.join(lacking)}; "
+            "see pipeline/envs/environment.py for what it needs"
+        )
+    try:
+        json.dumps(describe_frames(config.env))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"env.id = {config.env.id!r}: describe_frames gives what JSON cannot hold ({error}): plain numbers, "
+            "strings, lists and dicts were expected"
+        ) from error
     if config.env.action_repeat > 1 and not getattr(found, "repeats_actions", False):
         raise ConfigError(
             f"env.action_repeat {config.env.action_repeat}: {config.env.id} does not repeat actions (it has no "
@@ -51,6 +66,12 @@ def check_environment(config: RunConfig) -> None:
             f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "
             "pipeline/envs/environment.py). Leave it 0, or add that method."
         )
+
+
+def describe_frames(config: EnvConfig) -> Mapping[str, Any]:
+    """How an environment's frames come about, in its own words; empty where it has none."""
+    describe = getattr(environment_class(config.id), "describe_frames", None)
+    return describe(config) if describe is not None else {}
 
 
 def make_environment(config: EnvConfig) -> Environment:

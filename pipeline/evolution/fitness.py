@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.errors import JobError
-from pipeline.executor import Executor, Pool
+from pipeline.base import seeding
+from pipeline.base.errors import JobError
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Executor, Pool
 from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
 
 JobId = tuple[str, int, int, int]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import seeding
-from pipeline.config import RunConfig
+from pipeline.base import seeding
+from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import JobId
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 

@@ -9,7 +9,7 @@ import cma
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError
 
 
 class _Normal:
@@ -104,7 +104,7 @@ class Search:
         except Exception as error:  # a pickle of other versions can fail in any way
             raise DamagedDataError(
                 f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}. Install the "
-                "versions that the run was begun with (RUN_DIR/sittings/000001/begun.json has them) and run the same "
+                "versions that the run was begun with (RUN_DIR/sessions/000001/begun.json has them) and run the same "
                 "command again."
             ) from error
         return search

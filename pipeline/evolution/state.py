@@ -21,7 +21,7 @@ class Generation:
     Attributes:
         generation: number, from 1.
         env_steps: environment steps driven so far, validation included.
-        seconds: spent so far, over all sittings. The one figure that is no part of the determinism promise.
+        seconds: spent so far, over all sessions. The one figure that is no part of the determinism promise.
         fitness_min, fitness_mean, fitness_max, fitness_sd: over the candidates; each fitness is a mean return.
         sigma: CMA-ES step size after this generation.
         validation_mean, validation_sd: returns on the validation tracks, of the CMA mean or of the average of the last
@@ -118,7 +118,7 @@ class EvolutionState:
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
                 history=progress["history"],
                 driven=progress["driven"],
-                means=[*arrays["means"]] if "means" in arrays else [],  # before there were averages
+                means=[*arrays["means"]],
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
                 best_validation=progress["best_validation"],
@@ -136,5 +136,5 @@ def read_progress(data: bytes) -> dict[str, Any]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())
     progress["history"] = [Generation(**row) for row in progress["history"]]
-    progress["driven"] = [DrivenTrack(**track) for track in progress.get("driven", [])]  # none before there was replay
+    progress["driven"] = [DrivenTrack(**track) for track in progress["driven"]]
     return progress

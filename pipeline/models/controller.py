@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ControllerConfig, RunConfig
+from pipeline.config.schema import ControllerConfig, RunConfig
 
 Array = NDArray[np.float32]
 

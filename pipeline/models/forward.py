@@ -6,17 +6,16 @@ size it may. So callers give exactly ``batch_size`` rows, padding the last batch
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RolloutsConfig, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.models.precision import resolve_precision
 
 Array = NDArray[np.float32]
-Precision = Literal["float32", "bfloat16", "int8"]
 
 
 class Encoder(Protocol):
@@ -93,48 +92,6 @@ def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, act
     return TorchRnnStep(mdnrnn, batch_size)
 
 
-def resolve_precision(rollouts: RolloutsConfig) -> Precision:
-    """What ``rollouts.precision`` comes to on this machine.
-
-    ``auto`` is the fastest that the CPU multiplies natively: int8 with VNNI, else bfloat16, else float32.
-
-    Raises:
-        ConfigError: the engine is not installed, or this CPU has no instructions for the precision.
-    """
-    if rollouts.engine == "torch":
-        if rollouts.precision == "int8":
-            raise ConfigError("rollouts.precision = 'int8' needs rollouts.engine = 'openvino'")
-        return "float32" if rollouts.precision == "auto" else rollouts.precision
-    if importlib.util.find_spec("openvino") is None:
-        raise ConfigError(
-            "rollouts.engine = 'openvino', but the package openvino is not installed: "
-            "pip install openvino, or choose -o rollouts.engine=torch (slower)"
-        )
-    from pipeline.models.openvino_forward import native_precisions
-
-    native = native_precisions()
-    if rollouts.precision == "auto":
-        return native[-1]
-    if rollouts.precision not in native:
-        raise ConfigError(
-            f"rollouts.precision = {rollouts.precision!r}, but this CPU has no instructions for it; "
-            f"it has {', '.join(native)}"
-        )
-    return rollouts.precision
-
-
-def resolved(config: RunConfig) -> dict[str, str]:
-    """The engine and the precision of V's encoder, for a manifest to say.
-
-    What ``auto`` comes to on this machine, it comes to on all, unless workers of another kind of CPU are accepted.
-    """
-    rollouts = config.rollouts
-    return {
-        "engine": rollouts.engine,
-        "precision": resolve_precision(rollouts) if config.execution.exact else rollouts.precision,
-    }
-
-
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
     """z = mu + exp(logvar / 2) * noise, any one shape: what ``vae.sample_z`` is to torch."""
     z: Array = mu + np.exp(logvar * np.float32(0.5)) * noise
@@ -146,7 +103,7 @@ def encode_all(encoder: Encoder, frames: NDArray[np.uint8]) -> tuple[Array, Arra
     count = len(frames)
     mu = np.empty((count, encoder.z_size), np.float32)
     logvar = np.empty_like(mu)
-    batch = np.zeros((encoder.batch_size, 64, 64, 3), np.uint8)
+    batch = np.zeros((encoder.batch_size, *FRAME_SHAPE), np.uint8)
     for start in range(0, count, encoder.batch_size):
         rows = min(encoder.batch_size, count - start)
         batch[:rows] = frames[start : start + rows]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from pipeline.envs.environment import FRAME_SHAPE
-from pipeline.errors import DamagedDataError
-from pipeline.identity import cpu_info
-from pipeline.models.forward import Precision
+from pipeline.base.errors import DamagedDataError
+from pipeline.config.identity import cpu_info
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.models.precision import Precision
 
 # OpenVINO reports to its makers that it is imported, from a fork of this process that is waited for at the end. A fork
 # of a process with threads may hang for good. It does without where this package is not to be had.

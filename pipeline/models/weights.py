@@ -9,12 +9,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.config import RunConfig
-from pipeline.errors import DamagedDataError
-from pipeline.models.description import Description, to_metadata
+from pipeline.base.errors import DamagedDataError
+from pipeline.base.seeding import derive
+from pipeline.config.schema import RunConfig
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import Vae
-from pipeline.seeding import derive
+from pipeline.stages.description import Description, to_metadata
 
 
 def to_bytes(module: nn.Module, description: Description | None = None) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from pipeline.base.formatting import number
 from pipeline.evolution.state import Generation
 from pipeline.reporting.dream_film import DreamFilm
 from pipeline.reporting.findings import Drive, Findings, Values
-from pipeline.reporting.numbers import number
 
 
 def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
@@ -49,12 +49,12 @@ def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key:
     """A training curve of the model ``name``."""
     parts = []
     if training:
-        parts.append(f"in training from {number(training[0][key], 3)} to {number(training[-1][key], 3)}")
+        parts.append(f"from {number(training[0][key], 3)} to {number(training[-1][key], 3)} on training episodes")
     if held_out:
-        best = min(row[key] for row in held_out)
+        best = min(held_out, key=lambda row: row["loss"])[key]
         epochs = f"{number(len(held_out))} epoch{'s' * (len(held_out) != 1)}"
         parts.append(f"on held-out episodes {number(best, 3)} at its best of {epochs}")
-    return f"Loss of the {name}, {unit}: {', '.join(parts)}."
+    return f"Training of the {name}, {unit}: {', '.join(parts)}."
 
 
 def drive(film: Drive) -> str:
@@ -72,7 +72,11 @@ def reconstructions(grey_levels: float | None) -> str:
         grey_levels: Root mean squared error of a colour value, of 255; None where no training curve tells it.
     """
     text = "Frames in the upper row, V's reconstructions below"
-    return f"{text}." if grey_levels is None else f"{text}: they differ by {number(grey_levels, 1)} of 255 (RMS)."
+    return (
+        f"{text}."
+        if grey_levels is None
+        else f"{text}. Held-out frames differ by {number(grey_levels, 1)} of 255 on average (RMS)."
+    )
 
 
 def dream(film: DreamFilm) -> str:

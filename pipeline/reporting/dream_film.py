@@ -12,16 +12,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.envs.dream import Dream
+from pipeline.base import seeding
+from pipeline.base.progress import Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import LATENTS, ROLLOUTS, mdnrnn_weights, vae_weights
+from pipeline.data.episodes import LatentEpisode
+from pipeline.data.shards import episode_steps, read_episodes, read_latents
+from pipeline.models.dream import Dream
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
-from pipeline.progress import Update
 from pipeline.rollouts.film import STEPS_PER_SECOND
 from pipeline.rollouts.video import encode_video
-from pipeline.storage.manifest import Record, read_verified, require_manifest
-from pipeline.storage.shards import LatentEpisode, episode_steps, read_episodes, read_latents
+from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
 from pipeline.training.blocks import held_out_episodes
 
@@ -73,12 +75,12 @@ class DreamFilm:
 def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, DreamFilm | None]:
     """Dream and film it; None where every episode is too short to be cut in two. A task for an executor."""
     yield Update(0, 1)
-    rollouts = require_manifest(store, "rollouts").records
+    rollouts = require_manifest(store, ROLLOUTS).records
     chosen = _choose(config, rollouts)
     if chosen is None:
         return None
     name, episode_id, episode_return, unseen = chosen
-    latents_record = require_manifest(store, "latents").records[name]
+    latents_record = require_manifest(store, LATENTS).records[name]
     latents = next(item for item in read_latents(store, latents_record) if item.id == episode_id)
     real = next(item for item in read_episodes(store, rollouts[name]) if item.id == episode_id).frames
 
@@ -135,8 +137,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
 def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
     """M's z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
     mdnrnn = new_mdnrnn(config, latents.actions.shape[1])
-    record = require_manifest(store, "mdnrnn").records["mdnrnn.safetensors"]
-    load_into(mdnrnn, read_verified(store, record), "the MDN-RNN's weights")
+    load_into(mdnrnn, mdnrnn_weights(store), "the MDN-RNN's weights")
     state = mdnrnn.eval().initial_state(1)
     if warm_up > 1:
         z, actions = (torch.from_numpy(array[None, : warm_up - 1]) for array in (latents.mu, latents.actions))
@@ -151,8 +152,7 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
 def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
     """z (N, Z) to frames (N, 64, 64, 3) uint8."""
     vae = new_vae(config).eval()
-    record = require_manifest(store, "vae").records["vae.safetensors"]
-    load_into(vae, read_verified(store, record), "the VAE's weights")
+    load_into(vae, vae_weights(store), "the VAE's weights")
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
     return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])

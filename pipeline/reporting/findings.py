@@ -11,20 +11,36 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.config import RunConfig
-from pipeline.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import (
+    CONTROLLERS,
+    DRIVE,
+    EVALUATION,
+    EVOLUTION,
+    HISTORY,
+    LATENTS,
+    MDNRNN,
+    MDNRNN_WEIGHTS,
+    ROLLOUTS,
+    SUMMARY,
+    TEST_EPISODES,
+    VAE,
+    VAE_WEIGHTS,
+)
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
+from pipeline.storage.layout import metrics_key
 from pipeline.storage.manifest import Manifest, Record, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
-PREFIXES = ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation")
+PREFIXES = (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)
 
 # Points of a training curve, at most: a long training logs tens of thousands, a figure shows a few hundred.
 MAX_CURVE_POINTS = 400
 
 # What every manifest carries, shown apart from what only some do.
-_COMMON_INFO = {"seconds", "env_steps", "env_steps_this_sitting", "code_version", "cpu", "versions"}
+_COMMON_INFO = {"seconds", "env_steps", "env_steps_this_session", "code_version", "cpu", "versions"}
 
 Values = dict[str, float]
 
@@ -188,9 +204,9 @@ def gather(config: RunConfig, store: Store) -> Findings:
         DamagedDataError: what a record commits is missing or changed.
     """
     manifests = {prefix: require_manifest(store, prefix) for prefix in PREFIXES}
-    evaluation = manifests["evaluation"].records
-    summary_record = newest(evaluation, "summary-")
-    history_record = newest(manifests["evolution"].records, "history-")
+    evaluation = manifests[EVALUATION].records
+    summary_record = newest(evaluation, SUMMARY)
+    history_record = newest(manifests[EVOLUTION].records, HISTORY)
     if summary_record is None or history_record is None:
         raise DamagedDataError(
             f"{store.locate('evaluation')} or {store.locate('evolution')} is sealed without a summary or a history: "
@@ -204,25 +220,25 @@ def gather(config: RunConfig, store: Store) -> Findings:
         seed=config.seed,
         # Never a path of this machine: the page may be shown to anyone.
         directory=store.locate() if "://" in store.locate() else ".",
-        tag=summary_record.name.removeprefix("summary-").removesuffix(".json"),
+        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(".json"),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
-        returns=read_test_returns(store, newest(evaluation, "episodes-")),
+        returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
         history=[Generation(**row) for row in json.loads(read_verified(store, history_record))],
-        baseline=_baseline(config, manifests["rollouts"].records),
-        frames=sum(record.rows for record in manifests["rollouts"].records.values()),
-        vae=read_losses(store, "vae"),
-        mdnrnn=read_losses(store, "mdnrnn"),
+        baseline=_baseline(config, manifests[ROLLOUTS].records),
+        frames=sum(record.rows for record in manifests[ROLLOUTS].records.values()),
+        vae=read_losses(store, VAE),
+        mdnrnn=read_losses(store, MDNRNN),
         mdnrnn_init=config.mdnrnn.init,
-        drive=_drive(newest(evaluation, "drive-", ".webm")),
+        drive=_drive(newest(evaluation, DRIVE, ".webm")),
         files=_files(manifests),
         stages=[_stage(manifest) for manifest in manifests.values()],
-        engine=manifests["evaluation"].info.get("engine", "not recorded"),
-        precision=manifests["evaluation"].info.get("precision", "not recorded"),
+        engine=manifests[EVALUATION].info.get("engine", "not recorded"),
+        precision=manifests[EVALUATION].info.get("precision", "not recorded"),
         published=PUBLISHED.get(config.env.id),
         cpus=sorted({str(info["cpu"]) for info in infos}),
         code_versions=sorted({str(info["code_version"]) for info in infos}),
-        versions=dict(manifests["evaluation"].info["versions"]),
+        versions=dict(manifests[EVALUATION].info["versions"]),
         config=config.model_dump(mode="json"),
     )
 
@@ -254,15 +270,15 @@ def _drive(record: Record | None) -> Drive | None:
 
 
 def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    evolution, evaluation = manifests["evolution"].records, manifests["evaluation"].records
+    evolution, evaluation = manifests[EVOLUTION].records, manifests[EVALUATION].records
     files = {
-        "V's weights": newest(manifests["vae"].records, "vae.safetensors"),
-        "M's weights": newest(manifests["mdnrnn"].records, "mdnrnn.safetensors"),
-        "the controllers": newest(evolution, "controllers-"),
-        "every generation": newest(evolution, "history-"),
-        "every test episode": newest(evaluation, "episodes-"),
-        "the drive as a GIF": newest(evaluation, "drive-", ".gif"),
-        "the drive as a video": newest(evaluation, "drive-", ".webm"),
+        "V's weights": newest(manifests[VAE].records, VAE_WEIGHTS),
+        "M's weights": newest(manifests[MDNRNN].records, MDNRNN_WEIGHTS),
+        "the controllers": newest(evolution, CONTROLLERS),
+        "every generation": newest(evolution, HISTORY),
+        "every test episode": newest(evaluation, TEST_EPISODES),
+        "the drive as a GIF": newest(evaluation, DRIVE, ".gif"),
+        "the drive as a video": newest(evaluation, DRIVE, ".webm"),
     }
     return {what: record.key for what, record in files.items() if record is not None}
 
@@ -283,7 +299,7 @@ def read_losses(store: Store, prefix: str) -> LossCurve:
     training: list[Values] = []
     held_out: list[Values] = []
     try:
-        lines = store.read(f"{prefix}/metrics.jsonl").splitlines()
+        lines = store.read(metrics_key(prefix)).splitlines()
     except FileNotFoundError:
         lines = []
     for line in lines:

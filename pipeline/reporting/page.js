@@ -1,13 +1,16 @@
 // The page reads and scrolls without this. It starts films, unless the reader asked for less motion, and says of boxes
-// that are wider than the screen that they scroll.
+// that are wider than the screen that they scroll; only those are stops of the tab key.
 const lessMotion = matchMedia("(prefers-reduced-motion: reduce)");
 for (const film of document.querySelectorAll("video")) {
-  const follow = () => lessMotion.matches ? film.pause() : film.play().catch(() => {});
-  lessMotion.addEventListener("change", follow);
-  follow();
+  if (!lessMotion.matches) film.play().catch(() => {});
+  lessMotion.addEventListener("change", () => { if (lessMotion.matches) film.pause(); });
 }
 for (const box of document.querySelectorAll(".scroll")) {
-  const mark = () => box.classList.toggle("scrolls", box.scrollWidth > box.clientWidth + 1);
+  const mark = () => {
+    const scrolls = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("scrolls", scrolls);
+    if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
+  };
   new ResizeObserver(mark).observe(box);
   mark();
 }

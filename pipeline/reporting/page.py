@@ -13,13 +13,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.config import RunConfig
-from pipeline.envs.environment import FRAME_SIZE
-from pipeline.presets import dump
+from pipeline.base.formatting import duration, fact, number, size
+from pipeline.config.presets import dump
+from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SIZE
 from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
 from pipeline.reporting.findings import Findings, LossCurve, Score
-from pipeline.reporting.numbers import duration, fact, number, size
 from pipeline.reporting.published import PublishedScale
 
 NAMES = {"mean": "CMA mean", "best": "best on validation"}

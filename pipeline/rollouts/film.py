@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import RunConfig
+from pipeline.base.progress import Update
+from pipeline.config.schema import RunConfig
 from pipeline.envs.environment import Environment
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_into, new_vae
-from pipeline.progress import Update
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 from pipeline.rollouts.video import encode_video
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
-from pipeline.envs.environment import FRAME_SHAPE, Environment
+from pipeline.base.errors import EpisodeError
+from pipeline.base.progress import Figures
+from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
-from pipeline.errors import EpisodeError
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
-from pipeline.progress import Figures
 
 Array = NDArray[np.float32]
 
@@ -75,7 +76,7 @@ class RolloutResult:
 
     @property
     def figures(self) -> Figures:
-        """See ``pipeline.progress``."""
+        """See ``pipeline.base.progress``."""
         return {"episodes": 1, "env_steps": self.steps}
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.environment import Environment
 
 BROWNIAN_DT = 1 / 50  # of an action, however many steps it is held for

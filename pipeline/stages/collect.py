@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import seeding
-from pipeline.config import RunConfig
+from pipeline.base import seeding
+from pipeline.base.progress import Figures, Progress, Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import ROLLOUTS, shard_name
+from pipeline.data.shards import episodes_to_bytes
+from pipeline.data.streaming import Waiting, commit_behind
 from pipeline.envs.registry import make_environment
-from pipeline.executor import Executor
-from pipeline.metrics import MetricsLog, Row
-from pipeline.progress import Figures, Progress, Update
-from pipeline.rollouts.episode import record_episode
+from pipeline.execution.protocol import Executor
 from pipeline.rollouts.policies import make_policy
+from pipeline.rollouts.recording import record_episode
 from pipeline.storage.manifest import Record, commit, read_records, require_records
-from pipeline.storage.shards import episodes_to_bytes, shard_name
+from pipeline.storage.metrics import MetricsLog, Row
 from pipeline.storage.store import Store
-from pipeline.storage.streaming import Waiting, commit_behind
 
-PREFIX = "rollouts"
+PREFIX = ROLLOUTS
 SHARDS_AT_ONCE = 2  # of a worker: one is driven while the one before is committed
 
 
@@ -122,7 +123,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     figures: Figures = {"episodes": episodes, "env_steps": driven}
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, figures=figures))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
-    return {"env_steps": steps, "env_steps_this_sitting": steps - restored}
+    return {"env_steps": steps, "env_steps_this_session": steps - restored}
 
 
 def _metrics(env_steps: int, record: Record) -> dict[str, float]:
@@ -130,7 +131,7 @@ def _metrics(env_steps: int, record: Record) -> dict[str, float]:
 
 
 def _metrics_rows(records: Iterable[Record], action_repeat: int) -> list[Row]:
-    """The rows of shards that an earlier sitting committed."""
+    """The rows of shards that an earlier session committed."""
     rows: list[Row] = []
     episodes = steps = 0
     for record in records:

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.executor import Executor
-from pipeline.metrics import MetricsLog
-from pipeline.models.forward import encode_all, make_encoder, resolved
-from pipeline.progress import Progress, Update
-from pipeline.storage.manifest import Record, commit, read_records, read_verified, require_manifest, require_records
-from pipeline.storage.shards import LatentEpisode, episodes_in, latents_to_bytes
+from pipeline.base.progress import Progress, Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import LATENTS, ROLLOUTS, vae_weights
+from pipeline.data.episodes import LatentEpisode
+from pipeline.data.shards import episodes_in, latents_to_bytes
+from pipeline.data.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
+from pipeline.execution.protocol import Executor
+from pipeline.models.forward import encode_all, make_encoder
+from pipeline.models.precision import resolved
+from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records
+from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
-from pipeline.storage.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
 
-PREFIX = "latents"
+PREFIX = LATENTS
 SHARDS_AT_ONCE = READ_AHEAD + 2  # of a worker: read ahead, one being encoded, one being committed
-ROLLOUTS = "rollouts"
-VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,6 @@ class EncodeWorker:
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Encode whatever shards are not committed yet."""
     frames = require_manifest(store, ROLLOUTS).records
-    vae = require_manifest(store, VAE).records
     present = read_records(store, PREFIX)
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]
     total = sum(record.rows for record in frames.values())
@@ -88,8 +88,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     with Progress("encode", "frame", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
-            vae_weights = read_verified(store, vae[VAE_WEIGHTS])
-            with executor.pool(EncodeWorker, config, store, vae_weights, jobs_at_once=SHARDS_AT_ONCE) as pool:
+            with executor.pool(EncodeWorker, config, store, vae_weights(store), jobs_at_once=SHARDS_AT_ONCE) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})

@@ -16,33 +16,41 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from pipeline import seeding
-from pipeline.config import RunConfig
+from pipeline.base import seeding
+from pipeline.base.progress import Progress, Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import (
+    CONTROLLERS,
+    DRIVE,
+    EVALUATION,
+    EVOLUTION,
+    SUMMARY,
+    TEST_EPISODES,
+    mdnrnn_weights,
+    vae_weights,
+)
+from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
-from pipeline.executor import Executor, Resources
-from pipeline.metrics import MetricsLog
-from pipeline.models.forward import resolved
-from pipeline.progress import Progress, Update
+from pipeline.execution.protocol import Executor, Resources
+from pipeline.models.precision import resolved
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
-from pipeline.storage.shards import DESCRIPTION_KEY
+from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "evaluation"
-EVOLUTION = "evolution"
-VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
-MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
+PREFIX = EVALUATION
 
 _SAVE_EVERY_S = 30.0
 _BOOTSTRAP_SAMPLES = 10_000
 
 _ROWS = {
     "rows": "A row is one test episode. generation is how far the evolution was that the controller came from. A file "
-    "holds one evaluation: one of more episodes, or of a later generation, has a file of its own."
+    "holds one evaluation; one of more episodes, or of a later generation, has a file of its own, with the same "
+    "episodes again. evaluation tells them apart: the last in the order of strings is the newest."
 }
 
 # One driven episode, as a row of the checkpoint and of episodes.parquet.
@@ -53,13 +61,13 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     """Drive what is not driven yet, film a drive, and sum up."""
     env = config.env.model_copy(update={"rendering": config.evaluate.rendering})
     config = config.model_copy(update={"env": env})
-    vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
-    mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
+    v, m = vae_weights(store), mdnrnn_weights(store)
     evolution = require_manifest(store, EVOLUTION)
     controllers, generation = _controllers(config, store, evolution)
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    driven, retries = _drive(config, store, executor, jobs, vae_weights, mdnrnn_weights)
-    rows = [{"generation": generation, **row} for row in driven]
+    driven, retries = _drive(config, store, executor, jobs, v, m)
+    tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
+    rows = [{"evaluation": tag, "generation": generation, **row} for row in driven]
 
     summary: dict[str, Any] = {
         name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
@@ -67,13 +75,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     }
     # Not the better one of the two on the test tracks: nothing is selected there.
     shown = "best" if "best" in controllers else "mean"
-    tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
-    names = {f"drive-{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, PREFIX).keys()
+    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, PREFIX).keys()
     if names:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
-        _film(config, store, executor, names, shown, job, vae_weights, mdnrnn_weights)
-    commit(store, PREFIX, f"episodes-{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, PREFIX, f"summary-{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
+        _film(config, store, executor, names, shown, job, v, m)
+    commit(store, PREFIX, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
+    commit(store, PREFIX, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config)}
 
@@ -109,7 +116,7 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
     Of both, ``best`` is left out where it is the mean itself: the same parameters score the same. Where no generation
     was validated there is no best one, and the mean is what is evaluated.
     """
-    record = newest(evolution.records, "controllers-")
+    record = newest(evolution.records, CONTROLLERS)
     assert record is not None
     tensors = load(read_verified(store, record))
     wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]

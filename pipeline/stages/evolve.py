@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from pipeline import seeding
-from pipeline.config import RunConfig
+from pipeline.base import seeding
+from pipeline.base.errors import SessionEnded
+from pipeline.base.failpoints import failpoint
+from pipeline.base.progress import Figures, Progress, Update
+from pipeline.base.threads import num_threads
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, mdnrnn_weights, vae_weights
 from pipeline.envs.registry import environment_class
-from pipeline.errors import SittingEnded
 from pipeline.evolution.fitness import (
     JobId,
     candidate_fitness,
@@ -29,22 +33,17 @@ from pipeline.evolution.fitness import (
 from pipeline.evolution.replay import remember, replayed_tracks
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
-from pipeline.executor import Executor, Pool
-from pipeline.failpoints import failpoint
-from pipeline.metrics import MetricsLog
+from pipeline.execution.protocol import Executor, Pool
 from pipeline.models.controller import ControllerShape
-from pipeline.models.description import describe_controller, to_metadata
-from pipeline.models.forward import resolved
-from pipeline.progress import Figures, Progress, Update
+from pipeline.models.precision import resolved
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.stages.description import Description, describe_controller, to_metadata
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import commit, read_verified, require_manifest
+from pipeline.storage.manifest import commit
+from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
-from pipeline.threads import num_threads
 
-PREFIX = "evolution"
-VAE, VAE_WEIGHTS = "vae", "vae.safetensors"
-MDNRNN, MDNRNN_WEIGHTS = "mdnrnn", "mdnrnn.safetensors"
+PREFIX = EVOLUTION
 
 _NAMED = 10  # episodes in a warning
 
@@ -53,8 +52,8 @@ logger = logging.getLogger(__name__)
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Evolve until a limit of the config, from the newest checkpoint."""
-    vae_weights = read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
-    mdnrnn_weights = read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
+    v, m = vae_weights(store), mdnrnn_weights(store)
+    description = describe_controller(config)
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _begin(config)
     before = state.env_steps
@@ -62,15 +61,15 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
         if _ended(config, state) is None:
             with (
-                rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool,
+                rollout_pool(executor, config, v, m) as pool,
                 num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
             ):
                 _evolve(config, state, pool, checkpoints, metrics, executor.publish)
                 retries, workers = pool.retries, pool.num_workers
-    _commit(config, store, state)
+    _commit(store, state, description)
     return {
         "env_steps": state.env_steps,
-        "env_steps_this_sitting": state.env_steps - before,
+        "env_steps_this_session": state.env_steps - before,
         "generations": state.generation,
         "ended_by": _ended(config, state),
         "best_generation": state.best_generation,
@@ -118,7 +117,7 @@ def _evolve(
     metrics: MetricsLog,
     publish: Callable[[str, Figures], None],
 ) -> None:
-    sitting_began = time.monotonic()
+    session_began = time.monotonic()
     total = _episodes_until(config, config.evolve.generations)
     restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
@@ -144,8 +143,8 @@ def _evolve(
                 shown["validation"] = f"{row.validation_mean:.1f}"
             show(Update(done, total, shown, restored=restored, figures=_figures(row)))
             limit = config.evolve.max_seconds
-            if limit is not None and time.monotonic() - sitting_began >= limit and _ended(config, state) is None:
-                raise SittingEnded(
+            if limit is not None and time.monotonic() - session_began >= limit and _ended(config, state) is None:
+                raise SessionEnded(
                     f"evolve.max_seconds {limit:g} is over after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {state.best_validation}. "
                     "The run is not over: run the same command again to go on."
@@ -264,21 +263,21 @@ def _figures(row: Generation) -> Figures:
     return figures if row.validation_mean is None else {**figures, "validation_mean": row.validation_mean}
 
 
-def _commit(config: RunConfig, store: Store, state: EvolutionState) -> None:
+def _commit(store: Store, state: EvolutionState, description: Description) -> None:
     """The history, and the two controllers that are evaluated. Names carry the generation: an evolution may grow."""
     mean = state.search.mean
     best = state.best if state.best is not None else mean
     commit(
         store,
         PREFIX,
-        f"controllers-{state.generation:06d}.safetensors",
+        f"{CONTROLLERS}{state.generation:06d}.safetensors",
         save(
             {"mean": mean.astype(np.float32), "best": best.astype(np.float32)},
-            to_metadata(describe_controller(config)),
+            to_metadata(description),
         ),
         generation=state.generation,
         best_generation=state.best_generation,
         best_validation=state.best_validation,
     )
     history = json.dumps([asdict(row) for row in state.history], indent=1).encode()
-    commit(store, PREFIX, f"history-{state.generation:06d}.json", history, rows=state.generation)
+    commit(store, PREFIX, f"{HISTORY}{state.generation:06d}.json", history, rows=state.generation)

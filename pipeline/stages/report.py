@@ -9,17 +9,16 @@ from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.executor import Executor, Resources
-from pipeline.progress import Progress
+from pipeline.base.progress import Progress
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT, VAE
+from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
 from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
-PREFIX = "report"
-VAE, PICTURE = "vae", "reconstructions.png"
-EVALUATION = "evaluation"
+PREFIX = REPORT
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
@@ -29,8 +28,8 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     findings = gather(config, store)
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
-    drive = _picture(store, EVALUATION, "drive-", ".webm")
-    page = make_page(config, findings, film, drive, _picture(store, VAE, PICTURE))
+    drive = _picture(store, EVALUATION, DRIVE, ".webm")
+    page = make_page(config, findings, film, drive, _picture(store, VAE, RECONSTRUCTIONS))
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
     ).encode()

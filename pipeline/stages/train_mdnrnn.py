@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.executor import Executor, Resources
+from pipeline.base import seeding
+from pipeline.base.progress import Progress, Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS
+from pipeline.data.episodes import LatentEpisode
+from pipeline.data.shards import episode_steps, read_latents, with_any
+from pipeline.execution.protocol import Executor, Resources
 from pipeline.models import weights
-from pipeline.models.description import describe_mdnrnn
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
-from pipeline.progress import Progress, Update
+from pipeline.stages.description import describe_mdnrnn
 from pipeline.storage.manifest import Record, commit, require_manifest
-from pipeline.storage.shards import LatentEpisode, episode_steps, read_latents, with_any
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
 from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
-PREFIX = "mdnrnn"
-LATENTS = "latents"
-WEIGHTS = "mdnrnn.safetensors"
+PREFIX = MDNRNN
 
 Array = NDArray[np.float32]
 
@@ -167,7 +167,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     action_size = example.actions.shape[1]
     description = describe_mdnrnn(config, action_size)
     if config.mdnrnn.init == "random":
-        commit(store, PREFIX, WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size), description))
+        commit(store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size), description))
         yield Update(1, 1, {"weights": "left as initialised"})
         return {"steps": 0, "init": "random"}
 
@@ -202,7 +202,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         exact=config.execution.exact,
     )
     summary = yield from fit.run()
-    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module, description))
+    commit(store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(objective.module, description))
     return {
         **summary,
         "init": "trained",

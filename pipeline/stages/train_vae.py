@@ -13,25 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.envs.environment import FRAME_SHAPE
-from pipeline.executor import Executor, Resources
+from pipeline.base import seeding
+from pipeline.base.progress import Progress, Update
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.data.shards import episode_steps, read_frames
+from pipeline.execution.protocol import Executor, Resources
 from pipeline.models import weights
-from pipeline.models.description import describe_vae
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
-from pipeline.progress import Progress, Update
+from pipeline.stages.description import describe_vae
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest
-from pipeline.storage.shards import episode_steps, read_frames
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream, held_out_episodes
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
 
-PREFIX = "vae"
-ROLLOUTS = "rollouts"
-WEIGHTS = "vae.safetensors"
-PICTURE = "reconstructions.png"
+PREFIX = VAE
 _PICTURE_FRAMES = 12
 
 Frames = NDArray[np.uint8]
@@ -127,6 +125,7 @@ def frame_stream(
 
 def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
     """The training task: commits the weights and a picture of reconstructions. Returns a summary."""
+    description = describe_vae(config)
     manifest = require_manifest(store, ROLLOUTS)
     records = manifest.records
     episodes = [episode for record in records.values() for episode in episode_steps(record)]
@@ -147,9 +146,9 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     summary = yield from fit.run()
     for _, batch in objective.held_out():
         objective.module.calibrate(frames_to_input(batch, objective.device))
-    commit(store, PREFIX, WEIGHTS, weights.to_bytes(objective.module, describe_vae(config)))
-    if PICTURE not in read_records(store, PREFIX):
-        commit(store, PREFIX, PICTURE, _reconstructions(objective, held_out_frames))
+    commit(store, PREFIX, VAE_WEIGHTS, weights.to_bytes(objective.module, description))
+    if RECONSTRUCTIONS not in read_records(store, PREFIX):
+        commit(store, PREFIX, RECONSTRUCTIONS, _reconstructions(objective, held_out_frames))
     return {
         **summary,
         "device": str(objective.device),

@@ -6,10 +6,18 @@ import hashlib
 import logging
 from dataclasses import asdict
 
-from pipeline.errors import DamagedDataError
-from pipeline.failpoints import failpoint
+from pipeline.base.errors import DamagedDataError
+from pipeline.base.failpoints import failpoint
 from pipeline.storage import sealed
-from pipeline.storage.layout import own_keys
+from pipeline.storage.layout import (
+    checkpoint_name,
+    checkpoints_prefix,
+    object_key,
+    own_keys,
+    record_key,
+    records_prefix,
+    step_and_session,
+)
 from pipeline.storage.manifest import Record, read_record, read_verified
 from pipeline.storage.store import Store
 
@@ -21,7 +29,7 @@ KEEP = 2
 class Checkpoints:
     """The checkpoints of one stage. The newest whole one counts.
 
-    A checkpoint's name is its step and the epoch of the sitting that wrote it: a driver that lost its lease in the
+    A checkpoint's name is its step and the session of the session that wrote it: a driver that lost its lease in the
     middle of saving meets no checkpoint of its successor's.
 
     Args:
@@ -32,31 +40,31 @@ class Checkpoints:
 
     def __init__(self, store: Store, prefix: str, keep: int = KEEP) -> None:
         self.store = store
-        self.prefix = f"{prefix}/checkpoints"
+        self.prefix = checkpoints_prefix(prefix)
         self.keep = keep
 
     def save(self, step: int, data: bytes) -> None:
         """Write the checkpoint of a step, then the record that commits it, then drop what is beyond ``keep``."""
         sha256 = hashlib.sha256(data).hexdigest()
-        name = f"{step:08d}-{self.store.epoch:06d}"
-        key = f"{self.prefix}/data/{name}-{sha256[:12]}"
-        record = Record(name, key, len(data), sha256, epoch=self.store.epoch)
+        name = checkpoint_name(step, self.store.session)
+        key = object_key(self.prefix, "data", name, sha256)
+        record = Record(name, key, len(data), sha256, session=self.store.session)
         replaced = self.store.list(f"{self.prefix}/data/{name}-")  # a step may be saved twice, as at an epoch's end
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
-        self.store.write(self._record_key(name), sealed.to_bytes(asdict(record)))
+        self.store.write(record_key(self.prefix, name), sealed.to_bytes(asdict(record)))
         failpoint("checkpoint-recorded")
         for other in set(replaced) - {key}:
             self.store.delete(other)
-        names = [other for other in self.names() if _epoch(other) <= self.store.epoch]
+        names = [other for other in self.names() if step_and_session(other)[1] <= self.store.session]
         # What is of a later step was found damaged, or this step would not have been taken again.
-        later = [other for other in names if _step(other) > step]
-        for other in (*later, *[other for other in names if _step(other) <= step][: -self.keep]):
+        later = [other for other in names if step_and_session(other)[0] > step]
+        for other in (*later, *[other for other in names if step_and_session(other)[0] <= step][: -self.keep]):
             self.remove(other)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        return sorted({_step(name) for name in self.names()})
+        return sorted({step_and_session(name)[0] for name in self.names()})
 
     def latest(self) -> tuple[int, bytes] | None:
         """The newest checkpoint whose bytes verify, as (step, bytes); None where there is none at all.
@@ -67,7 +75,7 @@ class Checkpoints:
         names = self.names()
         for name in reversed(names):
             try:
-                return _step(name), self.read(name)
+                return step_and_session(name)[0], self.read(name)
             except DamagedDataError as error:
                 logger.warning(
                     "CHECKPOINT %s OF %s IS DAMAGED, falling back to the one before: %s",
@@ -84,7 +92,7 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """All checkpoints, the oldest first."""
-        folder = f"{self.prefix}/records/"
+        folder = records_prefix(self.prefix)
         return [key.removeprefix(folder).removesuffix(".json") for key in own_keys(self.store, folder)]
 
     def read(self, name: str) -> bytes:
@@ -93,33 +101,21 @@ class Checkpoints:
         Raises:
             DamagedDataError: they or their record are missing or changed.
         """
-        return read_verified(self.store, read_record(self.store, self._record_key(name)), self.prefix)
+        return read_verified(self.store, read_record(self.store, record_key(self.prefix, name)), self.prefix)
 
     def age_s(self) -> float | None:
         """Seconds since the newest was written; None where there is none."""
         names = self.names()
-        return self.store.age_s(self._record_key(names[-1])) if names else None
+        return self.store.age_s(record_key(self.prefix, names[-1])) if names else None
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint."""
         try:
-            data_key = read_record(self.store, self._record_key(name)).key
+            data_key = read_record(self.store, record_key(self.prefix, name)).key
         except DamagedDataError:
             data_key = None  # for `storage gc`, which finds what no record names
         # The record first: data without a record does not exist, a record without data is damage.
-        self.store.delete(self._record_key(name))
+        self.store.delete(record_key(self.prefix, name))
         failpoint("checkpoint-half-removed")
         if data_key is not None:
             self.store.delete(data_key)
-
-    def _record_key(self, name: str) -> str:
-        return f"{self.prefix}/records/{name}.json"
-
-
-def _step(name: str) -> int:
-    return int(name.partition("-")[0])
-
-
-def _epoch(name: str) -> int:
-    """Of the sitting that wrote it."""
-    return int(name.partition("-")[2])

@@ -1,21 +1,30 @@
-"""The names that this program writes in a run directory.
+"""The names that this program writes in a run directory: every key is built here, and told from foreign ones here.
 
 Others leave things there too: file managers, editors, network file systems, synchronisation services, people. What has
 another name is foreign: nothing reads it, removes it or takes it for damage.
+
+A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. A stage's folder holds its
+manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and what lets it resume.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 
 from pipeline.storage.store import Store
+
+CONFIG = "config.yaml"
+SESSIONS = "sessions/"
+MANIFEST = "MANIFEST.json"
+BEGUN = "BEGUN.json"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
-    config\.yaml | sittings\.jsonl
-    | sittings/\d{{6}}/[a-z-]+\.json
+    config\.yaml
+    | sessions/\d{{6}}/[a-z-]+\.json
     | [a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
@@ -32,15 +41,104 @@ _OWN = re.compile(
 _STREWN = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 
 
-def own_keys(store: Store, prefix: str = "") -> list[str]:
-    """The keys that begin so and that this program may have written, sorted."""
-    return [key for key in store.list(prefix) if _OWN.fullmatch(key)]
+def session_key(number: int, name: str) -> str:
+    """Key of a small object of a session, such as ``begun`` or ``heartbeat``."""
+    return f"{SESSIONS}{number:06d}/{name}.json"
+
+
+def session_number(key: str) -> int:
+    """Number of the session that an object of ``session_key`` belongs to."""
+    return int(key.split("/")[1])
+
+
+def manifest_key(prefix: str) -> str:
+    """Key of a stage's manifest."""
+    return f"{prefix}/{MANIFEST}"
+
+
+def begun_key(prefix: str) -> str:
+    """Key of the note of what a stage began from."""
+    return f"{prefix}/{BEGUN}"
+
+
+def superseded_key(prefix: str, digest: str) -> str:
+    """Key of a manifest that a stage had before it grew."""
+    return f"{prefix}/superseded/{digest[:12]}.json"
+
+
+def records_prefix(prefix: str) -> str:
+    """Beginning of the keys of a stage's records."""
+    return f"{prefix}/records/"
+
+
+def record_key(prefix: str, name: str) -> str:
+    """Key of the record that commits an object."""
+    return f"{prefix}/records/{name}.json"
+
+
+def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
+    """Key of a committed object, made unique by its content."""
+    path = PurePosixPath(name)
+    return f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
+
+
+def checkpoints_prefix(prefix: str) -> str:
+    """Prefix of a stage's checkpoints, whose records lie under it as a stage's own do."""
+    return f"{prefix}/checkpoints"
+
+
+def checkpoint_name(step: int, session: int) -> str:
+    """Name of the checkpoint of a step, by the session that wrote it."""
+    return f"{step:08d}-{session:06d}"
+
+
+def step_and_session(name: str) -> tuple[int, int]:
+    """The step and the session in a checkpoint's name."""
+    step, _, session = name.partition("-")
+    return int(step), int(session)
+
+
+def metrics_key(prefix: str) -> str:
+    """Key of a stage's metrics as JSON lines."""
+    return f"{prefix}/metrics.jsonl"
+
+
+def tensorboard_prefix(prefix: str) -> str:
+    """Beginning of the keys of a stage's TensorBoard files."""
+    return f"{prefix}/tensorboard/events.out.tfevents."
 
 
 def stage_of(key: str) -> str | None:
     """The prefix of the stage, or of its checkpoints, that a committed object's key belongs to; None for other keys."""
     found = re.fullmatch(rf"(.+)/{_CONTENT}/[^/]+", key)
     return found[1] if found else None
+
+
+def stage_of_record(key: str) -> str | None:
+    """The prefix of the stage, or of its checkpoints, that a record's key belongs to; None for other keys."""
+    prefix, found, _ = key.partition("/records/")
+    return prefix if found else None
+
+
+def stage_of_manifest(key: str) -> str | None:
+    """The prefix of the stage that a manifest's key belongs to; None for other keys."""
+    return key.removesuffix(f"/{MANIFEST}") if key.endswith(f"/{MANIFEST}") else None
+
+
+def stage_of_checkpoint(key: str) -> str | None:
+    """The prefix of the stage that an object or a record of a checkpoint belongs to; None for other keys."""
+    prefix, found, _ = key.partition("/checkpoints/")
+    return prefix if found else None
+
+
+def is_sealed_note(key: str) -> bool:
+    """Whether an object carries its own checksum, beside records and manifests."""
+    return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key
+
+
+def own_keys(store: Store, prefix: str = "") -> list[str]:
+    """The keys that begin so and that this program may have written, sorted."""
+    return [key for key in store.list(prefix) if _OWN.fullmatch(key)]
 
 
 def foreign_keys(store: Store) -> list[str]:

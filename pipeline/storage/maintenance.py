@@ -8,26 +8,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.errors import ConfigError, DamagedDataError, StorageError
-from pipeline.presets import CONFIG_KEY, saved_config
-from pipeline.progress import Progress, Update
-from pipeline.storage import lease, sealed
+from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.base.progress import Progress, Update
+from pipeline.config.presets import saved_config
+from pipeline.data.shards import num_rows
+from pipeline.storage import sealed, sessions
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.layout import foreign_keys, occupying_keys, own_keys, stage_of
+from pipeline.storage.layout import (
+    CONFIG,
+    SESSIONS,
+    foreign_keys,
+    is_sealed_note,
+    manifest_key,
+    occupying_keys,
+    own_keys,
+    records_prefix,
+    stage_of,
+    stage_of_checkpoint,
+    stage_of_manifest,
+    stage_of_record,
+)
 from pipeline.storage.manifest import (
-    MANIFEST,
     Record,
     outgrown,
     read_manifest,
     read_record,
     read_verified,
 )
-from pipeline.storage.shards import num_rows
 from pipeline.storage.store import Store
 
 Item = TypeVar("Item")
 
-_RECORDS, _CHECKPOINTS = "/records/", "/checkpoints"
 _THREADS = 8
 
 
@@ -61,7 +72,7 @@ def check_run(store: Store) -> Check:
     require_run(store)
     found = Check()
     keys = own_keys(store)
-    records = [key for key in keys if _RECORDS in key]
+    records = [key for key in keys if stage_of_record(key) is not None]
     with Progress("check", "object") as show:
         for count, (key, outcome) in enumerate(_in_threads(lambda key: _verify(store, key), records), 1):
             if isinstance(outcome, str):
@@ -70,10 +81,11 @@ def check_run(store: Store) -> Check:
                 found.objects += 1
                 found.rows += outcome.rows
                 found.size_bytes += outcome.size_bytes
-            show(Update(count, len(records), {"at": key.split(_RECORDS)[0]}))
+            show(Update(count, len(records), {"at": stage_of_record(key)}))
     for key in keys:
-        if key.endswith("/" + MANIFEST):
-            found.problems += _manifest_problems(store, key.removesuffix("/" + MANIFEST))
+        prefix = stage_of_manifest(key)
+        if prefix is not None:
+            found.problems += _manifest_problems(store, prefix)
             found.manifests += 1
     found.problems += _small_problems(store, keys)
     found.unnamed = unnamed_data(store, keys)
@@ -85,7 +97,7 @@ def _verify(store: Store, record_key: str) -> Record | str | None:
     """The record of one object that is whole; what is wrong with it, if it is not; None where it is gone by now."""
     try:
         record = read_record(store, record_key)
-        data = read_verified(store, record, record_key.split(_RECORDS)[0])
+        data = read_verified(store, record, stage_of_record(record_key))
         if record.key.endswith(".parquet"):
             rows = num_rows(data, store.locate(record.key))
             if rows != record.rows:
@@ -106,7 +118,7 @@ def _small_problems(store: Store, keys: list[str]) -> list[str]:
     except (ConfigError, DamagedDataError) as error:
         problems.append(str(error))
     for key in keys:
-        if key.endswith(("/BEGUN.json", "/begun.json")) or "/superseded/" in key:
+        if is_sealed_note(key):
             try:
                 sealed.read(store, key, "what it should be")
             except DamagedDataError as error:
@@ -120,10 +132,10 @@ def _manifest_problems(store: Store, prefix: str) -> list[str]:
         manifest = read_manifest(store, prefix)
         assert manifest is not None
         named = manifest.records
-        present = {key: read_record(store, key) for key in own_keys(store, f"{prefix}{_RECORDS}")}
+        present = {key: read_record(store, key) for key in own_keys(store, records_prefix(prefix))}
     except DamagedDataError as error:
         return [str(error)]
-    where = store.locate(f"{prefix}/{MANIFEST}")
+    where = store.locate(manifest_key(prefix))
     by_name = {record.name: record for record in present.values()}
     problems = [
         f"{where} names {name}, and no record does: restore that from a copy" for name in named if name not in by_name
@@ -147,7 +159,7 @@ def unnamed_data(store: Store, keys: list[str]) -> list[str]:
     stages = {key: stage_of(key) for key in keys}
     for prefix in sorted({stage for stage in stages.values() if stage is not None}):
         try:
-            named = {read_record(store, key).key for key in keys if key.startswith(f"{prefix}{_RECORDS}")}
+            named = {read_record(store, key).key for key in keys if stage_of_record(key) == prefix}
             manifest = read_manifest(store, prefix)
         except (DamagedDataError, FileNotFoundError):
             continue
@@ -185,7 +197,7 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
     require_run(store)
     keys = own_keys(store)
     old = []
-    for prefix in sorted({key.split(_CHECKPOINTS + "/")[0] for key in keys if _CHECKPOINTS + "/" in key}):
+    for prefix in sorted({stage for key in keys if (stage := stage_of_checkpoint(key)) is not None}):
         checkpoints = Checkpoints(store, prefix)
         whole = 0
         # A damaged one is in nobody's way and may be restored; it does not count as one that is kept.
@@ -206,7 +218,7 @@ def _is_whole(checkpoints: Checkpoints, name: str) -> bool:
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
-    """Remove it; only in a sitting, as whoever writes at the same time has data that no record names yet."""
+    """Remove it; only in a session, as whoever writes at the same time has data that no record names yet."""
     for key in garbage.data:
         store.delete(key)
     for prefix, name in garbage.checkpoints:
@@ -225,7 +237,7 @@ def copy_run(source: Store, target: Store) -> int:
         StorageError: there is no run, it is being driven, or something else is in the target.
     """
     require_run(source)
-    last = lease.last_sitting(source)
+    last = sessions.last_session(source)
     if last is not None and not last.over:
         raise StorageError(
             f"{source.locate()} is being driven by {last.owner}: a copy of it would be of no one moment. Stop it first."
@@ -241,28 +253,29 @@ def copy_run(source: Store, target: Store) -> int:
             done = sum(_copied_at(key)[0] < order for key in keys)
             for count, _ in enumerate(_in_threads(lambda key: _copy_object(source, target, key), batch), done + 1):
                 show(Update(count, len(keys)))
-    if lease.epochs(source) != ([] if last is None else [*range(1, last.owner.epoch + 1)]):
+    if sessions.session_numbers(source) != ([] if last is None else [*range(1, last.owner.number + 1)]):
         raise StorageError(f"{source.locate()} was driven meanwhile: the copy is of no one moment. Copy it again.")
     if last is not None and last.ended is None:
         # Whoever drove the source is not driving the copy.
-        lease.end_sitting(target, last.owner.epoch, "copied")
+        sessions.end_session(target, last.owner.number, "copied")
     return len(keys)
 
 
 def _copied_at(key: str) -> tuple[int, str]:
     """When a key is to be copied: data, records, manifests, the config."""
-    order = 3 if key == CONFIG_KEY else 2 if key.endswith("/" + MANIFEST) else 1 if _RECORDS in key else 0
+    order = 3 if key == CONFIG else 2 if stage_of_manifest(key) else 1 if stage_of_record(key) else 0
     return order, key
 
 
 def _copy_object(source: Store, target: Store, key: str) -> None:
     data = source.read(key)
-    if _RECORDS in key:
-        read_verified(target, read_record(source, key), key.split(_RECORDS)[0])
+    prefix = stage_of_record(key)
+    if prefix is not None:
+        read_verified(target, read_record(source, key), prefix)
     if target.exists(key):
         if target.read(key) == data:
             return
-        if not key.startswith(f"{lease.SITTINGS}/"):
+        if not key.startswith(SESSIONS):
             raise StorageError(
                 f"{target.locate(key)} is there already and is another than {source.locate(key)}: choose an empty place"
             )
@@ -283,10 +296,9 @@ def require_run(store: Store) -> None:
     Raises:
         StorageError: there is no config.
     """
-    if not store.exists(CONFIG_KEY):
-        raise StorageError(
-            f"{store.locate()} holds no run: there is no {CONFIG_KEY}. Begin one with `world-models run`."
-        )
+    if not store.exists(CONFIG):
+        raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Begin one with `world-models run`.")
+    sealed.require_format(store)
 
 
 def check_lines(check: Check, store: Store) -> list[str]:

@@ -13,13 +13,20 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
-from pipeline.failpoints import failpoint
+from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
+from pipeline.base.failpoints import failpoint
 from pipeline.storage import sealed
-from pipeline.storage.layout import own_keys, stage_of
+from pipeline.storage.layout import (
+    manifest_key,
+    object_key,
+    own_keys,
+    record_key,
+    records_prefix,
+    stage_of,
+    superseded_key,
+)
 from pipeline.storage.store import Store
 
 
@@ -32,7 +39,7 @@ class Record:
         key: of the object in the store.
         size_bytes, sha256: of its bytes.
         rows: that it holds, where that means something.
-        epoch: of the sitting that committed it; 0 outside of one.
+        session: of the session that committed it; 0 outside of one.
         info: what else is worth knowing without reading the object.
     """
 
@@ -41,7 +48,7 @@ class Record:
     size_bytes: int
     sha256: str
     rows: int = 0
-    epoch: int = 0
+    session: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,17 +84,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-MANIFEST = "MANIFEST.json"
-
 _READERS = 16
-
-
-def manifest_key(prefix: str) -> str:
-    return f"{prefix}/{MANIFEST}"
-
-
-def _record_key(prefix: str, name: str) -> str:
-    return f"{prefix}/records/{name}.json"
 
 
 def commit(
@@ -106,21 +103,20 @@ def commit(
         info: Further facts for the record.
     """
     sha256 = hashlib.sha256(data).hexdigest()
-    path = PurePosixPath(name)
-    key = f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
-    record = Record(name, key, len(data), sha256, rows, store.epoch, info)
+    key = object_key(prefix, folder, name, sha256)
+    record = Record(name, key, len(data), sha256, rows, store.session, info)
     store.write(key, data)
     failpoint("data-written")
     try:
-        store.create(_record_key(prefix, name), sealed.to_bytes(asdict(record)))
+        store.create(record_key(prefix, name), sealed.to_bytes(asdict(record)))
     except AlreadyExistsError:
-        present = read_record(store, _record_key(prefix, name))
+        present = read_record(store, record_key(prefix, name))
         if present.sha256 != sha256:
             raise StorageError(
-                f"{store.locate(_record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
+                f"{store.locate(record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
                 f"made now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with the "
                 "same package versions; was this run begun on another machine? Both objects are kept. To go on with "
-                f"the new one, remove {store.locate(_record_key(prefix, name))} and run the same command again."
+                f"the new one, remove {store.locate(record_key(prefix, name))} and run the same command again."
             ) from None
         return present
     failpoint("record-created")
@@ -131,7 +127,7 @@ def read_records(store: Store, prefix: str) -> dict[str, Record]:
     """All records of a stage, name to record, sorted by name."""
     # Several at a time: a bucket takes as long for one small object as for many.
     with ThreadPoolExecutor(_READERS) as threads:
-        records = list(threads.map(partial(read_record, store), own_keys(store, f"{prefix}/records/")))
+        records = list(threads.map(partial(read_record, store), own_keys(store, records_prefix(prefix))))
     return {record.name: record for record in records}
 
 
@@ -172,7 +168,7 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
 def _restore(store: Store, record: Record, prefix: str | None) -> str:
     prefix = prefix or stage_of(record.key) or ""
     return (
-        f"Restore the file from a copy; or have it made anew: remove {store.locate(_record_key(prefix, record.name))} "
+        f"Restore the file from a copy; or have it made anew: remove {store.locate(record_key(prefix, record.name))} "
         f"and {store.locate(manifest_key(prefix))}, then run the same command again."
     )
 
@@ -237,6 +233,6 @@ def seal(store: Store, prefix: str, manifest: Manifest) -> None:
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:
     """Take the seal off a stage that has grown; the manifest is kept beside, under its digest."""
-    store.write(f"{prefix}/superseded/{manifest.digest[:12]}.json", store.read(manifest_key(prefix)))
+    store.write(superseded_key(prefix, manifest.digest), store.read(manifest_key(prefix)))
     failpoint("stage-superseded")
     store.delete(manifest_key(prefix))

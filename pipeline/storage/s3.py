@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class S3Store:
         ConfigError: the URL is none.
     """
 
-    epoch = 0
+    session = 0
 
     def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 15.0) -> None:
         self.bucket, self.prefix = _parse(url)

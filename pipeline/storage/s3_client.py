@@ -14,7 +14,7 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from pipeline.storage.s3_errors import NO_CREDENTIALS, no_credentials, public
 
 logger = logging.getLogger(__name__)

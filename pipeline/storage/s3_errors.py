@@ -13,7 +13,7 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError, ProxyError
 
-from pipeline.errors import StorageError
+from pipeline.base.errors import StorageError
 
 ClientError = exceptions.ClientError
 

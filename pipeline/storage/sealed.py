@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import DamagedDataError, StorageError
+from pipeline.base.errors import DamagedDataError, StorageError
+from pipeline.storage.layout import CONFIG, SESSIONS, manifest_key, stage_of_record
 from pipeline.storage.store import Store
 
 # Of a run directory: its names, its JSON, and the columns of its Parquet files.
 FORMAT_VERSION = 3
+_OTHER_VERSION = "Use the version that wrote the run, or begin a new --run-dir."
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -34,19 +36,33 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
     try:
         content = json.loads(store.read(key))
         found = content.pop("checksum", None)
-        version = content.pop("format_version")
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        version = content.pop("format_version", 1)
+    except (ValueError, TypeError, AttributeError) as error:
         raise damaged(store, key, what, error) from error
     if version != FORMAT_VERSION:
         raise StorageError(
             f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
-            "Use the version that wrote the run, or begin a new --run-dir."
+            f"{_OTHER_VERSION}"
         )
     if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(
             f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
         )
     return dict(content)
+
+
+def require_format(store: Store) -> None:
+    """Refuse a run of another format before its config is read, whose keys may have other names.
+
+    Raises:
+        StorageError: the run has no session of this format, and holds more than a config.
+    """
+    keys = store.list()
+    if CONFIG in keys and len(keys) > 1 and not any(key.startswith(SESSIONS) for key in keys):
+        raise StorageError(
+            f"{store.locate()} holds a run of another format: there is no {SESSIONS} in it. This version reads format "
+            f"{FORMAT_VERSION}. {_OTHER_VERSION}"
+        )
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -62,11 +78,11 @@ def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataE
 
 def remedy(store: Store, key: str) -> str:
     """What to do about a small object that is damaged."""
-    if key.startswith("sittings/"):
+    if key.startswith(SESSIONS):
         return "Restore it from a copy; or, if no driver of the run lives, remove it and run the same command again."
-    prefix, found, _ = key.partition("/records/")
-    seal = f"{prefix}/MANIFEST.json"
-    manifest = f" and {store.locate(seal)}" if found and store.exists(seal) else ""
+    prefix = stage_of_record(key)
+    sealed = prefix is not None and store.exists(manifest_key(prefix))
+    manifest = f" and {store.locate(manifest_key(prefix))}" if prefix is not None and sealed else ""
     return (
         f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again: what it "
         "committed is made anew."

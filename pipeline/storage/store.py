@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from pipeline.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
-from pipeline.failpoints import failpoint
+from pipeline.base.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
+from pipeline.base.failpoints import failpoint
 
 # What linking fails with where a file system has no hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
@@ -29,11 +29,11 @@ class Store(Protocol):
     Stores are small and picklable: workers on other machines get a copy.
 
     Attributes:
-        epoch: the number of the sitting that this store writes for (``storage/lease.py``); 0 outside of one.
+        session: the number of the session that this store writes for (``storage/lease.py``); 0 outside of one.
     """
 
     @property
-    def epoch(self) -> int:
+    def session(self) -> int:
         """See above."""
 
     def guarded(self, look: Callable[[], None]) -> Store:
@@ -83,7 +83,7 @@ class LocalStore:
     """A folder. Create-only writes are a temporary file, fsync, and a hard link."""
 
     TEMPORARY = ".tmp"
-    epoch = 0
+    session = 0
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()

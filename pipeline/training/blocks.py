@@ -14,10 +14,10 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.seeding import derive, generator
+from pipeline.base.seeding import derive, generator
+from pipeline.data.shards import episode_steps
+from pipeline.data.streaming import Waiting, threads_not_waited_for
 from pipeline.storage.manifest import Record
-from pipeline.storage.shards import episode_steps
-from pipeline.storage.streaming import Waiting, threads_not_waited_for
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -57,7 +57,7 @@ class BlockStream(Generic[Batch]):
         purpose: names the stream.
 
     Attributes:
-        waiting: seconds that a batch was waited for, in this sitting.
+        waiting: seconds that a batch was waited for, in this session.
     """
 
     def __init__(

@@ -9,9 +9,10 @@ from typing import Literal
 
 import torch
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.executor import Executor, InProcessExecutor
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Executor
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import MdnRnnConfig, VaeConfig
-from pipeline.errors import ConfigError, TrainingError
-from pipeline.metrics import MetricsLog, Row
-from pipeline.progress import Figures, Update
+from pipeline.base.errors import ConfigError, TrainingError
+from pipeline.base.progress import Figures, Update
+from pipeline.config.schema import MdnRnnConfig, VaeConfig
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.metrics import MetricsLog, Row
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream
 

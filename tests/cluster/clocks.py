@@ -12,7 +12,7 @@ import pytest
 from actors import pool as pool_module
 from actors import task as task_module
 from actors.pool import RayPool
-from pipeline.machine import process_started
+from pipeline.base.machine import process_started
 from tests.cluster.toys import hung_processes
 
 _LONG_S = 1e6  # beyond any execution.timeout_s

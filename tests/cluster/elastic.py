@@ -18,9 +18,11 @@ from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
 from actors.nodes import drain, nodes
-from pipeline.config import RunConfig
-from pipeline.executor import InProcessExecutor, Resources
-from pipeline.run import STAGES, run_stages
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Resources
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.identity import session_logs
-from pipeline.config import EnvConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Step
 from tests.cluster.toys import hang, wait_for
 from tests.counting import CountingEnv

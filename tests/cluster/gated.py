@@ -11,7 +11,7 @@ import ray
 from numpy.typing import NDArray
 
 from actors.identity import session_logs
-from pipeline.config import EnvConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Step
 from tests.counting import CountingEnv
 

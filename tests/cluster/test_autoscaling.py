@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import RunConfig
-from pipeline.executor import InProcessExecutor
-from pipeline.failpoints import VARIABLE, WORKER_VARIABLE
-from pipeline.presets import dump
-from pipeline.run import STAGES, run_stages
+from pipeline.base.failpoints import VARIABLE, WORKER_VARIABLE
+from pipeline.config.presets import dump
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import LocalStore
 from tests.cluster.elastic import config

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.executor import RayExecutor
-from pipeline.config import RunConfig
-from pipeline.errors import SittingEnded
-from pipeline.executor import InProcessExecutor
+from pipeline.base.errors import SessionEnded
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.openvino_forward import native_precisions
-from pipeline.run import STAGES, run_stages
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
 from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.store import LocalStore
 
@@ -112,7 +113,7 @@ def test_ray_with_any_number_of_workers_gives_the_same_bits(
     # The last of OpenVINO's is what auto comes to.
     [("torch", "float32"), ("torch", "bfloat16"), *(("openvino", p) for p in native_precisions()[:-1])],
 )
-def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_in_two_sittings(
+def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_in_two_sessions(
     trained: Path, tmp_path: Path, engine: str, precision: str, reference: dict[str, Any]
 ) -> None:
     """Frames and V do not depend on them; all that comes after does."""
@@ -123,7 +124,7 @@ def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_
     run_stages(config(2, 3, engine, precision), LocalStore(here), InProcessExecutor(), STAGES[:6])
     chosen = config(1, 8, engine, precision)
     limited = chosen.model_copy(update={"evolve": chosen.evolve.model_copy(update={"max_seconds": 1e-6})})
-    with pytest.raises(SittingEnded, match="after generation 1 of 3"):
+    with pytest.raises(SessionEnded, match="after generation 1 of 3"):
         run_stages(limited, LocalStore(there), RayExecutor(limited), STAGES[:6])
     run_stages(chosen, LocalStore(there), RayExecutor(chosen), STAGES[:6])
     assert outcome(there) == outcome(here)

@@ -13,8 +13,8 @@ import pytest
 
 from actors.nodes import Node
 from actors.placement import WORKERS_LABEL, Placement
-from pipeline.config import ExecutionConfig
-from pipeline.executor import InProcessExecutor
+from pipeline.config.schema import ExecutionConfig
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes

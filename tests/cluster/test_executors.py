@@ -18,10 +18,12 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.member import Member
-from pipeline.config import RunConfig
-from pipeline.errors import DamagedDataError, JobError
-from pipeline.executor import Executor, InProcessExecutor, JobQueue, Pool, Resources
-from pipeline.progress import Update
+from pipeline.base.errors import DamagedDataError, JobError
+from pipeline.base.progress import Update
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.jobs import JobQueue
+from pipeline.execution.protocol import Executor, Pool, Resources
 from tests.cluster.clocks import no_copies, silent_once_they_hang
 from tests.cluster.elastic import patched_to_many
 from tests.cluster.toys import (

@@ -12,9 +12,9 @@ import pytest
 
 from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.executor import Resources
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Resources
 from tests.cluster.many_nodes import ManyNodes
 from tests.cluster.toys import Number, Squares, noting_task
 from tests.e2e.command import ROOT
@@ -88,7 +88,7 @@ def work_where_other_sources_lie(folder: Path) -> list[str]:
 def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -> None:
     for package in ("pipeline", "actors"):
         shutil.copytree(ROOT / package, tmp_path / "sources" / package)
-    with (tmp_path / "sources/pipeline/seeding.py").open("a") as file:
+    with (tmp_path / "sources/pipeline/base/seeding.py").open("a") as file:
         file.write("# one line more\n")
     (tmp_path / "sitecustomize.py").write_text(FINDS_OTHER_SOURCES)
     done = tmp_path / "done"

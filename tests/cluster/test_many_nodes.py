@@ -11,7 +11,7 @@ from types import FrameType
 
 import pytest
 
-from pipeline.machine import process_started
+from pipeline.base.machine import process_started
 from tests.cluster import many_nodes
 from tests.cluster.many_nodes import ManyNodes
 from tests.cluster.toys import hang, hung_processes

@@ -20,11 +20,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster import submit
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.failpoints import VARIABLE
-from pipeline.identity import code_version
-from pipeline.presets import CONFIG_KEY, dump, load_config
-from pipeline.run import STAGES
+from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.failpoints import VARIABLE
+from pipeline.config.identity import code_version
+from pipeline.config.presets import dump, load_config
+from pipeline.stages.table import STAGES
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
 from tests.cluster.head import Head, free_ports
@@ -75,7 +76,7 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     # What comes before the evolution is there already; in test_secured.py a job makes it.
     for stage in BEFORE_EVOLVE:
         shutil.copytree(straight / stage.prefix, folder / stage.prefix)
-    shutil.copy(straight / CONFIG_KEY, folder)
+    shutil.copy(straight / CONFIG, folder)
 
     arguments = ("submit", *SMALL, "--run-dir", str(folder), "--address", head.jobs)
     # It stands still halfway. An address in the environment must not win over the one that is given.
@@ -305,5 +306,5 @@ def test_only_the_sources_travel(tmp_path: Path) -> None:
     submit.stage_sources(submit.make_job("tiny", [], "s3://bucket/x", [], {}), tmp_path)
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.parts[0] for path in found} == set(submit.SOURCES)
-    assert {path.suffix for path in found} <= {".py", ".yaml", ".html", ".css", ".typed", ".json"}
+    assert {path.suffix for path in found} <= {".py", ".yaml", ".html", ".css", ".js", ".typed", ".json"}
     assert sum((tmp_path / path).stat().st_size for path in found) < 2_000_000

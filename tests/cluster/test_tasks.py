@@ -11,9 +11,10 @@ import pytest
 
 from actors import task as task_module
 from actors.task import TaskTry
-from pipeline.errors import JobError
-from pipeline.executor import InProcessExecutor, Resources
-from pipeline.machine import process_started
+from pipeline.base.errors import JobError
+from pipeline.base.machine import process_started
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Resources
 from tests.cluster.clocks import silent_once_they_hang
 from tests.cluster.test_executors import lives, log_exists, ray_executor
 from tests.cluster.toys import counting_task, faulty_task, hung_processes

@@ -14,7 +14,7 @@ from ray.util.state import list_actors, list_tasks
 
 from actors.executor import RayExecutor
 from actors.telemetry import OF_STAGES, OF_WORKERS, Telemetry
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from tests.cluster.head import Head
 from tests.cluster_files.test_grafana import EXPORTED
 from tests.e2e import command
@@ -78,7 +78,7 @@ def test_every_figure_is_served_under_its_name(local_ray: None) -> None:
     wait_for(run, this_node(), expected)
 
 
-def test_a_second_sitting_in_one_process_goes_on_counting(local_ray: None) -> None:
+def test_a_second_session_in_one_process_goes_on_counting(local_ray: None) -> None:
     run = f"run-{uuid4().hex}"
     for value in (2, 3):
         Telemetry(run).publish("evolve", {"episodes": value, "generation": value})

@@ -14,21 +14,23 @@ import numpy as np
 import pytest
 
 from actors.executor import RayExecutor
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.errors import JobError
+from pipeline.base import seeding
+from pipeline.base.errors import JobError
+from pipeline.base.threads import num_threads
+from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import scored_jobs, training_jobs
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
-from pipeline.executor import Executor, InProcessExecutor
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Executor
 from pipeline.models.controller import ControllerShape
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
-from pipeline.run import STAGES, run_stages
+from pipeline.run import run_stages
 from pipeline.stages.evolve import MDNRNN_WEIGHTS, VAE_WEIGHTS
+from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
 from pipeline.storage.store import LocalStore
-from pipeline.threads import num_threads
 from tests.cluster.clocks import no_copies, silent_once_they_hang
 from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder, hung_folder
 from tests.counting import ACTION_SIZE
@@ -166,7 +168,7 @@ def test_an_evolution_whose_only_worker_hangs_ends_with_the_same_bits(
     assert "its worker hung" in caplog.text
 
 
-def test_an_episode_that_always_hangs_ends_the_sitting_and_the_run_goes_on_to_the_same_bits(
+def test_an_episode_that_always_hangs_ends_the_session_and_the_run_goes_on_to_the_same_bits(
     folder: Path, reference: dict[str, Any]
 ) -> None:
     hanging = episode(2, 3, 1)
@@ -190,7 +192,7 @@ def test_a_worker_that_hangs_while_it_is_built_is_replaced(
     assert "a worker is replaced: its worker hung" in caplog.text
 
 
-def test_workers_that_always_hang_while_they_are_built_end_the_sitting(folder: Path, reference: dict[str, Any]) -> None:
+def test_workers_that_always_hang_while_they_are_built_end_the_session(folder: Path, reference: dict[str, Any]) -> None:
     (always,) = ask_for("hang at birth", 0, times=None)
     said = r"^2 workers failed before they were ready, the last: .* hung.*log: \S+\.err"
     with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):

@@ -16,9 +16,9 @@ from uuid import uuid4
 
 import ray
 
-from pipeline.errors import DamagedDataError, EpisodeError
-from pipeline.machine import process_started
-from pipeline.progress import Update
+from pipeline.base.errors import DamagedDataError, EpisodeError
+from pipeline.base.machine import process_started
+from pipeline.base.progress import Update
 
 
 @dataclass(frozen=True)

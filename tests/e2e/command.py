@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.failpoints import VARIABLE, WORKER_VARIABLE
-from pipeline.presets import dump
+from pipeline.base.failpoints import VARIABLE, WORKER_VARIABLE
+from pipeline.config.presets import dump
 from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.store import LocalStore, Store
 from tests.counting import counting_config

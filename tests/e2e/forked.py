@@ -17,9 +17,10 @@ from pathlib import Path
 # What a whole run imports, on Ray and in a bucket. torch's optimizers bring torch._dynamo, and pyarrow brings pandas.
 _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
-    "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli",
-    "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run", "pipeline.sittings",
-    "pipeline.status", "pipeline.storage.maintenance", "pipeline.storage.s3", "pipeline.tensorboard_events",
+    "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli.main",
+    "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run", "pipeline.storage.session_notes",
+    "pipeline.reporting.status", "pipeline.storage.maintenance", "pipeline.storage.s3",
+    "pipeline.storage.tensorboard_events",
     "pipeline.training.hardware", "pyarrow.dataset", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting",
     "torch", "torch._dynamo",
 )  # fmt: skip
@@ -76,7 +77,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, log: st
     os.chdir(folder)
     sys.argv = ["world-models", *arguments]
 
-    from pipeline import cli
+    from pipeline.cli import main as cli
 
     try:
         cli.entry()

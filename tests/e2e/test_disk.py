@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.failpoints import VARIABLE
+from pipeline.base.failpoints import VARIABLE
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import LocalStore

@@ -1,4 +1,4 @@
-"""SIGKILL between each two writes: every sitting dies at a named place, and the run ends as if none had."""
+"""SIGKILL between each two writes: every session dies at a named place, and the run ends as if none had."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import signal
 from pathlib import Path
 
-from pipeline.failpoints import FAILPOINTS, VARIABLE
-from pipeline.storage.lease import epochs
+from pipeline.base.failpoints import FAILPOINTS, VARIABLE
 from pipeline.storage.maintenance import check_run
+from pipeline.storage.sessions import session_numbers
 from pipeline.storage.store import LocalStore
 from tests.e2e import command
 
-# Each names a place and which pass of it, counted from the start of that sitting: the comments say what that hits. A
-# sitting goes on where the one before died.
+# Each names a place and which pass of it, counted from the start of that session: the comments say what that hits. A
+# session goes on where the one before died.
 KILLS = (
-    "sitting-begun@1",
+    "session-begun@1",
     "config-written@1",
     "stage-begun@1",  # collect
     "object-half-written@9",  # in collect
@@ -90,7 +90,7 @@ def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) 
     code, output = command.run("resume", str(folder))
     assert code == 0, output
     assert command.outcome(folder) == command.outcome(straight)
-    assert len(epochs(store)) == len(KILLS) + 1
+    assert len(session_numbers(store)) == len(KILLS) + 1
     for stage in ("rollouts", "vae", "mdnrnn", "evolution", "evaluation"):
         rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
         steps = [row["step"] for row in rows if "held_out_loss" not in row]

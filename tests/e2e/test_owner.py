@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.failpoints import VARIABLE
-from pipeline.machine import process_started
-from pipeline.storage import lease, sealed
+from pipeline.base.failpoints import VARIABLE
+from pipeline.base.machine import process_started
+from pipeline.storage import sealed, sessions
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore
 from tests.e2e import command
@@ -43,8 +43,8 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
         assert "whose last sign of life was" in output
         assert "Traceback" not in output
     code, output = command.run("status", str(folder))
-    assert f"driven by `run` on {socket.gethostname()}, pid {first.process.pid} (sitting 1), alive" in output
-    assert lease.epochs(LocalStore(folder)) == [1], "those that were refused took nothing"
+    assert f"driven by `run` on {socket.gethostname()}, pid {first.process.pid} (session 1), alive" in output
+    assert sessions.session_numbers(LocalStore(folder)) == [1], "those that were refused took nothing"
 
     first.interrupt(signal.SIGKILL, lambda: True)
     code, output = command.run("status", str(folder))
@@ -71,9 +71,9 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
     first = command.frozen(arguments, executor, "checkpoint-recorded@3")
     os.kill(first.process.pid, signal.SIGSTOP)
-    first.wait_until(lambda: lease.read_sitting(LocalStore(folder), 1).age_s > 2)  # else it is seen to live
+    first.wait_until(lambda: sessions.read_session(LocalStore(folder), 1).age_s > 2)  # else it is seen to live
     second = command.Command(*arguments)
-    second.wait_until(lambda: lease.epochs(LocalStore(folder)) == [1, 2])
+    second.wait_until(lambda: sessions.session_numbers(LocalStore(folder)) == [1, 2])
     for training in command.frozen_below(first.process.pid):
         training.resume()
     code, output = second.finish()
@@ -87,11 +87,11 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     assert code == 1, output
     assert f"this driver has lost {folder} to `run` on {socket.gethostname()}, pid {second.process.pid}" in output
     assert "Traceback" not in output
-    last_heartbeat = "sittings/000001/heartbeat.json"  # its own, which nobody asks for any more
+    last_heartbeat = "sessions/000001/heartbeat.json"  # its own, which nobody asks for any more
     changed = {name for name, digest in command.files(folder).items() if after.get(name) != digest}
     assert changed <= {last_heartbeat}
     assert command.outcome(folder) == straight
-    assert read_records(LocalStore(folder), "vae")["vae.safetensors"].epoch == 2
+    assert read_records(LocalStore(folder), "vae")["vae.safetensors"].session == 2
 
 
 @pytest.mark.parametrize("offset", ["+2d", "-2d"])
@@ -102,7 +102,7 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
     arguments = ("run", preset, "--run-dir", str(folder))
     first = command.Command(*arguments, *ENDLESS, environment=wrong_clock)
     first.wait_until(command.checkpointed(folder, "evolution", 1))
-    owner = lease.read_owner(LocalStore(folder), 1)
+    owner = sessions.read_owner(LocalStore(folder), 1)
     assert abs(owner.began - (folder / "config.yaml").stat().st_mtime) > 100_000, "its clock is not wrong"
     code, output = command.run(*arguments)
     assert code == 1, output
@@ -116,9 +116,9 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
 
 
 def _as_if_elsewhere(folder: Path) -> None:
-    """Rewrite who began the first sitting: a process of a machine that nobody here can look at, soon to expire."""
-    owner = replace(lease.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away", expiry_s=3.0)
-    (folder / "sittings" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
+    """Rewrite who began the first session: a process of a machine that nobody here can look at, soon to expire."""
+    owner = replace(sessions.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away", expiry_s=3.0)
+    (folder / "sessions" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
@@ -138,7 +138,7 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
     assert f"world-models resume {folder}" in output
     assert "Traceback" not in output
     assert "SIGTERM received" not in output, "Ray's handler is gone"
-    assert lease.read_sitting(LocalStore(folder), 1).ended == "interrupted"
+    assert sessions.read_session(LocalStore(folder), 1).ended == "interrupted"
 
 
 def _niceness_of_workers(pid: int) -> Iterator[int]:
@@ -152,7 +152,7 @@ def _niceness_of_workers(pid: int) -> Iterator[int]:
 STOPPED_WHILE_RAY_STARTS = """
 import contextlib, os, psutil, signal, sys
 import ray._private.worker
-from pipeline import cli
+from pipeline.cli import main as cli
 
 connect = ray._private.worker.connect
 
@@ -200,13 +200,13 @@ def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(
     config = (folder / "config.yaml").read_bytes()
     _as_if_elsewhere(folder)
     for path in folder.iterdir():
-        if path.name != "sittings":
+        if path.name != "sessions":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (folder / "sittings" / "000001" / "heartbeat.json").unlink()
+    (folder / "sessions" / "000001" / "heartbeat.json").unlink()
     # The other driver's last write comes when this one has waited for its end, and has the lease.
-    waiting = command.Command("run", other, "--run-dir", str(folder), environment={VARIABLE: "sitting-begun@1:freeze"})
+    waiting = command.Command("run", other, "--run-dir", str(folder), environment={VARIABLE: "session-begun@1:freeze"})
     waiting.wait_until_frozen()
-    assert lease.epochs(LocalStore(folder)) == [1, 2]
+    assert sessions.session_numbers(LocalStore(folder)) == [1, 2]
     (folder / "config.yaml").write_bytes(config)
     waiting.go_on()
     code, output = waiting.finish()

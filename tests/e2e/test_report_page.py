@@ -12,10 +12,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.executor import InProcessExecutor
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.stages import report
 from pipeline.storage.store import LocalStore
-from tests.browser import browser
+from tests.browser import browser, resize
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 
 LIMIT_S = 120  # only ever reached by a browser that hangs
@@ -45,8 +45,10 @@ def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
 
 def test_the_page_fits_a_narrow_screen_and_shows_every_score(run_dir: Path) -> None:
     with browser(width=NARROW) as chrome:
-        opened(chrome, run_dir)
-        assert chrome.execute_script("return document.documentElement.scrollWidth") <= NARROW
+        for width in (320, 641, 768, 833, NARROW):
+            resize(chrome, width)
+            opened(chrome, run_dir)
+            assert chrome.execute_script("return document.documentElement.scrollWidth") <= width, width
         rows = chrome.find_elements(By.CSS_SELECTOR, ".scores tbody tr")
         assert len(rows) == 2 + 1 + 6  # two controllers, the random policy, the published ones
         for row in rows:
@@ -69,7 +71,8 @@ def test_boxes_that_scroll_say_so_and_take_the_keyboard(run_dir: Path) -> None:
         for box in boxes:
             hint = box.find_element(By.XPATH, "following-sibling::*[1]")
             assert hint.is_displayed() == (box in wide)
-            assert box.get_attribute("role") == "region" and box.accessible_name
+            assert box.get_attribute("role") == "group" and box.accessible_name
+            assert (box.get_attribute("tabindex") is not None) == (box in wide)
         box = next(box for box in wide if box.accessible_name == "Table of stages")
         reached = set()
         while box.id not in reached:  # by the tab key alone
@@ -115,8 +118,8 @@ def test_films_stand_still_for_those_who_asked_for_less_motion(run_dir: Path) ->
             wait(chrome, lambda _, film=film: int(film.get_property("readyState")) >= 2)  # a picture is there
             assert film.get_property("paused") and float(film.get_property("currentTime")) == 0
             assert film.get_attribute("autoplay") is None and film.get_attribute("controls")
-        films[0].click()  # whoever wants it can still have it
-        chrome.execute_script("arguments[0].play()", films[0])
+        chrome.execute_script("arguments[0].focus()", films[0])  # whoever wants it can still have it
+        ActionChains(chrome).send_keys(Keys.SPACE).perform()
         wait(chrome, lambda _: float(films[0].get_property("currentTime")) > 0)
 
 
@@ -132,8 +135,14 @@ def test_tables_have_captions_and_scopes_and_pictures_have_words(run_dir: Path) 
             assert table.aria_role == "table", "it is one for a screen reader however it is laid out"
             for header in table.find_elements(By.TAG_NAME, "th"):
                 assert header.get_attribute("scope") in ("row", "col")
+            columns = len(table.find_elements(By.CSS_SELECTOR, "thead th"))
             for row in table.find_elements(By.CSS_SELECTOR, "tbody tr"):
                 assert len(row.find_elements(By.CSS_SELECTOR, "th[scope=row]")) == 1
+                cells = row.find_elements(By.CSS_SELECTOR, "th, td")
+                assert len(cells) == columns or not columns
+                assert "none" not in {cell.value_of_css_property("display") for cell in cells}, (
+                    "screen readers count cells"
+                )
         pictures = chrome.find_elements(By.CSS_SELECTOR, "svg[role=img], img, video")
         assert len(pictures) > 10
         assert all(picture.accessible_name for picture in pictures)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.failpoints import VARIABLE
+from pipeline.base.failpoints import VARIABLE
 from tests.e2e import command
 
 # Checkpoints to resume from, as often as can be.
@@ -104,7 +104,7 @@ def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(smok
     assert "evolve.generations: 4 -> 3" in output
 
 
-def test_a_wall_clock_limit_ends_the_sitting_not_the_run(smoke_run: Path, tmp_path: Path) -> None:
+def test_a_wall_clock_limit_ends_the_session_not_the_run(smoke_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for prefix in ("rollouts", "vae", "latents", "mdnrnn"):
         shutil.copytree(smoke_run / prefix, folder / prefix)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.failpoints import VARIABLE
 from pipeline.bench.s3_server import S3Server
-from pipeline.failpoints import VARIABLE
 from pipeline.storage.maintenance import check_run, copy_run
 from pipeline.storage.store import LocalStore, open_store
 from tests.e2e import command

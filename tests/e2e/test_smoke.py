@@ -22,7 +22,7 @@ def test_a_second_run_skips_every_stage_and_changes_nothing_but_its_log(smoke_ru
     assert output.count("complete, skipped") == 7
     after = command.files(folder)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"sittings/000002/begun.json", "sittings/000002/heartbeat.json"}
+    assert changed == {"sessions/000002/begun.json", "sessions/000002/heartbeat.json"}
     assert before.keys() <= after.keys()
 
 

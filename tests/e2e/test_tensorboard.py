@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipeline.metrics import MetricsLog
+from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import LocalStore
 
 # Only ever reached by a TensorBoard that hangs.
@@ -29,10 +29,14 @@ def tensorboard(folder: Path, *flags: str) -> Iterator[Callable[[], Points]]:
     """TensorBoard itself on a free port of this machine; gives what asks it for the points of ``stage/loss``."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
     command += ["--reload_interval", "1", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    log = folder.parent / "tensorboard.log"
+    with log.open("w") as said, subprocess.Popen(command, stderr=said, stdout=said) as process:
         try:
-            assert process.stderr is not None
-            address = next(found[0] for line in process.stderr if (found := re.search(r"http://127[^ /]+", line)))
+            ends = time.monotonic() + LIMIT_S
+            while (found := re.search(r"http://127[^ /]+", log.read_text())) is None:
+                assert process.poll() is None and time.monotonic() < ends, f"no TensorBoard came up: {log.read_text()}"
+                time.sleep(0.1)
+            address = found[0]
 
             def ask(path: str) -> Any:
                 with urlopen(f"{address}/data/plugin/scalars/{path}", timeout=60) as answer:
@@ -58,17 +62,17 @@ def wait_for(points: Callable[[], Points], expected: Points) -> None:
 
 @pytest.mark.parametrize("flags", [["--load_fast=true"], ["--load_fast=false"]], ids=["data server", "python"])
 def test_an_open_tensorboard_shows_what_comes_after_a_resume(tmp_path: Path, flags: list[str]) -> None:
-    store = LocalStore(tmp_path)
+    store = LocalStore(tmp_path / "run")
     with MetricsLog(store, "stage") as log:
         for step in (1, 2, 3):
             log.log(step, {"loss": 0.5 * step})
-    with tensorboard(tmp_path, *flags) as points:
+    with tensorboard(store.root, *flags) as points:
         wait_for(points, [(1, 0.5), (2, 1.0), (3, 1.5)])
         # The checkpoint was of step 2: step 3 is made again.
-        for sitting in (1, 2):
+        for session in (1, 2):
             with MetricsLog(store, "stage", log.rows[:2]) as resumed:
-                resumed.log(3, {"loss": 32.0 * sitting})
-            wait_for(points, [(1, 0.5), (2, 1.0), (3, 32.0 * sitting)])
+                resumed.log(3, {"loss": 32.0 * session})
+            wait_for(points, [(1, 0.5), (2, 1.0), (3, 32.0 * session)])
         resumed.log(4, {"loss": 128.0})
         resumed.flush()
         wait_for(points, [(1, 0.5), (2, 1.0), (3, 64.0), (4, 128.0)])

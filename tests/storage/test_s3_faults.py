@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
+from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.storage import s3, sealed
-from pipeline.storage.lease import FencedStore
+from pipeline.storage.fence import FencedStore
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
 from tests.storage.proxy import (
@@ -330,8 +330,8 @@ def test_a_driver_that_loses_its_lease_while_it_tries_again_does_not_get_through
     fenced.write("k", b"1")
 
     def succeeded(exchange: Exchange) -> None:
-        key = f"{s3_store.prefix}/sittings/000002/begun.json"
-        client.put_object(Bucket=s3_store.bucket, Key=key, Body=sealed.to_bytes(asdict(replace(HERE, epoch=2))))
+        key = f"{s3_store.prefix}/sessions/000002/begun.json"
+        client.put_object(Bucket=s3_store.bucket, Key=key, Body=sealed.to_bytes(asdict(replace(HERE, number=2))))
         answer(503, "SlowDown")(exchange)
 
     proxy.fail(succeeded, only("DELETE", "/k"))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.base.machine import process_started
 from pipeline.bench import s3_server as module
 from pipeline.bench.s3_server import S3Server
-from pipeline.errors import ConfigError, StorageError
-from pipeline.machine import process_started
 from tests.storage.proxy import wait_until
 
 

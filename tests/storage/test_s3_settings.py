@@ -13,8 +13,8 @@ from typing import Any
 import botocore.auth
 import pytest
 
+from pipeline.base.errors import ConfigError, StorageError
 from pipeline.bench.s3_server import S3Server
-from pipeline.errors import ConfigError, StorageError
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
 

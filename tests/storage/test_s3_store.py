@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.bench.s3_server import S3Server
-from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET

@@ -10,12 +10,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from pipeline import cli, command_line
+from pipeline.base.errors import ConfigError
 from pipeline.bench import fanout, measure, run
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.errors import ConfigError
-from pipeline.executor import InProcessExecutor
+from pipeline.cli import command_line
+from pipeline.cli import main as cli
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.storage.store import LocalStore
 
 

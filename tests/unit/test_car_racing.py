@@ -12,17 +12,17 @@ import pytest
 from gymnasium.envs.box2d import car_dynamics
 from numpy.typing import NDArray
 
-from pipeline import seeding
-from pipeline.config import EnvConfig
+from pipeline.base import seeding
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import load_config
+from pipeline.config.schema import EnvConfig
+from pipeline.data.shards import read_episodes
 from pipeline.envs.car_racing import CarRacing, forget_tracks
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import check_environment, environment_class, make_environment
-from pipeline.errors import ConfigError
-from pipeline.executor import InProcessExecutor
-from pipeline.presets import load_config
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.stages import collect
 from pipeline.storage.manifest import read_records
-from pipeline.storage.shards import read_episodes
 from pipeline.storage.store import LocalStore
 from tests.counting import CountingEnv, counting_config
 

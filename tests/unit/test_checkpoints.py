@@ -6,15 +6,15 @@ import logging
 
 import pytest
 
-from pipeline.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.lease import FencedStore
+from pipeline.storage.fence import FencedStore
 from pipeline.storage.store import Store
 
 
-def in_sitting(store: Store, epoch: int) -> Store:
-    """The store as a sitting has it while the fence has not seen its successor: a pause at the worst moment."""
-    return FencedStore(store, epoch)
+def in_session(store: Store, session: int) -> Store:
+    """The store as a session has it while the fence has not seen its successor: a pause at the worst moment."""
+    return FencedStore(store, session)
 
 
 def data_keys(store: Store, step: int) -> list[str]:
@@ -150,9 +150,9 @@ def test_a_kill_in_the_middle_of_pruning_leaves_no_damage(store: Store, monkeypa
 
 
 def test_a_driver_that_lost_its_lease_meets_no_checkpoint_of_its_successor(store: Store) -> None:
-    lost = in_sitting(store, 1)
+    lost = in_session(store, 1)
     Checkpoints(lost, "stage").save(5, b"by the first")
-    successor = Checkpoints(in_sitting(store, 2), "stage", keep=2)
+    successor = Checkpoints(in_session(store, 2), "stage", keep=2)
     successor.save(6, b"by the second")
     successor.save(7, b"by the second")
     Checkpoints(lost, "stage", keep=1).save(6, b"late")

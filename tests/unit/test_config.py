@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import RunConfig, SeedRange, TracksConfig
+from pipeline.config.schema import RunConfig, SeedRange, TracksConfig
 from tests.counting import counting_config
 
 OTHER_TRACKS = {

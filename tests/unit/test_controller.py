@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.config import ControllerConfig, RunConfig
+from pipeline.config.schema import ControllerConfig, RunConfig
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from tests.counting import counting_config
 

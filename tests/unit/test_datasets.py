@@ -11,9 +11,9 @@ import pandas
 import pyarrow.dataset as ds
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.data.shards import read_episodes
 from pipeline.storage.manifest import read_records
-from pipeline.storage.shards import read_episodes
 from pipeline.storage.store import LocalStore
 from tests.made_run import make_config, put_data, put_evaluation
 
@@ -30,7 +30,8 @@ def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) ->
     """A made run where the README's example looks for one."""
     store = LocalStore(tmp_path / "runs/smoke")
     put_data(store, config)
-    put_evaluation(store, 6, {"mean": [1.0, 2.0, 3.0]})
+    put_evaluation(store, 6, {"mean": [1.0, 2.0]})
+    put_evaluation(store, 6, {"mean": [1.0, 2.0, 3.0]})  # of more episodes, the first two once more
     monkeypatch.chdir(tmp_path)
     return store
 

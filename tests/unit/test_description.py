@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import make_environment
 from pipeline.models.controller import ControllerBatch, ControllerShape
-from pipeline.models.description import KEY, describe_controller, describe_mdnrnn, describe_vae, to_metadata
 from pipeline.models.weights import new_vae, to_bytes
+from pipeline.stages.description import KEY, describe_controller, describe_mdnrnn, describe_vae, to_metadata
 from tests.counting import counting_config
 
 
@@ -63,7 +63,7 @@ def test_a_controller_applied_as_the_metadata_says_acts_like_the_pipelines(
         if says["hidden_activation"] == "tanh" and number < len(says["layers"]) - 1:
             x = np.tanh(x)
     assert len(left) == 0
-    assert "tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0)" in says["actions"]["squashing"]["description"]
+    assert "tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0)" in says["actions"]["squashing"]["formula"]
     expected = np.tanh(x)
     expected[1:] = (expected[1] + 1) / 2, max(expected[2], 0)
 
@@ -92,7 +92,7 @@ def test_an_environment_without_words_for_its_frames_is_described_without_them()
     assert "view" not in says["vae"]["frames"] and says["vae"]["frames"]["size"] == [64, 64]
     assert says["controller"]["actions"]["squashing"] == {
         "function": "tests.counting:CountingEnv.squash",
-        "description": None,
+        "formula": None,
     }
 
 

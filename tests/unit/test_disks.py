@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.storage import store as store_module
 from pipeline.storage.store import LocalStore, as_run_dir
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributions
 
-from pipeline.envs.dream import Dream
+from pipeline.models.dream import Dream
 from pipeline.models.mdnrnn import MdnRnn
 
 Z, A, H, K = 3, 2, 8, 4

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import seeding
-from pipeline.config import RunConfig
+from pipeline.base import seeding
+from pipeline.base.errors import StorageError
+from pipeline.config.schema import RunConfig
+from pipeline.data.episodes import Episode
+from pipeline.data.shards import episode_steps, read_episodes
 from pipeline.envs.environment import Environment
-from pipeline.errors import StorageError
-from pipeline.executor import InProcessExecutor
-from pipeline.rollouts.episode import Episode, record_episode
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.rollouts.recording import record_episode
 from pipeline.stages import collect
 from pipeline.storage.manifest import read_records
-from pipeline.storage.shards import episode_steps, read_episodes
 from pipeline.storage.store import LocalStore, Store
 from tests.counting import (
     CountingEnv,
@@ -183,7 +184,7 @@ def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
     assert read_records(whole, collect.PREFIX) == read_records(resumed, collect.PREFIX)
     present = read_records(resumed, collect.PREFIX)
     new_rows = present["shard-00001.parquet"].rows + present["shard-00003.parquet"].rows
-    assert info["env_steps_this_sitting"] == new_rows
+    assert info["env_steps_this_session"] == new_rows
 
 
 def test_a_second_collect_drives_nothing_and_touches_no_data(
@@ -197,7 +198,7 @@ def test_a_second_collect_drives_nothing_and_touches_no_data(
     collect.run(config, local_store, executor)
     before = present()
     info = collect.run(config, local_store, executor)
-    assert info["env_steps_this_sitting"] == 0
+    assert info["env_steps_this_session"] == 0
     assert present() == before
     assert len(before) == 8
 

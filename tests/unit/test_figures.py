@@ -8,10 +8,11 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline.config import RunConfig
-from pipeline.executor import InProcessExecutor
-from pipeline.progress import Counted, Figures, Measured
-from pipeline.run import STAGES, run_stages
+from pipeline.base.progress import Counted, Figures, Measured
+from pipeline.config.schema import RunConfig
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
 from pipeline.storage.manifest import manifest_key, newest, read_records, require_manifest
 from pipeline.storage.store import LocalStore
 from tests.counting import counting_config

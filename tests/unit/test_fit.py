@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, DamagedDataError, TrainingError
-from pipeline.progress import Update
-from pipeline.seeding import derive
+from pipeline.base.errors import ConfigError, DamagedDataError, TrainingError
+from pipeline.base.progress import Update
+from pipeline.base.seeding import derive
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.store import LocalStore, Store
 from pipeline.training.loop import Fit, Schedule
@@ -81,7 +81,7 @@ def weights(toy: Toy) -> dict[str, bytes]:
 
 
 def rows(store: Store, prefix: str = "stage") -> list[dict[str, Any]]:
-    """metrics.jsonl without what differs between sittings."""
+    """metrics.jsonl without what differs between sessions."""
     lines = [json.loads(line) for line in store.read(f"{prefix}/metrics.jsonl").splitlines()]
     return [{key: value for key, value in line.items() if key != "time"} for line in lines]
 

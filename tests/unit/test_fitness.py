@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import RunConfig, SeedRange
-from pipeline.errors import JobError
+from pipeline.base.errors import JobError
+from pipeline.config.schema import RunConfig, SeedRange
 from pipeline.evolution.fitness import (
     candidate_fitness,
     drive,

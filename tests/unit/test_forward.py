@@ -12,9 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
+from pipeline.base.errors import ConfigError, DamagedDataError
+from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
-from pipeline.errors import ConfigError, DamagedDataError
 from pipeline.models import forward, openvino_forward
 from pipeline.models.forward import Encoder, RnnStep, encode_all, make_encoder, make_rnn_step
 from pipeline.models.mdnrnn import MdnRnn
@@ -226,7 +226,7 @@ _DRIVES_ONE_EPISODE = """
 import sys
 import numpy as np
 from pathlib import Path
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 
 worker = RolloutWorker(RunConfig(), Path("vae").read_bytes(), Path("mdnrnn").read_bytes())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.executor import InProcessExecutor
+from pipeline.base.errors import ConfigError
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.training import hardware
 from tests.counting import counting_config
 from tests.unit.test_mdnrnn import objective

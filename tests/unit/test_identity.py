@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.identity import check_same_run, code_version, cpu_kind, diff, flatten, library_versions, shrunk
-from pipeline.run import STAGES
+from pipeline.base.errors import ConfigError
+from pipeline.config.identity import check_same_run, code_version, cpu_kind, diff, flatten, library_versions, shrunk
+from pipeline.config.schema import RunConfig
+from pipeline.stages.table import STAGES
 from tests.counting import counting_config
 
 OLD = counting_config()
@@ -139,7 +139,7 @@ def test_diff_tells_an_absent_key_from_none() -> None:
 
 
 def test_the_code_version_is_the_same_in_another_process_and_follows_the_sources(tmp_path: Path) -> None:
-    code = "from pipeline.identity import code_version; print(code_version())"
+    code = "from pipeline.config.identity import code_version; print(code_version())"
     here = Path(__file__).parents[2]
     copy = tmp_path / "copy"
     for package in ("pipeline", "actors"):
@@ -153,7 +153,7 @@ def test_the_code_version_is_the_same_in_another_process_and_follows_the_sources
         return done.stdout.strip()
 
     assert version() == code_version()
-    with (copy / "pipeline" / "seeding.py").open("a") as file:
+    with (copy / "pipeline" / "base" / "seeding.py").open("a") as file:
         file.write("\n# changed\n")
     assert version() != code_version()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.executor import JobQueue, share
+from pipeline.execution.jobs import JobQueue, share
 from tests.cluster.toys import Number
 
 

@@ -21,15 +21,17 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.errors import AlreadyExistsError, LeaseError, StorageError
-from pipeline.machine import machine_name, process_started, stop_grace_s
-from pipeline.storage import lease, sealed
-from pipeline.storage.lease import FencedStore, Lease, Owner, last_sitting
+from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
+from pipeline.base.machine import machine_name, process_started, stop_grace_s
+from pipeline.storage import lease, sealed, sessions
+from pipeline.storage.fence import FencedStore
+from pipeline.storage.lease import Lease
 from pipeline.storage.manifest import commit, read_records
+from pipeline.storage.sessions import Owner, last_session
 from pipeline.storage.store import LocalStore, Store
 
 HERE = Owner(
-    epoch=1,
+    number=1,
     purpose="run",
     host=socket.gethostname(),
     machine=machine_name(),
@@ -47,15 +49,15 @@ def new_lease(store: Store, **changes: Any) -> Lease:
 
 
 def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
-    """A sitting as its owner left it."""
-    store.create(f"sittings/{owner.epoch:06d}/begun.json", sealed.to_bytes(asdict(owner)))
+    """A session as its owner left it."""
+    store.create(f"sessions/{owner.number:06d}/begun.json", sealed.to_bytes(asdict(owner)))
     if heartbeat:
         beat(store, owner, **heartbeat)
 
 
 def beat(store: Store, owner: Owner, **heartbeat: Any) -> None:
     content = {"count": 1, "time": 0.0, "ended": None, **heartbeat}
-    store.write(f"sittings/{owner.epoch:06d}/heartbeat.json", json.dumps(content).encode())
+    store.write(f"sessions/{owner.number:06d}/heartbeat.json", json.dumps(content).encode())
 
 
 def gone_process() -> Owner:
@@ -66,15 +68,15 @@ def gone_process() -> Owner:
     return replace(HERE, pid=process.pid, process_started=started)
 
 
-def test_sittings_are_numbered_and_each_says_how_it_ended(store: Store) -> None:
+def test_sessions_are_numbered_and_each_says_how_it_ended(store: Store) -> None:
     with new_lease(store, about={"cpu": "fast"}) as first:
-        assert first.epoch == 1
+        assert first.session == 1
     with pytest.raises(ZeroDivisionError), new_lease(store) as second:
-        assert second.epoch == 2
+        assert second.session == 2
         raise ZeroDivisionError
-    assert lease.epochs(store) == [1, 2]
-    assert [lease.read_sitting(store, epoch).ended for epoch in (1, 2)] == ["complete", "ZeroDivisionError"]
-    owner = lease.read_owner(store, 1)
+    assert sessions.session_numbers(store) == [1, 2]
+    assert [sessions.read_session(store, number).ended for number in (1, 2)] == ["complete", "ZeroDivisionError"]
+    owner = sessions.read_owner(store, 1)
     assert (owner.host, owner.pid, owner.about) == (socket.gethostname(), os.getpid(), {"cpu": "fast"})
 
 
@@ -85,34 +87,34 @@ def test_a_second_driver_is_refused_with_the_owners_host_pid_and_age(store: Stor
     assert f"pid {os.getpid()}" in str(refused.value)
     assert re.search(r"last sign of life was \d+ s ago", str(refused.value))
     with pytest.raises(LeaseError), new_lease(store, heartbeat_s=10.0, expiry_s=600.0):
-        lease.refuse_if_driven(store)
+        sessions.refuse_if_driven(store)
 
 
 def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> None:
     dead = replace(gone_process(), expiry_s=3600.0)
     put(store, dead, count=5)
-    lease.refuse_if_driven(store)
+    sessions.refuse_if_driven(store)
     began = time.monotonic()
     with new_lease(store) as fenced:
-        assert fenced.epoch == 2
+        assert fenced.session == 2
     assert time.monotonic() - began < 600, "it did not wait for the expiry"
 
 
 def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(store: Store) -> None:
     put(store, replace(HERE, process_started=HERE.process_started - 1000, expiry_s=3600.0), count=1)
     with new_lease(store) as fenced:
-        assert fenced.epoch == 2
+        assert fenced.session == 2
 
 
 @pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
 def test_a_silent_driver_elsewhere_is_succeeded_after_its_expiry(store: Store, heartbeat: dict[str, Any]) -> None:
     put(store, ELSEWHERE, **heartbeat)
-    lease.refuse_if_driven(store)  # it may be dead: that takes waiting to find out
-    sitting = last_sitting(store)
-    assert sitting is not None and not sitting.over
+    sessions.refuse_if_driven(store)  # it may be dead: that takes waiting to find out
+    session = last_session(store)
+    assert session is not None and not session.over
     with new_lease(store) as fenced:
-        assert fenced.epoch == 2
-    assert lease.read_sitting(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
+        assert fenced.session == 2
+    assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
 
 
 def test_a_driver_elsewhere_that_gives_a_sign_while_one_waits_keeps_its_run(store: Store) -> None:
@@ -120,23 +122,23 @@ def test_a_driver_elsewhere_that_gives_a_sign_while_one_waits_keeps_its_run(stor
     threading.Timer(1.0, beat, (store, ELSEWHERE), {"count": 6}).start()
     with pytest.raises(LeaseError, match="far-away, pid 7"), new_lease(store):
         pass
-    assert lease.epochs(store) == [1]
+    assert sessions.session_numbers(store) == [1]
 
 
 @pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
 def test_the_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> None:
     """Only the store's clock counts: by the owner's, this heartbeat is a day old, or of tomorrow."""
     put(store, replace(ELSEWHERE, began=time.time() + skew_s), count=5, time=time.time() + skew_s)
-    sitting = last_sitting(store)
-    assert sitting is not None and sitting.age_s < 2.5 and not sitting.over
+    session = last_session(store)
+    assert session is not None and session.age_s < 2.5 and not session.over
     with new_lease(store) as fenced:
-        assert fenced.epoch == 2
+        assert fenced.session == 2
 
 
-def test_a_sitting_that_ended_is_succeeded_at_once_wherever_it_was(store: Store) -> None:
+def test_a_session_that_ended_is_succeeded_at_once_wherever_it_was(store: Store) -> None:
     put(store, replace(ELSEWHERE, expiry_s=3600.0), count=5, ended="complete")
     with new_lease(store) as fenced:
-        assert fenced.epoch == 2
+        assert fenced.session == 2
 
 
 def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
@@ -168,7 +170,7 @@ def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> No
     put(store, HERE, count=1)
     commit(first, "stage", "one.bin", b"one")
     before = {key: store.read(key) for key in store.list()}
-    put(store, replace(ELSEWHERE, epoch=2))
+    put(store, replace(ELSEWHERE, number=2))
     seals = (
         lambda: commit(first, "stage", "two.bin", b"two"),
         lambda: first.create("stage/MANIFEST.json", b"{}"),
@@ -182,7 +184,7 @@ def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> No
             seal()
     after = {key: store.read(key) for key in store.list()}
     assert {key: after[key] for key in before} == before
-    assert after.keys() - before.keys() == {"sittings/000002/begun.json"}
+    assert after.keys() - before.keys() == {"sessions/000002/begun.json"}
     assert read_records(first, "stage").keys() == {"one.bin"}, "it may still look"
 
 
@@ -190,8 +192,8 @@ def test_what_is_committed_carries_the_epoch(store: Store) -> None:
     with new_lease(store):
         pass
     with new_lease(store) as fenced:
-        assert commit(fenced, "stage", "one.bin", b"one").epoch == 2
-    assert read_records(store, "stage")["one.bin"].epoch == 2
+        assert commit(fenced, "stage", "one.bin", b"one").session == 2
+    assert read_records(store, "stage")["one.bin"].session == 2
 
 
 def test_heartbeats_go_on_until_the_end_and_survive_a_store_that_fails_for_a_while(
@@ -202,8 +204,8 @@ def test_heartbeats_go_on_until_the_end_and_survive_a_store_that_fails_for_a_whi
         with monkeypatch.context() as patch:
             patch.setattr(type(local_store), "write", _fails)
             time.sleep(0.1)
-        _wait_for_heartbeats(local_store, lease.read_sitting(local_store, 1).heartbeats + 3)
-    assert lease.read_sitting(local_store, 1).ended == "complete"
+        _wait_for_heartbeats(local_store, sessions.read_session(local_store, 1).heartbeats + 3)
+    assert sessions.read_session(local_store, 1).ended == "complete"
 
 
 class Gated(LocalStore):
@@ -242,7 +244,7 @@ def test_a_slow_store_is_given_time_for_the_last_heartbeat(
             if how == "interrupted":
                 raise KeyboardInterrupt
         opening.join()
-    assert lease.read_sitting(store, 1).ended == how
+    assert sessions.read_session(store, 1).ended == how
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_after_a_stop_a_store_that_hangs_is_waited_for_no_longer_than_the_kill_a
     with pytest.raises(KeyboardInterrupt), held:
         monkeypatch.setattr(held._thread, "join", waited.append)
         raise KeyboardInterrupt
-    assert store.reached.wait(600) and lease.read_sitting(store, 1).ended is None
+    assert store.reached.wait(600) and sessions.read_session(store, 1).ended is None
     assert sum(waited) == pytest.approx(grace_s / 3)
     store.gate.set()
 
@@ -299,11 +301,11 @@ class Retrying(LocalStore):
 def test_a_heartbeat_under_way_does_not_use_up_the_time_of_the_last_one(tmp_path: Path) -> None:
     store = Retrying(tmp_path)
     with new_lease(store, heartbeat_s=100.0, expiry_s=600.0) as fenced:
-        assert fenced.epoch == 1
-    assert lease.read_sitting(store, 1).ended == "complete"
+        assert fenced.session == 1
+    assert sessions.read_session(store, 1).ended == "complete"
     with new_lease(store, heartbeat_s=0.01, expiry_s=600.0):
         store.trying.wait(600)  # each of these is late at once, and dropped
-    assert lease.read_sitting(store, 2).ended == "complete"
+    assert sessions.read_session(store, 2).ended == "complete"
 
 
 def _fails(*_: Any) -> None:
@@ -312,14 +314,14 @@ def _fails(*_: Any) -> None:
 
 def _wait_for_heartbeats(store: Store, count: int) -> None:
     deadline = time.monotonic() + 30
-    while lease.read_sitting(store, 1).heartbeats < count:
+    while sessions.read_session(store, 1).heartbeats < count:
         assert time.monotonic() < deadline, "the heartbeats stopped"
         time.sleep(0.01)
 
 
-def test_the_beginning_of_a_sitting_that_was_changed_is_damage(store: Store) -> None:
+def test_the_beginning_of_a_session_that_was_changed_is_damage(store: Store) -> None:
     put(store, HERE, count=1)
-    key = "sittings/000001/begun.json"
+    key = "sessions/000001/begun.json"
     store.write(key, store.read(key).replace(b'"pid"', b'"pit"'))
     with pytest.raises(StorageError, match=r"begun\.json"), new_lease(store):
         pass

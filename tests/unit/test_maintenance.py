@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import StorageError
-from pipeline.presets import CONFIG_KEY, dump
+from pipeline.base.errors import StorageError
+from pipeline.config.presets import dump
 from pipeline.storage import maintenance, sealed
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.lease import last_sitting
+from pipeline.storage.layout import CONFIG
+from pipeline.storage.lease import Lease
 from pipeline.storage.maintenance import check_run, copy_run, find_garbage, remove_garbage
 from pipeline.storage.manifest import commit, read_manifest, read_records, seal
+from pipeline.storage.sessions import last_session
 from pipeline.storage.store import LocalStore, Store
 from tests.made_run import make_config, put_data, put_evaluation
 from tests.unit.test_lease import ELSEWHERE, HERE, put
@@ -26,13 +28,15 @@ SHARD = "rollouts/records/shard-00001.parquet.json"
 
 @pytest.fixture
 def made(store: Store) -> Store:
-    """A complete run with a few checkpoints."""
+    """A complete run with a few checkpoints, of one session."""
+    with Lease(store, "run", heartbeat_s=60.0, expiry_s=600.0, about={}):
+        pass
     config = make_config()
     put_data(store, config)
     put_evaluation(store, 6, {"mean": [1.0, 2.0, 3.0]})
     for step in range(1, 5):
         Checkpoints(store, "evolution", keep=9).save(step, b"state %d" % step)
-    store.write(CONFIG_KEY, dump(config).encode())
+    store.write(CONFIG, dump(config).encode())
     return store
 
 
@@ -116,10 +120,10 @@ def test_what_is_no_run_is_said_to_be_none(store: Store) -> None:
             action(store)
 
 
-@pytest.mark.parametrize("key", ["vae/BEGUN.json", "sittings/000001/begun.json", CONFIG_KEY])
+@pytest.mark.parametrize("key", ["vae/BEGUN.json", "sessions/000002/begun.json", CONFIG])
 def test_the_small_objects_that_a_run_is_gone_on_with_by_are_verified(made: Store, key: str) -> None:
     made.write("vae/BEGUN.json", sealed.to_bytes({"config": {}, "upstream": {}}))
-    put(made, ELSEWHERE, count=1)
+    put(made, replace(ELSEWHERE, number=2), count=1)
     assert check_run(made).problems == []
     _rewritten(made, key, lambda data: data[:-9])
     assert any(key in problem for problem in check_run(made).problems)
@@ -165,7 +169,7 @@ def test_nothing_is_called_unnamed_where_a_record_cannot_be_read(made: Store) ->
 
 
 def test_what_killed_writers_left_is_removed(local_store: LocalStore) -> None:
-    local_store.write(CONFIG_KEY, b"{}")
+    local_store.write(CONFIG, b"{}")
     (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
     garbage = find_garbage(local_store, keep(2))
     assert garbage.leftovers == ["tmpabc"]
@@ -219,7 +223,7 @@ def test_a_damaged_object_is_not_copied(made: Store, target: LocalStore) -> None
     made.write(_data_key(made), b"damaged")
     with pytest.raises(StorageError, match="shard-00001"):
         copy_run(made, target)
-    assert not target.exists(CONFIG_KEY)
+    assert not target.exists(CONFIG)
 
 
 def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: LocalStore) -> None:
@@ -234,14 +238,14 @@ def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: Lo
 
 
 def test_a_run_that_is_driven_is_not_copied(made: Store, target: LocalStore) -> None:
-    put(made, HERE, count=1)
+    put(made, replace(HERE, number=2), count=1)
     with pytest.raises(StorageError, match="is being driven by"):
         copy_run(made, target)
     assert target.list() == []
 
 
 def test_the_copy_of_a_run_whose_driver_died_is_driven_by_nobody(made: Store, target: LocalStore) -> None:
-    put(made, replace(ELSEWHERE, expiry_s=0.0), count=1)
+    put(made, replace(ELSEWHERE, number=2, expiry_s=0.0), count=1)
     copy_run(made, target)
-    sitting = last_sitting(target)
-    assert sitting is not None and sitting.ended == "copied"
+    session = last_session(target)
+    assert session is not None and session.ended == "copied"

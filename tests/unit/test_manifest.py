@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import AlreadyExistsError, DamagedDataError, StorageError
+from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.storage.manifest import (
     Manifest,
     commit,
@@ -112,7 +112,18 @@ def test_following_the_remedy_makes_a_damaged_object_anew(store: Store) -> None:
     assert read_verified(store, commit(store, "stage", "one.bin", b"some data")) == b"some data"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"name": "x"}', b"\xff\xfe", b'{"nome": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format_version": 3, "name": "x"}',
+        b"\xff\xfe",
+        b'{"format_version": 3, "nome": 1}',
+    ],
+)
 def test_a_record_that_is_no_record_is_refused_with_the_file_named(store: Store, content: bytes) -> None:
     store.write("stage/records/one.bin.json", content)
     with pytest.raises(DamagedDataError, match=r"stage/records/one\.bin\.json"):
@@ -181,6 +192,12 @@ def test_another_format_version_is_refused_by_number(store: Store) -> None:
         read_manifest(store, "stage")
 
 
+def test_an_object_without_a_format_is_of_the_first_one(store: Store) -> None:
+    store.write(KEY, b'{"stage": "collect"}')
+    with pytest.raises(StorageError, match="run format 1; this version reads format"):
+        read_manifest(store, "stage")
+
+
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     if isinstance(value, dict):
         return [leaf for key, child in value.items() for leaf in _leaves(child, (*path, key))]
@@ -213,7 +230,7 @@ def test_a_manifest_may_be_laid_out_anew(store: Store) -> None:
     assert read_manifest(store, "stage") == manifest
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"x"', b"{}", b'{"format_version": 3}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"x"', b'{"format_version": 3}', b"\xff"])
 def test_a_manifest_that_is_none_is_refused_with_the_file_named(store: Store, content: bytes) -> None:
     store.write(KEY, content)
     with pytest.raises(DamagedDataError, match=r"stage/MANIFEST\.json"):

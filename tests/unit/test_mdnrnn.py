@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import MdnRnn, Mixture, mixture_nll, sample_mixture
 from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock, Windows
-from pipeline.storage.shards import LatentEpisode
 from pipeline.training import hardware
 from tests.counting import counting_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.metadata import Aws, Gcp, MetadataError, Notice
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 from tests.metadata_server import AwsServer, GcpServer
 
 WHEN = 1_900_000_120.0  # 2030-03-17T17:48:40Z

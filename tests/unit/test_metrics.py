@@ -1,4 +1,4 @@
-"""Metrics: the same points in both views, each once, whatever sittings there were."""
+"""Metrics: the same points in both views, each once, whatever sessions there were."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from pipeline.metrics import MetricsLog
+from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
 
 
@@ -57,7 +57,8 @@ def points(store: Store) -> list[tuple[str, int, float, float]]:
         assert "tfevents" in key, "TensorBoard looks for this in a name"
         first, *rest = events(store.read(key))
         assert first.file_version == "brain.Event:2"
-        assert rest or key != store.list("stage/tensorboard/")[-1], "only files of earlier sittings are empty"
+        newest = key == store.list("stage/tensorboard/")[-1]
+        assert [event.session_log.status for event in rest[:1]] == ([SessionLog.START] if newest else [])
         for event in rest:
             found += [(value.tag, event.step, value.simple_value, event.wall_time) for value in event.summary.value]
     return found
@@ -109,7 +110,7 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
         log.log(step, {"loss": 1 / step})
     log.flush()
     known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
-    later = time.time() + 100  # the second sitting's file has another name
+    later = time.time() + 100  # the second session's file has another name
     monkeypatch.setattr(time, "time", lambda: later)
     resumed = MetricsLog(store, "stage", known)
     assert [line["step"] for line in lines(store)] == [1, 2, 3]
@@ -123,7 +124,7 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
 
 
 @pytest.mark.parametrize("seconds_on", [0, 3, -1000], ids=["at once", "later", "by a clock that is behind"])
-def test_the_file_of_a_later_sitting_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
+def test_the_file_of_a_later_session_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
     """TensorBoard reads files in the order of their names, and never goes back."""
     now = time.time()
     names: list[str] = []
@@ -133,6 +134,14 @@ def test_the_file_of_a_later_sitting_sorts_last(store: Store, monkeypatch: pytes
         (new,) = set(store.list("stage/tensorboard/")) - set(names)
         names.append(new)
     assert sorted(names) == names
+
+
+def test_files_of_earlier_sessions_do_not_pile_up(store: Store) -> None:
+    for _ in range(12):
+        with MetricsLog(store, "stage") as log:
+            log.log(1, {"loss": 0.5})
+    assert len(store.list("stage/tensorboard/")) == 6
+    assert points(store) == expected(store)
 
 
 def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> None:

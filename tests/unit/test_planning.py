@@ -10,21 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import cli, planning
+from pipeline.base.errors import ConfigError, StorageError
 from pipeline.bench import lanes as bench_lanes
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, StorageError
+from pipeline.cli import main as cli
+from pipeline.config.presets import dump, load_config
+from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import training_jobs
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
-from pipeline.planning import Costs, Estimate
-from pipeline.presets import CONFIG_KEY, dump, load_config
+from pipeline.planning import plan as planning
+from pipeline.planning.plan import Costs, Estimate
+from pipeline.planning.simulation import WorkerSpeed, drive, episode_lengths
 from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
-from pipeline.rollouts.simulation import WorkerSpeed, drive, episode_lengths
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.store import LocalStore
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
@@ -172,7 +174,7 @@ def test_a_plan_with_drawn_lengths_is_the_same_each_time() -> None:
 
 
 def put_run(store: LocalStore, config: RunConfig, env_steps: list[int]) -> None:
-    store.write(CONFIG_KEY, dump(config).encode())
+    store.write(CONFIG, dump(config).encode())
     state = EvolutionState(Search(num_parameters=3, sigma=0.1, population_size=4, seed=1))
     state.history = [
         Generation(n, steps, 1.0, 0.0, 0.0, 0.0, 0.0, 0.1, None, None, 0.0) for n, steps in enumerate(env_steps, 1)
@@ -228,7 +230,7 @@ def test_without_a_price_there_are_no_dollars(capsys: pytest.CaptureFixture[str]
 def test_unless_given_the_speed_is_measured_on_every_core(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.machine.num_cores", lambda: 6)
+    monkeypatch.setattr("pipeline.base.machine.num_cores", lambda: 6)
     monkeypatch.setattr(bench_lanes, "measure_rates", lambda config, seconds, workers: (100.0 * workers, seconds))
     assert cli.main(["plan", "paper", "--seconds", "500"]) == 0
     output = capsys.readouterr().out

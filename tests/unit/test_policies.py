@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.base.seeding import generator
 from pipeline.rollouts.policies import make_policy
-from pipeline.seeding import generator
 from tests.counting import CountingEnv, counting_config, frame_of
 
 POLICIES = ["white", "brownian", "random-controller"]

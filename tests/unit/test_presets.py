@@ -14,10 +14,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.presets import dump, load_config, preset_names, validate
-from pipeline.yaml_text import parse
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import dump, load_config, preset_names, validate
+from pipeline.config.schema import RunConfig
+from pipeline.config.yaml_text import parse
 from tests.counting import counting_config
 
 

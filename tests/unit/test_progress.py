@@ -1,4 +1,4 @@
-"""Progress on a log: plain lines, the last one always, with a rate that is of this sitting."""
+"""Progress on a log: plain lines, the last one always, with a rate that is of this session."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from pipeline import progress
-from pipeline.progress import Progress, Update
+from pipeline.base import progress
+from pipeline.base.progress import Progress, Update
 
 
 class Clock:
@@ -42,7 +42,7 @@ def test_a_line_has_rate_time_left_and_figures(clock: Clock, capsys: pytest.Capt
     assert capsys.readouterr().err == "train-vae: 1,000 of 4,000 steps, 50.0/s, 01:00 left, loss 0.5\n"
 
 
-def test_what_an_earlier_sitting_did_is_no_part_of_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_earlier_session_did_is_no_part_of_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("evolve", "generation") as show:
         clock.now += 20
         show(Update(110, 200, restored=100))

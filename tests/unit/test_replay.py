@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import drive_all, training_jobs
 from pipeline.evolution.replay import DrivenTrack, remember, replayed_tracks
-from pipeline.executor import InProcessExecutor
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
-from pipeline.run import STAGES, run_stages
+from pipeline.run import run_stages
 from pipeline.stages import evolve
+from pipeline.stages.table import STAGES
 from pipeline.storage.store import LocalStore
 from tests.counting import counting_config
 

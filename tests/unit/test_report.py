@@ -19,22 +19,24 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.base import formatting
+from pipeline.base.errors import DamagedDataError, StorageError
+from pipeline.config.presets import load_config
+from pipeline.data.artifacts import shard_name
+from pipeline.data.shards import read_latents
 from pipeline.envs.registry import make_environment
-from pipeline.errors import DamagedDataError, StorageError
-from pipeline.executor import InProcessExecutor
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.models.vae import output_to_frames
-from pipeline.presets import load_config
-from pipeline.reporting import findings, numbers
+from pipeline.reporting import findings
 from pipeline.reporting.dream_film import film_dream
-from pipeline.rollouts.episode import record_episode
 from pipeline.rollouts.film import film
 from pipeline.rollouts.loop import RolloutJob
 from pipeline.rollouts.policies import make_policy
+from pipeline.rollouts.recording import record_episode
 from pipeline.stages import report, train_mdnrnn
 from pipeline.storage.manifest import read_records
-from pipeline.storage.shards import read_latents, shard_name
 from pipeline.storage.store import LocalStore, Store
 from tests.made_run import (
     PER_SHARD,
@@ -68,6 +70,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalStore, dict[str
 
 def read_page(store: Store) -> str:
     return store.read("report/index.html").decode()
+
+
+def without_pictures(text: str) -> str:
+    """A page's source without what pictures happen to spell in base64."""
+    return re.sub(r"data:[^\"]*", "", text)
 
 
 def shown(text: str) -> str:
@@ -125,7 +132,8 @@ def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
     assert links.tags.count("svg") == 5
     assert "@import" not in text and text.count("url(") == text.count("url(#")
     # Addresses stand where a reader may follow them, and nowhere else.
-    assert text.replace("http://www.w3.org/", "").count("http") == len([a for a in links.anchors if "http" in a]) > 0
+    words = without_pictures(text).replace("http://www.w3.org/", "")
+    assert words.count("http") == len([address for address in links.anchors if "http" in address]) > 0
 
 
 def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
@@ -166,8 +174,8 @@ def test_the_page_links_to_sources_and_to_the_runs_files(made: Any) -> None:
 
 def test_no_path_of_the_machine_is_shown(made: Any) -> None:
     store, figures, text, _, _ = made
-    for shown_text in (text, json.dumps(figures)):
-        assert store.locate() not in shown_text and str(Path.home()) not in shown_text
+    for words in (without_pictures(text), json.dumps(figures)):
+        assert store.locate() not in words and f"{Path.home()}/" not in words
     assert figures["directory"] == "."
     assert "world-models run ./config.yaml --run-dir . -o evolve.generations=12" in shown(text)
 
@@ -196,10 +204,10 @@ def test_pictures_tell_their_message_in_numbers(made: Any) -> None:
     low, high = (f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in (min(random_returns), max(random_returns)))
     (returns,) = [text for text in words if text.startswith("Returns of single episodes")]
     assert "best on validation (3): mean 233.5, from 120.0 to 310.0" in returns and f"from {low} to {high}" in returns
-    assert (
-        "Loss of the VAE, loss: in training from 130.500 to 60.500, on held-out episodes 62.500 at its best of 1 epoch."
-        in words
-    )
+    (vae,) = [
+        text for text in words if text.startswith("Training of the VAE, loss: from 130.500 to 60.500 on training")
+    ]
+    assert vae.endswith("on held-out episodes 62.500 at its best of 1 epoch.")
     assert "The controller drives test track 0 for 40 steps and earns 100.5." in words
     (dream,) = [text for text in words if text.startswith("The real episode on the left")]
     errors = figures["dream"]["latent_errors"]
@@ -291,7 +299,7 @@ def test_an_environment_without_published_numbers(local_store: LocalStore, execu
     text = read_page(local_store)
     assert json.loads(local_store.read("report/report.json"))["published"] is None
     assert "No published numbers are kept for elsewhere:Else" in text
-    words = re.sub(r"data:[^\"]*", "", text)  # pictures may spell anything
+    words = without_pictures(text)
     assert "906" not in words and "World Models, CMA mean" not in words and "1803.10122" not in words
 
 
@@ -331,7 +339,7 @@ def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: 
     new = {record.name.rpartition(".")[2]: record for name, record in records.items() if name not in first}
     assert all("-000009-000004-" in record.name for record in new.values())
     # The same page, but for where its links begin.
-    assert local_store.read(new["html"].key).replace(b'href="../../', b'href="../') == read_page(local_store).encode()
+    assert local_store.read(new["html"].key).replace(b"../..", b"..") == read_page(local_store).encode()
     assert read_page(local_store) != first_page
     figures = json.loads(local_store.read("report/report.json"))
     assert local_store.read(new["json"].key) == local_store.read("report/report.json")
@@ -409,17 +417,17 @@ def test_long_curves_are_thinned_by_means() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (numbers.number(1234.56, 1), "1,234.6"),
-        (numbers.number(-3.21, 1), "\N{MINUS SIGN}3.2"),
-        (numbers.number(-0.04, 1), "0.0"),
-        (numbers.duration(5.68), "5.7 s"),
-        (numbers.duration(59.97), "1 min 0 s"),
-        (numbers.duration(200), "3 min 20 s"),
-        (numbers.duration(4320), "1 h 12 min"),
-        (numbers.size(999), "999 B"),
-        (numbers.size(999_600), "1 MB"),
-        (numbers.size(1_234_567), "1.23 MB"),
-        (numbers.size(25.7e12), "25.7 TB"),
+        (formatting.number(1234.56, 1), "1,234.6"),
+        (formatting.number(-3.21, 1), "\N{MINUS SIGN}3.2"),
+        (formatting.number(-0.04, 1), "0.0"),
+        (formatting.duration(5.68), "5.7 s"),
+        (formatting.duration(59.97), "1 min 0 s"),
+        (formatting.duration(200), "3 min 20 s"),
+        (formatting.duration(4320), "1 h 12 min"),
+        (formatting.size(999), "999 B"),
+        (formatting.size(999_600), "1 MB"),
+        (formatting.size(1_234_567), "1.23 MB"),
+        (formatting.size(25.7e12), "25.7 TB"),
     ],
 )
 def test_numbers_read_well(text: str, expected: str) -> None:

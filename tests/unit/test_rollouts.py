@@ -13,9 +13,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import EnvConfig, RunConfig
+from pipeline.base.errors import DamagedDataError, EpisodeError
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, Step
-from pipeline.errors import DamagedDataError, EpisodeError
 from pipeline.models.controller import ControllerShape
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
 from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import machine, preflight
-from pipeline.errors import ConfigError, StorageError
-from pipeline.executor import InProcessExecutor
-from pipeline.run import STAGES, run_stages, stage_named
+from pipeline.base import machine
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.data.artifacts import shard_name
+from pipeline.data.shards import episodes_to_bytes, read_episodes
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.planning import preflight
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES, stage_named
 from pipeline.storage import sealed
 from pipeline.storage.manifest import commit, manifest_key, read_manifest, read_records
-from pipeline.storage.shards import episodes_to_bytes, read_episodes, shard_name
 from pipeline.storage.store import LocalStore
 from pipeline.training.hardware import check_devices, resolve_device
 from tests.counting import counting_config

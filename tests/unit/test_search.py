@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import EvolveConfig
-from pipeline.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError
+from pipeline.config.schema import EvolveConfig
 from pipeline.evolution.replay import DrivenTrack
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation, read_progress

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import SeedRange
-from pipeline.seeding import derive, generator, track
+from pipeline.base.seeding import derive, generator, track
+from pipeline.config.schema import SeedRange
 
 # printf '1/evolve/track/3/4' | sha256sum | cut -c1-16, as a number, halved
 KNOWN = 0x9C4C3DA9976581E4 >> 1
@@ -21,7 +21,7 @@ def test_a_seed_is_the_one_worked_out_by_sha256sum() -> None:
 
 
 def test_a_seed_is_the_same_in_another_process_whatever_its_hash_seed() -> None:
-    code = "from pipeline.seeding import derive; print(derive(1, 'evolve/track', 3, 4))"
+    code = "from pipeline.base.seeding import derive; print(derive(1, 'evolve/track', 3, 4))"
     for hash_seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed}, capture_output=True, text=True, check=True

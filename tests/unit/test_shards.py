@@ -14,20 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DamagedDataError
-from pipeline.rollouts.episode import Episode
-from pipeline.storage.manifest import Record, commit, read_records
-from pipeline.storage.shards import (
+from pipeline.base.errors import DamagedDataError
+from pipeline.data.artifacts import shard_name
+from pipeline.data.episodes import Episode, LatentEpisode
+from pipeline.data.shards import (
     DESCRIPTION_KEY,
-    LatentEpisode,
     episode_steps,
     episodes_to_bytes,
     latents_to_bytes,
     read_episodes,
     read_frames,
     read_latents,
-    shard_name,
 )
+from pipeline.storage.manifest import Record, commit, read_records
 from pipeline.storage.store import LocalStore, Store
 
 LENGTHS = [7, 1, 12]
@@ -223,7 +222,7 @@ def test_the_frame_after_the_last_action_is_in_the_last_row_of_its_episode_alone
 def test_a_shard_says_in_its_metadata_how_to_read_its_rows() -> None:
     frames = json.loads(opened(episodes_to_bytes(EPISODES)).metadata.metadata[DESCRIPTION_KEY.encode()])
     assert (frames["frame"]["shape"], frames["frame"]["dtype"]) == ([64, 64, 3], "uint8")
-    for name in ("step", "reward", "terminated", "truncated", "frame", "final_frame"):
+    for name in ("action", "track", "step", "reward", "terminated", "truncated", "frame", "final_frame"):
         assert name in frames["rows"]
     assert "numpy.frombuffer(frame, 'uint8').reshape(64, 64, 3)" in frames["read"]
     latents = json.loads(opened(latents_to_bytes(LATENTS)).metadata.metadata[DESCRIPTION_KEY.encode()])
@@ -234,7 +233,7 @@ def test_trailing_zeros_of_a_frame_are_lost_to_numpy_bytes_as_the_metadata_says(
     dark = np.zeros((1, 64, 64, 3), np.uint8)
     dark[0, 0, 0] = 255
     column = opened(episodes_to_bytes([replace(episode(0, 1), frames=dark)])).read()["frame"]
-    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3
+    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3  # why the metadata says so
     read = np.frombuffer(column[0].as_py(), "uint8").reshape(64, 64, 3)
     np.testing.assert_array_equal(read, dark[0])
 

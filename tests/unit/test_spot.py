@@ -19,8 +19,8 @@ import pytest
 from actors import nodes
 from cluster import metadata, spot
 from cluster.metadata import Aws, Gcp, Notice
-from pipeline.errors import ClusterError, ConfigError
-from pipeline.machine import process_started
+from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.machine import process_started
 from tests.metadata_server import Answer, AwsServer, GcpServer, MetadataServer, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -16,19 +16,20 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
-from pipeline.config import RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.evolution.fitness import drive_all, rollout_pool, scored_jobs
-from pipeline.executor import InProcessExecutor
-from pipeline.models.description import describe_controller, describe_mdnrnn, describe_vae, to_metadata
+from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
+from pipeline.reporting.status import achieved
 from pipeline.rollouts.loop import RolloutJob
-from pipeline.run import STAGES, run_stages
+from pipeline.run import run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
+from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae, to_metadata
 from pipeline.stages.evaluate import summarise
-from pipeline.status import achieved
+from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
-from pipeline.storage.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.storage.store import LocalStore, Store
 from tests.counting import counting_config, episode_length
 

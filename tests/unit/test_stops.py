@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time
-from pipeline import cli
+from pipeline.cli import main as cli
 
 class Stopped:
     def __del__(self):

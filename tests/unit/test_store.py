@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.storage.store import LocalStore, Store, open_store
 
 # ---- every store

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError
+from pipeline.data.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
 from pipeline.storage import streaming
 from pipeline.storage.manifest import Record, commit
 from pipeline.storage.store import LocalStore
-from pipeline.storage.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
 
 NUM_OBJECTS = 3 * READ_AHEAD
 

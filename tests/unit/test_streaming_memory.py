@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.envs.environment import FRAME_SIZE
-from pipeline.rollouts.episode import Episode
+from pipeline.data.artifacts import shard_name
+from pipeline.data.episodes import Episode
+from pipeline.data.frames import FRAME_SIZE
+from pipeline.data.shards import episodes_to_bytes
 from pipeline.stages import collect, train_vae
 from pipeline.storage.manifest import Manifest, commit, read_records, seal
-from pipeline.storage.shards import episodes_to_bytes, shard_name
 from pipeline.storage.store import Store, open_store
 from tests.counting import counting_config
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from pipeline.errors import ConfigError
-from pipeline.threads import num_threads
+from pipeline.base.errors import ConfigError
+from pipeline.base.threads import num_threads
 
 
 def test_threads_are_set_and_set_back() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.episodes import LatentEpisode
 from pipeline.stages.train_mdnrnn import WindowBlock, Windows, num_windows
-from pipeline.storage.shards import LatentEpisode
 
 Z, A = 3, 2
 _COLUMN = np.arange(1, 4, dtype=np.float32)

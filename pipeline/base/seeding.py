@@ -9,7 +9,7 @@ import hashlib
 
 import numpy as np
 
-from pipeline.config import SeedRange
+from pipeline.config.schema import SeedRange
 
 
 def derive(seed: int, purpose: str, *indices: int) -> int:

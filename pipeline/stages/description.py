@@ -7,14 +7,13 @@ several keys in no fixed order, and the same run gives the same bytes.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.envs.environment import FRAME_SHAPE
-from pipeline.envs.registry import environment_class
+from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.envs.registry import describe_frames, environment_class
 from pipeline.models.controller import ControllerShape
 
 KEY = "world_models"
@@ -29,7 +28,6 @@ def to_metadata(description: Description) -> dict[str, str]:
 
 def describe_vae(config: RunConfig) -> Description:
     """What V needs: the view, crop, size, channels and scale of its frames."""
-    describe_frames = getattr(environment_class(config.env.id), "describe_frames", None)
     return {
         "model": "VAE",
         "environment": config.env.id,
@@ -38,7 +36,7 @@ def describe_vae(config: RunConfig) -> Description:
             "channels": "RGB",
             "input": "float32 (N, 3, H, W): the uint8 values / 255",
             "rendering": config.env.rendering,
-            **(describe_frames(config.env) if describe_frames is not None else {}),
+            **describe_frames(config.env),
         },
         "z_size": config.vae.z_size,
         "outputs": "mu and logvar of z; z = mu + exp(logvar / 2) * standard normal",
@@ -82,12 +80,12 @@ def describe_controller(config: RunConfig) -> Description:
 
 
 def _describe_actions(config: RunConfig) -> Description:
-    found: Any = environment_class(config.env.id)
+    found = environment_class(config.env.id)
     return {
         "low": found.action_low.tolist(),
         "high": found.action_high.tolist(),
         "squashing": {
-            "function": f"{found.__module__}:{found.__qualname__}.squash",
-            "description": inspect.getdoc(found.squash),
+            "function": f"{found.__module__}:{found.__name__}.squash",
+            "formula": getattr(found, "squashing", None),
         },
     }

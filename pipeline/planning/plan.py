@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import seeding
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.base import seeding
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import saved_config
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import EVOLUTION
 from pipeline.evolution.state import read_progress
-from pipeline.preflight import duration
-from pipeline.presets import saved_config
+from pipeline.planning.preflight import duration
+from pipeline.planning.simulation import Drive, WorkerSpeed, drive, episode_lengths
 from pipeline.reporting.published import PUBLISHED
-from pipeline.rollouts.simulation import Drive, WorkerSpeed, drive, episode_lengths
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.store import Store
@@ -149,7 +150,7 @@ def measured_episode_steps(store: Store, config: RunConfig) -> float:
             f"the episodes of {store.locate()} tell nothing of this config's lengths: it has {differing}. "
             "Expected a run whose episodes end by the same rules; set them by -o, or leave --run-dir out"
         )
-    latest = Checkpoints(store, "evolution").latest()
+    latest = Checkpoints(store, EVOLUTION).latest()
     history = read_progress(latest[1])["history"] if latest is not None else []
     # Validation counts among a generation's steps: only those without it tell of training.
     steps = episodes = before = 0

@@ -58,7 +58,7 @@ class EpisodeError(JobError):
         self.job_id = job_id
 
 
-class SittingEnded(WorldModelsError):
-    """A wall-clock limit ended this sitting. The run is not over: the same command goes on with it."""
+class SessionEnded(WorldModelsError):
+    """A wall-clock limit ended this session. The run is not over: the same command goes on with it."""
 
     exit_code = 3

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 
 def check_thread_limit(count: int) -> None:

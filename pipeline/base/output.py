@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any, TextIO
 
-from pipeline.errors import WorldModelsError
+from pipeline.base.errors import WorldModelsError
 
 # A pipe without a reader, a terminal that was closed.
 _NOBODY_READS = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)

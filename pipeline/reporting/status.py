@@ -6,14 +6,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.config.presets import saved_config
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, REPORT, ROLLOUTS
 from pipeline.evolution.state import read_progress
-from pipeline.presets import saved_config
-from pipeline.run import STAGES, Stage
 from pipeline.stages.collect import num_shards
+from pipeline.stages.table import STAGES, Stage
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.lease import Sitting, last_sitting
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import outgrown, read_manifest, read_records
+from pipeline.storage.sessions import Session, last_session
 from pipeline.storage.store import Store
 
 
@@ -39,7 +40,7 @@ def describe_run(store: Store) -> str:
     if state is not None and state["history"]:
         last = state["history"][-1]
         seconds = state["seconds"] / last.generation
-        ended = read_manifest(store, "evolution") is not None
+        ended = read_manifest(store, EVOLUTION) is not None
         left = max(0, config.evolve.generations - last.generation) * seconds
         lines.append(
             f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
@@ -51,9 +52,9 @@ def describe_run(store: Store) -> str:
     checkpoint = _newest_checkpoint(store)
     if checkpoint is not None:
         lines.append(f"last checkpoint: {checkpoint}")
-    sitting = last_sitting(store)
-    if sitting is not None:
-        lines.append(_owner(sitting))
+    session = last_session(store)
+    if session is not None:
+        lines.append(_owner(session))
     return "\n".join(lines)
 
 
@@ -67,17 +68,17 @@ def _newest_checkpoint(store: Store) -> str | None:
     return None
 
 
-def _owner(sitting: Sitting) -> str:
+def _owner(session: Session) -> str:
     """Who drives the run, or drove it last, and whether that one lives."""
-    owner = sitting.owner
-    if sitting.ended is not None:
-        return f"nobody drives it; the last was {owner}, which ended ({sitting.ended}) {_ago(sitting.age_s)}"
-    sign = f"last sign of life {_ago(sitting.age_s)}"
+    owner = session.owner
+    if session.ended is not None:
+        return f"nobody drives it; the last was {owner}, which ended ({session.ended}) {_ago(session.age_s)}"
+    sign = f"last sign of life {_ago(session.age_s)}"
     if owner.alive_here is False:
         return f"nobody drives it; the last was {owner}, which died; {sign}"
-    if sitting.over:
+    if session.over:
         return f"nobody drives it, it seems; the last was {owner}, which is silent; {sign}"
-    if owner.alive_here and not sitting.seen_alive:
+    if owner.alive_here and not session.seen_alive:
         return f"driven by {owner}, whose process is there but gives no sign of life: frozen?; {sign}"
     return f"driven by {owner}, alive; {sign}"
 
@@ -91,7 +92,7 @@ def _unfinished(store: Store, stage: Stage, shards: int) -> str:
     steps = Checkpoints(store, stage.prefix).steps()
     if steps:
         return f"unfinished             checkpoint at {steps[-1]:,}"
-    if records and stage.prefix in ("rollouts", "latents"):
+    if records and stage.prefix in (ROLLOUTS, LATENTS):
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
 
@@ -123,14 +124,14 @@ def _facts(info: Any) -> str:
 
 
 def _evolution(store: Store) -> dict[str, Any] | None:
-    latest = Checkpoints(store, "evolution").latest()
+    latest = Checkpoints(store, EVOLUTION).latest()
     return read_progress(latest[1]) if latest else None
 
 
 def achieved(store: Store) -> str:
     """What a complete run came to, and where its report is."""
     lines = []
-    evaluation = read_manifest(store, "evaluation")
+    evaluation = read_manifest(store, EVALUATION)
     if evaluation is not None:
         names = {"mean": "CMA mean", "best": "best on validation"}
         for name, score in evaluation.info["controllers"].items():
@@ -141,6 +142,6 @@ def achieved(store: Store) -> str:
                 )
             else:
                 lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, which says little")
-    if read_manifest(store, "report") is not None:
+    if read_manifest(store, REPORT) is not None:
         lines.append(f"report: {store.locate('report/index.html')}")
     return "\n".join(lines)

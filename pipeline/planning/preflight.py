@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config import RunConfig
+from pipeline.base.errors import ConfigError
+from pipeline.base.machine import memory_bytes, num_cores
+from pipeline.base.threads import check_thread_limit
+from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import environment_class
-from pipeline.errors import ConfigError
-from pipeline.executor import cluster_address
-from pipeline.machine import memory_bytes, num_cores
+from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.store import check_lasting
-from pipeline.threads import check_thread_limit
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
 _AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
@@ -203,7 +203,7 @@ def _on_a_cluster(config: RunConfig) -> bool:
 
 
 def _present_bytes(folder: Path) -> int:
-    """What an earlier sitting has written already."""
+    """What an earlier session has written already."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 

@@ -1,4 +1,4 @@
-"""What the sittings of a run tell: on what machine and with what code each began, and how long each stage took."""
+"""What the sessions of a run tell: on what machine and with what code each began, and how long each stage took."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedDataError
-from pipeline.identity import code_version, cpu_kind, library_versions
-from pipeline.storage.layout import own_keys
-from pipeline.storage.lease import SITTINGS, Lease, epochs, read_owner, read_sitting
+from pipeline.base.errors import ConfigError, DamagedDataError
+from pipeline.config.identity import code_version, cpu_kind, library_versions
+from pipeline.config.schema import RunConfig
+from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
+from pipeline.storage.lease import Lease
+from pipeline.storage.sessions import read_owner, read_session, session_numbers
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -27,18 +28,18 @@ def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
     )
 
 
-def check_machine(store: Store, *, exact: bool, epoch: int | None = None) -> None:
+def check_machine(store: Store, *, exact: bool, session: int | None = None) -> None:
     """Compare this machine and code with those that the run was begun with; what differs is logged.
 
     Args:
         store: the run's.
         exact: whether another kind of CPU is refused.
-        epoch: of this sitting, if it has begun: it is not compared with itself, and nothing is logged twice.
+        session: of this session, if it has begun: it is not compared with itself, and nothing is logged twice.
 
     Raises:
         ConfigError: the run was begun on another kind of CPU and must be exact.
     """
-    numbers = epochs(store)
+    numbers = session_numbers(store)
     if not numbers:
         return
     first, this = read_owner(store, numbers[0]).about, _this_machine()
@@ -48,8 +49,8 @@ def check_machine(store: Store, *, exact: bool, epoch: int | None = None) -> Non
             "same to the bit. Go on there, or accept it with -o execution.exact=false"
         )
     for key in ("cpu", "code_version", "versions"):
-        if epoch is None and first[key] != this[key]:
-            logger.warning("this run was begun with %s %s, this sitting has %s: recorded", key, first[key], this[key])
+        if session is None and first[key] != this[key]:
+            logger.warning("this run was begun with %s %s, this session has %s: recorded", key, first[key], this[key])
 
 
 def _this_machine() -> dict[str, Any]:
@@ -58,9 +59,9 @@ def _this_machine() -> dict[str, Any]:
 
 @contextmanager
 def timed(store: Store, stage: str) -> Iterator[None]:
-    """Write down how long a stage takes in this sitting."""
-    key = f"{SITTINGS}/{store.epoch:06d}/{stage}.json"
-    earlier = _seconds(store, store.epoch, key)  # nothing, but where a stage is run twice in a sitting
+    """Write down how long a stage takes in this session."""
+    key = session_key(store.session, stage)
+    earlier = _seconds(store, store.session, key)  # nothing, but where a stage is run twice in a session
     row = {"began": time.time(), "earlier": earlier, "seconds": None}
     store.write(key, json.dumps(row).encode())
     clock = time.monotonic()
@@ -69,12 +70,12 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 
 def stage_seconds(store: Store, stage: str) -> float:
-    """Seconds that a stage has taken, over all sittings; of one that was killed in it, until its last heartbeat."""
-    keys = [key for key in own_keys(store, f"{SITTINGS}/") if key.endswith(f"/{stage}.json")]
-    return sum(_seconds(store, int(key.split("/")[1]), key) for key in keys)
+    """Seconds that a stage has taken, over all sessions; of one that was killed in it, until its last heartbeat."""
+    keys = [key for key in own_keys(store, SESSIONS) if key.endswith(f"/{stage}.json")]
+    return sum(_seconds(store, session_number(key), key) for key in keys)
 
 
-def _seconds(store: Store, epoch: int, key: str) -> float:
+def _seconds(store: Store, session: int, key: str) -> float:
     if not store.exists(key):
         return 0.0
     try:
@@ -83,5 +84,7 @@ def _seconds(store: Store, epoch: int, key: str) -> float:
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(f"{store.locate(key)} is damaged ({error}): remove it, it only tells seconds") from error
     if seconds is None:
-        seconds = max(0.0, read_sitting(store, epoch).time - row["began"]) if epoch in epochs(store) else 0.0
+        seconds = (
+            max(0.0, read_session(store, session).time - row["began"]) if session in session_numbers(store) else 0.0
+        )
     return float(row["earlier"] + seconds)

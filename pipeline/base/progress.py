@@ -37,7 +37,7 @@ class Update:
         done: units finished.
         total: units in all.
         shown: figures to show beside, name to value.
-        restored: units of ``done`` that an earlier sitting had finished; no part of the rate.
+        restored: units of ``done`` that an earlier session had finished; no part of the rate.
         figures: for those who watch from outside.
     """
 
@@ -54,7 +54,7 @@ class Progress:
     Args:
         title: what is going on: the stage's name, where it is a stage.
         unit: what is counted, for example ``"frame"``.
-        publish: where figures go; see ``pipeline.executor.Executor.publish``.
+        publish: where figures go; see ``pipeline.execution.protocol.Executor.publish``.
     """
 
     def __init__(self, title: str, unit: str, publish: Callable[[str, Figures], None] | None = None) -> None:

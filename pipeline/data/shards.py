@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.envs.environment import FRAME_SHAPE, FRAME_SIZE
-from pipeline.errors import DamagedDataError
-from pipeline.rollouts.episode import Episode
+from pipeline.base.errors import DamagedDataError
+from pipeline.data.episodes import Episode, LatentEpisode
+from pipeline.data.frames import FRAME_SHAPE, FRAME_SIZE
+from pipeline.data.streaming import read_ahead
 from pipeline.storage.manifest import Record
 from pipeline.storage.store import Store
-from pipeline.storage.streaming import read_ahead
 
 _ROW = (
-    "A row is one action of an episode. An episode's rows are one row group, in the order of step. reward is what the "
-    "action earned; terminated and truncated say whether the episode ended with it."
+    "A row is one action of an episode, which is driven on track. An episode's rows are one row group, in the order of "
+    "step. reward is what the action earned; terminated and truncated say whether the episode ended with it."
 )
 _FRAMES = {
     "rows": f"{_ROW} frame is what the agent saw when it chose the action. final_frame is what followed the episode's "
@@ -40,31 +39,6 @@ _LATENTS = {
 }
 # Key of these descriptions in the metadata of a Parquet file.
 DESCRIPTION_KEY = "world_models"
-
-
-@dataclass(frozen=True)
-class LatentEpisode:
-    """An episode's latents, T steps; the other columns as in ``Episode``.
-
-    Attributes:
-        mu, logvar: (T, Z) float32.
-    """
-
-    id: int
-    track: int
-    mu: NDArray[np.float32]
-    logvar: NDArray[np.float32]
-    actions: NDArray[np.float32]
-    rewards: NDArray[np.float32]
-    terminated: NDArray[np.bool_]
-    truncated: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-
-def shard_name(index: int) -> str:
-    return f"shard-{index:05d}.parquet"
 
 
 def _vectors(array: NDArray[np.float32]) -> pa.Array:

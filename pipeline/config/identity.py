@@ -13,11 +13,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipeline.config import Kind, RunConfig
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import Kind, RunConfig
 
 # Libraries that bits depend on.
-_LIBRARIES = ("torch", "numpy", "gymnasium", "box2d", "cma", "pyarrow", "ray", "opencv-python-headless", "openvino")
+_LIBRARIES = (
+    "torch", "numpy", "gymnasium", "box2d", "cma", "pyarrow", "ray", "opencv-python-headless", "openvino",
+    "safetensors", "pillow", "av",
+)  # fmt: skip
 
 
 def flatten(config: BaseModel, kind: Kind, sections: Iterable[str] | None = None) -> dict[str, Any]:
@@ -40,14 +43,6 @@ def _walk(model: BaseModel, kind: Kind, prefix: str) -> Iterator[tuple[str, Any]
             if isinstance(value, list):
                 value = [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
             yield prefix + name, value
-
-
-def of_then(written: Mapping[str, Any], sections: Iterable[str]) -> dict[str, Any]:
-    """What an earlier version wrote of a stage's identity, with the keys that came since.
-
-    Their defaults do what was done before there was a choice.
-    """
-    return {**flatten(RunConfig(), "identity", sections), **written}
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -93,7 +88,7 @@ def check_same_run(old: RunConfig, new: RunConfig, where: str) -> None:
 @cache
 def code_version() -> str:
     """SHA-256 (12 hex digits) over the sources that results come from."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(p for package in ("pipeline", "actors") for p in (root / package).rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline import yaml_text
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, DamagedDataError
+from pipeline.base.errors import ConfigError, DamagedDataError
+from pipeline.config import yaml_text
+from pipeline.config.schema import RunConfig
+from pipeline.storage.layout import CONFIG
 
 if TYPE_CHECKING:
     from pipeline.storage.store import Store
 
-CONFIG_KEY = "config.yaml"  # of a run's resolved config in its directory
-
 
 # Beside the packages: a folder of this name where the command is called is somebody else's.
-_PRESETS = Path(__file__).parent.parent / "configs"
+_PRESETS = Path(__file__).parents[2] / "configs"
 
 STANDARD_INPUT = "-"
 
@@ -38,8 +37,8 @@ def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: it is of another version, or was changed by hand.
     """
-    where = store.locate(CONFIG_KEY)
-    document = yaml_text.parse(store.read(CONFIG_KEY).decode(), where)
+    where = store.locate(CONFIG)
+    document = yaml_text.parse(store.read(CONFIG).decode(), where)
     if not isinstance(document.values, dict):
         raise DamagedDataError(f"{where} holds no config: restore it from a copy")
     return _with_overrides(document, overrides, where)

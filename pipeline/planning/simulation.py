@@ -10,9 +10,9 @@ from math import ceil
 
 import numpy as np
 
-from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
-from pipeline.executor import share
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import RunConfig
+from pipeline.execution.jobs import share
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class _Worker:
 
 
 def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: float) -> Drive:
-    """Simulate how a pool hands episodes out (``pipeline.executor.share``), to whoever has just ended one.
+    """Simulate how a pool hands episodes out (``pipeline.execution.protocol.share``), to whoever has just ended one.
 
     Args:
         lengths: of the episodes, in steps, in the order that they are handed out in.

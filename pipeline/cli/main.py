@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline import output
-from pipeline.command_line import BENCHES, make_parser
-from pipeline.errors import ConfigError, WorldModelsError
-from pipeline.failpoints import VARIABLE, arm_from_environment, failpoint
-from pipeline.logs import configure_logging
-from pipeline.presets import CONFIG_KEY, dump, load_config, saved_config
+from pipeline.base import output
+from pipeline.base.errors import ConfigError, WorldModelsError
+from pipeline.base.failpoints import VARIABLE, arm_from_environment, failpoint
+from pipeline.base.logs import configure_logging
+from pipeline.cli.command_line import BENCHES, make_parser
+from pipeline.config.presets import dump, load_config, saved_config
+from pipeline.storage.layout import CONFIG
 
 if TYPE_CHECKING:
-    from pipeline.config import RunConfig
-    from pipeline.executor import Executor
+    from pipeline.config.schema import RunConfig
+    from pipeline.execution.protocol import Executor
     from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _dispatch(options: argparse.Namespace) -> int:
     if options.command == "plan":
         return _plan(options)
     if options.command == "status":
-        from pipeline.status import describe_run
+        from pipeline.reporting.status import describe_run
         from pipeline.storage.store import open_store
 
         print(describe_run(open_store(options.run_dir)))
@@ -127,9 +128,9 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 
 def _storage(options: argparse.Namespace) -> int:
-    from pipeline.sittings import lease_for
     from pipeline.storage import maintenance
     from pipeline.storage.checkpoints import KEEP
+    from pipeline.storage.session_notes import lease_for
     from pipeline.storage.store import open_store
 
     if options.action == "copy":
@@ -181,9 +182,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline import planning
     from pipeline.envs.registry import check_environment
-    from pipeline.rollouts.simulation import WorkerSpeed
+    from pipeline.planning import plan as planning
+    from pipeline.planning.simulation import WorkerSpeed
     from pipeline.storage.store import open_store
 
     config = load_config(options.preset, options.override)
@@ -193,9 +194,9 @@ def _plan(options: argparse.Namespace) -> int:
         episode_steps = planning.measured_episode_steps(open_store(options.run_dir), config)
     rates, speed_from = options.steps_per_s, "as given"
     if rates is None:
+        from pipeline.base.machine import num_cores
         from pipeline.bench.lanes import measure_rates
-        from pipeline.identity import cpu_kind
-        from pipeline.machine import num_cores
+        from pipeline.config.identity import cpu_kind
 
         cores = num_cores()
         at_once = f"{cores} worker{'s' if cores > 1 else ''} at once"
@@ -216,10 +217,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(config: RunConfig, run_dir: str, command: str) -> int:
-    from pipeline import preflight
     from pipeline.envs.registry import check_environment
-    from pipeline.sittings import check_machine, lease_for
-    from pipeline.storage.lease import refuse_if_driven
+    from pipeline.planning import preflight
+    from pipeline.storage.session_notes import check_machine, lease_for
+    from pipeline.storage.sessions import refuse_if_driven
     from pipeline.storage.store import open_store
 
     # Everything that can be refused is refused before anything is written.
@@ -234,8 +235,9 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
     executor = _make_executor(config)
     try:
         # The stages bring torch with them: after what can be refused without it.
-        from pipeline.run import STAGES, run_stages, stage_named
-        from pipeline.status import achieved
+        from pipeline.reporting.status import achieved
+        from pipeline.run import run_stages
+        from pipeline.stages.table import STAGES, stage_named
         from pipeline.training.hardware import check_devices
 
         check_devices(config, executor)
@@ -243,8 +245,8 @@ def _run(config: RunConfig, run_dir: str, command: str) -> int:
         with lease_for(config, store, command) as fenced:
             # Once more: another driver may have begun the run, and ended, since.
             _check_same_run(config, store)
-            check_machine(store, exact=config.execution.exact, epoch=fenced.epoch)
-            fenced.write(CONFIG_KEY, text.encode())
+            check_machine(store, exact=config.execution.exact, session=fenced.session)
+            fenced.write(CONFIG, text.encode())
             failpoint("config-written")
             run_stages(config, fenced, executor, STAGES if command == "run" else [stage_named(command)])
     finally:
@@ -260,8 +262,8 @@ def _annotated(config: RunConfig) -> str:
     Raises:
         ConfigError: the engine or the precision of rollouts is not to be had here.
     """
-    from pipeline.identity import cpu_kind
-    from pipeline.models.forward import resolved
+    from pipeline.config.identity import cpu_kind
+    from pipeline.models.precision import resolved
 
     precision = resolved(config)["precision"]
     if precision == config.rollouts.precision:
@@ -270,25 +272,26 @@ def _annotated(config: RunConfig) -> str:
 
 
 def _check_same_run(config: RunConfig, store: Store) -> None:
-    from pipeline.identity import check_same_run
-    from pipeline.storage.layout import occupying_keys
-    from pipeline.storage.lease import SITTINGS
+    from pipeline.config.identity import check_same_run
+    from pipeline.storage import sealed
+    from pipeline.storage.layout import SESSIONS, occupying_keys
 
-    if store.exists(CONFIG_KEY):
+    if store.exists(CONFIG):
+        sealed.require_format(store)
         check_same_run(saved_config(store), config, store.locate())
-    elif leftovers := [key for key in occupying_keys(store) if not key.startswith(f"{SITTINGS}/")]:
+    elif leftovers := [key for key in occupying_keys(store) if not key.startswith(SESSIONS)]:
         raise ConfigError(
-            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG_KEY} is "
+            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG} is "
             "not): choose another --run-dir"
         )
 
 
 def _make_executor(config: RunConfig) -> Executor:
     if config.execution.executor == "in-process":
-        from pipeline.executor import InProcessExecutor
+        from pipeline.execution.in_process import InProcessExecutor
 
         return InProcessExecutor(config.execution.max_attempts)
-    from pipeline.executor import cluster_address
+    from pipeline.execution.cluster import cluster_address
 
     if cluster_address(config.execution) is None:
         # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an

@@ -6,8 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
-from pipeline.errors import ConfigError
-from pipeline.presets import preset_names
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import preset_names
 from pipeline.storage.store import as_run_dir
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ examples:
 
 _EXIT_CODES = """\
 exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
-written; 3 a wall-clock limit ended the sitting; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
+written; 3 a wall-clock limit ended the session; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
 command again, or `world-models resume RUN_DIR`: both go on from what is committed.
 """
 
@@ -207,7 +207,7 @@ def _add_override(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="set a config key by its dotted name, for example evolve.population_size=8; may be repeated. "
-        "All keys are in pipeline/config.py and in RUN_DIR/config.yaml",
+        "All keys are in pipeline/config/schema.py and in RUN_DIR/config.yaml",
     )
 
 

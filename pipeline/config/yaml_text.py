@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from pipeline.errors import ConfigError
+from pipeline.base.errors import ConfigError
 
 # Keys and indices from the top of a document to a value.
 Path = tuple[str | int, ...]

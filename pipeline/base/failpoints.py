@@ -12,7 +12,7 @@ VARIABLE = "WORLD_MODELS_FAILPOINT"
 WORKER_VARIABLE = "WORLD_MODELS_WORKER_FAILPOINT"
 
 FAILPOINTS = (
-    "sitting-begun",  # the lease is taken, nothing else is written
+    "session-begun",  # the lease is taken, nothing else is written
     "config-written",
     "stage-begun",  # what a stage is made from is written down
     "object-half-written",  # half of an object's bytes are in a temporary file

@@ -252,7 +252,7 @@ class EvolveConfig(Section):
     )
     validate_every: int = Field(25, ge=1)
     validation_episodes: int = Field(100, ge=1)
-    max_seconds: float | None = runtime(None, gt=0, description="ends the sitting, not the run")
+    max_seconds: float | None = runtime(None, gt=0, description="ends the session, not the run")
     keep_checkpoints: int = runtime(3, ge=2)
 
     @field_validator("episodes_from", "sigma_from")

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.storage.layout import own_keys
+from pipeline.storage.layout import metrics_key, own_keys, tensorboard_prefix
 from pipeline.storage.store import Store
 
 Row = dict[str, Any]
 
 _FLUSH_EVERY_S = 10.0
+_EMPTY_FILES = 5  # of earlier sessions, kept for a TensorBoard that is open
 
 
 @dataclass(eq=False)
@@ -39,17 +40,19 @@ class MetricsLog:
     Args:
         store: the run's.
         prefix: the stage's; ``metrics.jsonl`` and ``tensorboard/`` are written under it.
-        rows: what an earlier sitting had logged, as far as its checkpoint knows.
+        rows: what an earlier session had logged, as far as its checkpoint knows.
     """
 
     def __init__(self, store: Store, prefix: str, rows: Sequence[Row] = ()) -> None:
-        from pipeline import tensorboard_events  # imports torch, which workers that only import a stage do without
+        from pipeline.storage import (
+            tensorboard_events,  # imports torch, which workers that only import a stage do without
+        )
 
         self._tensorboard = tensorboard_events
         self._store = store
         self._prefix = prefix
-        earlier = own_keys(store, f"{prefix}/tensorboard/")
-        lines = _View(f"{prefix}/metrics.jsonl")
+        earlier = own_keys(store, tensorboard_prefix(prefix))
+        lines = _View(metrics_key(prefix))
         events = _View(_next_events_key(prefix, earlier))
         events.content += tensorboard_events.header() + tensorboard_events.restart()
         self._views = {lines: _line, events: self._event}
@@ -59,9 +62,13 @@ class MetricsLog:
         for view in self._views:
             store.write(view.key, bytes(view.content))
             view.present = len(view.content)
-        for key in earlier:
-            # Emptied, not removed: a TensorBoard that is open goes on to the next file from one that is there.
-            store.write(key, tensorboard_events.header())
+        # Emptied, not removed: a TensorBoard that is open goes on to the next file from one that is there,
+        # which is one of the last.
+        for key in earlier[:-_EMPTY_FILES]:
+            store.delete(key)
+        for key in earlier[-_EMPTY_FILES:]:
+            if len(store.read(key)) > len(tensorboard_events.header()):
+                store.write(key, tensorboard_events.header())
         self._flushed = time.monotonic()
 
     def log(self, step: int, values: Mapping[str, Any]) -> Row:
@@ -104,8 +111,8 @@ class MetricsLog:
 
 
 def _next_events_key(prefix: str, earlier: Sequence[str]) -> str:
-    """A name that sorts after those of earlier sittings, whatever their clocks: TensorBoard reads files in order."""
-    start = f"{prefix}/tensorboard/events.out.tfevents."
+    """A name that sorts after those of earlier sessions, whatever their clocks: TensorBoard reads files in order."""
+    start = tensorboard_prefix(prefix)
     stamps = (re.match(r"\d{10}(?=\.)", key.removeprefix(start)) for key in earlier)
     seconds = max([int(time.time()), *(int(stamp[0]) + 1 for stamp in stamps if stamp is not None)])
     return f"{start}{seconds}.{socket.gethostname()}"

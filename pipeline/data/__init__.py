@@ -1,0 +1,1 @@
+"""What is learned from: episodes, latents, and the shards that hold them."""

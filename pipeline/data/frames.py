@@ -1,0 +1,6 @@
+"""The frame that all models see."""
+
+from __future__ import annotations
+
+FRAME_SHAPE = (64, 64, 3)
+FRAME_SIZE = 64 * 64 * 3

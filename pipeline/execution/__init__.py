@@ -1,0 +1,1 @@
+"""Where work runs: one protocol, the jobs of a map, and this process."""

@@ -1,0 +1,117 @@
+"""Everything in this process, one thing at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
+from pipeline.base.progress import Figures, Update
+from pipeline.base.threads import num_threads
+from pipeline.execution.jobs import JobQueue, cause_of, gave_up
+from pipeline.execution.protocol import Pool, Resources, Worker
+
+logger = logging.getLogger(__name__)
+
+
+Result = TypeVar("Result")
+
+
+class InProcessExecutor:
+    """Everything in this process, one thing at a time.
+
+    Tasks see this process's own devices, whatever they are: ``num_gpus`` only matters where work is placed.
+
+    Args:
+        max_attempts: times that a job is tried.
+    """
+
+    num_gpus = 0
+    can_grow = False
+
+    def __init__(self, max_attempts: int = 3) -> None:
+        self._max_attempts = max_attempts
+
+    def run(
+        self,
+        task: Callable[..., Generator[Update, None, Result]],
+        *arguments: Any,
+        resources: Resources,
+        on_update: Callable[[Update], None],
+    ) -> Result:
+        """See ``Executor.run``; a task in which an environment raised is begun again."""
+        causes: set[str] = set()
+        for tries in range(1, self._max_attempts + 1):
+            try:
+                return _run_task(task(*arguments), resources.threads, on_update)
+            except EpisodeError as error:
+                causes.add(repr(error))
+                if tries == self._max_attempts:
+                    raise JobError(f"{task.__name__} {gave_up(tries, cause_of(error), causes)}") from error
+                logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_of(error))
+        raise AssertionError("max_attempts is at least 1")
+
+    @contextmanager
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
+    ) -> Iterator[Pool]:
+        with num_threads(1):
+            yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
+
+    def publish(self, stage: str, figures: Figures) -> None:
+        """There is no cluster to watch."""
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def _run_task(updates: Generator[Update, None, Result], threads: int, on_update: Callable[[Update], None]) -> Result:
+    with num_threads(threads):
+        while True:
+            try:
+                on_update(next(updates))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+
+class _InProcessPool:
+    num_workers = 1
+
+    def __init__(self, make_worker: Callable[[], Worker], max_attempts: int) -> None:
+        self.retries = 0
+        self._make_worker = make_worker
+        self._worker = make_worker()
+        self._max_attempts = max_attempts
+
+    def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
+        queue = JobQueue(jobs, self._max_attempts)
+        shown: set[str] = set()
+        while queue:
+            left = {job.id: job for job in queue.take(len(queue))}
+            waiting = iter([*left.values()])
+            try:
+                with num_threads(1):
+                    for job_id, result in self._worker.run(waiting):
+                        del left[job_id]
+                        yield job_id, result
+            except Exception as error:
+                if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
+                    raise
+                if repr(error) not in shown:  # else its traceback is on the screen already
+                    shown.add(repr(error))
+                    logger.warning("a worker raised", exc_info=error)
+                not_begun = {job.id for job in waiting}
+                begun = [job_id for job_id in left if job_id not in not_begun]
+                if isinstance(error, EpisodeError):
+                    begun = [error.job_id]
+                else:
+                    self._worker = self._make_worker()  # nobody knows what state the old one is in
+                queue.failed(begun, cause_of(error), error)
+                self.retries += len(begun)
+                queue.put_back([*left.values()])
+            else:
+                if left:
+                    raise JobError(f"a worker ended without results for {list(left)}")

@@ -1,0 +1,53 @@
+"""The number formats of V's encoder while driving and encoding: what this CPU has, and what ``auto`` comes to."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import RolloutsConfig, RunConfig
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+def resolve_precision(rollouts: RolloutsConfig) -> Precision:
+    """What ``rollouts.precision`` comes to on this machine.
+
+    ``auto`` is the fastest that the CPU multiplies natively: int8 with VNNI, else bfloat16, else float32.
+
+    Raises:
+        ConfigError: the engine is not installed, or this CPU has no instructions for the precision.
+    """
+    if rollouts.engine == "torch":
+        if rollouts.precision == "int8":
+            raise ConfigError("rollouts.precision = 'int8' needs rollouts.engine = 'openvino'")
+        return "float32" if rollouts.precision == "auto" else rollouts.precision
+    if importlib.util.find_spec("openvino") is None:
+        raise ConfigError(
+            "rollouts.engine = 'openvino', but the package openvino is not installed: "
+            "pip install openvino, or choose -o rollouts.engine=torch (slower)"
+        )
+    from pipeline.models.openvino_forward import native_precisions
+
+    native = native_precisions()
+    if rollouts.precision == "auto":
+        return native[-1]
+    if rollouts.precision not in native:
+        raise ConfigError(
+            f"rollouts.precision = {rollouts.precision!r}, but this CPU has no instructions for it; "
+            f"it has {', '.join(native)}"
+        )
+    return rollouts.precision
+
+
+def resolved(config: RunConfig) -> dict[str, str]:
+    """The engine and the precision of V's encoder, for a manifest to say.
+
+    What ``auto`` comes to on this machine, it comes to on all, unless workers of another kind of CPU are accepted.
+    """
+    rollouts = config.rollouts
+    return {
+        "engine": rollouts.engine,
+        "precision": resolve_precision(rollouts) if config.execution.exact else rollouts.precision,
+    }

@@ -1,0 +1,1 @@
+"""What a run will take: time, money and memory, before it begins."""

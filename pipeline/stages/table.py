@@ -1,0 +1,84 @@
+"""The stages in order, as data: what each is called, reads and fills, and which keys of the config it depends on.
+
+Reading this table imports no stage, and so neither torch nor an environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, REPORT, ROLLOUTS, VAE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: Name on the command line.
+        prefix: Folder of the run directory that it fills.
+        reads: Prefixes of the stages whose output it reads.
+        keys: Config sections (or keys) that its output depends on.
+        help: One line for people.
+    """
+
+    name: str
+    prefix: str
+    reads: tuple[str, ...]
+    keys: tuple[str, ...]
+    help: str
+
+
+STAGES = (
+    Stage(
+        "collect",
+        ROLLOUTS,
+        (),
+        # Random controllers have the sizes of V, M and C.
+        ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller"),
+        "1: drive the environment with a random policy, write episodes to shards",
+    ),
+    Stage("train-vae", VAE, (ROLLOUTS,), ("seed", "vae"), "2: train the VAE (V) on the frames"),
+    Stage(
+        "encode",
+        LATENTS,
+        (ROLLOUTS, VAE),
+        ("encode", "rollouts.engine", "rollouts.precision"),
+        "3: turn the frames into latents",
+    ),
+    Stage("train-mdnrnn", MDNRNN, (LATENTS,), ("seed", "mdnrnn"), "4: train the MDN-RNN (M) on latents and actions"),
+    Stage(
+        "evolve",
+        EVOLUTION,
+        (VAE, MDNRNN),
+        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"),
+        "5: evolve the controller (C) by CMA-ES",
+    ),
+    Stage(
+        "evaluate",
+        EVALUATION,
+        (VAE, MDNRNN, EVOLUTION),
+        ("seed", "env", "tracks.test", "rollouts", "evaluate"),
+        "6: drive the test tracks",
+    ),
+    Stage(
+        "report",
+        REPORT,
+        (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION),
+        (),
+        "7: make the page that shows what came out",
+    ),
+)
+
+# What may grow after it was complete: more generations, more test episodes.
+GROWING = (EVOLUTION, EVALUATION)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of a command-line name."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def stage_filling(prefix: str) -> Stage:
+    """The stage that fills a prefix."""
+    return next(stage for stage in STAGES if stage.prefix == prefix)
