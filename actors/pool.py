@@ -35,8 +35,7 @@ _SUSPECT_AFTER = 2.0
 _DOUBT_S = 2.0
 _NEWS_S = 30.0
 _TAKE_BACK_S = 0.5
-# So many workers keep no results back: there is soon something to see.
-_PROMPT = 4
+_PROMPT = 4  # so many workers keep no results back: there is soon something to see
 
 
 class RayPool:

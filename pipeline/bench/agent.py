@@ -20,7 +20,7 @@ from pipeline.envs.registry import environment_class
 from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
-from pipeline.models.openvino_forward import native_precisions
+from pipeline.models.precision import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
 from pipeline.rollouts.loop import RolloutWorker

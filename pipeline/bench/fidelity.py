@@ -17,8 +17,7 @@ from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
 from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
-from pipeline.models.openvino_forward import native_precisions
-from pipeline.models.precision import resolve_precision
+from pipeline.models.precision import native_precisions, resolve_precision
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages.evaluate import summarise
 from pipeline.storage.manifest import newest, require_manifest

@@ -15,6 +15,7 @@ from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
 from pipeline.bench.stages import bench_collect, bench_dream
 from pipeline.bench.storage import bench_storage
+from pipeline.bench.table import FANOUT, FIDELITY, GENERATION, NEED_A_RUN
 from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config.identity import cpu_kind
@@ -31,8 +32,6 @@ BENCHES: dict[str, Callable[[float], Comparison]] = {
     "dream": bench_dream,
     "storage": bench_storage,
 }
-GENERATION, FIDELITY, FANOUT = "generation", "fidelity", "fanout"
-NEED_A_RUN = {GENERATION, FIDELITY}
 
 
 def run_benches(

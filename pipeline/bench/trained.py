@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from pipeline.base.errors import ConfigError
-from pipeline.config.presets import saved_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, mdnrnn_weights, vae_weights
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import newest, read_verified, require_manifest
+from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
 

@@ -7,18 +7,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.base.errors import ConfigError, DamagedDataError
+from pipeline.base.errors import ConfigError
 from pipeline.config import yaml_text
 from pipeline.config.schema import RunConfig
-from pipeline.storage.layout import CONFIG
-
-if TYPE_CHECKING:
-    from pipeline.storage.store import Store
-
 
 # Beside the packages: a folder of this name where the command is called is somebody else's.
 _PRESETS = Path(__file__).parents[2] / "configs"
@@ -29,19 +24,6 @@ STANDARD_INPUT = "-"
 def preset_names() -> list[str]:
     """The presets that ship with the project."""
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
-
-
-def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
-    """The resolved config that a run keeps in its directory, with overrides as ``load_config`` takes them.
-
-    Raises:
-        ConfigError: it is of another version, or was changed by hand.
-    """
-    where = store.locate(CONFIG)
-    document = yaml_text.parse(store.read(CONFIG).decode(), where)
-    if not isinstance(document.values, dict):
-        raise DamagedDataError(f"{where} holds no config: restore it from a copy")
-    return _with_overrides(document, overrides, where)
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -60,7 +42,7 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
         holds = "is empty" if document.values is None else f"holds {type(document.values).__name__}"
         raise ConfigError(f"{source} must hold keys and values, but {holds}")
     document.values.setdefault("name", name)
-    return _with_overrides(document, overrides, source)
+    return with_overrides(document, overrides, source)
 
 
 def _read(preset: str) -> tuple[str, str, str]:
@@ -84,7 +66,8 @@ def _read(preset: str) -> tuple[str, str, str]:
     return str(path), text, path.stem if path.is_file() else "stdin"
 
 
-def _with_overrides(document: yaml_text.Document, overrides: Iterable[str], source: str) -> RunConfig:
+def with_overrides(document: yaml_text.Document, overrides: Iterable[str], source: str) -> RunConfig:
+    """The config of a document with overrides as ``load_config`` takes them; ``source`` is for messages."""
     places = {path: f"{source}, line {line}" for path, line in document.lines.items()}
     for override in overrides:
         _apply(document.values, override, places)

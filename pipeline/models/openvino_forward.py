@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
+import openvino as ov
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from pipeline.base.errors import DamagedDataError
-from pipeline.config.identity import cpu_info
 from pipeline.data.frames import FRAME_SHAPE
+from pipeline.models.openvino_core import core
 from pipeline.models.precision import Precision
-
-# OpenVINO reports to its makers that it is imported, from a fork of this process that is waited for at the end. A fork
-# of a process with threads may hang for good. It does without where this package is not to be had.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-import openvino as ov  # noqa: E402
-from openvino import opset13 as ops  # noqa: E402
 
 Array = NDArray[np.float32]
 
 _CONVOLUTIONS = (0, 2, 4, 6)  # where they stand in ``Vae.encoder``
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not quantised
-
-
-@cache
-def _core() -> ov.Core:
-    return ov.Core()
-
-
-def native_precisions() -> list[Precision]:
-    """What this CPU has instructions for, the fastest last.
-
-    OpenVINO takes any hint and computes in float32 where it has none, and int8 without VNNI, slowly.
-    """
-    capabilities = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    native: list[Precision] = ["float32"]
-    if "BF16" in capabilities:
-        native.append("bfloat16")
-    if "INT8" in capabilities and not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split()):
-        native.append("int8")
-    return native
 
 
 class OpenVinoEncoder:
@@ -129,7 +103,7 @@ def _compile(model: ov.Model, precision: str) -> ov.InferRequest:
         # Pinned, the threads of all workers on a machine share its first core.
         "ENABLE_CPU_PINNING": False,
     }
-    return _core().compile_model(model, "CPU", settings).create_infer_request()
+    return core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _encoder(arrays: dict[str, Array], batch_size: int, quantised: bool) -> ov.Model:

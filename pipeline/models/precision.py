@@ -6,9 +6,26 @@ import importlib.util
 from typing import Literal
 
 from pipeline.base.errors import ConfigError
+from pipeline.config.identity import cpu_info
 from pipeline.config.schema import RolloutsConfig, RunConfig
 
 Precision = Literal["float32", "bfloat16", "int8"]
+
+
+def native_precisions() -> list[Precision]:
+    """What this CPU has instructions for, the fastest last.
+
+    OpenVINO takes any hint and computes in float32 where it has none, and int8 without VNNI, slowly.
+    """
+    from pipeline.models.openvino_core import core
+
+    capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    native: list[Precision] = ["float32"]
+    if "BF16" in capabilities:
+        native.append("bfloat16")
+    if "INT8" in capabilities and not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split()):
+        native.append("int8")
+    return native
 
 
 def resolve_precision(rollouts: RolloutsConfig) -> Precision:
@@ -28,8 +45,6 @@ def resolve_precision(rollouts: RolloutsConfig) -> Precision:
             "rollouts.engine = 'openvino', but the package openvino is not installed: "
             "pip install openvino, or choose -o rollouts.engine=torch (slower)"
         )
-    from pipeline.models.openvino_forward import native_precisions
-
     native = native_precisions()
     if rollouts.precision == "auto":
         return native[-1]

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.base.errors import ConfigError
-from pipeline.config.presets import saved_config
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.evolution.state import read_progress
@@ -20,6 +19,7 @@ from pipeline.planning.simulation import Drive, WorkerSpeed, drive, episode_leng
 from pipeline.reporting.published import PUBLISHED
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
+from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
 WORKERS = (16, 32, 64, 128, 256, 512, 1024)

@@ -6,7 +6,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.config.presets import saved_config
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, REPORT, ROLLOUTS
 from pipeline.evolution.state import read_progress
 from pipeline.stages.collect import num_shards
@@ -14,6 +13,7 @@ from pipeline.stages.table import STAGES, Stage
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import outgrown, read_manifest, read_records
+from pipeline.storage.saved_config import saved_config
 from pipeline.storage.sessions import Session, last_session
 from pipeline.storage.store import Store
 

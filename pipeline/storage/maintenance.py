@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.progress import Progress, Update
-from pipeline.config.presets import saved_config
 from pipeline.data.shards import num_rows
 from pipeline.storage import sealed, sessions
 from pipeline.storage.checkpoints import Checkpoints
@@ -35,6 +34,7 @@ from pipeline.storage.manifest import (
     read_record,
     read_verified,
 )
+from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
 Item = TypeVar("Item")
@@ -298,7 +298,6 @@ def require_run(store: Store) -> None:
     """
     if not store.exists(CONFIG):
         raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Begin one with `world-models run`.")
-    sealed.require_format(store)
 
 
 def check_lines(check: Check, store: Store) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.base.errors import DamagedDataError, StorageError
-from pipeline.storage.layout import CONFIG, SESSIONS, manifest_key, stage_of_record
+from pipeline.storage.layout import SESSIONS, manifest_key, stage_of_record
 from pipeline.storage.store import Store
 
 # Of a run directory: its names, its JSON, and the columns of its Parquet files.
 FORMAT_VERSION = 3
-_OTHER_VERSION = "Use the version that wrote the run, or begin a new --run-dir."
+OTHER_VERSION = "Use the version that wrote the run, or begin a new --run-dir."
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -41,28 +41,13 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
         raise damaged(store, key, what, error) from error
     if version != FORMAT_VERSION:
         raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
-            f"{_OTHER_VERSION}"
+            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. {OTHER_VERSION}"
         )
     if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(
             f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
         )
     return dict(content)
-
-
-def require_format(store: Store) -> None:
-    """Refuse a run of another format before its config is read, whose keys may have other names.
-
-    Raises:
-        StorageError: the run has no session of this format, and holds more than a config.
-    """
-    keys = store.list()
-    if CONFIG in keys and len(keys) > 1 and not any(key.startswith(SESSIONS) for key in keys):
-        raise StorageError(
-            f"{store.locate()} holds a run of another format: there is no {SESSIONS} in it. This version reads format "
-            f"{FORMAT_VERSION}. {_OTHER_VERSION}"
-        )
 
 
 def checksum(content: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from actors.executor import RayExecutor
 from pipeline.base.errors import SessionEnded
 from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.models.openvino_forward import native_precisions
+from pipeline.models.precision import native_precisions
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.manifest import read_manifest, read_verified

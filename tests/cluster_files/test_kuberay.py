@@ -19,7 +19,7 @@ from ray._private import ray_constants
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from actors.placement import WORKERS_LABEL
-from pipeline.cli.command_line import make_parser
+from pipeline.cli.main import make_parser
 from pipeline.config.presets import load_config
 from tests.cluster_files.documents import (
     ROOT,

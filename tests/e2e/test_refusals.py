@@ -107,7 +107,8 @@ def test_a_damaged_shard_is_named(
     smoke_run: Path, tmp_path: Path, executor: str, damage: Callable[[Path], object], said: str
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(smoke_run / "rollouts", folder / "rollouts")
+    for part in ("rollouts", "sessions"):
+        shutil.copytree(smoke_run / part, folder / part)
     shutil.copy(smoke_run / "config.yaml", folder)
     shard = _shard(folder)
     damage(shard)

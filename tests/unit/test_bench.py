@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import ConfigError
-from pipeline.bench import fanout, measure, run
+from pipeline.bench import fanout, measure, run, table
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
-from pipeline.cli import command_line
+from pipeline.cli import bench as bench_command
 from pipeline.cli import main as cli
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.storage.store import LocalStore
@@ -61,7 +61,7 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
 
 
 def test_every_bench_of_the_command_is_there() -> None:
-    assert sorted([*run.BENCHES, run.GENERATION, run.FIDELITY, run.FANOUT]) == sorted(command_line.BENCHES)
+    assert sorted([*run.BENCHES, table.GENERATION, table.FIDELITY, table.FANOUT]) == sorted(table.HELP)
 
 
 def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,9 @@ def test_where_there_is_no_run_to_drive_tiny_is_run_first(
 ) -> None:
     ran: list[tuple[str, str, str]] = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_run", lambda config, run_dir, command: ran.append((config.name, run_dir, command)))
+    monkeypatch.setattr(
+        bench_command, "run_config", lambda config, run_dir, command: ran.append((config.name, run_dir, command))
+    )
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: Comparison("env", "u", "a", "b", 1.0, 2.0, 1))
     assert cli.main(["bench", "env"]) == 0
     assert ran == []

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError, DamagedDataError
 from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
-from pipeline.models import forward, openvino_forward
+from pipeline.models import precision as precision_module
 from pipeline.models.forward import Encoder, RnnStep, encode_all, make_encoder, make_rnn_step
 from pipeline.models.mdnrnn import MdnRnn
+from pipeline.models.precision import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, to_bytes
 
@@ -27,9 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCH_SIZES = [4, 8, 16]
 # Every choice of rollouts.engine and rollouts.precision that this machine has instructions for.
-CHOICES = [("torch", "float32"), ("torch", "bfloat16")] + [
-    ("openvino", precision) for precision in openvino_forward.native_precisions()
-]
+CHOICES = [("torch", "float32"), ("torch", "bfloat16")] + [("openvino", precision) for precision in native_precisions()]
 # Largest error of mu and logvar, in their own standard deviations: rounding, 8 bits of mantissa, 8 bits of range.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.25}
 
@@ -115,8 +114,8 @@ def test_openvino_forks_nothing_to_report_that_it_is_used() -> None:
     """The fork of a process with threads may hang for good, and the process with it at its end."""
     code = (
         "import multiprocessing, os; os.environ.pop('CI', None)\n"
-        "import pipeline.models.openvino_forward\n"
-        "print(multiprocessing.active_children(), pipeline.models.openvino_forward.native_precisions()[:1])"
+        "import pipeline.models.openvino_forward, pipeline.models.precision\n"
+        "print(multiprocessing.active_children(), pipeline.models.precision.native_precisions()[:1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[] ['float32']\n"
@@ -193,28 +192,28 @@ def test_calibration_takes_the_largest_activation_of_all_frames(vae: Vae, scenes
 
 
 def test_int8_without_calibration_is_refused() -> None:
-    if "int8" not in openvino_forward.native_precisions():
+    if "int8" not in native_precisions():
         pytest.skip("this CPU has no VNNI instructions")
     with pytest.raises(DamagedDataError, match="activation ranges"):
         encoder_of(Vae(32), ("openvino", "int8"), 4)
 
 
 def test_a_precision_without_instructions_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_forward, "native_precisions", lambda: ["float32"])
+    monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32"])
     with pytest.raises(ConfigError, match=r"bfloat16.*no instructions.*float32"):
-        forward.resolve_precision(config_of("openvino", "bfloat16").rollouts)
-    assert forward.resolve_precision(config_of("openvino", "auto").rollouts) == "float32"
+        precision_module.resolve_precision(config_of("openvino", "bfloat16").rollouts)
+    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == "float32"
 
 
 def test_torch_has_no_int8() -> None:
     with pytest.raises(ConfigError, match=r"int8.*openvino"):
-        forward.resolve_precision(config_of("torch", "int8").rollouts)
+        precision_module.resolve_precision(config_of("torch", "int8").rollouts)
 
 
 def test_a_missing_openvino_names_the_command_and_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install openvino.*rollouts\.engine=torch"):
-        forward.resolve_precision(config_of("openvino", "auto").rollouts)
+        precision_module.resolve_precision(config_of("openvino", "auto").rollouts)
 
 
 def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:

@@ -19,22 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.base import formatting
 from pipeline.base.errors import DamagedDataError, StorageError
-from pipeline.config.presets import load_config
 from pipeline.data.artifacts import shard_name
 from pipeline.data.shards import read_latents
-from pipeline.envs.registry import make_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models import weights
-from pipeline.models.controller import ControllerShape
 from pipeline.models.vae import output_to_frames
 from pipeline.reporting import findings
 from pipeline.reporting.dream_film import film_dream
-from pipeline.rollouts.film import film
-from pipeline.rollouts.loop import RolloutJob
-from pipeline.rollouts.policies import make_policy
-from pipeline.rollouts.recording import record_episode
 from pipeline.stages import report, train_mdnrnn
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore, Store
@@ -134,29 +126,6 @@ def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
     # Addresses stand where a reader may follow them, and nowhere else.
     words = without_pictures(text).replace("http://www.w3.org/", "")
     assert words.count("http") == len([address for address in links.anchors if "http" in address]) > 0
-
-
-def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
-    """With a real drive of the preset's length, and real frames in the dream."""
-    tiny = load_config("tiny")
-    vae, mdnrnn = weights.new_vae(tiny), weights.new_mdnrnn(tiny, 3)
-    rng = np.random.default_rng(0)
-    steps = round(50 * tiny.evaluate.film_seconds)
-    parameters = rng.normal(0, 0.1, ControllerShape.of_run(tiny, 3).num_parameters).astype(np.float32)
-    job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
-    made = executor.run(
-        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=report.Resources(), on_update=print
-    )
-    assert made.info["steps"] == steps
-    env = make_environment(tiny.env)
-    policy = make_policy(tiny, env, rng)
-    seen = record_episode(env, policy, episode_id=0, track=1, max_actions=300).frames
-    put_data(local_store, make_config(), [len(seen)] * 6, seen)
-    put_metrics(local_store)
-    put_evaluation(local_store, 6, RETURNS, video=made.video)
-    report.run(make_config(), local_store, executor)
-    assert len(seen) > 240, "the dream is of the usual length"
-    assert len(local_store.read("report/index.html")) < 2.5e6
 
 
 def test_the_page_links_to_sources_and_to_the_runs_files(made: Any) -> None:
@@ -412,23 +381,3 @@ def test_long_curves_are_thinned_by_means() -> None:
         {"step": 11.0, "loss": 221 / 2},
     ]
     assert findings.thinned([], 4) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (formatting.number(1234.56, 1), "1,234.6"),
-        (formatting.number(-3.21, 1), "\N{MINUS SIGN}3.2"),
-        (formatting.number(-0.04, 1), "0.0"),
-        (formatting.duration(5.68), "5.7 s"),
-        (formatting.duration(59.97), "1 min 0 s"),
-        (formatting.duration(200), "3 min 20 s"),
-        (formatting.duration(4320), "1 h 12 min"),
-        (formatting.size(999), "999 B"),
-        (formatting.size(999_600), "1 MB"),
-        (formatting.size(1_234_567), "1.23 MB"),
-        (formatting.size(25.7e12), "25.7 TB"),
-    ],
-)
-def test_numbers_read_well(text: str, expected: str) -> None:
-    assert text == expected

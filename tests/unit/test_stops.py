@@ -9,6 +9,9 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys, time
+from argparse import Namespace
+from types import SimpleNamespace
+
 from pipeline.cli import main as cli
 
 class Stopped:
@@ -17,13 +20,14 @@ class Stopped:
         for _ in range(1000):  # where the handler gets to run
             pass
 
-def dispatch(options):
+def perform(options):
     held = Stopped()
     del held
     time.sleep(600)
     return 0
 
-cli._dispatch = dispatch
+options = Namespace(command="status", perform=perform)
+cli.make_parser = lambda: SimpleNamespace(parse_args=lambda arguments: options)
 sys.exit(cli.main(["status", "nowhere"]))
 """
 

@@ -1,0 +1,86 @@
+"""What the commands' arguments have in common: types with clear errors, and options that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import preset_names
+from pipeline.storage.store import as_run_dir
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+FORMATTER = argparse.RawDescriptionHelpFormatter
+
+EXIT_CODES = """\
+exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
+written; 3 a wall-clock limit ended the session; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
+command again, or `world-models resume RUN_DIR`: both go on from what is committed.
+"""
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    """Add ``CONFIG``, which a command is about, and ``--override``."""
+    command.add_argument(
+        "preset",
+        metavar="CONFIG",
+        help=f"a preset ({', '.join(preset_names())}), the path of a YAML file, or - for standard input",
+    )
+    add_override(command)
+
+
+def add_override(command: argparse.ArgumentParser) -> None:
+    """Add ``--override``."""
+    command.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set a config key by its dotted name, for example evolve.population_size=8; may be repeated. "
+        "All keys are in pipeline/config/schema.py and in RUN_DIR/config.yaml",
+    )
+
+
+def run_dir(text: str) -> str:
+    """Place of a run: a folder or ``s3://bucket/prefix``."""
+    try:
+        return as_run_dir(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive(text: str) -> int:
+    """Whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 was expected")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Number above 0."""
+    number = _number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0 was expected")
+    return number
+
+
+def not_negative(text: str) -> float:
+    """Number that is 0 or above."""
+    number = _number(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or a number above it was expected")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: a number was expected")
+    return number

@@ -1,0 +1,30 @@
+"""The executor that a config asks for."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+    from pipeline.execution.protocol import Executor
+
+
+def make_executor(config: RunConfig) -> Executor:
+    """Make it; a run that joins no cluster gets a local Ray of its own."""
+    if config.execution.executor == "in-process":
+        from pipeline.execution.in_process import InProcessExecutor
+
+        return InProcessExecutor(config.execution.max_attempts)
+    from pipeline.execution.cluster import cluster_address
+
+    if cluster_address(config.execution) is None:
+        # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an
+        # address that other machines reach), and no tokens, whatever the user's environment says about clusters. Its
+        # workers have the priority that the config says: at Ray's default, 15, one busy program starves them.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ["RAY_worker_niceness"] = str(config.execution.niceness)  # noqa: SIM112 - its name
+    from actors.executor import RayExecutor
+
+    return RayExecutor(config)

@@ -1,0 +1,112 @@
+"""``world-models plan``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import FORMATTER, above_zero, add_config, not_negative, positive, run_dir
+from pipeline.config.presets import load_config
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+
+logger = logging.getLogger(__name__)
+
+_PLAN_EXAMPLES = """\
+examples:
+  world-models plan paper --price 0.05                    16 to 1,024 workers; measures this machine's speed first
+  world-models plan paper --workers 256 --price 0.05 --steps-per-s 2200 900
+                                                          with a speed that was measured elsewhere
+  world-models plan laptop --run-dir runs/laptop          episodes as long as that run's were
+  world-models plan paper -o rollouts.lanes=8 --json      the last line is one JSON object
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    text = "what an evolution takes on so many workers: seconds and dollars a generation, and to published scores"
+    plan = commands.add_parser(
+        "plan",
+        help=text,
+        description=f"{text}.\nComputed, from how fast a worker is and how the pool hands episodes out; starts nothing "
+        "on any cluster.\nWhat is taken for granted is listed below the table.",
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=FORMATTER,
+    )
+    add_config(plan)
+    plan.add_argument(
+        "--workers",
+        type=positive,
+        nargs="+",
+        metavar="N",
+        help="numbers of workers, one a vCPU; 16, 32 and so on to 1,024 unless told",
+    )
+    plan.add_argument("--price", type=above_zero, metavar="DOLLARS", help="of a vCPU-hour; without it no dollars")
+    plan.add_argument(
+        "--steps-per-s",
+        type=above_zero,
+        nargs=2,
+        metavar=("ALL", "ONE"),
+        help="agent-steps/s of a worker with all its lanes at work, and with one; measured here unless given, by a "
+        "worker on each core at once",
+    )
+    plan.add_argument(
+        "--seconds", type=above_zero, default=5.0, help="each of the two is measured for so long; 5 unless told"
+    )
+    plan.add_argument(
+        "--run-dir",
+        type=run_dir,
+        help="a run whose training episodes tell how long episodes are; without it all last to their limit",
+    )
+    plan.add_argument(
+        "--dispatch-ms",
+        type=not_negative,
+        metavar="MS",
+        help="driver's time an episode, for handing it out and taking its result; unless told, as measured here once",
+    )
+    plan.add_argument(
+        "--overhead-ms",
+        type=not_negative,
+        metavar="MS",
+        help="driver's time a generation, for CMA-ES and the checkpoint; unless told, as measured here once",
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    plan.set_defaults(perform=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from pipeline.envs.registry import check_environment
+    from pipeline.planning import plan as planning
+    from pipeline.planning.simulation import WorkerSpeed
+    from pipeline.storage.store import open_store
+
+    config = load_config(options.preset, options.override)
+    check_environment(config)
+    episode_steps = None
+    if options.run_dir is not None:
+        episode_steps = planning.measured_episode_steps(open_store(options.run_dir), config)
+    rates, speed_from = options.steps_per_s, "as given"
+    if rates is None:
+        from pipeline.base.machine import num_cores
+        from pipeline.bench.lanes import measure_rates
+        from pipeline.config.identity import cpu_kind
+
+        cores = num_cores()
+        at_once = f"{cores} worker{'s' if cores > 1 else ''} at once"
+        speed_from = f"CPU time, a new track every episode, measured now on {cpu_kind()}, {at_once}"
+        logger.info("measuring a worker's speed, half a minute or so; --steps-per-s goes without")
+        rates = measure_rates(config, options.seconds, cores)
+    costs = planning.Costs(
+        speed=WorkerSpeed.from_rates(config, *rates),
+        episode_steps=episode_steps,
+        dispatch_s=(planning.DISPATCH_MS if options.dispatch_ms is None else options.dispatch_ms) / 1e3,
+        overhead_s=(planning.OVERHEAD_MS if options.overhead_ms is None else options.overhead_ms) / 1e3,
+    )
+    estimates = [planning.Estimate(config, costs, workers) for workers in options.workers or planning.WORKERS]
+    print("\n".join(planning.describe(estimates, options.price, speed_from)))
+    if options.json:
+        print(json.dumps(planning.figures(estimates, options.price, speed_from)))
+    return 0

@@ -1,0 +1,127 @@
+"""``world-models run``, a single stage, and ``resume``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.failpoints import failpoint
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_config, add_override, run_dir
+from pipeline.cli.executors import make_executor
+from pipeline.config.presets import dump, load_config
+from pipeline.stages.table import STAGES
+from pipeline.storage.layout import CONFIG, SESSIONS, occupying_keys
+from pipeline.storage.saved_config import saved_config
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+    from pipeline.config.schema import RunConfig
+    from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def add_parsers(commands: Commands) -> None:
+    """Add ``run``, each stage, and ``resume``."""
+    for name, text in {
+        "run": "run all stages in order, each from where it was",
+        **{s.name: s.help for s in STAGES},
+    }.items():
+        command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
+        add_config(command)
+        command.add_argument(
+            "--run-dir",
+            type=run_dir,
+            help="where the run lives, a folder or s3://bucket/prefix (default: runs/NAME, NAME being the config's)",
+        )
+        command.set_defaults(perform=_run)
+    text = "resume a run with its saved config; the same as `run` with the same arguments"
+    resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    add_override(resume)
+    resume.set_defaults(perform=_resume)
+
+
+def _run(options: argparse.Namespace) -> int:
+    config = load_config(options.preset, options.override)
+    options.run_dir = options.run_dir or f"runs/{config.name}"
+    return run_config(config, options.run_dir, options.command)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from pipeline.storage.maintenance import require_run
+    from pipeline.storage.store import open_store
+
+    store = open_store(options.run_dir)
+    require_run(store)
+    return run_config(saved_config(store, options.override), options.run_dir, "run")
+
+
+def run_config(config: RunConfig, run_dir: str, command: str) -> int:
+    """Run the stages of a command, after all that can be refused was refused."""
+    from pipeline.envs.registry import check_environment
+    from pipeline.planning import preflight
+    from pipeline.storage.session_notes import check_machine, lease_for
+    from pipeline.storage.sessions import refuse_if_driven
+    from pipeline.storage.store import open_store
+
+    # Everything that can be refused is refused before anything is written.
+    store = open_store(run_dir)
+    check_environment(config)
+    refuse_if_driven(store)
+    _check_same_run(config, store)
+    check_machine(store, exact=config.execution.exact)
+    preflight.check(config, run_dir)
+    logger.info(preflight.describe(config, store.locate()))
+
+    executor = make_executor(config)
+    try:
+        # The stages bring torch with them: after what can be refused without it.
+        from pipeline.reporting.status import achieved
+        from pipeline.run import run_stages
+        from pipeline.stages.table import STAGES, stage_named
+        from pipeline.training.hardware import check_devices
+
+        check_devices(config, executor)
+        text = _annotated(config)
+        with lease_for(config, store, command) as fenced:
+            # Once more: another driver may have begun the run, and ended, since.
+            _check_same_run(config, store)
+            check_machine(store, exact=config.execution.exact, session=fenced.session)
+            fenced.write(CONFIG, text.encode())
+            failpoint("config-written")
+            run_stages(config, fenced, executor, STAGES if command == "run" else [stage_named(command)])
+    finally:
+        executor.close()
+    if command in ("run", "report"):
+        print(achieved(store))
+    return 0
+
+
+def _annotated(config: RunConfig) -> str:
+    """The config as the run keeps it: what ``auto`` comes to depends on the machine.
+
+    Raises:
+        ConfigError: the engine or the precision of rollouts is not to be had here.
+    """
+    from pipeline.config.identity import cpu_kind
+    from pipeline.models.precision import resolved
+
+    precision = resolved(config)["precision"]
+    if precision == config.rollouts.precision:
+        return dump(config)
+    return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n"
+
+
+def _check_same_run(config: RunConfig, store: Store) -> None:
+    from pipeline.config.identity import check_same_run
+
+    if store.exists(CONFIG):
+        check_same_run(saved_config(store), config, store.locate())
+    elif leftovers := [key for key in occupying_keys(store) if not key.startswith(SESSIONS)]:
+        raise ConfigError(
+            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG} is "
+            "not): choose another --run-dir"
+        )

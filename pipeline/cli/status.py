@@ -1,0 +1,27 @@
+"""``world-models status``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import run_dir
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    text = "show where a run is: stages, evolution, time left, who drives it"
+    status = commands.add_parser("status", help=text, description=text)
+    status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    status.set_defaults(perform=_status)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from pipeline.reporting.status import describe_run
+    from pipeline.storage.store import open_store
+
+    print(describe_run(open_store(options.run_dir)))
+    return 0

@@ -1,0 +1,66 @@
+"""``world-models storage check``, ``gc`` and ``copy``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import FORMATTER, positive, run_dir
+from pipeline.storage.saved_config import saved_config
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+
+
+def add_parser(commands: Commands) -> None:
+    """Add the command."""
+    text = "look after the bytes of a run"
+    storage = commands.add_parser("storage", help=text, description=text, formatter_class=FORMATTER)
+    actions = storage.add_subparsers(dest="action", required=True, metavar="ACTION")
+    text = "read everything and verify manifests, records, sizes, checksums and row counts; exit code 1 on damage"
+    check = actions.add_parser("check", help=text, description=text)
+    check.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    text = "remove what no record names and old checkpoints; only says what it would remove unless --delete is given"
+    gc = actions.add_parser("gc", help=text, description=text)
+    gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    gc.add_argument("--delete", action="store_true", help="remove it; takes the run's lease")
+    gc.add_argument(
+        "--keep",
+        type=positive,
+        metavar="N",
+        help="checkpoints to keep a stage, one at least; as the run's config unless told",
+    )
+    text = "copy a run to another place, every byte verified; an interrupted copy goes on"
+    copy = actions.add_parser("copy", help=text, description=text)
+    copy.add_argument("source", metavar="FROM", type=run_dir)
+    copy.add_argument("target", metavar="TO", type=run_dir)
+    storage.set_defaults(perform=_storage)
+
+
+def _storage(options: argparse.Namespace) -> int:
+    from pipeline.storage import maintenance
+    from pipeline.storage.checkpoints import KEEP
+    from pipeline.storage.session_notes import lease_for
+    from pipeline.storage.store import open_store
+
+    if options.action == "copy":
+        source, target = open_store(options.source), open_store(options.target)
+        print(f"{maintenance.copy_run(source, target):,} objects are in {target.locate()}, verified")
+        return 0
+    store = open_store(options.run_dir)
+    if options.action == "check":
+        found = maintenance.check_run(store)
+        print("\n".join(maintenance.check_lines(found, store)))
+        return 1 if found.problems else 0
+    maintenance.require_run(store)
+    config = saved_config(store)
+    by_prefix = {"evolution": config.evolve.keep_checkpoints} if options.keep is None else {}
+    keep = maintenance.kept_checkpoints(by_prefix, options.keep or KEEP)
+    if options.delete:
+        with lease_for(config, store, "storage gc") as fenced:
+            garbage = maintenance.find_garbage(fenced, keep)
+            maintenance.remove_garbage(fenced, garbage)
+    else:
+        garbage = maintenance.find_garbage(store, keep)
+    print("\n".join(maintenance.garbage_lines(garbage, store, deleted=options.delete)))
+    return 0

@@ -1,0 +1,41 @@
+"""How heavy the report's page is for those who load it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.config.presets import load_config
+from pipeline.envs.registry import make_environment
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.models import weights
+from pipeline.models.controller import ControllerShape
+from pipeline.rollouts.film import film
+from pipeline.rollouts.loop import RolloutJob
+from pipeline.rollouts.policies import make_policy
+from pipeline.rollouts.recording import record_episode
+from pipeline.stages import report
+from pipeline.storage.store import LocalStore
+from tests.made_run import make_config, put_data, put_evaluation, put_metrics
+
+
+def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
+    """With a real drive of the preset's length, and real frames in the dream."""
+    tiny = load_config("tiny")
+    vae, mdnrnn = weights.new_vae(tiny), weights.new_mdnrnn(tiny, 3)
+    rng = np.random.default_rng(0)
+    steps = round(50 * tiny.evaluate.film_seconds)
+    parameters = rng.normal(0, 0.1, ControllerShape.of_run(tiny, 3).num_parameters).astype(np.float32)
+    job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
+    made = executor.run(
+        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=report.Resources(), on_update=print
+    )
+    assert made.info["steps"] == steps
+    env = make_environment(tiny.env)
+    policy = make_policy(tiny, env, rng)
+    seen = record_episode(env, policy, episode_id=0, track=1, max_actions=300).frames
+    put_data(local_store, make_config(), [len(seen)] * 6, seen)
+    put_metrics(local_store)
+    put_evaluation(local_store, 6, {"mean": [100.5, 250.25, 300.0]}, video=made.video)
+    report.run(make_config(), local_store, executor)
+    assert len(seen) > 240, "the dream is of the usual length"
+    assert len(local_store.read("report/index.html")) < 2.5e6
