@@ -4,7 +4,7 @@ RUN_DIR ?= runs/tiny
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test stress soak check format bench lock
+.PHONY: help install demo test stress soak check format docs bench lock
 
 help:
 	@echo "make install set up .venv, as all that follow do where need be"
@@ -14,6 +14,7 @@ help:
 	@echo "make soak    kill real runs at random times for a quarter of an hour, and compare what they come to"
 	@echo "make check   ruff, format, types"
 	@echo "make format  let ruff put the format right"
+	@echo "make docs    generate docs/configuration.md from the schema"
 	@echo "make bench   measure speed against references"
 	@echo "make lock    resolve the pins anew"
 
@@ -47,6 +48,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python -m pipeline.config.reference
 
 bench: $(READY)
 	$(BIN)/world-models bench all

@@ -16,6 +16,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.config.consistency import check_consistency
+
 Kind = Literal["identity", "growable", "runtime"]
 
 
@@ -38,7 +40,7 @@ class Section(BaseModel):
 class EnvConfig(Section):
     """The environment, the same in every stage."""
 
-    id: str = Field("CarRacing-v3", description="an environment of pipeline/envs/registry.py, or module:Class")
+    id: str = Field("CarRacing-v3", description="a registered environment (pipeline/envs/registry.py), or module:Class")
     view: Literal["playfield", "full"] = Field(
         "playfield", description="playfield: the frame without the status bar (the paper); full: the whole frame"
     )
@@ -49,8 +51,8 @@ class EnvConfig(Section):
     action_repeat: int = Field(
         1,
         ge=1,
-        description="steps that an action is held for; the agent sees the last one's frame. Lengths of episodes are in "
-        "steps of the environment all the same, but mdnrnn.window is in actions",
+        description="steps that each action is held for; the agent sees the frame of the last one. Episode lengths "
+        "still count environment steps, but mdnrnn.window counts actions",
     )
     domain_randomize: bool = Field(False, description="random colours of road, background and grass, per track")
 
@@ -62,8 +64,8 @@ class EnvConfig(Section):
 class SeedRange(Section):
     """Track seeds ``start <= seed < stop``."""
 
-    start: int = Field(ge=0)
-    stop: int = Field(ge=1, le=2**31)
+    start: int = Field(ge=0, description="first seed")
+    stop: int = Field(ge=1, le=2**31, description="seed after the last one")
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -119,70 +121,74 @@ class CollectConfig(Section):
         description="brownian: a random walk of the action, dt 1/50; white: independent actions; "
         "random-controller: random V, M and C weights each episode, the paper's",
     )
-    episodes: int = Field(10_000, ge=2)
-    episode_steps: int = Field(1000, ge=2, description="an episode is cut after so many steps")
+    episodes: int = Field(10_000, ge=2, description="episodes to collect")
+    episode_steps: int = Field(1000, ge=2, description="maximum steps of a collected episode")
     exploring_starts: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the episodes that begin anywhere on the road, at a random offset, heading and speed",
+        description="fraction of episodes that begin anywhere on the road, at a random offset, heading and speed",
     )
-    episodes_per_shard: int = Field(10, ge=1)
+    episodes_per_shard: int = Field(10, ge=1, description="episodes in one Parquet file")
 
 
 class VaeConfig(Section):
     """Stage 2: the VAE (V). Paper section A.2; learning rate, batch and tolerance from its code."""
 
-    z_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    batch_size: int = Field(100, ge=1)
-    epochs: int = Field(10, ge=1)
+    z_size: int = Field(32, ge=1, description="latent dimensions")
+    learning_rate: float = Field(1e-4, gt=0, description="step size of Adam")
+    batch_size: int = Field(100, ge=1, description="frames in a training step")
+    epochs: int = Field(10, ge=1, description="passes over the frames, at most")
     kl_tolerance: float = Field(0.5, ge=0, description="free bits: nats per latent dimension below which KL is free")
-    validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="share of the episodes held out")
-    max_validation_frames: int = Field(10_000, ge=1)
+    validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
+    max_validation_frames: int = Field(10_000, ge=1, description="maximum held-out frames that are evaluated")
     shuffle_frames: int = Field(50_000, ge=1, description="frames in memory at a time, shuffled among themselves")
     patience: int | None = Field(None, ge=1, description="epochs without a better held-out loss before stopping early")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is native")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     threads: int = Field(2, ge=1, description="CPU threads; an identity key, because their number changes bits")
-    log_every_steps: int = runtime(20, ge=1)
-    checkpoint_every_s: float = runtime(60.0, gt=0)
+    log_every_steps: int = runtime(20, ge=1, description="training steps from one logged loss to the next")
+    checkpoint_every_s: float = runtime(60.0, gt=0, description="seconds from one checkpoint to the next")
 
 
 class EncodeConfig(Section):
     """Stage 3: frames to latents."""
 
-    batch_size: int = Field(64, ge=1, description="an identity key: a row's bits depend on the batch size")
+    batch_size: int = Field(64, ge=1, description="frames in a batch; an identity key, because it changes bits")
 
 
 class MdnRnnConfig(Section):
     """Stage 4: the MDN-RNN (M). Paper section A.3."""
 
     init: Literal["trained", "random"] = Field(
-        "trained", description="random: left as initialised, the published ablation"
+        "trained", description="random: keep the initial weights (a published ablation)"
     )
-    hidden_size: int = Field(256, ge=1)
-    mixtures: int = Field(5, ge=1)
+    hidden_size: int = Field(256, ge=1, description="units of the LSTM")
+    mixtures: int = Field(5, ge=1, description="Gaussians in a mixture")
     mixture: Literal["factored", "joint"] = Field(
         "factored", description="factored: a mixture per latent dimension (the paper); joint: one over the whole z"
     )
-    log_sigma_min: float = Field(-7.0, description="lower bound of log sigma, so that the likelihood is bounded")
-    log_sigma_max: float = Field(7.0)
+    log_sigma_min: float = Field(-7.0, description="lower bound of log sigma, which bounds the likelihood")
+    log_sigma_max: float = Field(7.0, description="upper bound of log sigma")
     window: int = Field(999, ge=2, description="steps in a training window")
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(100, ge=1)
-    epochs: int = Field(20, ge=1)
+    learning_rate: float = Field(1e-3, gt=0, description="step size of Adam")
+    batch_size: int = Field(100, ge=1, description="windows in a training step")
+    epochs: int = Field(20, ge=1, description="passes over the latents, at most")
     gradient_clip: float = Field(1.0, gt=0, description="each gradient element is clipped to +- this (the paper)")
-    reward_weight: float = Field(0.0, ge=0, description="0: no reward head")
-    done_weight: float = Field(0.0, ge=0, description="0: no done head; the paper's Doom model weighs it 10")
-    validation_fraction: float = Field(0.05, gt=0, lt=0.9)
+    reward_weight: float = Field(0.0, ge=0, description="weight of the loss of rewards; 0: no reward head")
+    done_weight: float = Field(
+        0.0, ge=0, description="weight of the loss of ends; 0: no done head (the paper's Doom model: 10)"
+    )
+    validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
     shuffle_frames: int = Field(200_000, ge=1, description="latents in memory at a time, shuffled in windows")
-    patience: int | None = Field(None, ge=1)
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the LSTM; the heads are float32")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(2, ge=1)
-    log_every_steps: int = runtime(20, ge=1)
-    checkpoint_every_s: float = runtime(60.0, gt=0)
+    patience: int | None = Field(None, ge=1, description="as in vae")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of the LSTM; the heads are float32"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    threads: int = Field(2, ge=1, description="CPU threads; an identity key, because their number changes bits")
+    log_every_steps: int = runtime(20, ge=1, description="training steps from one logged loss to the next")
+    checkpoint_every_s: float = runtime(60.0, gt=0, description="seconds from one checkpoint to the next")
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
@@ -194,19 +200,23 @@ class MdnRnnConfig(Section):
 class ControllerConfig(Section):
     """The controller (C). Paper section A.4: tanh(W [z, h] + b)."""
 
-    features: Literal["z", "zh", "zch"] = "zh"
-    hidden_size: int = Field(0, ge=0, description="0: linear; otherwise one tanh layer of so many units")
-    bias: bool = True
-    z: Literal["sample", "mu"] = Field("sample", description="what the controller sees of the encoding")
+    features: Literal["z", "zh", "zch"] = Field("zh", description="inputs: z of V, h and c of M")
+    hidden_size: int = Field(0, ge=0, description="units of a hidden tanh layer; 0: linear (the paper)")
+    bias: bool = Field(True, description="whether layers have biases")
+    z: Literal["sample", "mu"] = Field(
+        "sample", description="latent that the controller sees: a sample, or the mean mu"
+    )
 
 
 class RolloutsConfig(Section):
     """How a worker drives: several environments in lockstep, the networks in micro-batches of one fixed size."""
 
-    micro_batch: int = Field(4, ge=1, le=256, description="an identity key: a row's bits depend on the batch size")
-    engine: Literal["openvino", "torch"] = Field("openvino", description="what computes the networks while driving")
+    micro_batch: int = Field(4, ge=1, le=256, description="rows in a forward pass; an identity key: it changes bits")
+    engine: Literal["openvino", "torch"] = Field(
+        "openvino", description="library that computes the networks in rollouts"
+    )
     precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="of V's encoder while driving and encoding; auto: the fastest that is native"
+        "auto", description="number format of V's encoder in rollouts and encoding; auto: the fastest native one"
     )
     lanes: int = runtime(8, ge=1, description="environments that one worker steps in lockstep")
 
@@ -228,32 +238,34 @@ class SigmaFrom(Section):
 class EvolveConfig(Section):
     """Stage 5: CMA-ES over controllers."""
 
-    population_size: int = Field(64, ge=3, description="of two, CMA-ES cannot learn")
+    population_size: int = Field(64, ge=3, description="candidates in a generation; CMA-ES needs three")
     episodes: int = Field(16, ge=1, description="episodes per candidate; fitness is their mean return")
     episodes_from: list[EpisodesFrom] = Field(
-        [], description="episodes per candidate later on: more, once candidates differ by rare failures"
+        [], description="episodes per candidate from later generations on: {generation, episodes}"
     )
-    sigma: float = Field(0.1, ge=1e-12, le=1e6, description="beyond, all candidates act alike")
+    sigma: float = Field(0.1, ge=1e-12, le=1e6, description="initial step size of CMA-ES")
     sigma_from: list[SigmaFrom] = Field(
         [],
-        description="set later on: with many parameters CMA-ES is slow to see that its steps are too long",
+        description="step size set before later generations: {generation, sigma}; CMA-ES adapts it slowly",
     )
-    generations: int = growable(1800, ge=1)
-    target_return: float | None = growable(None, description="stop once a validation mean reaches it")
-    episode_steps: int | None = Field(None, ge=2, description="cut training episodes after so many steps")
-    stall_steps: int | None = Field(None, ge=1, description="cut training episodes after so many steps without reward")
-    common_tracks: bool = Field(True, description="all candidates of a generation drive the same tracks")
+    generations: int = growable(1800, ge=1, description="generations to evolve")
+    target_return: float | None = growable(None, description="stop once a validation mean reaches it; null: never")
+    episode_steps: int | None = Field(None, ge=2, description="maximum steps of a training episode; null: whole ones")
+    stall_steps: int | None = Field(None, ge=1, description="steps without reward that end a training episode")
+    common_tracks: bool = Field(True, description="whether all candidates of a generation get the same tracks")
     replayed_tracks: int = Field(
-        0, ge=0, description="of a candidate's episodes, so many on tracks met before, the hardest the likeliest"
+        0, ge=0, description="episodes of a candidate that are on earlier tracks, harder ones more often"
     )
-    replay_window: int = Field(16, ge=1, description="tracks of so many last generations can be met again")
+    replay_window: int = Field(16, ge=1, description="generations whose tracks can be replayed")
     average_means: int = Field(
-        1, ge=1, description="what is validated is the average of so many last CMA means: less noise than one mean"
+        1, ge=1, description="last CMA means whose average is validated: less noise than one mean"
     )
-    validate_every: int = Field(25, ge=1)
-    validation_episodes: int = Field(100, ge=1)
-    max_seconds: float | None = runtime(None, gt=0, description="ends the session, not the run")
-    keep_checkpoints: int = runtime(3, ge=2)
+    validate_every: int = Field(25, ge=1, description="generations from one validation to the next")
+    validation_episodes: int = Field(100, ge=1, description="episodes of a validation")
+    max_seconds: float | None = runtime(
+        None, gt=0, description="seconds after which the session ends (exit code 3); resume later"
+    )
+    keep_checkpoints: int = runtime(3, ge=2, description="checkpoints to keep")
 
     @field_validator("episodes_from", "sigma_from")
     @classmethod
@@ -280,40 +292,44 @@ class EvolveConfig(Section):
 class EvaluateConfig(Section):
     """Stage 6: test tracks, never selected on, with Gymnasium's own rendering."""
 
-    episodes: int = growable(100, ge=1)
+    episodes: int = growable(100, ge=1, description="test episodes of each controller")
     controllers: Literal["both", "best", "mean"] = Field(
-        "both", description="best: the one that validated best; mean: the last generation's"
+        "both", description="best: the best on validation; mean: the last CMA mean"
     )
-    rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for these drives")
-    film_seconds: float = Field(20.0, gt=0, description="length of the drive shown, at most")
+    rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for test episodes")
+    film_seconds: float = Field(20.0, gt=0, description="maximum length of the film of a drive")
 
 
 class ExecutionConfig(Section):
     """Where it runs. No result depends on it."""
 
-    executor: Literal["ray", "in-process"] = runtime("ray")
-    ray_address: str | None = runtime(None, description="null: a local Ray of its own, or the cluster of RAY_ADDRESS")
+    executor: Literal["ray", "in-process"] = runtime("ray", description="in-process: everything in one process")
+    ray_address: str | None = runtime(None, description="cluster to join; null: RAY_ADDRESS, or else a local Ray")
     workers: int | None = runtime(
-        None, ge=1, description="null: one per core of this machine; on a cluster, as many as there is work for"
+        None, ge=1, description="workers; null: one per core of this machine, on a cluster as many as the work needs"
     )
     workers_on: list[Literal["head", "gpu-nodes"]] = runtime(
-        [], description="nodes that workers may use besides the others; the head is used where it is all there is"
+        [], description="nodes that workers may also use; the head is used if it is the only node"
     )
-    max_attempts: int = runtime(3, ge=1, description="times a job is tried: it may raise, its worker may die or hang")
+    max_attempts: int = runtime(3, ge=1, description="attempts of a job that raises, or whose worker dies or hangs")
     timeout_s: float = runtime(
         900.0,
         gt=0,
-        description="a worker that gives no sign of life for so long is given up, and its work is done elsewhere",
+        description="seconds without a sign of life after which a worker is killed and its jobs are requeued",
     )
-    niceness: int = runtime(0, ge=0, le=19, description="of a local Ray's workers; a cluster's: RAY_worker_niceness")
+    niceness: int = runtime(
+        0, ge=0, le=19, description="nice value of a local Ray's workers; on a cluster: RAY_worker_niceness"
+    )
     exact: bool = runtime(True, description="refuse to mix kinds of CPU within a run; false: accept and record it")
 
 
 class StorageConfig(Section):
     """The run directory. No result depends on it; credentials and endpoints come from the environment alone."""
 
-    heartbeat_s: float = runtime(5.0, gt=0, description="a driver gives a sign of life so often")
-    lease_expiry_s: float = runtime(60.0, gt=0, description="a silent driver is succeeded after so long")
+    heartbeat_s: float = runtime(5.0, gt=0, description="seconds from one heartbeat of the driver to the next")
+    lease_expiry_s: float = runtime(
+        60.0, gt=0, description="seconds of silence after which another driver may take over"
+    )
 
     @model_validator(mode="after")
     def _expiry_beyond_heartbeats(self) -> Self:
@@ -328,8 +344,8 @@ class StorageConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = runtime("run", pattern=r"^[^/.][^/]*$", description="by default that of the YAML file")
-    seed: int = Field(1, ge=0, lt=2**63)
+    name: str = runtime("run", pattern=r"^[^/.][^/]*$", description="name of the run (default: that of the YAML file)")
+    seed: int = Field(1, ge=0, lt=2**63, description="seed of everything random")
     env: EnvConfig = EnvConfig()
     tracks: TracksConfig = TracksConfig()
     collect: CollectConfig = CollectConfig()
@@ -344,57 +360,6 @@ class RunConfig(Section):
     storage: StorageConfig = StorageConfig()
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        longest = self.env.actions_in(self.collect.episode_steps)
-        if self.collect.episode_steps > self.env.max_episode_steps:
-            raise ValueError(
-                f"collect.episode_steps {self.collect.episode_steps} is above env.max_episode_steps "
-                f"{self.env.max_episode_steps}: no episode is that long"
-            )
-        if self.mdnrnn.window > longest:
-            raise ValueError(
-                f"mdnrnn.window {self.mdnrnn.window} is longer than any episode (collect.episode_steps "
-                f"{self.collect.episode_steps}, env.action_repeat {self.env.action_repeat}): "
-                f"choose a window of at most {longest}"
-            )
-        if self.evolve.episode_steps is not None and self.evolve.episode_steps > self.env.max_episode_steps:
-            raise ValueError(
-                f"evolve.episode_steps {self.evolve.episode_steps} is above env.max_episode_steps "
-                f"{self.env.max_episode_steps}: no episode is that long"
-            )
-        fewest = min([self.evolve.episodes, *(change.episodes for change in self.evolve.episodes_from)])
-        if self.evolve.replayed_tracks >= fewest:
-            raise ValueError(
-                f"evolve.replayed_tracks {self.evolve.replayed_tracks} of {fewest} episodes per candidate leave no "
-                "new track: choose fewer, or more episodes"
-            )
-        if self.evolve.replayed_tracks and not self.evolve.common_tracks:
-            raise ValueError(
-                "evolve.replayed_tracks needs evolve.common_tracks: a track's difficulty is how the whole population "
-                "did on it"
-            )
-        for stage, episodes, tracks, key in (
-            ("evaluate.episodes", self.evaluate.episodes, self.tracks.test, "tracks.test"),
-            (
-                "evolve.validation_episodes",
-                self.evolve.validation_episodes,
-                self.tracks.validation,
-                "tracks.validation",
-            ),
-            ("collect.episodes", self.collect.episodes, self.tracks.training, "tracks.training"),
-        ):
-            if episodes > tracks.size:
-                raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
-        held_out = round(self.collect.episodes * self.vae.validation_fraction)
-        if not 0 < held_out < self.collect.episodes:
-            raise ValueError(
-                f"vae.validation_fraction {self.vae.validation_fraction} of collect.episodes {self.collect.episodes} "
-                f"holds out {held_out} episodes: at least one must be held out and one be left to train on"
-            )
-        held_out = round(self.collect.episodes * self.mdnrnn.validation_fraction)
-        if not 0 < held_out < self.collect.episodes:
-            raise ValueError(
-                f"mdnrnn.validation_fraction {self.mdnrnn.validation_fraction} of collect.episodes "
-                f"{self.collect.episodes} holds out {held_out} episodes: at least one must be held out and one be left"
-            )
+    def _consistent(self) -> Self:
+        check_consistency(self)
         return self

@@ -1,0 +1,68 @@
+"""Combinations of keys that no run can have, across the sections of a config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import RunConfig
+
+
+def check_consistency(config: RunConfig) -> None:
+    """Refuse a config whose keys contradict each other.
+
+    Raises:
+        ValueError: Two or more keys cannot hold together; names them, their values, and a way out.
+    """
+    longest = config.env.actions_in(config.collect.episode_steps)
+    if config.collect.episode_steps > config.env.max_episode_steps:
+        raise ValueError(
+            f"collect.episode_steps {config.collect.episode_steps} is above env.max_episode_steps "
+            f"{config.env.max_episode_steps}: no episode is that long"
+        )
+    if config.mdnrnn.window > longest:
+        raise ValueError(
+            f"mdnrnn.window {config.mdnrnn.window} is longer than any episode (collect.episode_steps "
+            f"{config.collect.episode_steps}, env.action_repeat {config.env.action_repeat}): "
+            f"choose a window of at most {longest}"
+        )
+    if config.evolve.episode_steps is not None and config.evolve.episode_steps > config.env.max_episode_steps:
+        raise ValueError(
+            f"evolve.episode_steps {config.evolve.episode_steps} is above env.max_episode_steps "
+            f"{config.env.max_episode_steps}: no episode is that long"
+        )
+    fewest = min([config.evolve.episodes, *(change.episodes for change in config.evolve.episodes_from)])
+    if config.evolve.replayed_tracks >= fewest:
+        raise ValueError(
+            f"evolve.replayed_tracks {config.evolve.replayed_tracks} of {fewest} episodes per candidate leave no "
+            "new track: choose fewer, or more episodes"
+        )
+    if config.evolve.replayed_tracks and not config.evolve.common_tracks:
+        raise ValueError(
+            "evolve.replayed_tracks needs evolve.common_tracks: a track's difficulty is how the whole population "
+            "did on it"
+        )
+    for stage, episodes, tracks, key in (
+        ("evaluate.episodes", config.evaluate.episodes, config.tracks.test, "tracks.test"),
+        (
+            "evolve.validation_episodes",
+            config.evolve.validation_episodes,
+            config.tracks.validation,
+            "tracks.validation",
+        ),
+        ("collect.episodes", config.collect.episodes, config.tracks.training, "tracks.training"),
+    ):
+        if episodes > tracks.size:
+            raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
+    held_out = round(config.collect.episodes * config.vae.validation_fraction)
+    if not 0 < held_out < config.collect.episodes:
+        raise ValueError(
+            f"vae.validation_fraction {config.vae.validation_fraction} of collect.episodes {config.collect.episodes} "
+            f"holds out {held_out} episodes: at least one must be held out and one be left to train on"
+        )
+    held_out = round(config.collect.episodes * config.mdnrnn.validation_fraction)
+    if not 0 < held_out < config.collect.episodes:
+        raise ValueError(
+            f"mdnrnn.validation_fraction {config.mdnrnn.validation_fraction} of collect.episodes "
+            f"{config.collect.episodes} holds out {held_out} episodes: at least one must be held out and one be left"
+        )
