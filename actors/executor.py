@@ -23,7 +23,7 @@ from actors.telemetry import Telemetry
 from actors.worker import not_to_be_retried
 from pipeline.base.errors import ConfigError, EpisodeError, JobError
 from pipeline.base.machine import num_cores
-from pipeline.base.progress import Figures, Update
+from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import RunConfig
 from pipeline.execution.jobs import cause_of, gave_up
 from pipeline.execution.protocol import Pool, Resources, Worker
@@ -167,9 +167,9 @@ class RayExecutor:
         finally:
             pool.close()
 
-    def publish(self, stage: str, figures: Figures) -> None:
+    def publish(self, stage: str, metrics: Metrics) -> None:
         """See ``pipeline.execution.protocol.Executor.publish``."""
-        self._telemetry.publish(stage, figures)
+        self._telemetry.publish(stage, metrics)
 
     def _is_of_a_lost_node(self, error: Exception, lost: TaskTry) -> bool:
         """Whether a task's machine was taken away: not its own fault."""

@@ -1,4 +1,4 @@
-"""A run's figures as metrics of Ray, which every node serves to Prometheus; ``cluster/grafana`` shows them.
+"""A run's metrics as metrics of Ray, which every node serves to Prometheus; ``cluster/grafana`` shows them.
 
 There a gauge is called ``ray_world_models_NAME``, a counter ``ray_world_models_NAME_total``. A counter begins at 0 with
 each driver, and is not there before it has counted anything: Ray takes no zeros.
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.base.progress import Counted, Figures, Measured
+from pipeline.base.progress import Counted, Measured, Metrics
 
 # With the tags `run` and `stage`.
 OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
@@ -53,10 +53,10 @@ class Telemetry:
             for name, (kind, what) in OF_WORKERS.items()
         }
 
-    def publish(self, stage: str, figures: Figures) -> None:
+    def publish(self, stage: str, metrics: Metrics) -> None:
         """See ``pipeline.execution.protocol.Executor.publish``."""
         tags = {"stage": stage}
-        for name, value in figures.items():
+        for name, value in metrics.items():
             metric = self._of_stages[name]
             if isinstance(metric, Gauge):
                 metric.set(value, tags)

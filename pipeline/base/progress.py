@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, plain lines in a log, figures for whoever watches from outside."""
+"""Progress of long steps: a bar on a terminal, plain lines in a log, metrics for whoever watches from outside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Measured = Literal[
     "loss",
     "held_out_loss",
 ]
-Figures = Mapping[Counted | Measured, float]
+Metrics = Mapping[Counted | Measured, float]
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class Update:
     Attributes:
         done: units finished.
         total: units in all.
-        shown: figures to show beside, name to value.
+        shown: metrics to show beside, name to value.
         restored: units of ``done`` that an earlier session had finished; no part of the rate.
-        figures: for those who watch from outside.
+        metrics: for those who watch from outside.
     """
 
     done: int
     total: int
     shown: Mapping[str, Any] = field(default_factory=dict)
     restored: int = 0
-    figures: Figures = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
 
 
 class Progress:
@@ -54,10 +54,10 @@ class Progress:
     Args:
         title: what is going on: the stage's name, where it is a stage.
         unit: what is counted, for example ``"frame"``.
-        publish: where figures go; see ``pipeline.execution.protocol.Executor.publish``.
+        publish: where metrics go; see ``pipeline.execution.protocol.Executor.publish``.
     """
 
-    def __init__(self, title: str, unit: str, publish: Callable[[str, Figures], None] | None = None) -> None:
+    def __init__(self, title: str, unit: str, publish: Callable[[str, Metrics], None] | None = None) -> None:
         self.title = title
         self.unit = unit
         self._publish = publish
@@ -83,7 +83,7 @@ class Progress:
         """Show an update; cheap enough for every result."""
         self._last = update
         if self._publish is not None:
-            self._publish(self.title, {"progress_ratio": update.done / update.total, **update.figures})
+            self._publish(self.title, {"progress_ratio": update.done / update.total, **update.metrics})
         if self._terminal:
             if self._bar is None:
                 self._bar = tqdm(

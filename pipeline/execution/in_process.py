@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
-from pipeline.base.progress import Figures, Update
+from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.execution.jobs import JobQueue, cause_of, gave_up
 from pipeline.execution.protocol import Pool, Resources, Worker
@@ -61,7 +61,7 @@ class InProcessExecutor:
         with num_threads(1):
             yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
 
-    def publish(self, stage: str, figures: Figures) -> None:
+    def publish(self, stage: str, metrics: Metrics) -> None:
         """There is no cluster to watch."""
 
     def close(self) -> None:

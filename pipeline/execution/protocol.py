@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from pipeline.base.progress import Figures, Update
+from pipeline.base.progress import Metrics, Update
 
 Result = TypeVar("Result")
 
@@ -96,8 +96,8 @@ class Executor(Protocol):
             worthwhile: for how many jobs a cluster that can grow should bring one more worker.
         """
 
-    def publish(self, stage: str, figures: Figures) -> None:
-        """Figures of a stage, for whoever watches the cluster; cheap enough for every result."""
+    def publish(self, stage: str, metrics: Metrics) -> None:
+        """Metrics of a stage, for whoever watches the cluster; cheap enough for every result."""
 
     def close(self) -> None:
         """End what this executor started."""

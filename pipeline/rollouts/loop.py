@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import EpisodeError
-from pipeline.base.progress import Figures
+from pipeline.base.progress import Metrics
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.environment import Environment
@@ -75,7 +75,7 @@ class RolloutResult:
     truncated: bool
 
     @property
-    def figures(self) -> Figures:
+    def metrics(self) -> Metrics:
         """See ``pipeline.base.progress``."""
         return {"episodes": 1, "env_steps": self.steps}
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base import seeding
-from pipeline.base.progress import Figures, Progress, Update
+from pipeline.base.progress import Metrics, Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import ROLLOUTS, shard_name
 from pipeline.data.shards import episodes_to_bytes
@@ -120,8 +120,8 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     driven = repeat * record.rows
                     steps += driven
                     metrics.log(done, _metrics(steps, record))
-                    figures: Figures = {"episodes": episodes, "env_steps": driven}
-                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, figures=figures))
+                    driven_now: Metrics = {"episodes": episodes, "env_steps": driven}
+                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, metrics=driven_now))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
     return {"env_steps": steps, "env_steps_this_session": steps - restored}
 

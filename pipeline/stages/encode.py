@@ -92,6 +92,6 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})
-                    show(Update(done, total, restored=restored, figures={"encoded_frames": record.rows}))
+                    show(Update(done, total, restored=restored, metrics={"encoded_frames": record.rows}))
     require_records(store, PREFIX, frames.keys())
     return {"frames": total, **resolved(config)}

@@ -196,7 +196,7 @@ def _drive(
             mean = fmean(returns)
             metrics.log(len(returns), {"mean_return": mean})
             shown = {"mean return": f"{mean:.1f}"}
-            show(Update(len(returns), len(wanted), shown, restored=restored, figures=result.figures))
+            show(Update(len(returns), len(wanted), shown, restored=restored, metrics=result.metrics))
             if time.monotonic() - saved >= _SAVE_EVERY_S:
                 save()
 

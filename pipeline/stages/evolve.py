@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from pipeline.base import seeding
 from pipeline.base.errors import SessionEnded
 from pipeline.base.failpoints import failpoint
-from pipeline.base.progress import Figures, Progress, Update
+from pipeline.base.progress import Metrics, Progress, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, mdnrnn_weights, vae_weights
@@ -115,7 +115,7 @@ def _evolve(
     pool: Pool,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
-    publish: Callable[[str, Figures], None],
+    publish: Callable[[str, Metrics], None],
 ) -> None:
     session_began = time.monotonic()
     total = _episodes_until(config, config.evolve.generations)
@@ -127,7 +127,7 @@ def _evolve(
         def tick(result: RolloutResult) -> None:
             nonlocal done
             done += 1
-            show(Update(done, total, shown, restored=restored, figures=result.figures))
+            show(Update(done, total, shown, restored=restored, metrics=result.metrics))
 
         while _ended(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
@@ -141,7 +141,7 @@ def _evolve(
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
-            show(Update(done, total, shown, restored=restored, figures=_figures(row)))
+            show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _ended(config, state) is None:
                 raise SessionEnded(
@@ -253,14 +253,14 @@ def _metrics_row(row: Generation) -> dict[str, Any]:
     return {"step": values.pop("generation"), **values}
 
 
-def _figures(row: Generation) -> Figures:
-    figures: Figures = {
+def _metrics_of(row: Generation) -> Metrics:
+    metrics: Metrics = {
         "generation": row.generation,
         "fitness_mean": row.fitness_mean,
         "fitness_max": row.fitness_max,
         "sigma": row.sigma,
     }
-    return figures if row.validation_mean is None else {**figures, "validation_mean": row.validation_mean}
+    return metrics if row.validation_mean is None else {**metrics, "validation_mean": row.validation_mean}
 
 
 def _commit(store: Store, state: EvolutionState, description: Description) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import ConfigError, TrainingError
-from pipeline.base.progress import Figures, Update
+from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import MdnRnnConfig, VaeConfig
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.metrics import MetricsLog, Row
@@ -123,9 +123,9 @@ class Fit(Generic[Batch]):
         totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
         while not state.finished:
             for batch in self._stream.batches(state.epoch, skip=state.step_in_epoch):
-                shown, figures = self._train_step(batch)
+                shown, metrics = self._train_step(batch)
                 if state.step % schedule.log_every_steps == 0:
-                    yield self._update(sum(totals), shown, figures)
+                    yield self._update(sum(totals), shown, metrics)
                 if time.monotonic() - self._saved >= schedule.checkpoint_every_s:
                     self._save()
             yield self._update(sum(totals), *self._end_epoch())
@@ -133,7 +133,7 @@ class Fit(Generic[Batch]):
         self._objective.module.load_state_dict(state.best_weights)
         return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch + 1, "loss": state.best_loss}
 
-    def _train_step(self, batch: Batch) -> tuple[dict[str, str], Figures]:
+    def _train_step(self, batch: Batch) -> tuple[dict[str, str], Metrics]:
         state, objective = self._state, self._objective
         objective.module.train()
         losses = objective.losses(batch, state.step)
@@ -150,7 +150,7 @@ class Fit(Generic[Batch]):
         self._metrics.log(state.step, values)
         return {"epoch": str(state.epoch + 1), "loss": f"{values['loss']:.4g}"}, {"loss": values["loss"]}
 
-    def _end_epoch(self) -> tuple[dict[str, str], Figures]:
+    def _end_epoch(self) -> tuple[dict[str, str], Metrics]:
         state, schedule = self._state, self._schedule
         held_out = self._held_out_losses()
         self._require_finite(held_out, "held-out")
@@ -186,9 +186,9 @@ class Fit(Generic[Batch]):
                 "rate, or train in float32, in a new --run-dir."
             )
 
-    def _update(self, total: int, shown: Mapping[str, str], figures: Figures) -> Update:
+    def _update(self, total: int, shown: Mapping[str, str], metrics: Metrics) -> Update:
         done = total if self._state.finished else self._state.step
-        return Update(done, total, shown, restored=self._restored_step, figures=figures)
+        return Update(done, total, shown, restored=self._restored_step, metrics=metrics)
 
     def _save(self) -> None:
         state = self._state
