@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself, once: again only when the lock or pyproject.toml changes.
+# Each target creates .venv if needed, and again only when the lock or pyproject.toml changes.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 RUN_DIR ?= runs/tiny
 BIN := .venv/bin
@@ -7,16 +7,16 @@ READY := .venv/.ready
 .PHONY: help install demo test stress soak check format docs bench lock
 
 help:
-	@echo "make install set up .venv, as all that follow do where need be"
-	@echo "make demo    the whole pipeline on real CarRacing, tiny, in about 5 minutes; RUN_DIR=$(RUN_DIR)"
-	@echo "make test    all tests; T=tests/unit/test_search.py, or anything else that pytest takes, for some of them"
-	@echo "make stress  tests of Ray, processes and storage three times in random order, beside busy processes"
-	@echo "make soak    kill real runs at random times for a quarter of an hour, and compare what they come to"
-	@echo "make check   ruff, format, types"
-	@echo "make format  let ruff put the format right"
+	@echo "make install create .venv (all targets below do so if needed)"
+	@echo "make demo    run the preset tiny on real CarRacing in about 5 minutes; RUN_DIR=$(RUN_DIR)"
+	@echo "make test    run all tests, or some: T=tests/unit/test_search.py, or any other arguments of pytest"
+	@echo "make stress  run tests of Ray, processes and storage three times in random order, next to busy processes"
+	@echo "make soak    kill real runs at random times for 15 minutes, and compare their results"
+	@echo "make check   check lint, format, types and spelling"
+	@echo "make format  fix lint and format with ruff"
 	@echo "make docs    generate docs/configuration.md from the schema"
 	@echo "make bench   measure speed against references"
-	@echo "make lock    resolve the pins anew"
+	@echo "make lock    update the pinned versions in requirements.lock"
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -44,6 +44,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -55,7 +56,7 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/world-models bench all
 
-# torch stays where it is pinned, and without the suffix of a local build: the bare version serves every platform.
+# torch keeps its pinned version, without the suffix of a local build: the bare version works on every platform.
 lock: $(READY)
 	$(BIN)/pip install --quiet pip-tools
 	$(BIN)/pip-compile --quiet --upgrade -P torch==2.13.0 --extra dev --strip-extras --allow-unsafe \

@@ -1,1 +1,1 @@
-"""The only package that imports Ray's core: thin remote shells around the pipeline's plain classes."""
+"""The only package that imports Ray's core: thin remote wrappers around the pipeline's plain classes."""

@@ -1,4 +1,4 @@
-"""Ray's own ``ActorPool`` as a plain loop over it is: what ``bench fanout`` holds the production pool against."""
+"""A plain loop over Ray's own ``ActorPool``: the baseline of the production pool in ``bench fanout``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from pipeline.execution.protocol import Worker
 def actor_pool(
     factory: Callable[[], Worker], first_jobs: Sequence[Any]
 ) -> Iterator[Callable[[Sequence[Any]], Iterable[Any]]]:
-    """Workers of one CPU each, up and each through its first job; a function that maps jobs over them.
+    """Start workers of one CPU each, and run the first job of each.
 
-    An actor is given its next job when it has given its result, as Ray's documentation shows it.
+    An actor gets its next job when it has returned its result, as in Ray's documentation.
 
     Args:
-        factory: makes a worker.
-        first_jobs: one for each worker.
+        factory: Function that makes a worker.
+        first_jobs: First job of each worker.
+
+    Yields:
+        A function that maps jobs over the workers.
     """
 
     class Plain:

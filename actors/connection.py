@@ -1,4 +1,4 @@
-"""How a driver comes to a Ray: by joining a cluster that is named, or by starting a local one for its run alone."""
+"""Connection of a driver to Ray: joining a named cluster, or starting a local Ray for one run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pipeline.execution.cluster import cluster_address
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_S = 10.0  # for a head that is named; one that has just been started may need a moment
+_ANSWER_S = 10.0  # for a named head, which may need a moment after its start
 _TRY_S = 3.0
-_SLOW_S = 15.0  # after which a local Ray takes longer than it should
+_SLOW_S = 15.0  # after which the start of a local Ray counts as slow
 
-# What begins HTTP/2, which Ray's control service speaks: the preface, and settings without any setting.
+# Start of an HTTP/2 connection to Ray's control service: the preface, and an empty settings frame.
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _SETTINGS = 4
 
@@ -38,10 +38,10 @@ _PRIVATE = b"world-models/private-to-process"
 
 
 class _OurSourcesFirst(JobConfig):  # type: ignore[misc]
-    """Has Ray's workers import what this driver imported.
+    """Makes Ray's workers import the same packages as this driver.
 
-    Ray puts the folder in which the command is called first on their path: a package of it that is called `pipeline`,
-    too, would be taken for ours. Of these folders the last comes first.
+    Ray puts the current folder of the command first on the path of its workers, so that they would import any package
+    of that folder with the name `pipeline`. Of the folders that Ray adds, the last comes first.
     """
 
     def _get_proto_job_config(self) -> Any:
@@ -53,11 +53,14 @@ class _OurSourcesFirst(JobConfig):  # type: ignore[misc]
 
 
 def connect(config: RunConfig) -> bool:
-    """Join the cluster that the config or the environment names, or start a local Ray; whether it is a local one.
+    """Join the cluster that the config or the environment names, or start a local Ray.
+
+    Returns:
+        Whether Ray is local.
 
     Raises:
-        ConfigError: the address is none of a cluster that can be joined.
-        ClusterError: no local Ray comes up.
+        ConfigError: The cluster at the address cannot be joined.
+        ClusterError: No local Ray starts.
     """
     address = cluster_address(config.execution)
     with sigterm_left_alone():
@@ -71,15 +74,15 @@ def connect(config: RunConfig) -> bool:
 def _join(address: str) -> None:
     if "://" in address:
         raise ConfigError(
-            f"{address} is the address of a job server or of Ray's client, and a driver joins a cluster by HOST:PORT "
-            "(that of `ray start --head`, by default port 6379). To run as a job of it: world-models submit --address"
+            f"{address} is the address of a job server or of Ray's client. A driver joins a cluster by HOST:PORT (the "
+            "address of `ray start --head`, default port 6379). To run as a job: world-models submit --address"
         )
     try:
         place = services.canonicalize_bootstrap_address_or_die(address)
         host, _, port = place.rpartition(":")
         why = _why_not(host.strip("[]"), int(port))
         if why is None:
-            # Of "auto" Ray looks for a token by itself.
+            # With "auto", Ray looks for a token by itself.
             ray.init(
                 address="auto" if address == "auto" else place,
                 logging_level=logging.WARNING,
@@ -87,7 +90,7 @@ def _join(address: str) -> None:
             )
     except (ConnectionError, ValueError, OSError) as error:
         why = str(error).rstrip(".")
-    except (RuntimeError, RayError) as error:  # another version of Ray or Python, a token that it does not take
+    except (RuntimeError, RayError) as error:  # another version of Ray or Python, or a token that the cluster refuses
         ray.shutdown()
         raise ConfigError(f"the Ray cluster at {address} cannot be joined: {error}") from error
     if why is not None:
@@ -99,18 +102,18 @@ def _join(address: str) -> None:
     if owner is not None:
         ray.shutdown()
         raise ConfigError(
-            f"the Ray at {address} is the private one of another run (process {owner.decode()}), and ends with it: "
-            f"name a cluster, or {_LOCAL}"
+            f"the Ray at {address} is the private one of another run (process {owner.decode()}) and ends with it. "
+            f"Name a cluster, or {_LOCAL}"
         )
 
 
 def _why_not(host: str, port: int) -> str | None:
-    """Why a place cannot be joined; None where Ray's control service may be.
+    """Reason why an address cannot be joined; None if Ray's control service may listen there.
 
-    Ray itself waits for a quarter of an hour where nobody is.
+    Ray itself waits for 15 minutes if nothing listens there.
     """
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
-        return None  # it would not answer the question as it is put here
+        return None  # it would not answer this unencrypted request
     deadline = time.monotonic() + _ANSWER_S
     while True:
         try:
@@ -119,7 +122,7 @@ def _why_not(host: str, port: int) -> str | None:
                 answer = connection.recv(9)
             if len(answer) >= 4 and answer[3] == _SETTINGS:
                 return None
-            why = "another server is there, perhaps the dashboard"
+            why = "another server listens there, perhaps the dashboard"
         except OSError as error:
             why = error.strerror or str(error)
         if time.monotonic() >= deadline:
@@ -128,27 +131,27 @@ def _why_not(host: str, port: int) -> str | None:
 
 
 def _start(config: RunConfig) -> None:
-    """For this run alone: on loopback (cli.py prepares that before Ray is imported), no dashboard."""
+    """Start a Ray for this run only: without dashboard, on loopback (prepared by the CLI before it imports Ray)."""
     logger.info("starting a local Ray")
     for last in (False, True):
         try:
             _init(config)
             break
-        except Exception as error:  # Ray raises whatever it met
+        except Exception as error:  # Ray raises errors of many classes
             ray.shutdown()
             if last:
                 raise ClusterError(
-                    f"no local Ray comes up on this machine, in two tries: {_first_line(error)}. Its logs are in "
-                    "/tmp/ray/session_latest/logs. It needs some memory, and disk in /tmp. To do without: "
-                    "-o execution.executor=in-process"
+                    f"no local Ray starts on this machine, in two attempts: {_first_line(error)}. Its logs are in "
+                    "/tmp/ray/session_latest/logs. Ray needs some memory, and disk space in /tmp. To run without "
+                    "Ray: -o execution.executor=in-process"
                 ) from error
-            logger.warning("the local Ray did not come up (%s): trying once more", _first_line(error))
+            logger.warning("the local Ray did not start (%s): trying once more", _first_line(error))
     internal_kv._internal_kv_put(_PRIVATE, str(os.getpid()).encode())
 
 
 def _init(config: RunConfig) -> None:
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # Ray's own is 30, too few on a busy machine
-    slow = threading.Timer(_SLOW_S, logger.warning, ["the local Ray takes its time: is this machine busy?"])
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # Ray's default, 30, is too short on a busy machine
+    slow = threading.Timer(_SLOW_S, logger.warning, ["the local Ray starts slowly: is this machine busy?"])
     slow.daemon = True
     slow.start()
     try:

@@ -1,4 +1,4 @@
-"""Who answers for an actor or a task, and whether its results may be mixed with the driver's."""
+"""Identity of the process of an actor or a task, and whether its results may be mixed with the driver's."""
 
 from __future__ import annotations
 
@@ -25,13 +25,18 @@ _NAMESPACE = "world-models"
 
 @dataclass(frozen=True)
 class WorkerIdentity:
-    """Where a worker process runs, and what its bits depend on.
+    """Location of a worker process, and the properties on which the bits of its results depend.
 
     Attributes:
-        node_id: Ray's; None of a process that is not on Ray.
-        started: when the process began, see ``pipeline.base.machine.process_started``.
-        niceness: its nice value.
-        logs: the folder of its node's logs, on ``host``; None of a process that is not on Ray.
+        node_id: Ray's node ID; None for a process that is not on Ray.
+        host: Host name.
+        pid: Process ID.
+        started: Start of the process, see ``pipeline.base.machine.process_started``.
+        niceness: Nice value of the process.
+        logs: Folder of the node's logs, on ``host``; None for a process that is not on Ray.
+        cpu_kind: Kind of CPU, see ``pipeline.config.identity.cpu_kind``.
+        code_version: Version of the sources.
+        versions: Version of each library.
     """
 
     node_id: str | None
@@ -46,6 +51,7 @@ class WorkerIdentity:
 
     @classmethod
     def of_this_process(cls) -> WorkerIdentity:
+        """Identity of the calling process."""
         on_ray = ray.is_initialized()
         return cls(
             node_id=ray.get_runtime_context().get_node_id() if on_ray else None,
@@ -60,15 +66,15 @@ class WorkerIdentity:
         )
 
     def check(self, driver: WorkerIdentity, *, exact: bool, on_gpu: bool = False) -> None:
-        """Refuse a worker of other code, or, where a run must be exact, of another kind of CPU or library version.
+        """Refuse a worker with other sources, or in an exact run one with another kind of CPU or library version.
 
         Args:
-            driver: whom it would work for.
-            exact: whether the run must be.
-            on_gpu: whether it computes on a GPU: its CPU's kind is no matter then.
+            driver: Identity of the driver.
+            exact: Whether the run must be bit-for-bit reproducible.
+            on_gpu: Whether the worker computes on a GPU, so that the kind of CPU does not matter.
 
         Raises:
-            ConfigError: says which differs and what to do.
+            ConfigError: The worker differs. The message names the difference and the remedy.
         """
         if self.code_version != driver.code_version:
             raise ConfigError(
@@ -80,13 +86,13 @@ class WorkerIdentity:
             message = f"the worker on {self.host} differs from the driver:\n" + "\n".join(differences)
             if exact:
                 raise ConfigError(
-                    f"{message}\nResults would not be the same to the bit. Use nodes of one kind and one image, or "
-                    "accept it with -o execution.exact=false"
+                    f"{message}\nResults would not be bit-for-bit identical. Use nodes of one kind and one image, or "
+                    "accept the difference with -o execution.exact=false"
                 )
             logger.warning("%s\naccepted, as execution.exact is false", message)
 
     def warn_if_starved(self, driver: WorkerIdentity) -> None:
-        """Say of a worker of a cluster that it gets little of its node's CPU once another program is busy there."""
+        """Warn if a cluster's worker has lower priority than the driver, so that busy programs starve it."""
         if self.niceness > driver.niceness:
             _warn_of_niceness(self.host, self.niceness)
 
@@ -94,23 +100,23 @@ class WorkerIdentity:
         return self.versions if on_gpu else {"CPU": self.cpu_kind, **self.versions}
 
     def announce(self, key: str) -> None:
-        """Leave word in Ray's control service, where it stays if this process dies in the next moment.
+        """Store this identity in Ray's control service, where it outlives the process.
 
-        What a task streams to its driver is lost with the process.
+        Messages that a task has not streamed to its driver yet are lost with the process.
 
         Args:
-            key: Unique key, which the driver has chosen.
+            key: Unique key that the driver chose.
         """
         internal_kv._internal_kv_put(key, pickle.dumps(self), namespace=_NAMESPACE)
 
     @classmethod
     def announced(cls, key: str) -> WorkerIdentity | None:
-        """The identity that was announced under a key; None where none was."""
+        """The identity that was announced under a key; None if there is none."""
         found = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
         return None if found is None else pickle.loads(found)
 
     def log_location(self) -> str:
-        """Where the output of this process lies."""
+        """Location of the log of this process, as text."""
         logs = self.logs or session_logs()
         found = sorted(logs.glob(f"worker-*-{self.pid}.err")) if self.host == socket.gethostname() else []
         path = found[0] if found else logs / f"worker-*-{self.pid}.err"
@@ -119,17 +125,17 @@ class WorkerIdentity:
 
 @cache
 def _warn_of_niceness(host: str, niceness: int) -> None:
-    """Once for each node."""
+    """Warn once for each node."""
     logger.warning(
-        "the workers on %s run at nice %d: beside any busy program they get a few hundredths of a core, and may be "
-        "taken for hung (execution.timeout_s). Start the node with RAY_worker_niceness=0 in its environment, as "
-        "cluster/*.yaml do; Ray's own default is 15",
+        "the workers on %s run at nice %d. Next to any busy program they get a few hundredths of a core, and may "
+        "count as hung (execution.timeout_s). Start the node with RAY_worker_niceness=0 in its environment, as "
+        "cluster/*.yaml do; Ray's default is 15",
         host, niceness,
     )  # fmt: skip
 
 
 def forget_announced(key: str) -> None:
-    """Remove the identity that was announced under a key, if one was."""
+    """Remove the identity that was announced under a key, if there is one."""
     internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
 
 

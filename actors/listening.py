@@ -1,4 +1,4 @@
-"""Waiting for what actors and tasks have to say, and how their loss shows."""
+"""Waiting for answers of actors and tasks, and the errors by which their loss shows."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
-# How the loss of a worker shows; out of memory is its own class, also for actors.
-LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
+# Errors that Ray raises for a lost worker. Out of memory has its own class, also for actors.
+WORKER_LOST_ERRORS = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
 
 LISTEN_S = 1.0
-SAY_EVERY_S = 60.0  # what is waited for
-# With many workers, answers are taken together: to look who of 256 has one takes as long as to take it. Jobs that lie
-# before the workers keep them busy meanwhile.
+SAY_EVERY_S = 60.0  # interval of the warnings while something is waited for
+# With many workers, answers are gathered: checking which of 256 workers answered takes as long as reading an answer.
+# Meanwhile the workers are busy with the jobs ahead of them.
 _MANY = 32
 _GATHER_S = 0.05
 _GATHER_PATIENTLY_S = 0.2
-# Answers a second that a driver is to take in, about, however many workers there are: a hundredth of its time.
+# Approximate number of answers per second that a driver reads with any number of workers: 1% of its time.
 _ANSWERS_PER_S = 25
 
 
 def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
-    """Wait a moment for one of them to have something to say: that one or None, and how long was waited.
+    """Wait a moment for an answer.
 
-    A driver that was itself stopped meanwhile (Ctrl-Z) has listened no longer than it meant to.
+    Returns:
+        The first waitable that has an answer, or None, and the seconds waited. They are ``LISTEN_S`` at most, also if
+        the driver itself was stopped meanwhile (Ctrl-Z).
     """
     began = time.monotonic()
     ready, _ = ray.wait(list(waitables), num_returns=1, timeout=LISTEN_S, fetch_local=False)
@@ -34,15 +36,15 @@ def listen(waitables: Sequence[Any]) -> tuple[Any, float]:
 
 
 def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> dict[Any, Any]:
-    """Wait a moment for any of them to have something to say.
+    """Wait a moment for answers.
 
     Args:
-        waitables: what actors will answer by, those too that wait for a node and will be silent for long.
-        workers: how many of them are ready.
-        patient: whether there is no hurry with many of them.
+        waitables: References of the expected answers, including those of actors that still wait for a node.
+        workers: Number of workers that are ready.
+        patient: Whether the answers of many workers may be gathered for longer.
 
     Returns:
-        What each has to say that does; the error itself where it is one.
+        Answer of each ready reference; a ``RayError`` is returned, not raised.
     """
     if not waitables:
         time.sleep(LISTEN_S)
@@ -52,7 +54,7 @@ def listen_to_all(waitables: list[Any], workers: int, *, patient: bool) -> dict[
     elif not ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]:
         return {}
     ready = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
-    try:  # all at once: Ray takes longer over one after the other
+    try:  # all at once: one after the other is slower
         return dict(zip(ready, ray.get(ready), strict=True))
     except RayError:
         return {reference: _answer(reference) for reference in ready}
@@ -65,22 +67,23 @@ def _answer(reference: Any) -> Any:
         return error
 
 
-def linger_s(workers: int, timeout_s: float) -> float:
-    """Seconds that a worker with jobs ahead may keep results, so that many workers do not keep the driver busy.
+def batching_delay_s(workers: int, timeout_s: float) -> float:
+    """Seconds that a worker with jobs ahead may hold back results, so that many workers do not overload the driver.
 
     Args:
-        workers: that there are.
-        timeout_s: after so many without a result a worker hangs.
+        workers: Number of workers.
+        timeout_s: Seconds of silence after which a worker counts as hung.
     """
     return min(workers / _ANSWERS_PER_S, timeout_s / 4) if workers > _MANY else 0.0
 
 
 def has_answer(waitable: Any) -> bool:
+    """Whether an answer is ready now."""
     return bool(ray.wait([waitable], timeout=0, fetch_local=False)[0])
 
 
-def silence(timeout_s: float) -> str:
-    """What is said of a worker that hangs."""
+def silence_message(timeout_s: float) -> str:
+    """Message about a hung worker."""
     return (
         f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
         "(execution.timeout_s: raise it if a job takes longer)"
@@ -88,5 +91,5 @@ def silence(timeout_s: float) -> str:
 
 
 def first_line(error: RayError) -> str:
-    """Of what Ray says of an error: what follows are hints and logs."""
+    """First line of a Ray error; hints and logs follow it."""
     return str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""What lies between a worker's thread, which works, and the calls that bring jobs and fetch results."""
+"""Mailbox between a worker's thread and the calls that bring jobs and fetch results."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Mailbox:
-    """Jobs on their way in, which a worker iterates over, and results on their way out.
+    """Incoming jobs, over which a worker iterates, and outgoing results.
 
-    It has more to give after it was exhausted, if jobs came since.
+    May be iterated again after ``StopIteration`` once new jobs arrive.
 
     Attributes:
-        failures: how often the worker has raised. A message whose sender did not know of the last time yet brings
-            nothing: all jobs are handed to others then.
+        failures: Number of times that the worker has raised. Jobs whose sender did not know of the last failure are
+            discarded: the sender dispatches them to other workers.
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Mailbox:
             return job
 
     def post(self, jobs: Sequence[Any], failures: int) -> None:
-        """Put jobs behind those that lie there. One that is here already, at whatever stage, is not put there twice.
+        """Append jobs. A job that is here already, queued, running or finished, is not added twice.
 
         Args:
-            jobs: in order.
-            failures: that their sender knows of.
+            jobs: Jobs in the order of their start.
+            failures: Number of failures that the sender knows of.
         """
         with self._changed:
             if failures == self.failures:
@@ -53,8 +53,8 @@ class Mailbox:
                 self._jobs.extend(job for job in jobs if job.id not in here)
                 self._changed.notify_all()
 
-    def take_back(self, ids: Iterable[Hashable]) -> list[Hashable]:
-        """Remove those jobs of these ids that lie here and were not taken yet; returns their ids."""
+    def recall(self, ids: Iterable[Hashable]) -> list[Hashable]:
+        """Remove the jobs with these IDs that were not begun; returns the IDs of the removed jobs."""
         with self._changed:
             ids = frozenset(ids)
             removed = [job.id for job in self._jobs if job.id in ids]
@@ -63,21 +63,22 @@ class Mailbox:
             return removed
 
     def wait_for_jobs(self) -> None:
+        """Wait until there is a job."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs)
 
-    def put_out(self, job_id: Hashable, result: Any) -> None:
-        """Lay a result ready, with the seconds since its job was taken."""
+    def put_result(self, job_id: Hashable, result: Any) -> None:
+        """Add a result, with the seconds since its job began."""
         with self._changed:
             self._results.append((job_id, result, time.monotonic() - self._taken.pop(job_id)))
             self._changed.notify_all()
 
     def unfinished(self) -> list[Hashable]:
-        """The jobs that were taken and have no result."""
+        """IDs of the jobs that were begun and have no result."""
         return [*self._taken]
 
     def fail(self, error: BaseException) -> None:
-        """The worker raised; whoever fetches is told once the results are fetched that there were."""
+        """Note that the worker raised. ``fetch`` raises the error once the earlier results are fetched."""
         with self._changed:
             self.failures += 1
             self._failure = error
@@ -85,23 +86,24 @@ class Mailbox:
             self._taken.clear()
             self._changed.notify_all()
 
-    def fetch(self, linger_s: float) -> list[tuple[Hashable, Any, float]]:
-        """Wait for results and take them: (job id, result, seconds) each.
+    def fetch(self, batching_delay_s: float) -> list[tuple[Hashable, Any, float]]:
+        """Wait for results and take them.
 
-        As soon as there is one and no jobs lie ready behind those in work; else so long after the last ones were taken.
+        If no jobs are queued, the first result ends the wait. Otherwise results wait for more of them until the
+        batching delay since the last fetch is over.
 
         Args:
-            linger_s: seconds that results may wait for more of them.
+            batching_delay_s: Maximum number of seconds that results wait for more results.
 
         Returns:
-            None of them only where there is nothing to work at.
+            Results: (job ID, result, seconds) each. Empty only if the worker has no jobs.
 
         Raises:
-            BaseException: what the worker raised.
+            BaseException: The worker raised this error.
         """
         with self._changed:
-            while not self._is_time(linger_s):
-                left = self._fetched + linger_s - time.monotonic()
+            while not self._is_time(batching_delay_s):
+                left = self._fetched + batching_delay_s - time.monotonic()
                 self._changed.wait(left if self._results else None)
             if not self._results and self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -110,7 +112,7 @@ class Mailbox:
             self._fetched = time.monotonic()
             return results
 
-    def _is_time(self, linger_s: float) -> bool:
+    def _is_time(self, batching_delay_s: float) -> bool:
         if self._failure is not None or not (self._taken or self._jobs):
             return True
-        return bool(self._results) and (not self._jobs or time.monotonic() - self._fetched >= linger_s)
+        return bool(self._results) and (not self._jobs or time.monotonic() - self._fetched >= batching_delay_s)

@@ -1,8 +1,8 @@
-"""Ray's nodes: what there is to place workers on, which of them are about to go, and telling Ray that one is.
+"""Ray's nodes: listing them, finding this machine's node, and draining a node.
 
 Ray has no public way to drain a node, to list the draining ones, to find this machine's node without connecting to it,
-or to start without a signal handler of its own: the private ones are in this file alone. Ray itself is imported by the
-functions that need it, so that what only waits beside a node stays small.
+or to start without its own signal handler. Only this file uses the private ways. The functions that need Ray import it
+themselves, so that a process that only waits (``cluster.spot``) stays small.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class Node:
     """A node of the cluster.
 
     Attributes:
-        id: Ray's, hexadecimal.
+        id: Ray's node ID, hexadecimal.
         address: IP address.
-        is_head: whether the cluster's control service runs there.
-        num_cpus, num_gpus: in all, used or not; 0 of a dead node.
-        labels: Ray's own (``ray.io/node-id``, ...) and those that the node was started with.
-        alive: false of one that was lost or has left.
-        draining: about to go: Ray places nothing new on it, what runs there runs on.
+        is_head: Whether the cluster's control service runs there.
+        num_cpus: Total number of CPUs, used or not; 0 for a dead node.
+        num_gpus: Total number of GPUs, used or not; 0 for a dead node.
+        labels: Ray's own labels (``ray.io/node-id``, ...) and the labels with which the node was started.
+        alive: Whether the node is up; False if it was lost or has left.
+        draining: Whether the node is going away: Ray places nothing new on it, and its present work continues.
     """
 
     id: str
@@ -51,12 +52,13 @@ class Node:
 
 @dataclass(frozen=True)
 class LocalNode:
-    """A Ray node on this machine, as the command line of its process (the raylet) tells.
+    """A Ray node on this machine, read from the command line of its process (the raylet).
 
     Attributes:
-        id: Ray's, hexadecimal.
+        id: Ray's node ID, hexadecimal.
         cluster_address: HOST:PORT of the cluster's control service.
-        pid, started: of the process; see ``pipeline.base.machine.process_started``.
+        pid: Process ID of the raylet.
+        started: Start of the raylet; see ``pipeline.base.machine.process_started``.
     """
 
     id: str
@@ -65,17 +67,18 @@ class LocalNode:
     started: float
 
     def lives(self) -> bool:
+        """Whether the raylet still runs."""
         return process_started(self.pid) == self.started
 
 
 def this_node(node_id: str | None = None) -> LocalNode:
-    """The Ray node of this machine, without connecting to it.
+    """Find the Ray node of this machine, without connecting to it.
 
     Args:
-        node_id: which, where several share a machine.
+        node_id: ID of the node, if several share the machine.
 
     Raises:
-        ConfigError: there is none, or there are several and it was not said which.
+        ConfigError: There is no such node, or there are several and no ID was given.
     """
     found = _local_nodes()
     wanted = [node for node in found if node_id in (None, node.id)]
@@ -86,11 +89,11 @@ def this_node(node_id: str | None = None) -> LocalNode:
         raise ConfigError(f"Ray node {node_id} does not run on this machine; running: {running}")
     if not found:
         raise ConfigError("no Ray node runs on this machine: start one first with `ray start --address=HEAD:PORT`")
-    raise ConfigError(f"{len(found)} Ray nodes run on this machine, say which: {running}")
+    raise ConfigError(f"{len(found)} Ray nodes run on this machine, choose one with --node-id: {running}")
 
 
 def nodes() -> list[Node]:
-    """All nodes that the cluster knows, dead ones too. Needs a connection (``ray.init``); takes about 2 ms."""
+    """All nodes that the cluster knows, including dead ones. Needs a connection (``ray.init``); takes about 2 ms."""
     import ray
 
     draining = draining_nodes()
@@ -110,18 +113,21 @@ def nodes() -> list[Node]:
 
 
 def staying_nodes() -> set[str]:
-    """The ids of the nodes that are there and not about to go. Needs a connection (``ray.init``)."""
+    """IDs of the live nodes that are not draining. Needs a connection (``ray.init``)."""
     return {node.id for node in nodes() if node.alive and not node.draining}
 
 
 def was_lost(look: Callable[[], object], timeout_s: float = _UNTIL_NOTICED_S) -> bool:
-    """Whether a node is found to be lost on which something has just died.
+    """Wait whether Ray reports the loss of a node on which a process has just died.
 
-    Ray knows of the death of a process before that of its node: it is given a few seconds.
+    Ray notices the death of a process some seconds before the loss of its node.
 
     Args:
-        look: Tells whether it is by now.
-        timeout_s: Seconds that it is waited for.
+        look: Function that returns something true once the node counts as lost.
+        timeout_s: Maximum wait in seconds.
+
+    Returns:
+        Whether the node was lost.
     """
     deadline = time.monotonic() + timeout_s
     while not look():
@@ -132,10 +138,10 @@ def was_lost(look: Callable[[], object], timeout_s: float = _UNTIL_NOTICED_S) ->
 
 
 def sharing_a_folder() -> list[Path]:
-    """Session folders that several live nodes use, of one machine. Needs a connection (``ray.init``).
+    """Session folders that several live nodes of one machine share. Needs a connection (``ray.init``).
 
-    Ray unpacks a job's working directory there once for every node, over the one that is there already: what runs in
-    that one is left in a folder that is deleted, where MKL for one ends the process (``Cannot load libtorch_cpu.so``).
+    Ray unpacks a job's working directory there once for every node, and replaces the earlier copy. Processes that run
+    in the deleted copy fail; MKL, for example, ends the process (``Cannot load libtorch_cpu.so``).
     """
     import ray
 
@@ -144,7 +150,7 @@ def sharing_a_folder() -> list[Path]:
         if node["Alive"]:
             socket = Path(node["RayletSocketName"])
             sockets.setdefault((node["NodeManagerHostname"], socket.parent.parent), set()).add(socket.name)
-    # Of two containers that have their machine's name, each has a folder of its own, where the sockets are of one name.
+    # Two containers with their machine's host name have separate folders, and their sockets have the same name.
     return [folder for (_, folder), names in sockets.items() if len(names) > 1]
 
 
@@ -152,9 +158,9 @@ def sharing_a_folder() -> list[Path]:
 def sigterm_left_alone() -> Iterator[None]:
     """Keep this process's own handler of SIGTERM while Ray starts.
 
-    ``ray.init`` sets one of its own, which ends the process without a word and without giving back what it holds. To
-    set the old one again afterwards would leave a moment without it. Beneath Python it sets another one, which prints a
-    stack trace, and at times crashes over that without end; it hands a signal on, so that it may be there for a moment.
+    ``ray.init`` sets its own Python handler, which ends the process silently without releasing its resources. Restoring
+    the old handler afterwards would leave a gap. Below Python, Ray sets another handler, which prints a stack trace and
+    sometimes crashes in an endless loop while doing so. It forwards the signal, so that it may be set for a moment.
     """
     from ray._private import utils
 
@@ -165,13 +171,13 @@ def sigterm_left_alone() -> Iterator[None]:
     finally:
         utils.set_sigterm_handler = set_handler
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # beneath Python, too
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # also below Python
 
 
 def draining_nodes() -> dict[str, float | None]:
-    """The ids of nodes that are about to go, each with the time when, in seconds since the epoch; None: not known.
+    """Draining nodes: ID to deadline in seconds since the Unix epoch (None if not known).
 
-    Needs a connection (``ray.init``); takes less than a millisecond. A node that is gone is no longer among them.
+    Needs a connection (``ray.init``); takes less than a millisecond. Nodes that have left are not included.
     """
     from ray._private.state import state
 
@@ -179,19 +185,19 @@ def draining_nodes() -> dict[str, float | None]:
 
 
 def drain(node_id: str, cluster_address: str, *, reason: str, deadline_s: float | None) -> None:
-    """Tell Ray that a node's machine will be taken away (a preemption, in Ray's terms, which it cannot refuse).
+    """Tell Ray that a node's machine will be taken away (in Ray's terms a preemption, which Ray cannot refuse).
 
-    From then on nothing new is placed on the node, and what runs there runs on; the node leaves once it is idle. Ray
-    does not end it at the deadline: the cloud does. An id that Ray does not know is accepted all the same.
+    From then on Ray places nothing new on the node, its present work continues, and the node leaves once it is idle.
+    The cloud ends the node at the deadline, not Ray. Ray also accepts an unknown node ID.
 
     Args:
-        node_id: Ray's, hexadecimal.
+        node_id: Ray's node ID, hexadecimal.
         cluster_address: HOST:PORT of the cluster's control service. No connection (``ray.init``) is needed.
-        reason: for people: it is in Ray's logs, and with the node's death.
-        deadline_s: when the machine will be gone, in seconds since the epoch; None: not known.
+        reason: Text for people, shown in Ray's logs and with the node's death.
+        deadline_s: Time when the machine will be gone, in seconds since the Unix epoch; None if not known.
 
     Raises:
-        ClusterError: the cluster cannot be reached (Ray itself tries for 40 s), or refuses.
+        ClusterError: The cluster cannot be reached (Ray tries for 40 s), or it refuses.
     """
     from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
@@ -205,10 +211,10 @@ def drain(node_id: str, cluster_address: str, *, reason: str, deadline_s: float 
 
 
 def check_reachable(cluster_address: str) -> None:
-    """See whether a node could be drained: the control service answers, and takes this process's token if it wants one.
+    """Check that a node could be drained: the control service answers, and accepts the token if it needs one.
 
     Raises:
-        ClusterError: it does not (Ray itself tries for 40 s).
+        ClusterError: The control service does not answer or refuses the token (Ray tries for 40 s).
     """
     with _control_service(cluster_address) as service:
         service.get_draining_nodes(timeout=_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Where the workers of a pool go: spread over the nodes that are for them."""
+"""Placement of a pool's workers: spread over the nodes that are for workers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from actors.nodes import Node
 from pipeline.config.schema import ExecutionConfig
 
-# A node type that is not for workers says so with this label, so that none of them ever makes the autoscaler start one.
+# A node type that is not for workers carries this label with the value "no"; the autoscaler then starts none for them.
 WORKERS_LABEL = "world-models/workers"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where Ray may put an actor.
+    """Place where Ray may put an actor.
 
     Attributes:
-        options: of the actor.
-        on_head: whether it is the head, for want of another node.
+        options: Actor options passed to Ray.
+        on_head: Whether the place is the head, because there is no other node.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -27,24 +27,24 @@ class Place:
 
 
 class Placement:
-    """Chooses nodes for workers: not GPU nodes, and the head only where it is all there is, unless told otherwise.
+    """Chooses nodes for workers. By default, GPU nodes are excluded, and the head if there are other nodes.
 
-    Every worker is an actor of one CPU with a label selector: unlike Ray's affinities, these are what the autoscaler
-    understands as demand that a new node would meet.
+    Every worker is an actor of one CPU with a label selector. Unlike Ray's affinities, label selectors count as demand
+    for which the autoscaler adds nodes.
 
     Args:
-        execution: ``workers_on`` tells otherwise.
+        execution: Settings; ``workers_on`` includes the head or GPU nodes.
     """
 
     def __init__(self, execution: ExecutionConfig) -> None:
-        self._told = frozenset(execution.workers_on)
+        self._included = frozenset(execution.workers_on)
 
     def places(self, nodes: Sequence[Node], on_head: int) -> Iterator[Place]:
-        """A place for one new actor after the other, without end.
+        """Places for new actors, one after the other, without end.
 
         Args:
-            nodes: of the cluster.
-            on_head: workers that are on the head already, because it is all there is.
+            nodes: Nodes of the cluster.
+            on_head: Number of workers that are on the head already, because there is no other node.
         """
         head = next((node for node in nodes if node.is_head and node.alive and not node.draining), None)
         if head is not None and self.is_all_there_is(nodes):
@@ -53,19 +53,20 @@ class Placement:
         selector = {}
         if excluded := [node.id for node in nodes if node.alive and not self._is_for_workers(node)]:
             selector["ray.io/node-id"] = f"!in({','.join(excluded)})"
-        if "gpu-nodes" not in self._told:
+        if "gpu-nodes" not in self._included:
             selector[WORKERS_LABEL] = "!no"
         while True:
             yield Place({"scheduling_strategy": "SPREAD", "label_selector": selector})
 
     def is_all_there_is(self, nodes: Sequence[Node]) -> bool:
-        """Whether no node is for workers, so that the head must do."""
+        """Whether no live node is for workers, so that the head has to run them."""
         return not any(node.alive and not node.draining and self._is_for_workers(node) for node in nodes)
 
     def to_leave(self, nodes: Sequence[Node]) -> set[str]:
-        """The ids of the nodes that workers are to leave: those that are about to go, and those that are not for
-        workers, where some are all the same: the head, before there were others, and nodes that came later than the
-        actor was asked for, which Ray knew of no reason to avoid.
+        """IDs of the nodes that workers have to leave.
+
+        These are draining nodes, and nodes that workers landed on but should not use: the head once other nodes exist,
+        and nodes that joined after the actor was requested.
         """
         spared = self.is_all_there_is(nodes)
         return {
@@ -76,15 +77,23 @@ class Placement:
     def _is_for_workers(self, node: Node) -> bool:
         if node.num_cpus < 1:
             return False
-        if node.is_head and "head" not in self._told:
+        if node.is_head and "head" not in self._included:
             return False
-        return "gpu-nodes" in self._told or (node.num_gpus == 0 and node.labels.get(WORKERS_LABEL) != "no")
+        return "gpu-nodes" in self._included or (node.num_gpus == 0 and node.labels.get(WORKERS_LABEL) != "no")
 
 
-def left_alone(node: Node) -> str:
-    """What is said of a node that workers were put on and leave."""
+def skipped_message(node: Node) -> str:
+    """Warning about a node that workers leave because it is not for them."""
     return (
-        f"node {node.id} at {node.address} is not for workers, and those that Ray put there leave it. Label its type "
-        f'{WORKERS_LABEL}: "no", so that none is started for them, or let them use it: '
+        f"node {node.id} at {node.address} is not for workers; the workers that Ray placed there leave it. Label its "
+        f'node type {WORKERS_LABEL}: "no", so that no such node is started for workers. Or let workers use it: '
         "-o execution.workers_on=[gpu-nodes]"
+    )
+
+
+def waiting_message(workers: int) -> str:
+    """Warning that all workers wait for a node."""
+    return (
+        f"{workers} workers of one CPU each wait for a node. GPU nodes are not used, and neither is the head if there "
+        "are others, unless execution.workers_on names them; `ray status` shows what the autoscaler does"
     )

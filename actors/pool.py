@@ -1,4 +1,4 @@
-"""A pool of worker actors: jobs to whoever is free, results as they come, workers that come, go, die and hang."""
+"""A pool of worker actors that dispatches jobs, yields results as they arrive and replaces lost workers."""
 
 from __future__ import annotations
 
@@ -14,49 +14,57 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from actors import listening
 from actors.identity import WorkerIdentity
-from actors.listening import LISTEN_S, LOST, SAY_EVERY_S, first_line, has_answer, linger_s, listen_to_all, silence
-from actors.member import Member
 from actors.nodes import Node, nodes
-from actors.placement import Place, Placement, left_alone
+from actors.placement import Place, Placement, skipped_message, waiting_message
 from actors.round import Failed, Round
 from actors.telemetry import Telemetry
-from actors.worker import not_to_be_retried
+from actors.worker import as_fatal_error
+from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import EpisodeError, JobError
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.jobs import JobQueue, cause_of, share
+from pipeline.execution.jobs import JobQueue, batch_for_worker, cause_message
 from pipeline.execution.protocol import Worker
 
 logger = logging.getLogger(__name__)
 
-_TEND_EVERY_S = 1.0
-# A worker is suspect once it has been silent for so many times as long as nine of ten jobs take.
-_SUSPECT_AFTER = 2.0
-_DOUBT_S = 2.0
-_NEWS_S = 30.0
-_TAKE_BACK_S = 0.5
-_PROMPT = 4  # so many workers keep no results back: there is soon something to see
+_MAINTAIN_EVERY_S = 1.0
+_SLOW_AFTER = 2.0  # times the 0.9 quantile of job durations: a worker that is silent for longer is slow
+_UNREACHABLE_S = 2.0  # after which an unreachable worker's jobs are requeued
+_NODE_LOSS_REPORT_S = 30.0  # Ray reports the loss of a node within this time
+_RECALL_S = 0.5
+_NUM_UNBATCHED = 4  # workers that send each result at once, so that progress shows early
 
 
 class RayPool:
-    """Workers that stay alive from call to call. Use as ``pipeline.execution.protocol.Pool``.
+    """Workers that stay alive between calls. Use it as ``pipeline.execution.protocol.Pool``.
 
-    An actor is asked for wherever one more worker would help: those that Ray cannot place yet are what makes an
-    autoscaler add nodes, and they end with the pool.
+    The life of a worker:
+
+    1. Requested: the pool creates an actor. An actor that Ray cannot place yet makes an autoscaler add a node.
+    2. Started: its process is up. The pool checks its identity and has it build its worker.
+    3. Ready: it receives jobs and returns results.
+    4. Slow: it is silent for long while others are idle. Its jobs also run elsewhere, until it answers.
+    5. Unreachable: its connection failed. Its jobs are requeued until Ray reports a lost process or node.
+    6. Draining: its node is going away or is not for workers. Jobs that it has not begun are recalled.
+    7. Removed: it drained, died or hung, and its actor is killed. While jobs are left, others are requested.
 
     Args:
-        factory, arguments: make a worker; shipped once to each node through the object store.
-        execution: how often jobs are tried, how long silence may be, which nodes are for workers.
-        telemetry: counts workers, retries and losses.
-        placement: chooses nodes; None leaves it to Ray, where there is only one.
-        max_workers: actors at most; None: as many as are worthwhile.
-        jobs_at_once, worthwhile: see ``pipeline.execution.protocol.Executor.pool``.
+        factory: Function that makes a worker.
+        arguments: Arguments of ``factory``, shipped once to each node through the object store.
+        execution: Settings: attempts per job, seconds of silence, and nodes for workers.
+        telemetry: Metrics of workers, retries and losses.
+        placement: Choice of nodes; None on a local Ray, which has one node.
+        max_workers: Maximum number of actors; None: one for every ``jobs_per_worker`` jobs.
+        jobs_at_once: See ``pipeline.execution.protocol.Executor.pool``.
+        jobs_per_worker: See ``pipeline.execution.protocol.Executor.pool``.
 
     Attributes:
-        num_workers: so many have been ready at a time, at most.
-        retries: times that a job was tried again.
-        copies: jobs that were given to a second worker because the first was silent.
-        lost_workers: that were lost with their node.
+        num_workers: Maximum number of workers that were ready at the same time.
+        retries: Number of times that a job was tried again.
+        copies: Number of jobs of slow workers that were also dispatched to another worker.
+        lost_workers: Number of workers that were lost with their node.
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class RayPool:
         placement: Placement | None,
         max_workers: int | None,
         jobs_at_once: int,
-        worthwhile: int,
+        jobs_per_worker: int,
     ) -> None:
         self.num_workers = self.retries = self.copies = self.lost_workers = 0
         self._label = factory.__name__
@@ -80,321 +88,313 @@ class RayPool:
         self._placement = placement
         self._max_workers = max_workers
         self._jobs_at_once = jobs_at_once
-        self._worthwhile = worthwhile
+        self._jobs_per_worker = jobs_per_worker
         self._failed_starts = self._ready = 0
-        self._members: list[Member] = []
-        # Seconds that this process was awake for: one that was stopped (Ctrl-Z) has listened to nobody meanwhile.
-        self._clock = self._said = 0.0
-        self._looked = time.monotonic()
-        self._gone = {node.id for node in nodes() if not node.alive}
-        self._node_lost = -math.inf
-        self._avoided: set[str] = set()
+        self._workers: list[WorkerHandle] = []
+        # Seconds that this process was awake: while it is stopped (Ctrl-Z), no worker can be heard.
+        self._clock = self._warned_at = 0.0
+        self._listened_at = time.monotonic()
+        self._lost_nodes = {node.id for node in nodes() if not node.alive}
+        self._node_lost_at = -math.inf
+        self._skipped_nodes: set[str] = set()
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.execution.protocol.Pool.map``."""
         jobs = list(jobs)
-        this = Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
-        tend_at = self._clock
-        while this.missing:
-            if self._clock >= tend_at:
-                self._tend(this)
-                tend_at = self._clock + _TEND_EVERY_S
-            # While jobs lie before every worker, nobody waits to be heard.
-            answers = self._listen(patient=bool(this.seconds) and len(this.queue) > self._ready)
-            hungry: Iterable[Member] = answers
-            for member, answer in answers.items():
+        round_ = Round(JobQueue(jobs, self._execution.max_attempts), {job.id: job for job in jobs}, [])
+        maintain_at = self._clock
+        while round_.missing:
+            if self._clock >= maintain_at:
+                self._maintain(round_)
+                maintain_at = self._clock + _MAINTAIN_EVERY_S
+            # While every worker has jobs ahead, answers may be gathered.
+            answers = self._listen(patient=bool(round_.seconds) and len(round_.queue) > self._ready)
+            candidates: Iterable[WorkerHandle] = answers
+            for worker, answer in answers.items():
                 try:
-                    yield from self._take(member, answer, this)
+                    yield from self._handle_answer(worker, answer, round_)
                 except Failed as failed:
-                    self._take_over(failed, this)
-                    hungry = self._members  # for the jobs that it had
-            self._hand_out(this, hungry)
+                    self._handle_failure(failed, round_)
+                    candidates = self._workers  # for the jobs of the failed one
+            self._dispatch(round_, candidates)
 
     def close(self) -> None:
-        """End the actors, also those that still wait for a node."""
-        for member in self._members:
-            ray.kill(member.actor)
-        self._members.clear()
+        """Kill all actors, also the ones that still wait for a node."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()
         self._telemetry.workers(0)
 
-    def _ask_for_workers(self, jobs: int) -> None:
-        """Have an actor for each worthwhile number of jobs, or as many as allowed."""
-        wanted = -(-jobs // self._worthwhile) if self._max_workers is None else min(self._max_workers, jobs)
-        missing = wanted - sum(1 for member in self._members if not member.leaving)
+    def _request_workers(self, jobs: int) -> None:
+        """Create actors up to one for every ``jobs_per_worker`` jobs, or up to ``max_workers``."""
+        wanted = -(-jobs // self._jobs_per_worker) if self._max_workers is None else min(self._max_workers, jobs)
+        missing = wanted - sum(1 for worker in self._workers if not worker.draining)
         if missing <= 0:
             return
         places: Iterator[Place] = repeat(Place())
         if self._placement is not None:
-            places = self._placement.places(nodes(), sum(1 for member in self._members if member.on_head))
-        self._members += [Member(self._label, place, self._jobs_at_once) for place in islice(places, missing)]
+            places = self._placement.places(nodes(), sum(1 for worker in self._workers if worker.on_head))
+        self._workers += [WorkerHandle(self._label, place, self._jobs_at_once) for place in islice(places, missing)]
 
-    def _hand_out(self, this: Round, members: Iterable[Member]) -> None:
-        """Give jobs to those of some members that are about to run out of them, first those with the fewest."""
-        # Once a job has failed, results come one by one: then it is known which job a worker was at when it died.
-        linger = 0.0 if this.queue.has_failures else linger_s(self._ready, self._execution.timeout_s)
-        lingers = dict.fromkeys(self._members[:_PROMPT], 0.0)
-        for member in sorted((member for member in members if member.takes_jobs), key=lambda member: len(member.jobs)):
-            count = share(
-                waiting=len(this.queue), missing=len(this.missing), workers=self._ready, has=len(member.jobs),
+    def _dispatch(self, round_: Round, workers: Iterable[WorkerHandle]) -> None:
+        """Dispatch jobs to the given workers that are about to run out of jobs, the ones with the fewest jobs first."""
+        # Once a job has failed, results are not batched: that shows which job a worker was running when it died.
+        timeout_s = self._execution.timeout_s
+        delay_s = 0.0 if round_.queue.has_failures else listening.batching_delay_s(self._ready, timeout_s)
+        delays = dict.fromkeys(self._workers[:_NUM_UNBATCHED], 0.0)
+        for worker in sorted((worker for worker in workers if worker.takes_jobs), key=lambda worker: len(worker.jobs)):
+            count = batch_for_worker(
+                waiting=len(round_.queue), missing=len(round_.missing), workers=self._ready, has=len(worker.jobs),
                 jobs_at_once=self._jobs_at_once,
             )  # fmt: skip
-            jobs = this.queue.take(count, has_others=bool(member.jobs)) if count else []
+            jobs = round_.queue.take(count, has_others=bool(worker.jobs)) if count else []
             if not jobs:
                 continue
-            if not member.jobs:
-                member.heard = self._clock
-            member.alone = this.queue.goes_alone(jobs[0])
-            member.hand(jobs, lingers.get(member, linger))
-        for member in members:
-            member.ask(lingers.get(member, linger))
+            if not worker.jobs:
+                worker.heard_at = self._clock
+            worker.exclusive = round_.queue.goes_alone(jobs[0])
+            worker.dispatch(jobs, delays.get(worker, delay_s))
+        for worker in workers:
+            worker.request_results(delays.get(worker, delay_s))
 
-    def _listen(self, *, patient: bool) -> dict[Member, Any]:
-        """Wait a moment for members to have something to say; returns what, of those that do."""
-        speaking = {member.waiting_for: member for member in self._members if member.waiting_for is not None}
-        answers = listen_to_all([*speaking], self._ready, patient=patient)
+    def _listen(self, *, patient: bool) -> dict[WorkerHandle, Any]:
+        """Wait a moment for answers; returns the answer of each worker that has one."""
+        speaking = {worker.waiting_for: worker for worker in self._workers if worker.waiting_for is not None}
+        answers = listening.listen_to_all([*speaking], self._ready, patient=patient)
         now = time.monotonic()
-        self._clock += min(now - self._looked, 2 * LISTEN_S)
-        self._looked = now
+        self._clock += min(now - self._listened_at, 2 * listening.LISTEN_S)
+        self._listened_at = now
         return {speaking[reference]: answer for reference, answer in answers.items()}
 
-    def _take(self, member: Member, answer: Any, this: Round) -> Iterator[tuple[Hashable, Any]]:
-        """Take a member's answer: that its process is up, that its worker is built, results, or an error."""
+    def _handle_answer(self, worker: WorkerHandle, answer: Any, round_: Round) -> Iterator[tuple[Hashable, Any]]:
+        """Process an answer: the process is up, the worker is built, results, or an error."""
         try:
             if isinstance(answer, RayError):
                 raise answer
-            if member.doubt is not None:
-                raise Failed(member, f"the connection to its worker was lost; {member.where()}", member.doubt)
-            if member.identity is None:
-                member.identity, member.heard = answer, self._clock
-                member.waiting_for = None
-                if self._placement is None or member.node_id not in self._placement.to_leave(nodes()):
-                    member.identity.check(self._driver, exact=self._execution.exact)
+            if worker.unreachable:
+                raise Failed(worker, f"the connection to it was lost; {worker.where()}", worker.connection_error)
+            if worker.identity is None:
+                worker.identity, worker.waiting_for, worker.heard_at = answer, None, self._clock
+                if self._placement is None or worker.node_id not in self._placement.to_leave(nodes()):
+                    worker.identity.check(self._driver, exact=self._execution.exact)
                     if self._placement is not None:
-                        member.identity.warn_if_starved(self._driver)
-                    member.build(self._factory, self._arguments)
+                        worker.identity.warn_if_starved(self._driver)
+                    worker.build(self._factory, self._arguments)
                 return
-            if not member.ready:
-                member.ready, member.waiting_for, member.heard = True, None, self._clock
+            if not worker.ready:
+                worker.ready, worker.waiting_for, worker.heard_at = True, None, self._clock
                 self._failed_starts = 0
                 self._count_workers()
                 return
         except RayTaskError as error:
-            ours = not_to_be_retried(error)
-            if ours is not None:
-                raise ours from error
-            raise Failed(member, f"{cause_of(error.cause)}; {member.where()}", error.cause) from error
+            fatal = as_fatal_error(error)
+            if fatal is not None:
+                raise fatal from error
+            raise Failed(worker, f"{cause_message(error.cause)}; {worker.where()}", error.cause) from error
         except ActorUnavailableError as error:
-            if member.doubt is None:
-                member.begin_doubt(error)
-                member.heard = self._clock
+            if not worker.unreachable:
+                worker.mark_unreachable(error)
+                worker.heard_at = self._clock
             else:
-                member.waiting_for = None  # to be asked again
+                worker.waiting_for = None  # so that it is pinged again
             return
-        except LOST as error:
-            raise Failed(member, f"its worker died: {first_line(error)}; {member.where()}", error) from error
+        except listening.WORKER_LOST_ERRORS as error:
+            raise Failed(worker, f"its worker died: {listening.first_line(error)}; {worker.where()}", error) from error
         except RayError as error:
-            raise Failed(member, f"it failed on Ray: {error!r}; {member.where()}", error) from error
-        results = member.take_results(answer)
+            raise Failed(worker, f"it failed on Ray: {error!r}; {worker.where()}", error) from error
+        results = worker.take_results(answer)
         if results:
-            member.suspect, member.heard = False, self._clock
+            worker.slow, worker.heard_at = False, self._clock
         for job_id, result, seconds in results:
-            if this.missing.pop(job_id, None) is not None:  # or another worker was first, or it is of an earlier round
-                this.queue.done(job_id)
-                this.seconds.append(seconds)
+            # The job is not missing if another worker was first, or if it is from an earlier round.
+            if round_.missing.pop(job_id, None) is not None:
+                round_.queue.done(job_id)
+                round_.seconds.append(seconds)
                 yield job_id, result
 
-    def _take_over(self, failed: Failed, this: Round) -> None:
-        """Hand the jobs of a member that failed to others, and do away with it unless it says itself that it is fit."""
-        member, begun = failed.member, failed.member.suspects or failed.member.begun()
-        left = self._only_its(member, this)
-        member.lose_jobs()
-        fit, preempted = isinstance(failed.cause, EpisodeError), self._lost_its_node(member, failed.cause)
+    def _handle_failure(self, failed: Failed, round_: Round) -> None:
+        """Requeue a failed worker's jobs and discard the worker, unless it reported that it can continue."""
+        worker, begun = failed.worker, failed.worker.begun_when_lost or failed.worker.begun()
+        left = self._unshared_jobs(worker, round_)
+        worker.clear_jobs()
+        fit, preempted = isinstance(failed.cause, EpisodeError), self._lost_its_node(worker, failed.cause)
         if isinstance(failed.cause, EpisodeError):
             begun = [failed.cause.job_id]
-        begun = [job_id for job_id in begun if job_id in this.missing]
+        begun = [job_id for job_id in begun if job_id in round_.missing]
         if not fit:
-            self._remove(member)
+            self._remove(worker)
             self._telemetry.lost_worker(preempted=preempted)
         if preempted:
             self.lost_workers += 1
-            logger.warning("a worker is lost with its node, which costs no job a try: %s", failed)
-        elif member.ready:
-            this.queue.failed(begun, str(failed), failed.cause, raised=failed.raised)
+            logger.warning("worker lost with its node; its jobs are requeued (not counted as attempts): %s", failed)
+        elif worker.ready:
+            round_.queue.failed(begun, str(failed), failed.cause, raised=failed.raised)
         else:
             self._failed_starts += 1
             if self._failed_starts >= self._execution.max_attempts:
-                raise JobError(
-                    f"{self._failed_starts} workers failed before they were ready, the last: {failed}"
-                ) from failed.cause
-        self._try_again(left, begun, this)
+                message = f"{self._failed_starts} workers failed to start; the last one: {failed}"
+                raise JobError(message) from failed.cause
+        self._requeue(left, begun, round_)
         if not begun and not (fit or preempted):
             logger.warning("a worker is replaced: %s", failed)
-        if member.ready or not preempted:  # Ray may send others after it: they are asked for once a second
-            self._ask_for_workers(len(this.missing))
+        # Ray may send a replacement to the node that is going away: it is requested with the next maintenance.
+        if worker.ready or not preempted:
+            self._request_workers(len(round_.missing))
 
-    def _try_again(self, jobs: Sequence[Any], begun: Collection[Hashable], this: Round) -> None:
-        """Put back jobs, some of which had begun."""
-        this.queue.put_back(jobs)
+    def _requeue(self, jobs: Sequence[Any], begun: Collection[Hashable], round_: Round) -> None:
+        """Requeue jobs; the ones that had begun count as retries."""
+        round_.queue.requeue(jobs)
         retries = sum(1 for job in jobs if job.id in begun)
         self.retries += retries
         self._telemetry.retried(retries)
 
-    def _lost_its_node(self, member: Member, cause: BaseException | None) -> bool:
-        """Whether a member died because its machine was taken away: no job's fault."""
-        if not isinstance(cause, LOST):
+    def _lost_its_node(self, worker: WorkerHandle, cause: BaseException | None) -> bool:
+        """Whether a worker died with its node, so that no job is the cause."""
+        if not isinstance(cause, listening.WORKER_LOST_ERRORS):
             return False
         known = {node.id: node for node in nodes()}
         gone = {node.id for node in known.values() if not node.alive or node.draining}
-        if gone - self._gone:
-            self._gone, self._node_lost = gone, self._clock
-        if member.identity is None:  # it may have been on its way to a node that was lost just now
-            return self._clock - self._node_lost < _NEWS_S
-        return member.identity.node_id in gone or member.identity.node_id not in known
+        if gone - self._lost_nodes:
+            self._lost_nodes, self._node_lost_at = gone, self._clock
+        if worker.identity is None:  # it may have been starting on a node that was just lost
+            return self._clock - self._node_lost_at < _NODE_LOSS_REPORT_S
+        return worker.identity.node_id in gone or worker.identity.node_id not in known
 
     def _count_workers(self) -> None:
-        self._ready = sum(1 for member in self._members if member.ready)
+        self._ready = sum(1 for worker in self._workers if worker.ready)
         self.num_workers = max(self.num_workers, self._ready)
         self._telemetry.workers(self._ready)
 
-    def _remove(self, member: Member) -> None:
-        self._members.remove(member)
-        member.leaving = True
-        ray.kill(member.actor)
+    def _remove(self, worker: WorkerHandle) -> None:
+        self._workers.remove(worker)
+        worker.draining = True
+        ray.kill(worker.actor)
         self._count_workers()
 
-    def _tend(self, this: Round) -> None:
-        """What need not be done more often than once a second."""
-        self._look_into_doubts(this)
-        self._leave_nodes(this)
-        self._give_up_the_silent(this)
-        self._ask_for_workers(len(this.missing))
-        self._say_what_is_waited_for()
-        if not this.queue:
-            idle = sum(1 for member in self._members if member.takes_jobs and not member.jobs)
-            self._level(this, idle)
-            self._copy_from_silent(this, idle)
-        self._hand_out(this, self._members)
+    def _maintain(self, round_: Round) -> None:
+        """Do the work that is needed once a second: check workers, request more, rebalance jobs."""
+        self._check_unreachable(round_)
+        self._drain_workers(round_)
+        self._fail_hung_workers(round_)
+        self._request_workers(len(round_.missing))
+        self._warn_if_no_node()
+        if not round_.queue:
+            idle = sum(1 for worker in self._workers if worker.takes_jobs and not worker.jobs)
+            self._rebalance(round_, idle)
+            self._duplicate_slow_jobs(round_, idle)
+        self._dispatch(round_, self._workers)
 
-    def _silent_s(self, member: Member) -> float:
-        """How long a member has been listened to, without an answer; 0 while its process is not up: it may wait for a
-        node that the autoscaler is to bring."""
-        return 0.0 if member.identity is None or member.waiting_for is None else self._clock - member.heard
+    def _silent_s(self, worker: WorkerHandle) -> float:
+        """Seconds of silence of a worker that owes an answer; 0 while it may still wait for a node."""
+        return 0.0 if worker.identity is None or worker.waiting_for is None else self._clock - worker.heard_at
 
-    def _give_up_the_silent(self, this: Round) -> None:
+    def _fail_hung_workers(self, round_: Round) -> None:
         limit = self._execution.timeout_s
-        for member in [member for member in self._members if self._silent_s(member) >= limit]:
-            if not has_answer(member.waiting_for):
-                self._take_over(Failed(member, f"{silence(limit)}; {member.where()}", None), this)
+        for worker in [worker for worker in self._workers if self._silent_s(worker) >= limit]:
+            if not listening.has_answer(worker.waiting_for):
+                failed = Failed(worker, f"{listening.silence_message(limit)}; {worker.where()}", None)
+                self._handle_failure(failed, round_)
 
-    def _look_into_doubts(self, this: Round) -> None:
-        """Of workers that cannot be reached: see whether their node is gone. Jobs wait a little, last tries longer."""
-        for member in [member for member in self._members if member.doubt is not None]:
-            if self._lost_its_node(member, member.doubt):
-                self._take_over(Failed(member, str(member.doubt), member.doubt), this)
+    def _check_unreachable(self, round_: Round) -> None:
+        """Check the nodes of unreachable workers, and requeue their jobs after a while, last tries later."""
+        for worker in [worker for worker in self._workers if worker.unreachable]:
+            if self._lost_its_node(worker, worker.connection_error):
+                self._handle_failure(Failed(worker, str(worker.connection_error), worker.connection_error), round_)
                 continue
-            if member.waiting_for is None:
-                member.ask_again()
-            silent_s = self._clock - member.heard
-            if silent_s > _DOUBT_S:
-                jobs = {job.id: job for job in self._only_its(member, this)}
-                # Whether a job has had its last try must be known before it is begun elsewhere.
-                kept = [] if silent_s > _NEWS_S else [i for i in member.suspects if this.queue.is_on_last_try(i)]
-                member.jobs = {job_id: jobs.pop(job_id) for job_id in kept if job_id in jobs}
-                self._try_again([*jobs.values()], member.suspects, this)
+            if worker.waiting_for is None:
+                worker.ping()
+            silent_s = self._clock - worker.heard_at
+            if silent_s > _UNREACHABLE_S:
+                jobs = {job.id: job for job in self._unshared_jobs(worker, round_)}
+                # A job on its last try starts elsewhere only once its worker's fate is known.
+                last_tries = filter(round_.queue.is_on_last_try, worker.begun_when_lost)
+                kept = [] if silent_s > _NODE_LOSS_REPORT_S else [*last_tries]
+                worker.jobs = {job_id: jobs.pop(job_id) for job_id in kept if job_id in jobs}
+                self._requeue([*jobs.values()], worker.begun_when_lost, round_)
 
-    def _only_its(self, member: Member, this: Round) -> list[Any]:
-        """Of a member's jobs, those without a result that nobody else has, nor waits."""
-        elsewhere = this.queue.ids().union(*(other.jobs for other in self._members if other is not member))
-        return [job for job in this.without_result(member.jobs.values()) if job.id not in elsewhere]
+    def _unshared_jobs(self, worker: WorkerHandle, round_: Round) -> list[Any]:
+        """Jobs of a worker that have no result, are not queued and that no other worker has."""
+        elsewhere = round_.queue.ids().union(*(other.jobs for other in self._workers if other is not worker))
+        return [job for job in round_.without_result(worker.jobs.values()) if job.id not in elsewhere]
 
-    def _leave_nodes(self, this: Round) -> None:
-        """Give no more jobs to workers on nodes that are to be left; take back what they have not begun, and end those
-        that have nothing left."""
+    def _drain_workers(self, round_: Round) -> None:
+        """Drain the workers on nodes that workers must leave, and remove the drained ones."""
         if self._placement is None:
             return
         known = {node.id: node for node in nodes()}
         to_leave = self._placement.to_leave([*known.values()])
-        for member in self._members:
-            if member.node_id in to_leave and not member.leaving and member.doubt is None:
-                member.leaving = True
-                logger.info("no more jobs: its node is to be left; %s", member.where())
-        leaving = [member for member in self._members if member.leaving and member.doubt is None]
-        self._take_back(dict.fromkeys(leaving), this)
-        for member in leaving:
-            node = known.get(member.node_id or "")
+        for worker in self._workers:
+            if worker.node_id in to_leave and not worker.draining and not worker.unreachable:
+                worker.draining = True
+                logger.info("draining worker: its node is going away or is not for workers; %s", worker.where())
+        draining = [worker for worker in self._workers if worker.draining and not worker.unreachable]
+        self._recall(dict.fromkeys(draining), round_)
+        for worker in draining:
+            node = known.get(worker.node_id or "")
             if node is not None and not (node.draining or node.is_head):
-                self._avoid(node)
-            if not member.jobs:
-                self._remove(member)
+                self._skip_node(node)
+            if not worker.jobs:
+                self._remove(worker)
                 if node is not None and node.draining:
                     self._telemetry.lost_worker(preempted=True)
 
-    def _avoid(self, node: Node) -> None:
-        """Say of a node that came after actors were asked for why it is left, and end those that still wait: they would
-        go there. Others are asked for in their place, which know of it."""
-        if node.id not in self._avoided:
-            self._avoided.add(node.id)
-            logger.warning("%s", left_alone(node))
-            for member in [member for member in self._members if member.identity is None]:
-                self._remove(member)
+    def _skip_node(self, node: Node) -> None:
+        """Warn about a node that is not for workers, and remove waiting actors: new ones will avoid the node."""
+        if node.id not in self._skipped_nodes:
+            self._skipped_nodes.add(node.id)
+            logger.warning("%s", skipped_message(node))
+            for worker in [worker for worker in self._workers if worker.identity is None]:
+                self._remove(worker)
 
-    def _take_back(self, counts: Mapping[Member, int | None], this: Round) -> None:
-        """Put back into the queue what members have not begun: so many of their jobs at most, or all.
+    def _recall(self, counts: Mapping[WorkerHandle, int | None], round_: Round) -> None:
+        """Recall jobs that workers have not begun, each up to a maximum (None: all), and requeue them.
 
-        They say themselves which these are. Where one gives no answer, all that it may not have begun are handed out
-        again, and some are run twice.
+        If a worker does not report its released jobs, all that it may not have begun are requeued; some run twice.
         """
-        asked = {member: member.ask_back(count) for member, count in counts.items()}
+        asked = {worker: worker.request_recall(count) for worker, count in counts.items()}
         references = [reference for _, reference in asked.values() if reference is not None]
         if references:
-            ray.wait(references, num_returns=len(references), timeout=_TAKE_BACK_S, fetch_local=False)
-        for member, (ids, reference) in asked.items():
-            if reference is not None and has_answer(reference):
-                with suppress(RayError):  # whatever it is, who asks for its results is told as well
+            ray.wait(references, num_returns=len(references), timeout=_RECALL_S, fetch_local=False)
+        for worker, (ids, reference) in asked.items():
+            if reference is not None and listening.has_answer(reference):
+                with suppress(RayError):  # the request for results reports it, too
                     ids = ray.get(reference)
             elif reference is not None:
-                ids = [*member.jobs][self._jobs_at_once :]
-            this.queue.put_back(this.without_result(member.drop(ids)))
+                ids = [*worker.jobs][self._jobs_at_once :]
+            round_.queue.requeue(round_.without_result(worker.remove_jobs(ids)))
 
-    def _level(self, this: Round, idle: int) -> None:
-        """Take jobs that were not begun back from the workers that have the most, for those that have none."""
-        surplus = {member: len(member.jobs) - self._jobs_at_once for member in self._members}
-        largest = sorted(surplus, key=lambda member: -surplus[member])[:idle]
-        self._take_back({member: -(-surplus[member] // 2) for member in largest if surplus[member] > 0}, this)
+    def _rebalance(self, round_: Round, idle: int) -> None:
+        """Recall jobs that were not begun from the workers with the most jobs, for the idle ones."""
+        surplus = {worker: len(worker.jobs) - self._jobs_at_once for worker in self._workers}
+        largest = sorted(surplus, key=lambda worker: -surplus[worker])[:idle]
+        self._recall({worker: -(-surplus[worker] // 2) for worker in largest if surplus[worker] > 0}, round_)
 
-    def _copy_from_silent(self, this: Round, idle: int) -> None:
-        """Where nothing is left to begin, and workers are idle: do again what silent workers are at. The first answer
-        counts; on one kind of CPU they are the same."""
-        if not idle or not this.seconds:
+    def _duplicate_slow_jobs(self, round_: Round, idle: int) -> None:
+        """Run slow workers' jobs on idle workers as well. The first result counts (the same bits on equal CPUs)."""
+        if not idle or not round_.seconds:
             return
-        limit = max(_TEND_EVERY_S, _SUSPECT_AFTER * float(np.quantile(this.seconds, 0.9)))
-        linger = linger_s(self._ready, self._execution.timeout_s)
+        limit = max(_MAINTAIN_EVERY_S, _SLOW_AFTER * float(np.quantile(round_.seconds, 0.9)))
+        delay_s = listening.batching_delay_s(self._ready, self._execution.timeout_s)
         silent = {
-            member: self._silent_s(member) - (linger if len(member.jobs) > self._jobs_at_once else 0.0)
-            for member in self._members if member.jobs and not (member.suspect or member.doubt)
+            worker: self._silent_s(worker) - (delay_s if len(worker.jobs) > self._jobs_at_once else 0.0)
+            for worker in self._workers if worker.jobs and not (worker.slow or worker.unreachable)
         }  # fmt: skip
-        suspects = [member for member, silent_s in silent.items() if silent_s > limit]
-        for member in suspects:
-            member.suspect = True
-        self._take_back(dict.fromkeys(suspects), this)
-        for member in suspects:
-            copied = this.without_result(member.jobs.values())
+        slow = [worker for worker, silent_s in silent.items() if silent_s > limit]
+        for worker in slow:
+            worker.slow = True
+        self._recall(dict.fromkeys(slow), round_)
+        for worker in slow:
+            copied = round_.without_result(worker.jobs.values())
             if copied:
                 self.copies += len(copied)
-                logger.info(
-                    "%d jobs are done again elsewhere: no answer for %.1f s; %s",
-                    len(copied), silent[member], member.where(),
-                )  # fmt: skip
-                this.queue.put_back(copied, alone=True)
+                message = "%d jobs are also run elsewhere: no answer for %.1f s; %s"
+                logger.info(message, len(copied), silent[worker], worker.where())
+                round_.queue.requeue(copied, alone=True)
 
-    def _say_what_is_waited_for(self) -> None:
-        """Where there is not one worker: that a node is waited for, and what kind."""
-        if any(member.identity is not None and not member.leaving for member in self._members):
-            self._said = self._clock
-        elif self._clock - self._said >= SAY_EVERY_S:
-            self._said = self._clock
-            logger.warning(
-                "%d workers of one CPU each wait for a node. GPU nodes are left alone, and so is the head where there "
-                "are others, unless execution.workers_on names them; `ray status` shows what the autoscaler does",
-                len(self._members),
-            )
+    def _warn_if_no_node(self) -> None:
+        """Warn once a minute while all workers wait for a node."""
+        if any(worker.identity is not None and not worker.draining for worker in self._workers):
+            self._warned_at = self._clock
+        elif self._clock - self._warned_at >= listening.SAY_EVERY_S:
+            self._warned_at = self._clock
+            logger.warning("%s", waiting_message(len(self._workers)))

@@ -1,4 +1,4 @@
-"""One ``map`` of a pool, and how a call to one of its members fails."""
+"""State of one ``map`` of a pool, and the failure of a call to one of its workers."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from actors.member import Member
+from actors.worker_handle import WorkerHandle
 from pipeline.execution.jobs import JobQueue
 
 
 class Failed(Exception):
-    """A call to a member came to nothing.
+    """A call to a worker failed.
 
     Attributes:
-        member: whose.
-        cause: the error; None where it hung.
+        worker: Worker that was called.
+        cause: Error; None if the worker hung.
     """
 
-    def __init__(self, member: Member, what: str, cause: BaseException | None) -> None:
+    def __init__(self, worker: WorkerHandle, what: str, cause: BaseException | None) -> None:
         super().__init__(what)
-        self.member = member
+        self.worker = worker
         self.cause = cause
 
     @property
     def raised(self) -> bool:
-        """Whether a job raised it, rather than Ray."""
+        """Whether a job raised the error, rather than Ray."""
         return self.cause is not None and not isinstance(self.cause, RayError)
 
 
 @dataclass
 class Round:
-    """One ``map``.
+    """State of one ``map``.
 
     Attributes:
-        queue: the jobs that wait for a worker.
-        missing: the jobs without a result, by id.
-        seconds: that jobs took in their workers.
+        queue: Jobs that wait for a worker.
+        missing: Jobs without a result, by ID.
+        seconds: Durations of the finished jobs in their workers, in seconds.
     """
 
     queue: JobQueue
@@ -46,4 +46,5 @@ class Round:
     seconds: list[float]
 
     def without_result(self, jobs: Iterable[Any]) -> list[Any]:
+        """The given jobs that have no result yet."""
         return [job for job in jobs if job.id in self.missing]

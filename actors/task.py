@@ -1,4 +1,4 @@
-"""One try of a task on Ray: what it sends, which process it is in, and its certain end."""
+"""One attempt of a task on Ray: its messages, its process, and its verified end."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from pipeline.execution.protocol import Resources
 
 logger = logging.getLogger(__name__)
 
-# A killed process is gone in a moment, unless its disk hangs. Ray needs longer to see that a machine is gone.
+# A killed process ends in a moment, unless its disk hangs. Ray needs longer to notice that a machine is gone.
 _END_S = 60.0
 
 
 class Silent(Exception):
-    """A task that had begun gave no sign of life for too long."""
+    """A task that has begun gave no sign of life for too long."""
 
 
 class TaskTry:
-    """One try of a task. It is handed to Ray at once.
+    """One attempt of a task. The constructor submits it to Ray.
 
     Args:
         task: Generator function, see ``pipeline.execution.protocol.Executor.run``.
-        arguments: Its arguments.
+        arguments: Arguments of the task.
         resources: CPUs and GPUs that a node must have free.
-        check: Raises on a worker that is not fit for it; called there, before anything begins.
-        timeout_s: Seconds of silence after which a task that has begun hangs.
+        check: Check that raises on an unsuitable worker; called in the worker before the task begins.
+        timeout_s: Seconds of silence after which a task that has begun counts as hung.
+
+    Attributes:
+        name: Name of the task in messages and in Ray's dashboard.
     """
 
     def __init__(
@@ -61,21 +64,22 @@ class TaskTry:
 
     @property
     def worker(self) -> WorkerIdentity | None:
-        """The process that it is in, or was; None where it did not come to begin anything, or cannot be told."""
+        """Process of the task, also after its end; None if it has not begun, or if the cluster does not answer."""
         if self._worker is None:
             try:
                 self._worker = WorkerIdentity.announced(self._key)
             except RayError as error:
-                logger.warning("the cluster does not tell which process %s is in: %s", self.name, error)
+                logger.warning("the cluster does not report the process of %s: %s", self.name, error)
         return self._worker
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """What it sends, see ``actors.worker.run_task``. The first message is waited for as long as it takes: the task
-        may be pending.
+        """Iterate over the task's messages, see ``actors.worker.run_task``.
+
+        The wait for the first message has no limit, because the task may wait for a node.
 
         Raises:
-            Silent: It had begun, and hangs.
-            RayError: It raised, or its worker died.
+            Silent: The task has begun and hangs.
+            RayError: The task raised, or its worker died.
         """
         silent_s = said_s = 0.0
         begun = False
@@ -96,26 +100,26 @@ class TaskTry:
             silent_s, begun = 0.0, True
 
     def lost_its_node(self) -> bool:
-        """Whether it died because its machine was taken away.
+        """Whether the task died with its node.
 
-        Where it had not begun, its machine is not known: whether any machine was lost since it was handed in.
+        If the task had not begun, its node is not known; then, whether any node was lost since the task was submitted.
         """
         worker = self.worker
         if worker is None:
             return was_lost(lambda: self._staying_before - staying_nodes())
-        if worker.node_id == ray.get_runtime_context().get_node_id():  # the driver's own: nothing to wait for
+        if worker.node_id == ray.get_runtime_context().get_node_id():  # the driver's own node: no need to wait
             return worker.node_id not in staying_nodes()
         return was_lost(lambda: worker.node_id not in staying_nodes())
 
     def cancel(self) -> None:
-        """Tell Ray to kill it; it may live for a moment longer."""
+        """Have Ray kill the task, without waiting for its end."""
         ray.cancel(self._updates, force=True)
 
     def end(self) -> bool:
-        """Kill it and wait until its process is gone, so that it writes nothing beside the next try.
+        """Kill the task and wait for the end of its process, so that it does not write next to the next attempt.
 
         Returns:
-            Whether it is gone for certain.
+            Whether the process has certainly ended.
         """
         self.cancel()
         worker = self.worker
@@ -128,17 +132,17 @@ class TaskTry:
         except GetTimeoutError:
             ray.cancel(gone, force=True)
             return False
-        except RayError as error:  # a machine that is about to go takes no task more, and its process goes with it
-            logger.warning("%s cannot be ended on its node, whose end is waited for: %s", self.name, error)
+        except RayError as error:  # a draining node takes no more tasks, and the process ends with it
+            logger.warning("%s cannot be ended on its node; waiting for the end of the node: %s", self.name, error)
             return was_lost(lambda: worker.node_id not in {node.id for node in nodes() if node.alive}, _END_S)
 
     def forget(self) -> None:
-        """Remove what Ray's control service keeps of it."""
-        with suppress(RayError):  # it goes with the cluster
+        """Remove the task's identity from Ray's control service."""
+        with suppress(RayError):  # it ends with the cluster
             forget_announced(self._key)
 
     def where(self) -> str:
-        """Where the output of its process lies."""
+        """Location of the log of its process, as text."""
         worker = self.worker
         return worker.log_location() if worker is not None else f"logs of this node's workers: {session_logs()}"
 
@@ -147,7 +151,7 @@ class TaskTry:
         gpus = " and a GPU" if self._resources.gpus else ""
         return (
             f"{self.name} waits for a node with {self._resources.threads} free CPUs{gpus}; the largest that is up has "
-            f"{largest.num_cpus:g} CPUs and {largest.num_gpus:g} GPUs. Unless an autoscaler brings one (`ray status`), "
-            "add one; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new --run-dir: "
-            "they change bits)"
+            f"{largest.num_cpus:g} CPUs and {largest.num_gpus:g} GPUs. If no autoscaler adds one (`ray status`), add "
+            "such a node; or stop and lower vae.threads and mdnrnn.threads, or set device to 'cpu' (in a new "
+            "--run-dir, because these keys change the bits of the result)"
         )

@@ -1,7 +1,7 @@
-"""A run's metrics as metrics of Ray, which every node serves to Prometheus; ``cluster/grafana`` shows them.
+"""A run's metrics as Ray metrics, which every node serves to Prometheus; ``cluster/grafana`` shows them.
 
-There a gauge is called ``ray_world_models_NAME``, a counter ``ray_world_models_NAME_total``. A counter begins at 0 with
-each driver, and is not there before it has counted anything: Ray takes no zeros.
+In Prometheus a gauge is called ``ray_world_models_NAME``, a counter ``ray_world_models_NAME_total``. Each driver starts
+its counters at 0. A counter is absent until it has counted something, because Ray does not accept zeros.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from pipeline.base.progress import Counted, Measured, Metrics
 
 # With the tags `run` and `stage`.
 OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
-    "episodes": (Counter, "Episodes driven"),
-    "env_steps": (Counter, "Steps of the environment in these episodes"),
-    "encoded_frames": (Counter, "Frames turned into latents"),
-    "progress_ratio": (Gauge, "How much of the stage is done, from 0 to 1"),
-    "generation": (Gauge, "Generations that CMA-ES was told of"),
+    "episodes": (Counter, "Episodes run"),
+    "env_steps": (Counter, "Environment steps in these episodes"),
+    "encoded_frames": (Counter, "Frames encoded into latents"),
+    "progress_ratio": (Gauge, "Completed fraction of the stage, from 0 to 1"),
+    "generation": (Gauge, "Completed CMA-ES generations"),
     "fitness_mean": (Gauge, "Mean fitness of the last generation's candidates"),
     "fitness_max": (Gauge, "Highest fitness of the last generation's candidates"),
-    "validation_mean": (Gauge, "Mean return on the validation tracks, when last driven there"),
+    "validation_mean": (Gauge, "Mean return of the last validation"),
     "sigma": (Gauge, "Step size of CMA-ES"),
-    "loss": (Gauge, "Training loss of the last batch that was logged"),
+    "loss": (Gauge, "Training loss of the last logged batch"),
     "held_out_loss": (Gauge, "Loss on the held-out episodes after the last epoch"),
 }
 # With the tag `run`.
 OF_WORKERS: Final[dict[str, tuple[type[Any], str]]] = {
-    "workers": (Gauge, "Workers that are there"),
-    "retries": (Counter, "Times that a job or a task was tried again"),
-    "preemptions": (Counter, "Workers that left a node before its end or were lost with it"),
-    "worker_failures": (Counter, "Workers that died, hung or were given up on a node that stayed"),
+    "workers": (Gauge, "Workers that are ready"),
+    "retries": (Counter, "Retries of jobs and tasks"),
+    "preemptions": (Counter, "Workers that left a draining node or were lost with their node"),
+    "worker_failures": (Counter, "Workers that died, hung or were discarded on a node that stayed"),
 }
 
 
 class Telemetry:
-    """The metrics of a run, exported by the node that its driver is on. Needs a connection (``ray.init``).
+    """Metrics of a run, exported by the driver's node. Needs a connection (``ray.init``).
 
     Args:
-        run: its name.
+        run: Name of the run.
     """
 
     def __init__(self, run: str) -> None:
@@ -64,18 +64,18 @@ class Telemetry:
                 metric.inc(value, tags)
 
     def workers(self, number: int) -> None:
-        """How many there are now."""
+        """Set the present number of workers."""
         self._of_workers["workers"].set(number)
 
     def retried(self, jobs: int) -> None:
-        """So many jobs or tasks will be tried again."""
+        """Count jobs or tasks that will be tried again."""
         if jobs:
             self._of_workers["retries"].inc(jobs)
 
     def lost_worker(self, *, preempted: bool) -> None:
-        """A worker is gone that was not meant to go.
+        """Count the unplanned loss of a worker.
 
         Args:
-            preempted: because of its node's end; otherwise it failed by itself.
+            preempted: Whether the worker was lost because its node went away; otherwise it failed by itself.
         """
         self._of_workers["preemptions" if preempted else "worker_failures"].inc()

@@ -1,4 +1,4 @@
-"""The remote shells: an actor around a plain worker, a task around a plain generator function."""
+"""Remote wrappers: an actor around a plain worker, a task around a plain generator function."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 @ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"inbox": 1})
 class WorkerActor:
-    """One worker on one CPU: a thread that works, and two that now and then bring it jobs and fetch its results.
+    """One worker on one CPU: one thread runs jobs, two threads serve calls that bring jobs and fetch results.
 
     Args:
-        label: what Ray calls it, in its dashboard ("Repr", and before the names of its tasks) and its logs.
+        label: Name of the actor in Ray's dashboard ("Repr", and before the names of its tasks) and logs.
     """
 
     def __init__(self, label: str) -> None:
@@ -48,45 +48,45 @@ class WorkerActor:
         return self._label
 
     def identity(self) -> WorkerIdentity:
-        """Answers once the process is up."""
+        """Identity of this process. The answer shows that the process is up."""
         return _logged_identity()
 
     def build(self, factory: Callable[..., Worker], arguments: tuple[Any, ...]) -> None:
-        """Make the worker: a call of its own, so that it can be told from waiting for a node."""
+        """Build the worker. A separate call distinguishes building from waiting for a node."""
         built: Future[None] = Future()
         threading.Thread(target=self._work, args=(factory, arguments, built), daemon=True).start()
         built.result()
-        # What a worker is built of lives as long as it does, and Box2D's wrappers come and go by the thousand: without
-        # this a twentieth of a rollout's time is the collector looking at all of it again.
+        # A worker's objects live as long as the worker, and Box2D creates thousands of short-lived wrappers. Without
+        # this, the garbage collector takes 5% of a rollout's time to scan all of them again.
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
 
     def exchange(self, message: bytes) -> bytes:
-        """Bring jobs, and wait for results of ``Worker.run``. The worker goes on between two calls.
+        """Bring jobs, and wait for results of ``Worker.run``. The worker continues between two calls.
 
         Args:
-            message: pickled, the arguments of ``Mailbox.post``, then of ``Mailbox.fetch``.
+            message: Pickled arguments of ``Mailbox.post``, then of ``Mailbox.fetch``.
 
         Returns:
-            Pickled, what ``Mailbox.fetch`` returns.
+            Pickled results of ``Mailbox.fetch``.
         """
-        jobs, failures, linger_s = pickle.loads(message)
+        jobs, failures, batching_delay_s = pickle.loads(message)
         self._mailbox.post(jobs, failures)
-        return pickle.dumps(self._mailbox.fetch(linger_s))
+        return pickle.dumps(self._mailbox.fetch(batching_delay_s))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
     def add(self, message: bytes) -> None:
-        """Put jobs behind those that lie there, while another call waits for results.
+        """Append jobs to the mailbox while another call waits for results.
 
         Args:
-            message: pickled, the arguments of ``Mailbox.post``.
+            message: Pickled arguments of ``Mailbox.post``.
         """
         self._mailbox.post(*pickle.loads(message))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
-    def take_back(self, ids: Sequence[Hashable]) -> list[Hashable]:
-        """Leave out those of some jobs that lie here and are not begun; returns their ids."""
-        return self._mailbox.take_back(ids)
+    def recall(self, ids: Sequence[Hashable]) -> list[Hashable]:
+        """See ``Mailbox.recall``."""
+        return self._mailbox.recall(ids)
 
     def _work(self, factory: Callable[..., Worker], arguments: tuple[Any, ...], built: Future[None]) -> None:
         try:
@@ -96,13 +96,13 @@ class WorkerActor:
             built.set_exception(error)
             return
         built.set_result(None)
-        with num_threads(1):  # anew: the worker may have imported torch, which was out of reach before
+        with num_threads(1):  # again: the factory may have imported torch, whose threads are limited only now
             while True:
                 self._mailbox.wait_for_jobs()
                 try:
                     with _traceback_logged():
                         for job_id, result in worker.run(self._mailbox):
-                            self._mailbox.put_out(job_id, result)
+                            self._mailbox.put_result(job_id, result)
                         if self._mailbox.unfinished():
                             raise JobError(f"a worker ended without results for {self._mailbox.unfinished()}")
                 except BaseException as error:
@@ -117,13 +117,17 @@ def run_task(
     check: Callable[[WorkerIdentity], None],
     key: str,
 ) -> Iterator[tuple[str, Any]]:
-    """``("begun", None)``, the task's updates as ``("update", ...)``, then ``("result", ...)``.
+    """Run a task.
 
     Args:
-        task, arguments: what to run.
-        threads: for it alone.
-        check: raises where this is no worker for it: nothing has begun then.
-        key: Unique key, under which this process is announced before anything begins.
+        task: Generator function that yields updates and returns a result.
+        arguments: Arguments of the task.
+        threads: Number of threads of the task.
+        check: Check of this worker's identity before the task begins; raises if the worker is unsuitable.
+        key: Unique key under which this process is announced before the task begins.
+
+    Yields:
+        ``("begun", None)``, the task's updates as ``("update", ...)``, then ``("result", ...)``.
     """
     configure_logging()
     identity = _logged_identity()
@@ -143,17 +147,17 @@ def run_task(
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def end_process(pid: int, started: float, timeout_s: float) -> bool:
-    """Kill a process of the node that this runs on, and wait for its end.
+    """Kill a process on the node of this task, and wait for its end.
 
     Args:
-        pid: Process id.
-        started: Its beginning, see ``pipeline.base.machine.process_started``: the id may be another process's by now.
-        timeout_s: Seconds to wait at most.
+        pid: Process ID.
+        started: Start of the process, see ``pipeline.base.machine.process_started``; the ID may have been reused.
+        timeout_s: Maximum wait in seconds.
 
     Returns:
-        Whether it is gone.
+        Whether the process has ended.
     """
-    if pid == os.getpid():  # the task has ended by itself, and Ray has put this one in its place
+    if pid == os.getpid():  # the task has ended, and Ray reused its process for this one
         return True
     deadline = time.monotonic() + timeout_s
     while process_started(pid) == started:
@@ -167,7 +171,7 @@ def end_process(pid: int, started: float, timeout_s: float) -> bool:
 
 def _logged_identity() -> WorkerIdentity:
     identity = WorkerIdentity.of_this_process()
-    # Of a job's workers: where no sources travel, they are the driver's own, and Ray shows the line at every start.
+    # Only in jobs, which bring their sources. Otherwise the version is the driver's, and Ray would show every line.
     if "working_dir" in ray.get_runtime_context().runtime_env:
         logger.info("code version %s, %s", identity.code_version, identity.cpu_kind)
     return identity
@@ -175,16 +179,16 @@ def _logged_identity() -> WorkerIdentity:
 
 @contextmanager
 def _traceback_logged() -> Iterator[None]:
-    """The driver gets the error; where it was raised is in this worker's log."""
+    """Write the traceback to this worker's log; the driver gets only the error."""
     try:
         yield
     except Exception as error:
         if isinstance(error, JobError) or not isinstance(error, WorldModelsError):
-            logger.exception("this worker raised")
+            logger.exception("this worker raised an error")
         raise
 
 
-def not_to_be_retried(error: RayTaskError) -> WorldModelsError | None:
-    """What a worker raised, where it is an error of this project that says what to do: it comes back as it is."""
+def as_fatal_error(error: RayTaskError) -> WorldModelsError | None:
+    """The project error that a worker raised, if it must not be retried; else None."""
     cause = error.cause
     return cause if isinstance(cause, WorldModelsError) and not isinstance(cause, JobError) else None

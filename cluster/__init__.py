@@ -1,1 +1,1 @@
-"""Everything about where a cluster comes from and how a run is submitted to it. Needs no torch."""
+"""Clusters: their configuration files, job submission and spot notices. Needs no torch."""

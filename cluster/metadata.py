@@ -1,4 +1,4 @@
-"""What the metadata services of AWS and GCP say about the end of this machine."""
+"""Termination notices from the metadata services of AWS and GCP."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from urllib.parse import urlsplit
 
 from pipeline.base.errors import ConfigError
 
-# Both clouds answer at this address; by number, so that no name has to be looked up, for which there is no time limit.
+# Address of both services, as a number: a name lookup would have no time limit.
 _LINK_LOCAL = "169.254.169.254"
 
 _TIMEOUT_S = 2.0
 _MOST_BYTES = 2**16
 
-_AWS_TOKEN_S = 6 * 3600  # the longest there is; one that has expired is renewed
+_AWS_TOKEN_S = 6 * 3600  # the maximum; an expired token is renewed
 
-# GCP says that it is about to happen, not when; at least so long, by its documentation.
+# GCP gives no time. Minimum notice periods according to its documentation.
 _GCP_PREEMPTION_S = 30.0
 _GCP_MAINTENANCE_S = 60.0
 
 
 class MetadataError(Exception):
-    """The metadata service gave no answer, or none that can be used. May be over in a moment."""
+    """The metadata service gave no usable answer. May be temporary."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """The cloud takes this machine away.
+    """Notice that the cloud takes this machine away.
 
     Attributes:
-        what: for people.
-        deadline_s: when, in seconds since the epoch; None: it was not said.
+        what: Description for people.
+        deadline_s: Time of the end, in seconds since the Unix epoch; None if the notice has no time.
     """
 
     what: str
@@ -45,15 +45,18 @@ class Notice:
 
 
 class Cloud(Protocol):
-    """A cloud's metadata service, as this machine sees it."""
+    """A cloud's metadata service, as seen from this machine."""
 
     name: str
 
     def notice(self) -> Notice | None:
-        """Ask once, for a few seconds at most. None: this machine stays.
+        """Ask once, for a few seconds at most.
+
+        Returns:
+            The notice; None if this machine stays.
 
         Raises:
-            MetadataError: no answer that can be used; says what came instead.
+            MetadataError: There is no usable answer. The message shows the answer.
         """
 
 
@@ -61,10 +64,10 @@ class Aws:
     """EC2: spot interruption notices, through version 2 of the service (with tokens).
 
     Args:
-        rebalance: take the earlier, vaguer recommendation to rebalance for a notice as well.
+        rebalance: Whether the earlier, vaguer rebalance recommendation also counts as a notice.
 
     Raises:
-        ConfigError: ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` is set to what cannot be.
+        ConfigError: ``AWS_EC2_METADATA_SERVICE_ENDPOINT`` is invalid.
     """
 
     name = "AWS"
@@ -77,7 +80,7 @@ class Aws:
 
     def notice(self) -> Notice | None:
         """See ``Cloud.notice``."""
-        # Neither document exists until there is something to say.
+        # Neither document exists until there is a notice.
         action = self._document("spot/instance-action")
         if action is not None:
             what, when = _fields(action, "action", "time")
@@ -86,7 +89,7 @@ class Aws:
             recommendation = self._document("events/recommendations/rebalance")
             if recommendation is not None:
                 (when,) = _fields(recommendation, "noticeTime")
-                return Notice(f"AWS recommends since {when} to leave this spot instance", None)
+                return Notice(f"AWS has recommended since {when} to leave this spot instance", None)
         return None
 
     def _document(self, path: str) -> str | None:
@@ -112,7 +115,7 @@ class Gcp:
     """Compute Engine: preemptions, and host maintenance that ends the machine.
 
     Raises:
-        ConfigError: ``GCE_METADATA_HOST`` is set to what cannot be.
+        ConfigError: ``GCE_METADATA_HOST`` is invalid.
     """
 
     name = "GCP"
@@ -140,31 +143,35 @@ class Gcp:
 
 
 class _Service:
-    """A metadata service's address; no proxy of the environment stands between."""
+    """A metadata service at an address, reached without any proxy of the environment."""
 
     def __init__(self, url: str, variable: str) -> None:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise ConfigError(f"{variable} leads to {url}: {error}") from error
+            raise ConfigError(f"{variable} gives the address {url}: {error}") from error
         if parts.scheme != "http" or not host or parts.path not in ("", "/"):
-            raise ConfigError(f"{variable} leads to {url}, which is not http://HOST:PORT")
+            raise ConfigError(f"{variable} gives the address {url}, expected http://HOST:PORT")
         self.url = url
         self._host, self._port = host, port
 
     def ask(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[int, str]:
-        """The answer's status and text.
+        """Send a request; returns the status and text of the answer.
 
         Raises:
-            MetadataError: there is none.
+            MetadataError: There is no answer.
         """
         connection = HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
         try:
             connection.request(method, path, headers=dict(headers))
             response = connection.getresponse()
             return response.status, response.read(_MOST_BYTES).decode()
-        except (OSError, HTTPException, ValueError) as error:  # ValueError: no text, or a token that is none
+        except (
+            OSError,
+            HTTPException,
+            ValueError,
+        ) as error:  # ValueError: the answer is not text, or the token is invalid
             raise MetadataError(f"{self.url} does not answer: {error!r}") from error
         finally:
             connection.close()
@@ -182,4 +189,4 @@ def _seconds(when: str) -> float:
     try:
         return datetime.strptime(when, "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError as error:
-        raise MetadataError(f"{when!r} is no time in UTC") from error
+        raise MetadataError(f"{when!r} is not a UTC time") from error

@@ -1,4 +1,4 @@
-"""Beside a Ray node on a spot machine: turns the cloud's notice into a drain. ``python -m cluster.spot --help``."""
+"""Watches for spot notices next to a Ray node, and drains the node. See ``python -m cluster.spot --help``."""
 
 from __future__ import annotations
 
@@ -15,55 +15,59 @@ from pipeline.base.errors import ClusterError, ConfigError, WorldModelsError
 
 logger = logging.getLogger(__name__)
 
-# Tries, a poll apart, until it is clear that there is no metadata service here. One that was there is waited for.
-_FIRST_TRIES = 5
+# Attempts, a poll apart, to find a metadata service. A service that has answered once is waited for without limit.
+_FIND_ATTEMPTS = 5
 
-# How long the cluster is told of a notice that names no time.
-_TELL_S = 120.0
+# Seconds of attempts to drain the node if the notice has no time.
+_DRAIN_ATTEMPTS_S = 120.0
 
 _HELP = """\
-Watches the metadata service of AWS or GCP for the notice that this spot machine is about to be taken away. When it
-comes, this machine's Ray node is drained until the time that the notice gives (GCP: 30 s): Ray places no new work on
-it, what runs there runs on, and drivers see that it is going. Then this command ends. It also ends when its Ray node
-does. Waiting takes about 25 MB and no CPU to speak of.
+Watches the metadata service of AWS or GCP for the notice that this spot machine will be taken away. At the notice, this
+command drains the machine's Ray node until the time in the notice (GCP: 30 s): Ray places no new work on the node, its
+present work continues, and drivers see that the node is going away. Then this command ends. It also ends with its Ray
+node. Waiting takes about 25 MB and almost no CPU.
 """
 
 _EXAMPLES = """\
 examples, on a worker node after `ray start`:
-  nohup python -m cluster.spot > /tmp/spot.log 2>&1 &      which cloud it is, it finds out
-  python -m cluster.spot --cloud aws --rebalance           leave at AWS's earlier recommendation already
-  python -m cluster.spot --node-id ID                      where several Ray nodes share a machine
+  nohup python -m cluster.spot > /tmp/spot.log 2>&1 &      detect the cloud
+  python -m cluster.spot --cloud aws --rebalance           also drain at AWS's earlier recommendation
+  python -m cluster.spot --node-id ID                      if several Ray nodes share the machine
 
-environment: AWS_EC2_METADATA_SERVICE_ENDPOINT (http://HOST:PORT) and GCE_METADATA_HOST (HOST:PORT) lead to another
-metadata service than the cloud's, for a trial without a cloud.
+environment: AWS_EC2_METADATA_SERVICE_ENDPOINT (http://HOST:PORT) and GCE_METADATA_HOST (HOST:PORT) name another
+metadata service than the cloud's, for a test without a cloud.
 
-in a container with a network of its own, EC2's service answers only if the instance's metadata hop limit is 2.
-On Kubernetes this command is not needed: a pod gets SIGTERM, at which `ray start --block` of Ray 2.60 drains its node.
+In a container with its own network, EC2's service answers only if the instance's metadata hop limit is 2.
+On Kubernetes this command is not needed: at SIGTERM, `ray start --block` of Ray 2.60 drains the node of the pod.
 
-exit codes: 0 the node was drained, or ended by itself; 1 the cluster cannot be told; 2 the command line is wrong, no
-metadata service answers, or no Ray node runs here; 130 Ctrl-C.
+exit codes: 0 the node was drained or has ended; 1 the cluster cannot be reached or refuses; 2 the command line is
+wrong, no metadata service answers, or no Ray node runs here; 130 Ctrl-C.
 """
 
 
 def await_notice(clouds: Sequence[Cloud], node_lives: Callable[[], bool], *, poll_s: float) -> Notice | None:
-    """Wait for a notice, asking every ``poll_s`` seconds; None: the Ray node has ended.
+    """Wait for a notice.
 
     Args:
-        clouds: where this machine may be: the first one whose metadata service answers is it.
-        node_lives: tells whether there is still a Ray node to watch for.
+        clouds: Possible clouds of this machine; the first one whose metadata service answers is used.
+        node_lives: Function that returns whether the Ray node still runs.
+        poll_s: Interval of the requests in seconds.
+
+    Returns:
+        The notice; None if the Ray node has ended.
 
     Raises:
-        ConfigError: no metadata service answers from the beginning. Later ones may fail for as long as they like.
+        ConfigError: No metadata service answers at the start. Later failures are waited out without limit.
     """
     cloud = _find(clouds, poll_s)
-    logger.info("asking the metadata service of %s every %g s", cloud.name, poll_s)
+    logger.info("polling the metadata service of %s every %g s", cloud.name, poll_s)
     answers = True
     while node_lives():
         try:
             notice = cloud.notice()
         except MetadataError as error:
             if answers:
-                logger.warning("%s; asking on", error)
+                logger.warning("%s; still polling", error)
             answers = False
         else:
             if notice is not None:
@@ -76,7 +80,7 @@ def await_notice(clouds: Sequence[Cloud], node_lives: Callable[[], bool], *, pol
 
 
 def _find(clouds: Sequence[Cloud], poll_s: float) -> Cloud:
-    for tries_left in reversed(range(_FIRST_TRIES)):
+    for tries_left in reversed(range(_FIND_ATTEMPTS)):
         troubles = []
         for cloud in clouds:
             try:
@@ -89,17 +93,22 @@ def _find(clouds: Sequence[Cloud], poll_s: float) -> Cloud:
             time.sleep(poll_s)
     raise ConfigError(
         f"no metadata service answers here ({'; '.join(troubles)}): this command is for machines of AWS and GCP. In a "
-        "container with a network of its own on EC2, set the instance's metadata hop limit to 2"
+        "container with its own network on EC2, set the instance's metadata hop limit to 2"
     )
 
 
 def tell(node: nodes.LocalNode, notice: Notice, *, poll_s: float) -> None:
     """Drain the node.
 
+    Args:
+        node: Ray node of this machine.
+        notice: Notice of the cloud.
+        poll_s: Interval of the attempts in seconds.
+
     Raises:
-        ClusterError: the cluster did not answer until the deadline, or the node ended meanwhile.
+        ClusterError: The cluster did not answer before the deadline, or the node has ended meanwhile.
     """
-    give_up_s = time.time() + _TELL_S if notice.deadline_s is None else notice.deadline_s
+    give_up_s = time.time() + _DRAIN_ATTEMPTS_S if notice.deadline_s is None else notice.deadline_s
     while True:
         try:
             nodes.drain(node.id, node.cluster_address, reason=notice.what, deadline_s=notice.deadline_s)
@@ -138,15 +147,15 @@ def _watch(options: argparse.Namespace) -> int:
     left = "" if notice.deadline_s is None else f", {notice.deadline_s - time.time():.0f} s from now"
     logger.warning("%s%s: draining Ray node %s", notice.what, left, node.id)
     tell(node, notice, poll_s=options.poll_s)
-    logger.info("the cluster has been told")
+    logger.info("the cluster has accepted the drain")
     return 0
 
 
 def _check(node: nodes.LocalNode) -> None:
-    """A missing token shows now rather than with the notice. In a process that ends: Ray would stay in this one."""
+    """Check the connection and the token before any notice, in another process: Ray would stay in this one."""
     command = [sys.executable, "-m", "cluster.spot", "--check", "--node-id", node.id]
     if subprocess.run(command, check=False).returncode != 0:
-        raise ClusterError(f"the cluster at {node.cluster_address} could not be told of a notice: see above")
+        raise ClusterError(f"the cluster at {node.cluster_address} could not be told of a notice: see the error above")
 
 
 def _clouds(options: argparse.Namespace) -> list[Cloud]:
@@ -165,14 +174,18 @@ def _make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--cloud", choices=["aws", "gcp", "auto"], default="auto", help="auto unless told")
     parser.add_argument(
-        "--poll-s", type=_positive, default=2.0, metavar="SECONDS", help="between two looks; 2 unless told"
+        "--cloud", choices=["aws", "gcp", "auto"], default="auto", help="cloud of this machine (default: auto)"
     )
-    parser.add_argument("--rebalance", action="store_true", help="AWS: drain at a rebalance recommendation already")
-    parser.add_argument("--node-id", metavar="ID", help="the Ray node; the one that runs on this machine unless told")
     parser.add_argument(
-        "--check", action="store_true", help="only see whether the cluster could be told; the watch begins with that"
+        "--poll-s", type=_positive, default=2.0, metavar="SECONDS", help="interval of the requests (default: 2)"
+    )
+    parser.add_argument("--rebalance", action="store_true", help="AWS: also drain at a rebalance recommendation")
+    parser.add_argument("--node-id", metavar="ID", help="ID of the Ray node (default: the only one on this machine)")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only check that the cluster could be told of a notice; the watch also begins with this check",
     )
     return parser
 
@@ -180,7 +193,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> float:
     number = float(text)
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
 
 

@@ -1,4 +1,4 @@
-"""``world-models submit``: a run as a job of a Ray cluster. Needs no torch."""
+"""``world-models submit``: submits a run as a job to a Ray cluster. Needs no torch."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ logger = logging.getLogger(__name__)
 
 SOURCES = ("actors", "cluster", "configs", "pipeline")
 
-# Where storage is and who vouches for this job there, but no secret: the value may be seen by all who see the job.
+# Storage settings that a job gets from this environment. No secrets: everyone who can see the job can read the values.
 STORAGE_SETTINGS = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS")
-# The names of secrets, but not of the files that hold them, nor words that only begin like a secret's.
+# Names of secrets, but not of files that hold secrets, and not words that only begin like one (KEYBOARD).
 _SECRET = re.compile(
     r"(SECRET|TOKEN(?!IZER)|PASSW|PASSPHRASE|CREDENTIAL|KEY(?!BOARD))(?!.*_(FILE|PATH)$)", re.IGNORECASE
 )
 
-# From SIGTERM to SIGKILL; Ray's own is 3 s. A driver needs less, unless its storage hangs.
+# Seconds from SIGTERM to SIGKILL; Ray's default is 3. A driver needs less, unless its storage hangs.
 STOP_GRACE_S = 30
 
-# Ray's, which tell of packages and web sockets.
+# Ray's loggers that report packages and web sockets.
 _CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")
 
-# How long a head that has just come up may take until it can begin jobs, and what it says until then.
+# Seconds that a new head may need until it can start jobs, and its error until then.
 _AGENT_READY_S = 60.0
 _RETRY_S = 1.0
 _NO_AGENT = "No available agent"
 
-_OWN_CONFIG = "submitted.yaml"  # of a job whose config is no preset, with the overrides in it
-_RUN_DIR, _DRIVES = "run_dir", (JobStatus.PENDING, JobStatus.RUNNING)
+_OWN_CONFIG = "submitted.yaml"  # config of a job without preset, including the overrides
+_RUN_DIR, _ACTIVE = "run_dir", (JobStatus.PENDING, JobStatus.RUNNING)
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it is handed to the cluster.
+    """A job to submit to the cluster.
 
     Attributes:
-        name: its submission id.
-        entrypoint: the driver's command line.
-        environment: variables of the driver and of all workers; no secrets.
-        run_dir: where the run lives.
-        config: a config of the user's, as YAML, which travels with the sources; None for a preset of the project.
+        name: Submission ID.
+        entrypoint: Command line of the driver.
+        environment: Environment variables of the driver and all workers; no secrets.
+        run_dir: Location of the run.
+        config: The user's config as YAML, which is sent with the sources; None for a preset of the project.
     """
 
     name: str
@@ -74,17 +74,20 @@ class Job:
 def make_job(
     preset: str, overrides: Sequence[str], run_dir: str, variables: Sequence[str], environment: Mapping[str, str]
 ) -> Job:
-    """Check all that can be checked without the cluster.
+    """Make a job, after all checks that need no cluster.
 
     Args:
-        preset: as for ``load_config``.
-        overrides: as for ``load_config``.
-        run_dir: an ``s3://`` URL, or an absolute path that every node has.
-        variables: more of the environment for the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
-        environment: this process's.
+        preset: Preset or config file, see ``load_config``.
+        overrides: Overrides, see ``load_config``.
+        run_dir: ``s3://`` URL, or absolute path that exists on every node.
+        variables: Further environment variables of the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
+        environment: Environment of this process.
+
+    Returns:
+        The job.
 
     Raises:
-        ConfigError: says what is wrong with which of them.
+        ConfigError: An argument is invalid. The message names it and the reason.
     """
     config = load_config(preset, overrides)
     if config.execution.executor != "ray":
@@ -112,16 +115,18 @@ def _environment(variables: Sequence[str], environment: Mapping[str, str]) -> di
         name, given, value = variable.partition("=")
         if _SECRET.search(name):
             raise ConfigError(
-                f"--env {name}: what a job is given can be read by whoever sees the job, so no secret goes there. Let "
-                "the nodes have credentials of their own (an instance role, a service account, a file that "
-                "AWS_SHARED_CREDENTIALS_FILE names on them), and give the name: --env AWS_PROFILE=NAME"
+                f"--env {name}: everyone who can see the job can read its variables, so they must not hold a secret. "
+                "Give the nodes their own credentials (an instance role, a service account, a file that "
+                "AWS_SHARED_CREDENTIALS_FILE names on them), and pass the profile: --env AWS_PROFILE=NAME"
             )
         if not given and name not in environment:
-            raise ConfigError(f"--env {name}: it is not set here; --env {name}=VALUE gives it a value")
+            raise ConfigError(f"--env {name}: it is not set here; set it with --env {name}=VALUE")
         chosen[name] = value if given else environment[name]
     for name, value in chosen.items():
         if urlsplit(value).password:
-            raise ConfigError(f"{name} holds a password, which whoever sees the job could read: give it without")
+            raise ConfigError(
+                f"{name} holds a password, which everyone who can see the job could read: remove the password"
+            )
     return {**chosen, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
 
 
@@ -129,11 +134,12 @@ class Jobs:
     """The job server of a cluster.
 
     Args:
-        address: of its dashboard, as ``http://127.0.0.1:8265``; None for that of the environment, or this one.
+        address: Address of the cluster's dashboard. None: ``RAY_API_SERVER_ADDRESS``, or by default
+            ``http://127.0.0.1:8265``.
 
     Raises:
-        ConfigError: that is no such address.
-        ClusterError: nobody answers there, or not without a token.
+        ConfigError: The address is not an HTTP URL.
+        ClusterError: No job server answers there, or it refuses the token.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -141,11 +147,11 @@ class Jobs:
         if not self.address.startswith(("http://", "https://")):
             raise ConfigError(
                 f"--address {self.address}: expected the address of the cluster's job server, http://HOST:8265 "
-                "(on another machine reached by `ray dashboard cluster.yaml` or `kubectl port-forward`)"
+                "(for a remote cluster, forwarded by `ray dashboard cluster.yaml` or `kubectl port-forward`)"
             )
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
-        # Ray lets these win over the address that it is given.
+        # In Ray, these variables take precedence over the address argument.
         for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(name, None)
         try:
@@ -153,22 +159,22 @@ class Jobs:
         except AuthenticationError as error:
             raise ClusterError(
                 f"the job server at {self.address} wants a token: {str(error).partition(chr(10))[0]}. Set "
-                "RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+                "RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN"
             ) from error
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(
-                f"no job server answers at {self.address}: {error} Is the cluster up, its port forwarded to here "
-                "(`ray dashboard cluster.yaml`), and RAY_AUTH_MODE=token with its token set where it asks for one?"
+                f"no job server answers at {self.address}: {error} Check that the cluster is up and its port is "
+                "forwarded (`ray dashboard cluster.yaml`). If it needs a token, set RAY_AUTH_MODE=token and the token."
             ) from error
 
     def submit(self, job: Job) -> None:
-        """Hand a job in, with the sources.
+        """Submit a job, with the sources.
 
         Raises:
-            ConfigError: the cluster is driving this run already.
-            ClusterError: the job server does not take the job.
+            ConfigError: Another job of the cluster already has this run.
+            ClusterError: The job server refuses the job.
         """
-        driving = [other for other in self._all_of(job.run_dir) if other.status in _DRIVES]
+        driving = [other for other in self._all_of(job.run_dir) if other.status in _ACTIVE]
         if driving:
             raise ConfigError(
                 f"{job.run_dir} is being driven by job {driving[0].submission_id}, {driving[0].status.lower()}\n"
@@ -177,20 +183,20 @@ class Jobs:
         with tempfile.TemporaryDirectory(prefix="world-models-") as folder:
             stage_sources(job, Path(folder))
             try:
-                self._submit_once_an_agent_is_there(job, folder)
+                self._submit_with_retries(job, folder)
             except RuntimeError as error:
                 raise ClusterError(
-                    f"the job server at {self.address} did not take the job: {error} Where no agent is available, the "
-                    "head's has no port, another Ray of that machine has it: dashboard_agent.log among the head's logs "
-                    "says so, and `ray start --head --dashboard-agent-listen-port=0` lets it choose a free one."
+                    f"the job server at {self.address} did not take the job: {error} If no agent is available, another "
+                    "Ray of the head's machine uses the agent's port; dashboard_agent.log in the head's logs says so. "
+                    "`ray start --head --dashboard-agent-listen-port=0` lets the agent choose a free port."
                 ) from error
 
-    def _submit_once_an_agent_is_there(self, job: Job, folder: str) -> None:
-        """A head answers some seconds before its agent, which begins jobs, has told it that it is there."""
+    def _submit_with_retries(self, job: Job, folder: str) -> None:
+        """Submit a job, with retries while the agent of a new head, which starts jobs, is not ready."""
         deadline = time.monotonic() + _AGENT_READY_S
         said = False
         while True:
-            # No resources of its own: Ray then runs the driver on the head, which is no spot machine.
+            # No resources: Ray then runs the driver on the head, which is not a spot machine.
             try:
                 self._client.submit_job(
                     entrypoint=job.entrypoint,
@@ -204,17 +210,24 @@ class Jobs:
                     raise
             if not said:
                 logger.warning(
-                    "the job server at %s has no agent yet to begin a job: trying again for up to %.0f s",
+                    "the job server at %s has no agent yet to start the job: trying again for up to %.0f s",
                     self.address, _AGENT_READY_S,
                 )  # fmt: skip
                 said = True
             time.sleep(_RETRY_S)
 
     def follow(self, name: str, run_dir: str) -> int:
-        """Print a job's output until it ends; its driver's exit code.
+        """Print a job's output until the job ends.
+
+        Args:
+            name: Submission ID.
+            run_dir: Location of the run.
+
+        Returns:
+            Exit code of the driver.
 
         Raises:
-            ClusterError: the job server no longer answers.
+            ClusterError: The job server no longer answers.
         """
 
         async def show() -> None:
@@ -224,13 +237,13 @@ class Jobs:
         try:
             asyncio.run(show())
             job = self._client.get_job_info(name)
-            while job.status in _DRIVES:  # its last words come before its end
+            while job.status in _ACTIVE:  # the output ends before the job does
                 time.sleep(0.2)
                 job = self._client.get_job_info(name)
         except (RuntimeError, OSError, ClientError) as error:
             raise ClusterError(
                 f"the job server at {self.address} no longer answers ({error or type(error).__name__}). As long as the "
-                f"head is there the job goes on without this window:\n{self.directions(name, run_dir)}"
+                f"head is up, the job continues without this terminal:\n{self.directions(name, run_dir)}"
             ) from error
         if job.status == JobStatus.SUCCEEDED:
             return 0
@@ -239,13 +252,13 @@ class Jobs:
         return job.driver_exit_code or 1
 
     def directions(self, name: str, run_dir: str) -> str:
-        """What to do with a job."""
+        """Commands that follow, show, stop and resume a job."""
         where = f"--address {self.address}"
         return (
             f"  follow  ray job logs {where} --follow {name}\n"
             f"  status  world-models status {shlex.quote(run_dir)}\n"
             f"  stop    ray job stop {where} {name}\n"
-            "  resume  submit the same again: it goes on from what is committed"
+            "  resume  submit the same again: it resumes from the completed work"
         )
 
     def _all_of(self, run_dir: str) -> list[JobDetails]:
@@ -253,7 +266,7 @@ class Jobs:
 
 
 def stage_sources(job: Job, folder: Path) -> None:
-    """Put into a folder what the job needs from here, and nothing else."""
+    """Copy the sources and the config that the job needs into a folder."""
     root = Path(__file__).parent.parent
     for package in SOURCES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -262,7 +275,7 @@ def stage_sources(job: Job, folder: Path) -> None:
 
 
 def submit(job: Job, address: str | None, *, follow: bool) -> int:
-    """Submit a job and say how to follow, stop and resume it; the exit code."""
+    """Submit a job, and print how to follow, stop and resume it; returns the exit code."""
     jobs = Jobs(address)
     jobs.submit(job)
     print(f"job {job.name} at {jobs.address}: {job.entrypoint}\n{jobs.directions(job.name, job.run_dir)}", flush=True)
@@ -271,5 +284,5 @@ def submit(job: Job, address: str | None, *, follow: bool) -> int:
     try:
         return jobs.follow(job.name, job.run_dir)
     except KeyboardInterrupt:
-        print(f"\nworld-models: the job goes on without this window\n{jobs.directions(job.name, job.run_dir)}")
+        print(f"\nworld-models: the job continues without this terminal\n{jobs.directions(job.name, job.run_dir)}")
         return 130

@@ -1,4 +1,4 @@
-"""The whole flow, on one page: the stages in order, what each reads, and what makes it complete."""
+"""The pipeline's control flow: run the stages in order, check their inputs, and seal the complete ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdn
 from pipeline.stages.table import GROWING, STAGES, Stage, stage_filling
 from pipeline.storage import sealed
 from pipeline.storage.layout import begun_key, manifest_key
-from pipeline.storage.manifest import Manifest, outgrown, read_manifest, read_records, seal, supersede
+from pipeline.storage.manifest import Manifest, read_manifest, read_records, seal, stale_inputs, supersede
 from pipeline.storage.session_notes import stage_seconds, timed
 from pipeline.storage.store import Store
 
@@ -34,13 +34,13 @@ RUN: Mapping[str, Callable[[RunConfig, Store, Executor], Mapping[str, Any]]] = {
 
 
 def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] = STAGES) -> None:
-    """Run the stages in order; what is complete is skipped, what is not goes on from what it has."""
+    """Run the stages in order; skip complete stages and resume incomplete ones."""
     for stage in stages:
-        upstream = _upstream(store, stage)
+        upstream = _upstream_digests(store, stage)
         if is_complete(config, store, stage, upstream):
             logger.info("%s: complete, skipped", stage.name)
             continue
-        _begin(config, store, stage, upstream)
+        _record_inputs(config, store, stage, upstream)
         failpoint("stage-begun")
         logger.info("%s: begins", stage.name)
         with timed(store, stage.name):
@@ -53,12 +53,12 @@ def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequ
 
 
 def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> bool:
-    """Whether a stage's manifest matches.
+    """Return whether a stage's manifest matches the config and the stage's inputs.
 
-    A stage whose own limit grew, or whose upstream did, has its seal taken off and is not complete.
+    If a limit of the stage or one of its inputs has grown, the seal is removed and the stage is not complete.
 
     Raises:
-        ConfigError: the manifest is of another config; names the keys.
+        ConfigError: The manifest belongs to a different config; names the keys.
     """
     manifest = read_manifest(store, stage.prefix)
     if manifest is None:
@@ -67,73 +67,80 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     where = store.locate(manifest_key(stage.prefix))
     if lines := diff(manifest.config, identity):
         raise ConfigError(
-            f"{where} seals a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
+            f"{where} was made with a different config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
         )
     if lines := shrunk(manifest.grown, growable):
         raise ConfigError(
-            f"{where} seals more than is asked for now:\n" + "\n".join(lines) + "\nThese keys may only grow."
+            f"{where} already has more than this config asks for:\n" + "\n".join(lines) + "\nThese keys may only grow."
         )
     _check_upstream(store, stage, manifest.upstream, upstream)
     if manifest.grown == growable and manifest.upstream == upstream:
         return True
     supersede(store, stage.prefix, manifest)
-    logger.info("%s: what it was made from has grown, goes on", stage.name)
+    logger.info("%s: its limits or inputs have grown; resuming", stage.name)
     return False
 
 
-def _fixed(upstream: Mapping[str, str]) -> dict[str, str]:
-    """Of some digests, those that nothing may change: of stages that cannot grow."""
+def _immutable_digests(upstream: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the upstream stages that cannot grow, and so must never change."""
     return {prefix: digest for prefix, digest in upstream.items() if prefix not in GROWING}
 
 
 def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    """Refuse to mix what a stage made from other inputs with what it would make from these."""
-    changed = [prefix for prefix in _fixed(new) if old.get(prefix) != new[prefix]]
+    """Raise ``StorageError`` if the stage's existing output was made from different inputs."""
+    changed = [prefix for prefix in _immutable_digests(new) if old.get(prefix) != new[prefix]]
     if changed:
         raise StorageError(
-            f"what {stage.name} has in {store.locate(stage.prefix)} was made from other "
-            f"{' and '.join(f'{prefix}/' for prefix in changed)} than are there now. Restore those from a copy; or "
-            f"have it made anew: remove {store.locate(stage.prefix)} and run the same command again."
+            f"{stage.name}: the output in {store.locate(stage.prefix)} was made from a different "
+            f"{' and '.join(f'{prefix}/' for prefix in changed)} than the current one. Restore the original inputs "
+            f"from a copy; or, to make the output again, remove {store.locate(stage.prefix)} and run the same "
+            "command again."
         )
 
 
-def _begin(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
-    """Write down what a stage is made from, before it makes anything: a later session must find the same."""
+def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
+    """Record a stage's inputs before it writes any output; in later sessions, check that they are the same."""
     key = begun_key(stage.prefix)
-    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _fixed(upstream)}
+    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _immutable_digests(upstream)}
     if not store.exists(key):
         store.create(key, sealed.to_bytes(begun))
         return
     try:
-        before = sealed.read(store, key, "what a stage was begun from")
+        before = sealed.read(store, key, "the record of a stage's inputs")
         config_before, upstream_before = before["config"], before["upstream"]
     except (DamagedDataError, KeyError) as error:
         raise DamagedDataError(
             f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
-            f"{store.locate(stage.prefix)} to have the stage made anew"
+            f"{store.locate(stage.prefix)} to run the stage from scratch"
         ) from error
     if lines := diff(config_before, begun["config"]):
         raise ConfigError(
-            f"{store.locate(key)} began a stage of another config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
+            f"{store.locate(key)}: the stage was started with a different config:\n"
+            + "\n".join(lines)
+            + "\nChoose another --run-dir."
         )
     _check_upstream(store, stage, upstream_before, upstream)
 
 
-def _upstream(store: Store, stage: Stage) -> dict[str, str]:
-    """Digests of the manifests that a stage reads, each of them up to date with what it was made from itself."""
+def _upstream_digests(store: Store, stage: Stage) -> dict[str, str]:
+    """Digests of the manifests that a stage reads, by prefix.
+
+    Raises:
+        StorageError: An input is not complete, or is out of date with its own inputs.
+    """
     digests = {}
     for prefix in stage.reads:
         manifest = read_manifest(store, prefix)
         if manifest is None:
             first = next(other.name for other in STAGES if read_manifest(store, other.prefix) is None)
             raise StorageError(
-                f"{stage.name} reads what {stage_filling(prefix).name} leaves under {store.locate(prefix)}, and "
-                f"that is not complete. Run `world-models {first}` first with the same arguments, or "
-                "`world-models run` for all stages."
+                f"{stage.name} reads the output of {stage_filling(prefix).name} in {store.locate(prefix)}, which is "
+                f"not complete. Run `world-models {first}` first with the same arguments, or `world-models run` for "
+                "all stages."
             )
-        if earlier := outgrown(store, manifest):
+        if earlier := stale_inputs(store, manifest):
             raise StorageError(
-                f"{store.locate(prefix)} was made from an earlier {earlier[0]}/ than is there now: run "
+                f"{store.locate(prefix)} was made from an earlier {earlier[0]}/ than the current one: run "
                 f"`world-models {stage_filling(prefix).name}` first, or `world-models run` for all stages."
             )
         digests[prefix] = manifest.digest

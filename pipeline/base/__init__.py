@@ -1,1 +1,1 @@
-"""Small tools that know nothing of world models: errors, progress, seeds, threads, text."""
+"""General utilities that are independent of world models: errors, progress, seeds, threads, text."""

@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of the command that ends on it."""
+"""Errors that a user can encounter, each with the exit code of the command that it ends."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Hashable
 
 
 class WorldModelsError(Exception):
-    """Something a user can act on: the message says what, where, what was expected and what to do next."""
+    """An error that a user can act on: the message says what, where, what was expected and what to do next."""
 
     exit_code = 1
 
 
 class ConfigError(WorldModelsError):
-    """The configuration, the command line, or what they ask of this machine cannot be met."""
+    """The configuration or the command line is invalid, or this machine cannot satisfy it."""
 
     exit_code = 2
 
@@ -22,35 +22,35 @@ class StorageError(WorldModelsError):
 
 
 class AlreadyExistsError(StorageError):
-    """A create-only key is taken."""
+    """A create-only key exists already."""
 
 
 class DamagedDataError(StorageError):
-    """Bytes in the run directory are missing, or are not those that were committed."""
+    """Committed bytes in the run directory are missing or changed."""
 
 
 class LeaseError(StorageError):
-    """Another driver has the run."""
+    """Another driver holds the run's lease."""
 
 
 class ClusterError(WorldModelsError):
-    """A cluster does not answer, or not as it should."""
+    """A cluster does not answer, or answers unexpectedly."""
 
 
 class TrainingError(WorldModelsError):
-    """Training produced numbers that cannot be gone on with."""
+    """Training diverged: a loss or a weight is not finite."""
 
 
 class JobError(WorldModelsError):
-    """A job failed on a worker. Names the job and where the worker's log lies."""
+    """A job failed on a worker. The message names the job and the location of the worker's log."""
 
 
 class EpisodeError(JobError):
-    """An environment raised. Names the episode; the worker did away with the environment, and is fit to go on.
+    """An environment raised. The worker discarded the environment and can continue.
 
     Args:
-        message: says which episode, and what was raised.
-        job_id: of the job that it was; None only where pickle makes the error anew, and sets it afterwards.
+        message: Episode and exception, in words.
+        job_id: ID of the job. None only while unpickling, which sets it afterwards.
     """
 
     def __init__(self, message: str, job_id: Hashable = None) -> None:
@@ -59,6 +59,6 @@ class EpisodeError(JobError):
 
 
 class SessionEnded(WorldModelsError):
-    """A wall-clock limit ended this session. The run is not over: the same command goes on with it."""
+    """A wall-clock limit ended this session. The run is not over: the same command resumes it."""
 
     exit_code = 3

@@ -1,30 +1,30 @@
-"""Named places between two writes, where a test can have this process killed as a power cut would, or frozen."""
+"""Named places between two writes, where a test can kill this process, as a power cut would, or freeze it."""
 
 from __future__ import annotations
 
 import os
 import signal
 
-# ``NAME`` or ``NAME@COUNT``: the process kills itself when it passes that place for the COUNT-th time. With ``:freeze``
-# behind it the process stops there instead, until SIGCONT. VARIABLE is for the command's own process, WORKER_VARIABLE
-# for each process on Ray that works for it.
+# ``NAME`` or ``NAME@COUNT``: the process kills itself when it passes that place for the COUNT-th time. With the suffix
+# ``:freeze`` the process stops there instead, until SIGCONT. VARIABLE is for the command's own process, WORKER_VARIABLE
+# for each of its worker processes on Ray.
 VARIABLE = "WORLD_MODELS_FAILPOINT"
 WORKER_VARIABLE = "WORLD_MODELS_WORKER_FAILPOINT"
 
 FAILPOINTS = (
     "session-begun",  # the lease is taken, nothing else is written
     "config-written",
-    "stage-begun",  # what a stage is made from is written down
+    "stage-begun",  # the stage's inputs are recorded
     "object-half-written",  # half of an object's bytes are in a temporary file
-    "data-written",  # an object's bytes are there, no record commits them
+    "data-written",  # an object's bytes are complete, no record commits them
     "record-created",
     "checkpoint-data-written",
     "checkpoint-recorded",  # older checkpoints are not pruned yet
     "checkpoint-half-removed",  # a pruned checkpoint's record is gone, its bytes are not
-    "generation-driven",  # all returns are there, CMA-ES has not been told
+    "generation-driven",  # all returns are known, CMA-ES is not updated
     "generation-told",
     "stage-done",  # everything but the seal
-    "stage-superseded",  # an outgrown manifest is kept beside, and in its place still
+    "stage-superseded",  # an outgrown manifest is archived, and not yet removed
     "stage-sealed",
 )
 
@@ -32,10 +32,10 @@ _armed, _left, _signal = "", 0, signal.SIGKILL
 
 
 def arm_from_environment(variable: str) -> None:
-    """Arm the failpoint that the environment names, and take it out, so that no further process inherits it.
+    """Arm the failpoint that the environment names, and remove the variable, so that no child process inherits it.
 
     Args:
-        variable: ``VARIABLE`` or ``WORKER_VARIABLE``.
+        variable: Name of the environment variable: ``VARIABLE`` or ``WORKER_VARIABLE``.
     """
     global _armed, _left, _signal
     place, _, how = os.environ.pop(variable, "").partition(":")
@@ -45,7 +45,7 @@ def arm_from_environment(variable: str) -> None:
 
 
 def failpoint(name: str) -> None:
-    """Pass a named place: the end of this process, or a halt, where a test asked for it."""
+    """Pass a named place: kill or freeze this process if a test armed it."""
     global _left
     if name != _armed:
         return

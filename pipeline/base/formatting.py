@@ -1,16 +1,16 @@
-"""Numbers as people read them."""
+"""Human-readable numbers."""
 
 from __future__ import annotations
 
 
 def number(value: float, digits: int = 0) -> str:
-    """1234.56 to 1,235 or, with digits, 1,234.6; a true minus sign."""
+    """Format 1234.56 as 1,235, or as 1,234.6 with one digit, with a true minus sign."""
     text = f"{value:,.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}") if float(text.replace(",", "")) else text.lstrip("-")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 5.7 s, 3 min 20 s, 1 h 12 min."""
+    """Format seconds: 5.7 s, 3 min 20 s, 1 h 12 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
 
 
 def size(size_bytes: float) -> str:
-    """Bytes as people read them: 1.2 MB."""
+    """Format bytes: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 999.5:
             return f"{size_bytes:.3g} {unit}"
@@ -29,7 +29,7 @@ def size(size_bytes: float) -> str:
 
 
 def fact(value: str | int | float) -> str:
-    """A stage's own figure, whatever it is."""
+    """Format a value from a stage's manifest."""
     if isinstance(value, bool | str):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

@@ -1,4 +1,4 @@
-"""How the command and its workers log: plain lines on standard error."""
+"""Logging of the command and its workers: plain lines on standard error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 def configure_logging() -> None:
-    """Messages of this project from INFO, everybody else's from WARNING."""
+    """Log this project's messages from INFO, all others from WARNING."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for package in ("pipeline", "actors", "cluster"):
         logging.getLogger(package).setLevel(logging.INFO)

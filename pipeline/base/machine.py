@@ -1,4 +1,4 @@
-"""What this machine, or the container on it, gives a process."""
+"""Resources and identity of this machine, or of the container on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def num_cores() -> int:
-    """Cores that this process may use: of the machine, of its affinity, of its container's quota."""
+    """Cores that this process may use, limited by the machine, its affinity and its container's quota."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         cores = min(cores, len(os.sched_getaffinity(0)))
@@ -24,14 +24,14 @@ def num_cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Memory that this process may use: of the machine, of its container's limit."""
+    """Bytes of memory that this process may use, limited by the machine and its container."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _read("memory.max")
     return min(memory, int(limit)) if limit.isdigit() else memory
 
 
 def machine_name() -> str:
-    """Tells this boot of this machine, or this container on it, from every other: where process ids mean something."""
+    """Name of this boot of this machine, or of this container on it: the scope in which process IDs are unique."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     since = boot.read_text().strip() if boot.is_file() else f"{psutil.boot_time():.0f}"
     namespace = Path("/proc/self/ns/pid")
@@ -39,10 +39,10 @@ def machine_name() -> str:
 
 
 def stop_grace_s() -> float:
-    """Seconds from a stop (SIGTERM) of this process to its kill, at least.
+    """Minimum seconds between SIGTERM and SIGKILL for this process.
 
-    A job of Ray's is killed after ``RAY_JOB_STOP_WAIT_TIME_S``, 3 s if that is not set. Docker waits 10 s, Kubernetes
-    30 s, systemd 90 s, a person at a terminal as long as they like.
+    Ray kills a job after ``RAY_JOB_STOP_WAIT_TIME_S`` (default: 3 s). Docker waits 10 s, Kubernetes 30 s, systemd
+    90 s, and a person at a terminal has no fixed limit.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
         return 10.0
@@ -52,14 +52,14 @@ def stop_grace_s() -> float:
 
 
 def process_started(pid: int) -> float | None:
-    """When a process of this machine began; None where there is none, or only its corpse.
+    """Start time of a process of this machine; None if the process does not exist or is a zombie.
 
-    In clock ticks since the boot where the kernel tells them (Linux), which no setting of the clock moves; in seconds
-    since the epoch elsewhere.
+    In clock ticks since boot on Linux, which changes of the clock do not affect; in seconds since the Unix epoch on
+    other systems.
     """
     stat = Path(f"/proc/{pid}/stat")
     with contextlib.suppress(OSError):
-        # After the name in parentheses: the state, and the start as the 20th field from there (proc(5)).
+        # After the name in parentheses come the state and, as the 20th field from there, the start (proc(5)).
         fields = stat.read_text().rpartition(")")[2].split()
         return None if fields[0] == "Z" else float(fields[19])
     if Path("/proc/self/stat").is_file():

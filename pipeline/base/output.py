@@ -1,7 +1,7 @@
-"""Standard output and standard error that may lose their reader while a command works.
+"""Standard output and standard error that may lose their reader while a command runs.
 
-A run goes on when the terminal closes, or when ``head`` has read enough: output that nobody takes is dropped. Where
-standard output is what the command is for, a reader that leaves ends the command as it ends other Unix filters.
+A run continues when the terminal closes, or when ``head`` has read enough: output without a reader is dropped. A
+command whose purpose is its standard output ends with its reader, like other Unix filters.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any, TextIO
 
 from pipeline.base.errors import WorldModelsError
 
-# A pipe without a reader, a terminal that was closed.
-_NOBODY_READS = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
+# A pipe without a reader, or a closed terminal.
+_NO_READER_ERRORS = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)
 
 EXIT_CODE_OF_A_FILTER = 128 + signal.SIGPIPE
 
 
 class ReaderLeft(OSError):
-    """The reader of standard output left, and the command works for nobody else."""
+    """The reader of standard output left, and the command has no other purpose."""
 
 
 class OutputError(WorldModelsError):
-    """Standard output is what the command is for, and cannot be written: its disk is full, for instance."""
+    """Standard output is the command's purpose and cannot be written, for example because its disk is full."""
 
 
 class _Dropping(io.FileIO):
-    """A file descriptor for writing that turns into the null device once a write fails.
+    """A file descriptor for writing that becomes the null device after a failed write.
 
     Attributes:
-        required: Whether that is an error as well.
+        required: Whether a failed write also raises an error.
     """
 
     required = False
@@ -42,12 +42,12 @@ class _Dropping(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             while (written := super().write(data)) is None:
-                select.select([], [self], [])  # a terminal or pipe that another of its users made non-blocking
+                select.select([], [self], [])  # another process made this terminal or pipe non-blocking
         except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.fileno())  # for whatever else writes here, and for Python's own flush at the end
+            os.dup2(null, self.fileno())  # for other writers to this descriptor, and for Python's flush at exit
             os.close(null)
-            if self.required and error.errno in _NOBODY_READS:
+            if self.required and error.errno in _NO_READER_ERRORS:
                 raise ReaderLeft(str(error)) from error
             if self.required:
                 raise OutputError(f"cannot write to standard output: {error.strerror}") from error
@@ -62,7 +62,7 @@ def _dropping(stream: TextIO) -> io.TextIOWrapper:
 
 
 def drop_what_nobody_takes() -> None:
-    """From here on, neither of this process's outputs can fail."""
+    """Make both outputs of this process drop text that has no reader, instead of failing."""
     flush()
     for name in ("stdout", "stderr"):
         stream: TextIO | None = getattr(sys, name)
@@ -71,14 +71,14 @@ def drop_what_nobody_takes() -> None:
 
 
 def flush() -> None:
-    """Write out what is buffered of both outputs."""
+    """Flush both outputs."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # closed before the command began
             stream.flush()
 
 
 def require_a_reader(required: bool = True) -> None:
-    """Whether standard output raises from here on where it cannot be written, if its failures are dropped so far."""
+    """Set whether failed writes to standard output raise instead of being dropped."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _Dropping):
         raw.required = required

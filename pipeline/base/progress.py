@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, plain lines in a log, metrics for whoever watches from outside."""
+"""Progress of long steps: a bar on a terminal, plain lines in a log, metrics for external monitoring."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 _LINE_EVERY_S = 10.0
 
-# What is counted: so much more since the last update.
+# Counters: the increase since the last update.
 Counted = Literal["episodes", "env_steps", "encoded_frames"]
-# What is measured: so much now.
+# Gauges: the current value.
 Measured = Literal[
     "progress_ratio",
     "generation",
@@ -31,14 +31,14 @@ Metrics = Mapping[Counted | Measured, float]
 
 @dataclass(frozen=True)
 class Update:
-    """How far a step has come.
+    """State of a step.
 
     Attributes:
-        done: units finished.
-        total: units in all.
-        shown: metrics to show beside, name to value.
-        restored: units of ``done`` that an earlier session had finished; no part of the rate.
-        metrics: for those who watch from outside.
+        done: Units finished.
+        total: Units in total.
+        shown: Values to display, by name.
+        restored: Units of ``done`` that an earlier session finished; excluded from the rate.
+        metrics: Metrics to publish for external monitoring.
     """
 
     done: int
@@ -49,12 +49,12 @@ class Update:
 
 
 class Progress:
-    """Shows updates on standard error with rate and time left.
+    """Display of updates on standard error, with rate and time left.
 
     Args:
-        title: what is going on: the stage's name, where it is a stage.
-        unit: what is counted, for example ``"frame"``.
-        publish: where metrics go; see ``pipeline.execution.protocol.Executor.publish``.
+        title: Name of the step, for example the stage's name.
+        unit: Name of one unit, for example ``"frame"``.
+        publish: Receiver of metrics; see ``pipeline.execution.protocol.Executor.publish``.
     """
 
     def __init__(self, title: str, unit: str, publish: Callable[[str, Metrics], None] | None = None) -> None:
@@ -80,7 +80,7 @@ class Progress:
             self._line(self._last)
 
     def __call__(self, update: Update) -> None:
-        """Show an update; cheap enough for every result."""
+        """Show an update; cheap enough to call for every result."""
         self._last = update
         if self._publish is not None:
             self._publish(self.title, {"progress_ratio": update.done / update.total, **update.metrics})

@@ -1,6 +1,6 @@
-"""Every random stream of a run, derived from (run seed, purpose, indices).
+"""Random streams of a run, each derived from (run seed, purpose, indices).
 
-A stream is named, never shared: nothing that one part of the run draws can shift what another one sees.
+Streams are named and never shared: draws in one part of the run cannot shift those of another.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from pipeline.config.schema import SeedRange
 
 
 def derive(seed: int, purpose: str, *indices: int) -> int:
-    """A 63-bit seed for one stream.
+    """Derive a 63-bit seed for one stream.
 
     Args:
-        seed: the run's seed.
-        purpose: what the stream is for, for example ``"evolve/tracks"``.
-        indices: generation, candidate, episode, step ... in a fixed order for each purpose.
+        seed: Seed of the run.
+        purpose: Purpose of the stream, for example ``"evolve/tracks"``.
+        *indices: Generation, candidate, episode, step and so on, in a fixed order for each purpose.
     """
     text = f"{seed}/{purpose}/" + "/".join(str(int(index)) for index in indices)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
-    """numpy's PCG64 on a derived seed."""
+    """Make a NumPy PCG64 generator from a derived seed."""
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, *indices)))
 
 
 def track(seed: int, tracks: SeedRange, purpose: str, *indices: int) -> int:
-    """A track seed from a range."""
+    """Draw a track seed from a range."""
     return tracks.start + derive(seed, purpose, *indices) % tracks.size

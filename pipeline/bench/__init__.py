@@ -1,1 +1,1 @@
-"""What ``world-models bench`` measures."""
+"""Measurements of ``world-models bench``."""

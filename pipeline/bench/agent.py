@@ -1,4 +1,4 @@
-"""``bench agent``: the whole loop, one worker alone."""
+"""``bench agent``: the whole agent loop, on a single worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ENGINES = {"openvino": "OpenVINO", "torch": "torch"}
 
 
 def bench_agent(seconds: float) -> Comparison:
-    """The naive agent loop (batch 1, float32, encoder only) beside a rollout worker, at every precision there is."""
+    """Compare the naive agent loop (batch 1, float32, encoder only) with a rollout worker at every native precision."""
     config = RunConfig.model_validate(
         {
             "env": {"max_episode_steps": _EPISODE_STEPS},
@@ -76,7 +76,7 @@ def bench_agent(seconds: float) -> Comparison:
 
 
 def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
-    """V and M as initialised, V such that every precision takes it."""
+    """Make V and M with initial weights, V calibrated so that every precision accepts it."""
     vae = new_vae(config)
     vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, 64, 64, 3), np.uint8)))
     return vae, new_mdnrnn(config, environment_class(config.env.id).action_size)
@@ -85,7 +85,7 @@ def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
 def naive_loop(
     view: str, max_steps: int, vae: Vae, mdnrnn: MdnRnn, parameters: NDArray[np.float32]
 ) -> Callable[[], int]:
-    """What one would write first: one environment, one frame at a time; pieces of 50 steps."""
+    """Make a straightforward loop: one environment, one frame at a time; each call runs 50 steps."""
     env = gymnasium.make("CarRacing-v3", max_episode_steps=max_steps)
     weights = torch.from_numpy(parameters[:-3].reshape(3, -1))
     bias = torch.from_numpy(parameters[-3:])

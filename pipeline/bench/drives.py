@@ -1,4 +1,4 @@
-"""Drives to replay: what a driver that sees the track would do, so that each side of a bench drives alike."""
+"""Recorded drives of a driver that sees the track, for replay, so that all sides of a bench do the same."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SPEED = 45.0
 
 
 @dataclass(frozen=True)
-class Drive:
+class RecordedDrive:
     """A track and the actions of a whole drive on it.
 
     Attributes:
-        track: its seed.
-        actions: (T, 3) float32.
-        episode_return: that it came to.
+        track: Seed of the track.
+        actions: Actions, (T, 3) float32.
+        episode_return: Return of the episode.
     """
 
     track: int
@@ -30,8 +30,8 @@ class Drive:
     episode_return: float
 
 
-def record_drive(track: int, max_steps: int = 1000) -> Drive:
-    """Follow the middle of the road to the end of the lap."""
+def record_drive(track: int, max_steps: int = 1000) -> RecordedDrive:
+    """Record a drive along the middle of the road to the end of the lap."""
     game = FastCarRacing(view="playfield")
     game.reset(seed=track)
     actions: list[NDArray[np.float32]] = []
@@ -42,11 +42,11 @@ def record_drive(track: int, max_steps: int = 1000) -> Drive:
         _, reward, ended, _, _ = game.step(actions[-1])
         episode_return += reward
     game.close()
-    return Drive(track, np.array(actions), episode_return)
+    return RecordedDrive(track, np.array(actions), episode_return)
 
 
 def steer(game: CarRacing) -> NDArray[np.float32]:
-    """Steering, gas and brake towards a point of the track ahead of the car."""
+    """Compute steering, gas and brake, (3,) float32, towards a point of the track ahead of the car."""
     car = game.car.hull
     x, y = car.position
     points = np.array([point[2:] for point in game.track])

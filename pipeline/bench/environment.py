@@ -10,23 +10,23 @@ import gymnasium
 import numpy as np
 
 from pipeline.base.threads import num_threads
-from pipeline.bench.drives import Drive, record_drive
+from pipeline.bench.drives import RecordedDrive, record_drive
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.car_racing import ID, CarRacing, forget_tracks
 
 _TRACKS = 12
-_POPULATION = 16  # episodes that drive a track, one candidate each, before the next track comes
-_REFERENCE_STEPS = 100  # a piece of the slow sides
+_POPULATION = 16  # consecutive episodes on one track, one candidate each
+_REFERENCE_STEPS = 100  # steps per call of the slow sides
 
 
 def bench_env(seconds: float) -> Comparison:
-    """Gymnasium beside the environment that the pipeline drives: whole laps, resets included."""
+    """Compare Gymnasium with the pipeline's environment on whole laps, including resets."""
     drives = [record_drive(track) for track in range(_TRACKS)]
     shared = cycle(drive for drive in drives for _ in range(_POPULATION))
     ours, drop_in = CarRacing(EnvConfig()), gymnasium.make(ID, disable_env_checker=True)
 
-    def lap(drives: Iterator[Drive]) -> Callable[[], int]:
+    def lap(drives: Iterator[RecordedDrive]) -> Callable[[], int]:
         def work() -> int:
             drive = next(drives)
             ours.reset(drive.track)
@@ -36,7 +36,7 @@ def bench_env(seconds: float) -> Comparison:
 
         return work
 
-    def fresh() -> Iterator[Drive]:
+    def fresh() -> Iterator[RecordedDrive]:
         for drive in cycle(drives):
             forget_tracks()
             yield drive
@@ -59,8 +59,8 @@ def bench_env(seconds: float) -> Comparison:
         )
 
 
-def _replay(env: gymnasium.Env, drives: Sequence[Drive]) -> Callable[[], int]:
-    """Laps in pieces: a whole one takes a plain environment several seconds."""
+def _replay(env: gymnasium.Env, drives: Sequence[RecordedDrive]) -> Callable[[], int]:
+    """Replay laps in pieces, because a whole lap takes a plain environment several seconds."""
 
     def steps() -> Iterator[None]:
         for drive in cycle(drives):
@@ -73,8 +73,8 @@ def _replay(env: gymnasium.Env, drives: Sequence[Drive]) -> Callable[[], int]:
     return lambda: sum(1 for _ in islice(stream, _REFERENCE_STEPS))
 
 
-def _envpool(drive: Drive) -> Callable[[], int]:
-    """Its tracks are its own, so the actions do not follow the road; its speed hardly depends on that."""
+def _envpool(drive: RecordedDrive) -> Callable[[], int]:
+    """Replay actions on EnvPool, on other tracks: they do not follow the road, which hardly affects the speed."""
     import envpool
 
     env = envpool.make("CarRacing-v3", env_type="gymnasium", num_envs=1, num_threads=1)

@@ -1,4 +1,4 @@
-"""``bench fanout``: how busy the production pool keeps many workers. Real Ray actors; what they do is simulated."""
+"""``bench fanout``: utilization of many workers by the production pool. Ray actors are real, episodes are simulated."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ JOBS = (1024, 4096)
 FEWER_WORKERS = (16, 64)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
-_WARM_UP_JOBS = 16  # a worker: a generation before those that are measured, as there is before all but the first
+_WARM_UP_JOBS = 16  # jobs per worker of the unmeasured generation before the measured ones
 
 
 @dataclass(frozen=True)
 class SimulatedEpisode:
-    """An episode that only takes time: ``seconds`` of it."""
+    """An episode that only sleeps for ``seconds``."""
 
     id: tuple[int, int]
     seconds: float
 
 
 class SleepingWorker:
-    """Sleeps instead of driving."""
+    """Worker that sleeps instead of running episodes."""
 
     def run(self, jobs: Iterable[SimulatedEpisode]) -> Iterator[tuple[tuple[int, int], None]]:
+        """See ``Worker.run``."""
         for job in jobs:
             time.sleep(job.seconds)
             yield job.id, None
 
 
 @dataclass(frozen=True)
-class Round:
-    """One generation of simulated episodes.
+class GenerationTiming:
+    """Timing of one generation of simulated episodes.
 
     Attributes:
-        seconds: from the first job handed out to the last result.
-        first_result_s: until the first result.
-        driver_ms: CPU time of the driver's thread: what it does besides waiting.
-        process_ms: CPU time of the driver's process, Ray's own threads with it.
+        seconds: Seconds from the first dispatched job to the last result.
+        first_result_s: Seconds to the first result.
+        driver_ms: CPU time of the driver's thread, in ms.
+        process_ms: CPU time of the driver's process, including Ray's own threads, in ms.
     """
 
     seconds: float
@@ -55,17 +56,17 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a number of workers and of jobs.
+class FanoutResult:
+    """Result for one number of workers and of jobs: a row of the table.
 
     Attributes:
-        workers, jobs: how many.
-        busy: share of the workers' time in which they were at a job; a job that is run twice counts once.
-        greedy: the same, had each job gone at once and at no cost to the worker that is free first.
-        reference: the same of a plain ``ray.util.ActorPool`` loop.
-        first_result_s, driver_ms, process_ms: see ``Round``.
-        reference_driver_ms: the driver's thread in the reference.
-        copies: jobs that were run twice, in all generations on so many workers.
+        workers, jobs: Numbers of workers and jobs.
+        busy: Share of the workers' time spent on jobs; a job that is run twice counts once.
+        greedy: The same share if each job were dispatched, at no cost, to the worker that is free first.
+        reference: The same share for a plain ``ray.util.ActorPool`` loop.
+        first_result_s, driver_ms, process_ms: See ``GenerationTiming``.
+        reference_driver_ms: CPU time of the driver's thread in the reference, in ms.
+        copies: Number of jobs that were run twice, in all generations on this number of workers.
     """
 
     workers: int
@@ -80,17 +81,19 @@ class Row:
     copies: int
 
 
-def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: Callable[[str], None]) -> list[Row]:
-    """Generations of simulated episodes on 16, 64 and ``workers`` workers; shows each row as it is measured.
+def bench_fanout(
+    workers: int, executor: Callable[[RunConfig], Executor], show: Callable[[str], None]
+) -> list[FanoutResult]:
+    """Measure generations of simulated episodes on 16, 64 and ``workers`` workers.
 
     Args:
-        workers: at most.
-        executor: makes one on Ray.
-        show: is given each row's line.
+        workers: Largest number of workers.
+        executor: Factory of an executor on Ray.
+        show: Receiver of each row's line as soon as it is measured.
     """
     from actors.actor_pool import actor_pool
 
-    # Hundreds of processes that begin at once on a few cores take longer to report than Ray waits for.
+    # Hundreds of processes that start at once on a few cores take longer to register than Ray waits by default.
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "900")
     counts = sorted({count for count in FEWER_WORKERS if count < workers} | {workers})
 
@@ -98,27 +101,27 @@ def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: 
         return executor(RunConfig.model_validate({"execution": {"workers": count}}))
 
     started = on(workers)
-    rows = []
+    rows: list[FanoutResult] = []
     try:
         for count in counts:
             with on(count).pool(SleepingWorker) as pool:
                 _wait_for_all(pool, count)
                 copies = pool.copies  # type: ignore[attr-defined]
-                ours = _rounds(pool.map, count)
+                ours = _timings(pool.map, count)
                 copies = pool.copies - copies  # type: ignore[attr-defined]
             with actor_pool(SleepingWorker, [SimulatedEpisode((0, i), _WARM_UP_S) for i in range(count)]) as map_jobs:
-                references = _rounds(map_jobs, count)
-            for jobs, ours_round, reference in zip(JOBS, ours, references, strict=True):
+                references = _timings(map_jobs, count)
+            for jobs, timing, reference in zip(JOBS, ours, references, strict=True):
                 seconds = [job.seconds for job in simulated_jobs(jobs, 0)]
                 rows.append(
-                    Row(
+                    FanoutResult(
                         count, jobs,
-                        busy=sum(seconds) / count / ours_round.seconds,
+                        busy=sum(seconds) / count / timing.seconds,
                         greedy=sum(seconds) / count / greedy_seconds(seconds, count),
                         reference=sum(seconds) / count / reference.seconds,
-                        first_result_s=ours_round.first_result_s,
-                        driver_ms=ours_round.driver_ms,
-                        process_ms=ours_round.process_ms,
+                        first_result_s=timing.first_result_s,
+                        driver_ms=timing.driver_ms,
+                        process_ms=timing.process_ms,
                         reference_driver_ms=reference.driver_ms,
                         copies=copies,
                     )
@@ -130,13 +133,16 @@ def bench_fanout(workers: int, executor: Callable[[RunConfig], Executor], show: 
 
 
 def simulated_jobs(count: int, generation: int) -> list[SimulatedEpisode]:
-    """Uniform between 0.5 and 1.5 s, the same in each generation; a late answer of another one is told by the id."""
+    """Make episodes of 0.5 to 1.5 s, uniformly distributed, the same in each generation apart from their IDs.
+
+    The ID tells a late answer of another generation.
+    """
     seconds = generator(0, "bench/fanout", count).uniform(*_SECONDS, count)
     return [SimulatedEpisode((generation, i), float(s)) for i, s in enumerate(seconds)]
 
 
 def greedy_seconds(seconds: Sequence[float], workers: int) -> float:
-    """How long greedy (list) scheduling takes: each job, in order, to the worker that is free first, at no cost."""
+    """Compute the seconds of greedy (list) scheduling: each job, in order, at no cost, to the first free worker."""
     free_at = [0.0] * workers
     for duration in seconds:
         heapq.heapreplace(free_at, free_at[0] + duration)
@@ -144,6 +150,7 @@ def greedy_seconds(seconds: Sequence[float], workers: int) -> float:
 
 
 def table_header() -> list[str]:
+    """Write the header of the Markdown table."""
     return [
         "| workers | jobs | busy | greedy's bound | of the bound | ActorPool | first result, s | driver, ms | "
         "its process, ms | ActorPool's driver, ms | run twice |",
@@ -151,7 +158,8 @@ def table_header() -> list[str]:
     ]
 
 
-def table_row(row: Row) -> str:
+def table_row(row: FanoutResult) -> str:
+    """Write a row of the Markdown table."""
     return (
         f"| {row.workers} | {row.jobs:,} | {row.busy:.1%} | {row.greedy:.1%} | {row.busy / row.greedy:.1%} | "
         f"{row.reference:.1%} | {row.first_result_s:.2f} | {row.driver_ms:.0f} | {row.process_ms:.0f} | "
@@ -159,8 +167,8 @@ def table_row(row: Row) -> str:
     )
 
 
-def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
-    """For JSON: those of the most workers and jobs, and all rows."""
+def fanout_to_json(rows: Sequence[FanoutResult]) -> dict[str, Any]:
+    """Convert to JSON values: the result with the most workers and jobs, and all rows."""
     last = rows[-1]
     return {
         "bench": "fanout",
@@ -173,27 +181,27 @@ def fanout_figures(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _wait_for_all(pool: Pool, workers: int) -> None:
-    """Until every worker is up, as all are from the second generation on."""
+    """Wait until every worker is up, as in all generations after the first."""
     while pool.num_workers < workers:
         for _ in pool.map(SimulatedEpisode((0, i), _WARM_UP_S) for i in range(workers)):
             pass
 
 
-def _rounds(map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], workers: int) -> list[Round]:
-    """One for each number of jobs, after one that is not measured."""
+def _timings(map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], workers: int) -> list[GenerationTiming]:
+    """Measure one generation for each number of jobs, after an unmeasured one."""
     _measured(map_jobs, simulated_jobs(_WARM_UP_JOBS * workers, 1))
     return [_measured(map_jobs, simulated_jobs(jobs, generation)) for generation, jobs in enumerate(JOBS, 2)]
 
 
 def _measured(
     map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], jobs: Sequence[SimulatedEpisode]
-) -> Round:
+) -> GenerationTiming:
     thread, process, began = time.thread_time(), time.process_time(), time.perf_counter()
     first = None
     for _ in map_jobs(jobs):
         first = first or time.perf_counter() - began
     assert first is not None
-    return Round(
+    return GenerationTiming(
         time.perf_counter() - began,
         first,
         1000 * (time.thread_time() - thread),

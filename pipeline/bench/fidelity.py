@@ -1,4 +1,4 @@
-"""``bench fidelity``: what speed costs in truth. Rounding in V's encoder, and the drawing of frames."""
+"""``bench fidelity``: the effect of fast computation on results: rounding in V's encoder, and drawing of frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
 from pipeline.data.shards import episode_steps, read_frames
-from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
+from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import native_precisions, resolve_precision
@@ -28,14 +28,16 @@ _FRAMES = 2000
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One way to drive the test tracks.
+    """Result of one rendering and precision on the test tracks.
 
     Attributes:
-        rendering, engine, precision: of the frames, and of V's encoder.
-        mu_error: mean absolute error of mu against torch in float32, in standard deviations of mu; None for that.
-        mu_error_max: the largest.
-        mean, low, high: return over the tracks, and the 95 % interval of its mean.
-        difference, difference_low, difference_high: of the mean return from the first row's, track by track.
+        rendering, engine, precision: Rendering of the frames; engine and precision of V's encoder.
+        mu_error: Mean absolute error of mu against torch in float32, in standard deviations of mu; None for torch in
+            float32 itself.
+        mu_error_max: Largest such error.
+        mean, low, high: Mean return over the tracks, and its 95 % interval.
+        difference, difference_low, difference_high: Mean difference of returns from the first row's, track by track,
+            and its 95 % interval.
     """
 
     rendering: str
@@ -52,15 +54,18 @@ class Fidelity:
 
 
 def bench_fidelity(run: TrainedRun, store: Store, executor: Callable[[RunConfig], Executor]) -> list[Fidelity]:
-    """A run's best controller on its test tracks: Gymnasium's drawing first, as the run evaluated it, then ours.
+    """Run a run's best controller on its test tracks.
 
     Args:
-        run: whose controller it is.
-        store: of that run.
-        executor: makes one.
+        run: Trained run.
+        store: Store of that run.
+        executor: Factory of executors.
+
+    Returns:
+        Results: Gymnasium's drawing first, as evaluated by the run, then the pipeline's at every native precision.
 
     Raises:
-        ConfigError: the run has not evaluated its best controller on Gymnasium's drawing.
+        ConfigError: The run has not evaluated its best controller on Gymnasium's drawing.
     """
     evaluated = _evaluated(store, run.config)
     frames = _some_frames(store)
@@ -78,7 +83,7 @@ def bench_fidelity(run: TrainedRun, store: Store, executor: Callable[[RunConfig]
 
 
 def fidelity_lines(rows: list[Fidelity]) -> list[str]:
-    """A Markdown table."""
+    """Write the results as a Markdown table."""
     lines = [
         "| frames drawn by | encoder | error of mu, in sd | largest | mean return, 95 % interval | against the first |",
         "|---|---|--:|--:|--:|--:|",
@@ -93,8 +98,8 @@ def fidelity_lines(rows: list[Fidelity]) -> list[str]:
     return lines
 
 
-def fidelity_figures(rows: list[Fidelity]) -> dict[str, object]:
-    """For JSON: Gymnasium's drawing is the reference, ours the run's own precision."""
+def fidelity_to_json(rows: list[Fidelity]) -> dict[str, object]:
+    """Convert to JSON values; the reference is Gymnasium's drawing, ours the run's own precision."""
     ours = next(row for row in rows[1:] if (row.engine, row.precision) == (rows[0].engine, rows[0].precision))
     return {
         "bench": "fidelity",
@@ -169,19 +174,19 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
     on = executor(config)
     try:
         with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
-            results = drive(pool, jobs, lambda *_: None)
+            results = run_episodes(pool, jobs, lambda *_: None, require_finite=True)
     finally:
         on.close()
     return [results[job.id].episode_return for job in jobs]
 
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
-    """Returns of the best controller on the test tracks in order, as the run's evaluation found them."""
+    """Returns of the best controller on the test tracks in order, from the run's evaluation."""
     record = newest(require_manifest(store, EVALUATION).records, TEST_EPISODES)
     returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
         raise ConfigError(
-            f"{store.locate()} has not evaluated its best controller on Gymnasium's drawing: "
-            "bench fidelity compares with that (evaluate.rendering: gymnasium, evaluate.controllers: best or both)"
+            f"{store.locate()} has not evaluated its best controller on Gymnasium's drawing, which bench fidelity "
+            "compares with (evaluate.rendering: gymnasium, evaluate.controllers: best or both)"
         )
     return returns

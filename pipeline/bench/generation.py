@@ -16,7 +16,7 @@ from pipeline.bench.measure import Comparison
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import environment_class
-from pipeline.evolution.fitness import drive, rollout_pool, training_jobs
+from pipeline.evolution.fitness import rollout_pool, run_episodes, training_jobs
 from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
@@ -26,15 +26,15 @@ _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
 
 
 def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> Comparison:
-    """64 candidates x 16 episodes from a run's last search distribution, through the pool that ``evolve`` uses.
+    """Measure 64 candidates x 16 episodes from a run's last search distribution, on the pool of ``evolve``.
 
-    The reference is the naive loop at the same controller: its speed alone on a core, times as many cores as there are
-    workers, which flatters it where cores share what they have.
+    The reference is the naive loop with the mean controller: its speed on one core without other load, times the
+    number of workers. This overestimates it if cores share resources.
 
     Args:
-        seconds: that the naive loop is measured for, half before and half after.
-        run: whose controllers are driven.
-        executor: makes one.
+        seconds: Seconds to measure the naive loop, half before and half after.
+        run: Trained run.
+        executor: Factory of executors.
     """
     config = _paper_size(run.config)
     search = run.search
@@ -56,10 +56,11 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     on = executor(config)
     try:
         with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
-            # Until every worker is up, as all are from the second generation on.
-            drive(pool, [replace(job, purpose="warm-up", max_steps=1) for job in jobs], lambda *_: None)
+            # Wait until every worker is up, as in all generations after the first.
+            warm_up = [replace(job, purpose="warm-up", max_steps=1) for job in jobs]
+            run_episodes(pool, warm_up, lambda *_: None, require_finite=True)
             began = time.perf_counter()
-            drive(pool, jobs, take)
+            run_episodes(pool, jobs, take, require_finite=True)
             took = time.perf_counter() - began
             workers = pool.num_workers
     finally:
@@ -88,7 +89,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
 
 
 def _paper_size(config: RunConfig) -> RunConfig:
-    """The run's own networks and lanes, the paper's population and whole episodes."""
+    """Config with the run's own networks and lanes, the paper's population and whole episodes."""
     evolve = config.evolve.model_copy(
         update={
             "population_size": _POPULATION,

@@ -1,4 +1,4 @@
-"""How fast a rollout worker is, with all its lanes at work and with one: what ``world-models plan`` reckons from."""
+"""Speed of a rollout worker with all its lanes active and with one, as input of ``world-models plan``."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ _WARM_UP_STEPS = 20
 
 
 def measure_rates(config: RunConfig, seconds: float, workers: int) -> tuple[float, float]:
-    """Agent-steps/s of a worker with all its lanes at work, and with one; the mean of so many workers at once.
+    """Measure agent-steps/s of a worker with all its lanes active, and with one, as the mean over simultaneous workers.
 
-    All at once, because the cores of a machine share caches and memory, and hyperthreads a core. Seconds are of the
-    workers' CPU time, so that what else the machine does only takes turns with them.
+    Workers are measured at once, because the cores of a machine share caches and memory, and hyperthreads share a
+    core. Time is CPU time of the workers, so that other load on the machine has little effect.
 
     Args:
-        config: whose worker it is; networks and controllers are as initialised.
-        seconds: that each of the two is measured for, at least; episodes are driven to their ends.
-        workers: one process each.
+        config: Config of the worker; networks and controllers have initial weights.
+        seconds: Minimum CPU seconds of each of the two measurements; episodes run to their end.
+        workers: Number of workers, one process each.
+
+    Returns:
+        Agent-steps/s with all lanes, and with one.
     """
-    # Spawned, as the parent's threads would not survive a fork; ended at once by Ctrl-C, which reaches the whole group.
+    # Spawned, because the parent's threads would not survive a fork. Ctrl-C ends the processes at once: it reaches the
+    # whole process group.
     with ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -48,7 +52,7 @@ def measure_rates(config: RunConfig, seconds: float, workers: int) -> tuple[floa
 
 
 def worker_rates(config: RunConfig, seconds: float) -> tuple[float, float]:
-    """What ``measure_rates`` measures, of one worker in this process."""
+    """Measure one worker in this process, as ``measure_rates`` does."""
     with num_threads(1):
         vae, mdnrnn = untrained_networks(config)
         worker = RolloutWorker(config, to_bytes(vae), to_bytes(mdnrnn))
@@ -57,7 +61,7 @@ def worker_rates(config: RunConfig, seconds: float) -> tuple[float, float]:
 
 
 def _rate(worker: RolloutWorker, config: RunConfig, lanes: int, seconds: float) -> float:
-    """Every episode has a track of its own, as where a worker drives no candidate after another."""
+    """Measure agent-steps/s on a new track for each episode, so that no track is reused."""
     evolve = config.evolve.model_copy(update={"episodes": lanes, "episodes_from": []})
     config = config.model_copy(update={"evolve": evolve})
     shape = ControllerShape.of_run(config, environment_class(config.env.id).action_size)

@@ -1,4 +1,4 @@
-"""Sides measured in turn in one run: A B A B, so that a machine that drifts drifts for all."""
+"""Measurement of several sides in turns (A B A B), so that machine drift affects all sides equally."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured.
+    """One side of a comparison.
 
     Attributes:
-        what: in a few words.
-        work: does a piece of work and returns how many units it came to.
+        what: Description in a few words.
+        work: Function that does a piece of work and returns its number of units.
     """
 
     what: str
@@ -25,17 +25,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a bench measured.
+    """Result of a bench.
 
     Attributes:
-        bench: its name.
-        unit: of all rates.
-        reference_what, ours_what: the two sides of the ratio, in words.
-        reference, ours: their rates.
-        threads: that each side ran with.
-        others: rates of what was measured beside them, in words.
-        more: further figures, by name.
-        notes: of them, what is shown below the table.
+        bench: Name of the bench.
+        unit: Unit of all rates.
+        reference_what, ours_what: Descriptions of the two sides of the ratio.
+        reference, ours: Rates of the two sides.
+        threads: Number of threads of each side.
+        others: Rates of further sides, by description.
+        more: Further values, by name.
+        notes: Lines to show below the table.
     """
 
     bench: str
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Ours over the reference's."""
+        """Our rate divided by the reference's."""
         return self.ours / self.reference
 
 
@@ -65,7 +65,17 @@ def compare(
     threads: int,
     others: Sequence[Side] = (),
 ) -> Comparison:
-    """Run each side for about ``seconds`` in all, in turns, after a warm-up of one piece each."""
+    """Run each side in turns, after a warm-up of one piece of work each.
+
+    Args:
+        bench: Name of the bench.
+        unit: Unit of all rates.
+        reference: Side to compare with.
+        ours: Side of the pipeline.
+        seconds: Approximate total seconds of each side.
+        threads: Number of threads of each side.
+        others: Further sides.
+    """
     sides = [reference, ours, *others]
     for side in sides:
         side.work()

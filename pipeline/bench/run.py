@@ -1,4 +1,4 @@
-"""``world-models bench``: run, and show as a table or as JSON."""
+"""``world-models bench``: run benches and print a table or JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from pipeline.bench.agent import bench_agent
 from pipeline.bench.environment import bench_env
-from pipeline.bench.fanout import bench_fanout, fanout_figures, table_header
-from pipeline.bench.fidelity import bench_fidelity, fidelity_figures, fidelity_lines
+from pipeline.bench.fanout import bench_fanout, fanout_to_json, table_header
+from pipeline.bench.fidelity import bench_fidelity, fidelity_lines, fidelity_to_json
 from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
 from pipeline.bench.stages import bench_collect, bench_dream
@@ -43,24 +43,25 @@ def run_benches(
     store: Store | None,
     executor: Callable[[RunConfig], Executor],
 ) -> None:
-    """Run benches; print a Markdown table, then, if asked, one line of JSON a bench.
+    """Run benches; print a Markdown table, then, if requested, one line of JSON per bench.
 
     Args:
-        names: of ``BENCHES``, or ``GENERATION``, ``FIDELITY`` or ``FANOUT``.
-        seconds: that each side is measured for, in all.
-        workers: that ``FANOUT`` goes up to.
-        as_json: whether to print JSON.
-        store: of the run whose controllers ``NEED_A_RUN`` drive; None where none of them is asked for.
-        executor: makes the one that they drive them on.
+        names: Names from ``BENCHES``, or ``GENERATION``, ``FIDELITY`` or ``FANOUT``.
+        seconds: Seconds to measure each side, all turns together.
+        workers: Largest number of workers of ``FANOUT``.
+        as_json: Whether to print JSON.
+        store: Store of the run whose controllers the benches in ``NEED_A_RUN`` measure; None if there are none of
+            them among ``names``.
+        executor: Factory of executors.
 
     Raises:
-        ConfigError: the run has no evolution yet.
+        ConfigError: The run has no evolution yet.
     """
-    # Before anything takes its minutes.
+    # Checked first, because benches take minutes.
     trained = None if NEED_A_RUN.isdisjoint(names) or store is None else TrainedRun.read(store)
     compared = [name for name in names if name not in (FIDELITY, FANOUT)]
     machine = f"{cpu_kind()}, {os.cpu_count()} cores"
-    figures, notes = [], []
+    results, notes = [], []
     if compared:
         print(f"{machine}; each side measured for {seconds:g} s, in turns\n")
         print("| bench | unit | threads | reference | | ours | | ratio |\n|---|---|--:|---|--:|---|--:|--:|")
@@ -72,7 +73,7 @@ def run_benches(
             result = BENCHES[name](seconds)
         for line in table_rows(result):
             print(line, flush=True)
-        figures.append({**_figures(result), "ratio": result.ratio})
+        results.append({**_to_json(result), "ratio": result.ratio})
         notes += result.notes
     if notes:
         print("\n" + "\n".join(notes))
@@ -80,18 +81,18 @@ def run_benches(
         assert trained is not None and store is not None
         rows = bench_fidelity(trained, store, executor)
         print("\n" + "\n".join(fidelity_lines(rows)))
-        figures.append(fidelity_figures(rows))
+        results.append(fidelity_to_json(rows))
     if FANOUT in names:
         print(f"\n{machine}; the actors are real, their episodes are simulated: each sleeps for 0.5 to 1.5 s\n")
         print("\n".join(table_header()))
-        figures.append(fanout_figures(bench_fanout(workers, executor, lambda line: print(line, flush=True))))
+        results.append(fanout_to_json(bench_fanout(workers, executor, lambda line: print(line, flush=True))))
     if as_json:
-        for line in map(json.dumps, figures):
+        for line in map(json.dumps, results):
             print(line)
 
 
 def table_rows(result: Comparison) -> list[str]:
-    """Lines of a Markdown table: the comparison, then what was measured beside it."""
+    """Write rows of a Markdown table: the comparison, then the further sides."""
     start = f"| {result.bench} | {result.unit} | {result.threads} | {result.reference_what} | {result.reference:,.0f} "
     lines = [f"{start}| {result.ours_what} | {result.ours:,.0f} | {result.ratio:.2f} |"]
     for what, rate in result.others.items():
@@ -99,7 +100,7 @@ def table_rows(result: Comparison) -> list[str]:
     return lines
 
 
-def _figures(result: Comparison) -> dict[str, object]:
-    figures = asdict(result)
-    more = figures.pop("more")
-    return {**figures, **more}
+def _to_json(result: Comparison) -> dict[str, object]:
+    values = asdict(result)
+    more = values.pop("more")
+    return {**values, **more}

@@ -22,11 +22,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pipeline.base.errors import ConfigError, StorageError
 
 _HOST = "127.0.0.1"
-# Below the ports that systems hand out themselves, and above those that Ray gives its workers.
+# Below the ephemeral ports of operating systems, and above those that Ray gives its workers.
 _FIRST_PORT, _LAST_PORT = 20_000, 32_000
 _SERVICES = ("master", "volume", "filer", "s3")
 
-_SOCKETS = Path("/tmp")  # where it always puts them
+_SOCKETS = Path("/tmp")  # fixed location of the server's sockets
 
 _STARTS = 3
 _READY_S = 60.0
@@ -35,23 +35,23 @@ _LOG_LINES = 15
 
 
 def server_program() -> str | None:
-    """The server's program; None where its package is not installed. It holds no module that could be looked for."""
+    """Path of the server's program; None if its package, which contains no Python module, is not installed."""
     return shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 class S3Server:
-    """An S3 server on the loopback interface, with credentials of its own. A context: up within, killed at its end.
+    """Context manager of an S3 server on the loopback interface, with its own credentials.
 
-    Where there is ``setpriv`` (on Linux) the server also dies with the thread that began it, however that ends: the
-    kernel kills it. Elsewhere a process that is itself killed leaves its server behind.
+    With ``setpriv`` (on Linux) the kernel also kills the server when the thread that started it ends for any reason.
+    On other systems a killed process leaves its server behind.
 
     Args:
-        folder: for its data and its log.
+        folder: Folder for data and log.
 
     Attributes:
-        endpoint: its URL.
-        environment: the AWS variables that lead to it.
-        client: a boto3 client of it.
+        endpoint: URL of the server.
+        environment: AWS variables that select the server.
+        client: boto3 client of the server.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -62,15 +62,15 @@ class S3Server:
         self._ports: list[int] = []
 
     def __enter__(self) -> Self:
-        """Start the server, and wait until it takes objects.
+        """Start the server, and wait until it accepts objects.
 
         Raises:
-            ConfigError: the package is not installed.
-            StorageError: the server did not come up; with the end of its log.
+            ConfigError: The package is not installed.
+            StorageError: The server did not start. The message contains the end of its log.
         """
         program = server_program()
         if program is None:
-            raise ConfigError("there is no S3 server to start here: pip install -e '.[s3-server]'")
+            raise ConfigError("the S3 server is not installed: pip install -e '.[s3-server]'")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._configure()
         try:
@@ -78,7 +78,7 @@ class S3Server:
                 self._start(program)
                 if self._answers():
                     return self
-                self._stop()  # it has ended by itself: another process was faster to take one of its ports
+                self._stop()  # the server ended by itself: another process took one of its ports first
             raise StorageError(f"the S3 server ended {_STARTS} times before it was up. {self._log_end()}")
         except BaseException:
             self._stop()
@@ -91,7 +91,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """See above."""
+        """AWS variables that select the server."""
         return {
             "AWS_ACCESS_KEY_ID": self._access_key,
             "AWS_SECRET_ACCESS_KEY": self._secret_key,
@@ -100,12 +100,12 @@ class S3Server:
         }
 
     def create_bucket(self, name: str) -> None:
-        """Make a bucket; a name has three letters or more."""
+        """Create a bucket; a name has three letters or more."""
         self.client.create_bucket(Bucket=name)
 
     @property
     def pid(self) -> int:
-        """Of the server's process."""
+        """Process ID of the server."""
         assert self._process is not None
         return self._process.pid
 
@@ -131,7 +131,7 @@ class S3Server:
             *("-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock", "-master.telemetry=false"),
             *("-volume.max=1000", "-master.volumeSizeLimitMB=1024", "-volume.preStopSeconds=0"),
         ]
-        # Settings of the user's own, in files or variables, are none of this server's. It also logs into its TMPDIR.
+        # The user's own settings, in files or variables, must not affect this server. It also logs into its TMPDIR.
         environment = {"HOME": ".", "TMPDIR": ".", "PATH": os.environ.get("PATH", "")}
         with (self.folder / "server.log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -158,10 +158,10 @@ class S3Server:
         )
 
     def _answers(self) -> bool:
-        """Wait until it takes an object; False where the process ends instead.
+        """Wait until the server accepts an object; False if its process ends instead.
 
         Raises:
-            StorageError: it took too long.
+            StorageError: The server did not answer in time.
         """
         assert self._process is not None
         deadline = time.monotonic() + _READY_S
@@ -181,7 +181,7 @@ class S3Server:
         bucket = "is-it-ready"
         if bucket not in [entry["Name"] for entry in self.client.list_buckets()["Buckets"]]:
             self.client.create_bucket(Bucket=bucket)
-        # It answers before it has anywhere to store an object.
+        # The server answers before it can store an object.
         self.client.put_object(Bucket=bucket, Key="object", Body=b"bytes")
         self.client.delete_object(Bucket=bucket, Key="object")
         self.client.delete_bucket(Bucket=bucket)
@@ -208,7 +208,7 @@ class S3Server:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
+    """Choose ports that are free now."""
     sockets: list[socket.socket] = []
     try:
         while len(sockets) < count:

@@ -25,7 +25,7 @@ _DREAM_STEPS = 20
 
 
 def bench_collect(seconds: float) -> Comparison:
-    """The environment under the random policy, nothing kept, beside the collecting worker: frames to shards."""
+    """Compare the environment under the random policy, without storage, with the collecting worker."""
     config = RunConfig.model_validate(
         {
             "collect": {"policy": "brownian", "episodes": 100_000, "episode_steps": 250, "episodes_per_shard": 4},
@@ -38,7 +38,7 @@ def bench_collect(seconds: float) -> Comparison:
         shards = count()
 
         def work() -> int:
-            # Like the other side's, but on tracks of their own: it would find these created.
+            # Like the other side's episodes, but on different tracks: otherwise it would find them created.
             episodes = shard_episodes(config, num_shards(config) - 1 - next(shards))
             steps = 0
             for episode in episodes:
@@ -70,7 +70,7 @@ def bench_collect(seconds: float) -> Comparison:
 
 
 def bench_dream(seconds: float) -> Comparison:
-    """One dream at a time beside many in lockstep: M, sampling and controllers."""
+    """Compare one dream at a time with many in lockstep: M, sampling and controllers."""
     config = RunConfig()
     mdnrnn = new_mdnrnn(config, CarRacing.action_size)
     shape = ControllerShape.of_run(config, CarRacing.action_size)

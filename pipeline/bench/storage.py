@@ -1,4 +1,4 @@
-"""``bench storage``: what shards cost, in a local folder and in a bucket, and how long stages stand still for it."""
+"""``bench storage``: speed of shards in a local folder and in a bucket, and the time that stages wait for storage."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _RUN = RunConfig.model_validate(
         "collect": {"policy": "brownian", "episodes": 48, "episode_steps": 250, "episodes_per_shard": 4},
         "vae": {"shuffle_frames": 2000},
         "mdnrnn": {"window": 250},
-        "rollouts": {"precision": "float32"},  # an untrained V, which int8 refuses
+        "rollouts": {"precision": "float32"},  # because int8 refuses an untrained V
     }
 )
 _TRAINING_STEPS = 30
 
 
 def bench_storage(seconds: float) -> Comparison:
-    """Frames written and read again: raw numpy files beside shards, which are compressed, checksummed and sealed.
+    """Write and read frames: compare raw NumPy files with shards, which are compressed, checksummed and sealed.
 
-    Beside it the same shards in a bucket, on a real S3 server on this machine, where the package of one is installed;
-    and the share of their time that collecting, encoding and training V wait for either.
+    Also measures the same shards in a bucket on a real S3 server on this machine, if its package is installed, and the
+    share of their time that collecting, encoding and training V wait for storage.
     """
     frames = _driven_frames()
     flags = np.zeros(_STORED_FRAMES, np.bool_)
@@ -85,7 +85,7 @@ def bench_storage(seconds: float) -> Comparison:
         others={labels[what]: rate for what, rate in result.others.items()},
         more={"bytes_per_frame": bytes_per_frame, "megabytes_per_s": megabytes, "waits_for_storage": waits},
         notes=[
-            f"share of a stage's time that it waits for storage, {what}: "
+            f"share of each stage's time spent waiting for storage, {what}: "
             + ", ".join(f"{stage} {share:.1%}" for stage, share in shares.items())
             for what, shares in waits.items()
         ],
@@ -94,7 +94,7 @@ def bench_storage(seconds: float) -> Comparison:
 
 @contextmanager
 def _bucket(folder: Path) -> Iterator[Store]:
-    """A bucket on a server of its own."""
+    """Start a server with a bucket."""
     with S3Server(folder) as server:
         server.create_bucket("bench")
         before = dict(os.environ)
@@ -133,7 +133,7 @@ def _write_and_read(store: Store, episode: Episode) -> Callable[[], int]:
 
 
 def _waits(store: Store) -> dict[str, float]:
-    """The share of their time that stages wait for a store, on one run's worth of shards."""
+    """Measure the share of their time that stages wait for a store, on the shards of one run."""
     shares = {}
     with num_threads(1):
         collect = CollectWorker(_RUN, store)

@@ -1,4 +1,4 @@
-"""A trained run, for benches that drive its controllers."""
+"""A trained run, for benches that measure its controllers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """What a run came to.
+    """Results of a run.
 
     Attributes:
-        config: its own.
-        vae_weights, mdnrnn_weights: safetensors bytes.
-        search: CMA-ES after the last generation.
-        controller: (n,) float32, the one that validated best.
+        config: Config of the run.
+        vae_weights, mdnrnn_weights: Weights of V and M, as safetensors bytes.
+        search: State of CMA-ES after the last generation.
+        controller: Parameters of the controller with the best validation, (n,) float32.
     """
 
     config: RunConfig
@@ -38,16 +38,16 @@ class TrainedRun:
 
     @classmethod
     def read(cls, store: Store) -> TrainedRun:
-        """From a run directory.
+        """Read a run directory.
 
         Raises:
-            ConfigError: nothing was evolved there.
+            ConfigError: The run has no evolution.
         """
         latest = Checkpoints(store, EVOLUTION).latest()
         if latest is None:
             raise ConfigError(
-                f"{store.locate()} holds no evolution, and this bench drives the controllers of a run: "
-                "`world-models run laptop` makes a good one, `make demo` a weak one; name it by --run-dir"
+                f"{store.locate()} holds no evolution, but this bench measures the controllers of a run. Create a good "
+                "run with `world-models run laptop`, or a weak one with `make demo`, and pass it with --run-dir."
             )
         controllers = newest(require_manifest(store, EVOLUTION).records, CONTROLLERS)
         assert controllers is not None

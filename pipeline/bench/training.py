@@ -29,7 +29,7 @@ def _steps(
     make_batch: Callable[[], object],
     units: int,
 ) -> Callable[[], int]:
-    """One optimiser step of the pipeline's own."""
+    """Make a function that runs one optimiser step of the pipeline."""
     step = 0
 
     def work() -> int:
@@ -46,7 +46,7 @@ def _steps(
 
 
 def bench_train_vae(seconds: float) -> Comparison:
-    """A plain float32 step beside the pipeline's, batch 100."""
+    """Compare a plain float32 step with the pipeline's, at batch size 100."""
     config = RunConfig.model_validate({"vae": {"device": "cpu"}})
     size = config.vae.batch_size
     frames = generator(0, "bench").integers(0, 256, (size, 64, 64, 3), np.uint8)
@@ -76,7 +76,7 @@ def bench_train_vae(seconds: float) -> Comparison:
 
 
 def bench_train_mdnrnn(seconds: float) -> Comparison:
-    """A plain float32 step beside the pipeline's, 32 windows of 128 steps."""
+    """Compare a plain float32 step with the pipeline's, on 32 windows of 128 steps."""
     config = RunConfig.model_validate({"mdnrnn": {"device": "cpu", "window": 128, "batch_size": 32}})
     size, window, z_size = config.mdnrnn.batch_size, config.mdnrnn.window, config.vae.z_size
     rng = generator(0, "bench")

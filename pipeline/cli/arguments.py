@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: types with clear errors, and options that several commands take."""
+"""Shared parts of the commands' arguments: types with clear errors, and options of several commands."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 
+RUN_DIR_HELP = "run directory: a folder or s3://bucket/prefix"
+
 EXIT_CODES = """\
-exit codes: 0 done; 1 failed, the message says what to do; 2 the command line or the config is wrong, nothing was
-written; 3 a wall-clock limit ended the session; 130 Ctrl-C; 143 SIGTERM. After 1, 3, 130, 143 or a kill: run the same
-command again, or `world-models resume RUN_DIR`: both go on from what is committed.
+exit codes:
+  0    done
+  1    failed; the message says what to do
+  2    the command line or the config is wrong; nothing was written
+  3    a wall-clock limit ended the session
+  130  Ctrl-C
+  143  SIGTERM
+After 1, 3, 130, 143 or a kill, run the same command again, or `world-models resume RUN_DIR`. Both resume from the
+committed work.
 """
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
-    """Add ``CONFIG``, which a command is about, and ``--override``."""
+    """Add ``CONFIG`` and ``--override``."""
     command.add_argument(
         "preset",
         metavar="CONFIG",
-        help=f"a preset ({', '.join(preset_names())}), the path of a YAML file, or - for standard input",
+        help=f"preset ({', '.join(preset_names())}), path of a YAML file, or - for standard input",
     )
     add_override(command)
 
@@ -40,13 +48,13 @@ def add_override(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="set a config key by its dotted name, for example evolve.population_size=8; may be repeated. "
-        "All keys are in pipeline/config/schema.py and in RUN_DIR/config.yaml",
+        help="config key by its dotted name, and its value, for example evolve.population_size=8; may be repeated. "
+        "All keys are in docs/configuration.md and in RUN_DIR/config.yaml",
     )
 
 
 def run_dir(text: str) -> str:
-    """Place of a run: a folder or ``s3://bucket/prefix``."""
+    """Parse the location of a run: a folder or ``s3://bucket/prefix``."""
     try:
         return as_run_dir(text)
     except ConfigError as error:
@@ -54,14 +62,14 @@ def run_dir(text: str) -> str:
 
 
 def positive(text: str) -> int:
-    """Whole number above 0."""
+    """Parse a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 was expected")
     return int(text)
 
 
 def above_zero(text: str) -> float:
-    """Number above 0."""
+    """Parse a number above 0."""
     number = _number(text)
     if number <= 0:
         raise argparse.ArgumentTypeError(f"{text}: a number above 0 was expected")
@@ -69,10 +77,10 @@ def above_zero(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """Number that is 0 or above."""
+    """Parse a number that is 0 or above."""
     number = _number(text)
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: 0 or a number above it was expected")
+        raise argparse.ArgumentTypeError(f"{text}: a number of 0 or above was expected")
     return number
 
 

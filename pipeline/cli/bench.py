@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 _BENCH_EXAMPLES = """\
 examples:
-  world-models bench env                                  a table with the ratio
-  world-models bench agent --seconds 30 --json            the last line is one JSON object
-  world-models bench generation                           takes minutes, and a run: see --run-dir
-  world-models bench all                                  everything: what the README shows
+  world-models bench env                                  print a table with the ratio
+  world-models bench agent --seconds 30 --json            print one JSON object as the last line
+  world-models bench generation                           measure a run's controllers (minutes; see --run-dir)
+  world-models bench all                                  run every bench except fanout
 """
 
 
 def add_parser(commands: Commands) -> None:
-    """Add the command."""
-    text = "measure speed, ours beside a reference, in turn in one run"
+    """Add ``bench``."""
+    text = "measure speed against a reference, both in turns in one run"
     bench = commands.add_parser(
         "bench",
         help=text,
@@ -37,28 +37,28 @@ def add_parser(commands: Commands) -> None:
         formatter_class=FORMATTER,
     )
     bench.add_argument(
-        "name", metavar="NAME", choices=[*HELP, "all"], help=f"{', '.join(HELP)}; or all: every one but fanout"
+        "name", metavar="NAME", choices=[*HELP, "all"], help=f"{', '.join(HELP)}, or all (every bench except fanout)"
     )
     bench.add_argument(
         "--run-dir",
         type=run_dir,
-        help="the run whose controllers `generation` and `fidelity` drive; by default runs/laptop, or else runs/tiny, "
-        "which is made first (minutes) where neither is there",
+        help="run whose controllers `generation` and `fidelity` measure (default: runs/laptop, else runs/tiny, which "
+        "is created first, in minutes, if neither exists)",
     )
     bench.add_argument(
         "--seconds",
         type=above_zero,
         default=10.0,
-        help="each side is measured for so long, all turns together; 10 unless told",
+        help="time to measure each side, all turns together (default: 10)",
     )
     bench.add_argument(
         "--workers",
         type=positive,
         default=256,
         metavar="N",
-        help="`fanout` goes up to so many, all of them on this machine: 256 take 20 GiB of memory; 256 unless told",
+        help="largest number of workers for `fanout`, all on this machine; 256 take 20 GiB of memory (default: 256)",
     )
-    bench.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    bench.add_argument("--json", action="store_true", help="JSON output: one object per bench, as the last lines")
     bench.set_defaults(perform=_bench)
 
 
@@ -73,7 +73,7 @@ def _bench(options: argparse.Namespace) -> int:
         finished = (path for path in ("runs/laptop", "runs/tiny") if read_manifest(open_store(path), "report"))
         run_dir = next(finished, None)
         if run_dir is None:
-            logger.info("no run to drive the controllers of: first `world-models run tiny`, a few minutes")
+            logger.info("no run with controllers to measure; first running `world-models run tiny` (a few minutes)")
             run_dir = "runs/tiny"
             run_config(load_config("tiny", []), run_dir, "run")
     run_benches(

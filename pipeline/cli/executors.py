@@ -1,4 +1,4 @@
-"""The executor that a config asks for."""
+"""Construction of the executor that a config selects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def make_executor(config: RunConfig) -> Executor:
-    """Make it; a run that joins no cluster gets a local Ray of its own."""
+    """Make the executor of a config; a run that joins no cluster gets its own local Ray."""
     if config.execution.executor == "in-process":
         from pipeline.execution.in_process import InProcessExecutor
 
@@ -19,9 +19,9 @@ def make_executor(config: RunConfig) -> Executor:
     from pipeline.execution.cluster import cluster_address
 
     if cluster_address(config.execution) is None:
-        # A local Ray of our own: servers on loopback alone (Ray reads this when it is imported, and by default picks an
-        # address that other machines reach), and no tokens, whatever the user's environment says about clusters. Its
-        # workers have the priority that the config says: at Ray's default, 15, one busy program starves them.
+        # A local Ray of our own: servers on loopback only (Ray reads this when it is imported, and by default picks an
+        # address that other machines can reach), and no tokens, whatever the user's environment says about clusters.
+        # Its workers have the configured priority: at Ray's default, nice 15, one busy program starves them.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "disabled"
         os.environ["RAY_worker_niceness"] = str(config.execution.niceness)  # noqa: SIM112 - its name

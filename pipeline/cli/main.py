@@ -17,26 +17,33 @@ from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
 _EXAMPLES = """\
 examples:
-  world-models run tiny                                   the whole pipeline in minutes, into runs/tiny
-  world-models run tiny                                   again: what is complete is skipped
-  world-models run laptop --run-dir /data/laptop          a real result on a few cores
+  world-models run tiny                                   run the whole pipeline in minutes, into runs/tiny
+  world-models run tiny                                   again: complete stages are skipped
+  world-models run laptop --run-dir /data/laptop          train a good controller on a few cores
   world-models run tiny -o evolve.population_size=8 -o seed=2 --run-dir runs/x
-  world-models run my.yaml --run-dir runs/mine            a config of your own
-  world-models train-vae tiny                             one stage, with the same arguments
-  world-models run tiny --run-dir s3://bucket/tiny        on object storage; credentials from the AWS environment
-  world-models resume runs/tiny                           resume a run with its saved config  
-  world-models status runs/tiny                           where a run is, and who drives it
-  world-models plan paper --workers 256 --price 0.05      what an evolution takes, in seconds and dollars
-  world-models submit paper --run-dir s3://bucket/paper   as a job of a Ray cluster
+  world-models run my.yaml --run-dir runs/mine            run your own config
+  world-models train-vae tiny                             run one stage, with the same arguments
+  world-models run tiny --run-dir s3://bucket/tiny        use object storage (credentials: AWS environment)
+  world-models resume runs/tiny                           resume a run with its saved config
+  world-models status runs/tiny                           show the progress and the driver of a run
+  world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
+  world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
 """
 
-# Commands that work for the reader of their standard output alone.
+# Commands whose only purpose is their standard output.
 _FILTERS = ("bench", "plan", "status", "storage")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command.
+
+    Args:
+        arguments: Command line without the program's name (default: ``sys.argv[1:]``).
+
+    Returns:
+        Exit code.
+    """
     configure_logging()
     arm_from_environment(VARIABLE)
     options = make_parser().parse_args(arguments)
@@ -55,15 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminated = signals.was_terminated()
         how = "terminated" if terminated else "interrupted"
-        again = _again(options, arguments)
-        print(f"\nworld-models: {how}; what is committed is kept; to go on, {again}", file=sys.stderr)
+        hint = _resume_hint(options, arguments)
+        print(f"\nworld-models: {how}. Completed work is saved. To resume: {hint}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
-        output.require_a_reader(False)  # what is left in the buffer is for nobody
+        output.require_a_reader(False)  # text left in the buffer has no reader
 
 
 def entry() -> None:
-    """The command's process: it ends at once after a stop, whatever thread still waits for a store."""
+    """Run the command as a process, which exits at once after a stop even if threads still wait for a store."""
     output.drop_what_nobody_takes()
     code = main()
     if code in (130, 143):
@@ -73,7 +80,7 @@ def entry() -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``perform`` of what it parses is the function that does it."""
+    """Make the parser of all commands; ``perform`` of the parsed options is the command's function."""
     parser = argparse.ArgumentParser(
         prog="world-models",
         description="World Models (Ha & Schmidhuber 2018) as a pipeline on Ray: VAE, MDN-RNN, CMA-ES controller.",
@@ -87,9 +94,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _again(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
-    """How to go on: with the same command, or, as a job of a cluster, with another job like it."""
+def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
+    """How to resume: by the same command or, for a job of a cluster, by submitting the same job again."""
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        return "submit the same again"
+        return "submit the same run again"
     resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
     return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

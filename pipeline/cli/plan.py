@@ -17,22 +17,22 @@ logger = logging.getLogger(__name__)
 
 _PLAN_EXAMPLES = """\
 examples:
-  world-models plan paper --price 0.05                    16 to 1,024 workers; measures this machine's speed first
+  world-models plan paper --price 0.05                    16 to 1,024 workers; measure this machine's speed first
   world-models plan paper --workers 256 --price 0.05 --steps-per-s 2200 900
-                                                          with a speed that was measured elsewhere
-  world-models plan laptop --run-dir runs/laptop          episodes as long as that run's were
-  world-models plan paper -o rollouts.lanes=8 --json      the last line is one JSON object
+                                                          use a speed that was measured elsewhere
+  world-models plan laptop --run-dir runs/laptop          use that run's mean episode length
+  world-models plan paper -o rollouts.lanes=8 --json      print one JSON object as the last line
 """
 
 
 def add_parser(commands: Commands) -> None:
-    """Add the command."""
-    text = "what an evolution takes on so many workers: seconds and dollars a generation, and to published scores"
+    """Add ``plan``."""
+    text = "estimate seconds and dollars of an evolution by number of workers, per generation and to published scores"
     plan = commands.add_parser(
         "plan",
         help=text,
-        description=f"{text}.\nComputed, from how fast a worker is and how the pool hands episodes out; starts nothing "
-        "on any cluster.\nWhat is taken for granted is listed below the table.",
+        description=f"{text}.\nComputed from a worker's speed and the pool's dispatch of episodes; starts nothing on "
+        "any cluster.\nThe assumptions are listed below the table.",
         epilog=_PLAN_EXAMPLES,
         formatter_class=FORMATTER,
     )
@@ -42,38 +42,40 @@ def add_parser(commands: Commands) -> None:
         type=positive,
         nargs="+",
         metavar="N",
-        help="numbers of workers, one a vCPU; 16, 32 and so on to 1,024 unless told",
+        help="worker counts, one vCPU each (default: 16 32 64 128 256 512 1024)",
     )
-    plan.add_argument("--price", type=above_zero, metavar="DOLLARS", help="of a vCPU-hour; without it no dollars")
+    plan.add_argument(
+        "--price", type=above_zero, metavar="DOLLARS", help="price of a vCPU-hour in USD; omit to hide costs"
+    )
     plan.add_argument(
         "--steps-per-s",
         type=above_zero,
         nargs=2,
         metavar=("ALL", "ONE"),
-        help="agent-steps/s of a worker with all its lanes at work, and with one; measured here unless given, by a "
-        "worker on each core at once",
+        help="agent-steps/s of a worker with all its lanes active, and with one (default: measured here, with a worker "
+        "on each core at once)",
     )
     plan.add_argument(
-        "--seconds", type=above_zero, default=5.0, help="each of the two is measured for so long; 5 unless told"
+        "--seconds", type=above_zero, default=5.0, help="time to measure each of the two speeds (default: 5)"
     )
     plan.add_argument(
         "--run-dir",
         type=run_dir,
-        help="a run whose training episodes tell how long episodes are; without it all last to their limit",
+        help="run whose training episodes give the mean episode length (default: every episode runs to its limit)",
     )
     plan.add_argument(
         "--dispatch-ms",
         type=not_negative,
         metavar="MS",
-        help="driver's time an episode, for handing it out and taking its result; unless told, as measured here once",
+        help="driver's time per episode, to dispatch it and receive its result (default: 0.25)",
     )
     plan.add_argument(
         "--overhead-ms",
         type=not_negative,
         metavar="MS",
-        help="driver's time a generation, for CMA-ES and the checkpoint; unless told, as measured here once",
+        help="driver's time per generation, for CMA-ES and the checkpoint (default: 200)",
     )
-    plan.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    plan.add_argument("--json", action="store_true", help="JSON output: one object as the last line")
     plan.set_defaults(perform=_plan)
 
 
@@ -97,7 +99,7 @@ def _plan(options: argparse.Namespace) -> int:
         cores = num_cores()
         at_once = f"{cores} worker{'s' if cores > 1 else ''} at once"
         speed_from = f"CPU time, a new track every episode, measured now on {cpu_kind()}, {at_once}"
-        logger.info("measuring a worker's speed, half a minute or so; --steps-per-s goes without")
+        logger.info("measuring a worker's speed (about 30 s); pass --steps-per-s to skip")
         rates = measure_rates(config, options.seconds, cores)
     costs = planning.Costs(
         speed=WorkerSpeed.from_rates(config, *rates),
@@ -108,5 +110,5 @@ def _plan(options: argparse.Namespace) -> int:
     estimates = [planning.Estimate(config, costs, workers) for workers in options.workers or planning.WORKERS]
     print("\n".join(planning.describe(estimates, options.price, speed_from)))
     if options.json:
-        print(json.dumps(planning.figures(estimates, options.price, speed_from)))
+        print(json.dumps(planning.to_json(estimates, options.price, speed_from)))
     return 0

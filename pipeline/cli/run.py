@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.failpoints import failpoint
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_config, add_override, run_dir
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, add_config, add_override, run_dir
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
 from pipeline.stages.table import STAGES
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def add_parsers(commands: Commands) -> None:
     """Add ``run``, each stage, and ``resume``."""
     for name, text in {
-        "run": "run all stages in order, each from where it was",
+        "run": "run all stages in order, or resume them",
         **{s.name: s.help for s in STAGES},
     }.items():
         command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
@@ -34,12 +34,12 @@ def add_parsers(commands: Commands) -> None:
         command.add_argument(
             "--run-dir",
             type=run_dir,
-            help="where the run lives, a folder or s3://bucket/prefix (default: runs/NAME, NAME being the config's)",
+            help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
         command.set_defaults(perform=_run)
-    text = "resume a run with its saved config; the same as `run` with the same arguments"
+    text = "resume a run with its saved config, like `run` with the same arguments"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     add_override(resume)
     resume.set_defaults(perform=_resume)
 
@@ -60,14 +60,23 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def run_config(config: RunConfig, run_dir: str, command: str) -> int:
-    """Run the stages of a command, after all that can be refused was refused."""
+    """Run the stages of a command, after all checks that can refuse it.
+
+    Args:
+        config: Config of the run.
+        run_dir: Folder or ``s3://bucket/prefix``.
+        command: ``"run"``, or the name of a stage.
+
+    Raises:
+        WorldModelsError: The run is refused, fails, or reaches its wall-clock limit.
+    """
     from pipeline.envs.registry import check_environment
     from pipeline.planning import preflight
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_driven
     from pipeline.storage.store import open_store
 
-    # Everything that can be refused is refused before anything is written.
+    # All checks come before the first write.
     store = open_store(run_dir)
     check_environment(config)
     refuse_if_driven(store)
@@ -78,8 +87,8 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
 
     executor = make_executor(config)
     try:
-        # The stages bring torch with them: after what can be refused without it.
-        from pipeline.reporting.status import achieved
+        # The stages import torch: after the checks that do not need it.
+        from pipeline.reporting.status import summarize_scores
         from pipeline.run import run_stages
         from pipeline.stages.table import STAGES, stage_named
         from pipeline.training.hardware import check_devices
@@ -87,7 +96,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
         check_devices(config, executor)
         text = _annotated(config)
         with lease_for(config, store, command) as fenced:
-            # Once more: another driver may have begun the run, and ended, since.
+            # Again: another driver may have started this run, and ended, since the first check.
             _check_same_run(config, store)
             check_machine(store, exact=config.execution.exact, session=fenced.session)
             fenced.write(CONFIG, text.encode())
@@ -96,15 +105,15 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     finally:
         executor.close()
     if command in ("run", "report"):
-        print(achieved(store))
+        print(summarize_scores(store))
     return 0
 
 
 def _annotated(config: RunConfig) -> str:
-    """The config as the run keeps it: what ``auto`` comes to depends on the machine.
+    """The config as saved in the run, with the precision that ``auto`` selects on this machine.
 
     Raises:
-        ConfigError: the engine or the precision of rollouts is not to be had here.
+        ConfigError: The engine or the precision of rollouts is not available here.
     """
     from pipeline.config.identity import cpu_kind
     from pipeline.models.precision import resolved
@@ -122,6 +131,6 @@ def _check_same_run(config: RunConfig, store: Store) -> None:
         check_same_run(saved_config(store), config, store.locate())
     elif leftovers := [key for key in occupying_keys(store) if not key.startswith(SESSIONS)]:
         raise ConfigError(
-            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} is there, {CONFIG} is "
-            "not): choose another --run-dir"
+            f"{store.locate()} is not empty and holds no run ({store.locate(leftovers[0])} exists, {CONFIG} does not). "
+            "Choose another --run-dir."
         )

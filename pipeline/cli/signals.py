@@ -1,4 +1,4 @@
-"""Stops: SIGTERM ends the command as Ctrl-C does, wherever it arrives."""
+"""Handling of SIGTERM: it ends the command as Ctrl-C does, wherever it arrives."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from types import FrameType
 
 
 def handle_stops() -> None:
-    """Take SIGTERM for a KeyboardInterrupt, and lose none that is raised where Python drops exceptions."""
+    """Turn SIGTERM into KeyboardInterrupt, and lose none that is raised where Python drops exceptions."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.unraisablehook = _deliver_again
+    sys.unraisablehook = _resend_signal
 
 
 def was_terminated() -> bool:
-    """Whether the last KeyboardInterrupt came from SIGTERM. Ray replaces exceptions, so the exception does not tell."""
+    """Whether the last KeyboardInterrupt came from SIGTERM; Ray replaces exceptions, so they do not carry this."""
     return signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the command as Ctrl-C does: KeyboardInterrupt is what Ray's own calls let through."""
+    """Raise KeyboardInterrupt, as Ctrl-C does: Ray's own calls let it through."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.SIGTERM)
 
 
-def _deliver_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """A stop that was raised inside a finaliser, where Python drops it, comes again a moment later."""
+def _resend_signal(unraisable: sys.UnraisableHookArgs) -> None:
+    """Send a stop again after 50 ms if it was raised inside a finaliser, where Python drops exceptions."""
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
         return

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import run_dir
+from pipeline.cli.arguments import RUN_DIR_HELP, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
 
 
 def add_parser(commands: Commands) -> None:
-    """Add the command."""
-    text = "show where a run is: stages, evolution, time left, who drives it"
+    """Add ``status``."""
+    text = "show the state of a run: stages, evolution, time left, driver"
     status = commands.add_parser("status", help=text, description=text)
-    status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
+    status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     status.set_defaults(perform=_status)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import FORMATTER, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, positive, run_dir
 from pipeline.storage.saved_config import saved_config
 
 if TYPE_CHECKING:
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Commands) -> None:
-    """Add the command."""
-    text = "look after the bytes of a run"
+    """Add ``storage``."""
+    text = "check, clean up or copy a run directory"
     storage = commands.add_parser("storage", help=text, description=text, formatter_class=FORMATTER)
     actions = storage.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "read everything and verify manifests, records, sizes, checksums and row counts; exit code 1 on damage"
     check = actions.add_parser("check", help=text, description=text)
-    check.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
-    text = "remove what no record names and old checkpoints; only says what it would remove unless --delete is given"
+    check.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    text = "list unreferenced objects and old checkpoints; with --delete, remove them"
     gc = actions.add_parser("gc", help=text, description=text)
-    gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir)
-    gc.add_argument("--delete", action="store_true", help="remove it; takes the run's lease")
+    gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    gc.add_argument("--delete", action="store_true", help="removal of the listed objects; takes the run's lease")
     gc.add_argument(
         "--keep",
         type=positive,
         metavar="N",
-        help="checkpoints to keep a stage, one at least; as the run's config unless told",
+        help="number of checkpoints to keep per stage, at least 1 (default: as in the run's config)",
     )
-    text = "copy a run to another place, every byte verified; an interrupted copy goes on"
+    text = "copy a run to another location and verify every byte; run it again to resume an interrupted copy"
     copy = actions.add_parser("copy", help=text, description=text)
-    copy.add_argument("source", metavar="FROM", type=run_dir)
-    copy.add_argument("target", metavar="TO", type=run_dir)
+    copy.add_argument("source", metavar="FROM", type=run_dir, help=f"{RUN_DIR_HELP}, to copy from")
+    copy.add_argument("target", metavar="TO", type=run_dir, help=f"{RUN_DIR_HELP}, to copy to")
     storage.set_defaults(perform=_storage)
 
 
@@ -55,7 +55,7 @@ def _storage(options: argparse.Namespace) -> int:
     maintenance.require_run(store)
     config = saved_config(store)
     by_prefix = {"evolution": config.evolve.keep_checkpoints} if options.keep is None else {}
-    keep = maintenance.kept_checkpoints(by_prefix, options.keep or KEEP)
+    keep = maintenance.checkpoints_to_keep(by_prefix, options.keep or KEEP)
     if options.delete:
         with lease_for(config, store, "storage gc") as fenced:
             garbage = maintenance.find_garbage(fenced, keep)

@@ -1,1 +1,1 @@
-"""What a run is made from: the schema of its config, presets, and what makes two configs the same run."""
+"""Configuration of a run: schema, presets, and the test whether two configs describe the same run."""

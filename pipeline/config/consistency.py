@@ -1,4 +1,4 @@
-"""Combinations of keys that no run can have, across the sections of a config."""
+"""Checks of key combinations across the sections of a config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def check_consistency(config: RunConfig) -> None:
     """Refuse a config whose keys contradict each other.
 
     Raises:
-        ValueError: Two or more keys cannot hold together; names them, their values, and a way out.
+        ValueError: Keys contradict each other. The message names them, their values, and a remedy.
     """
     longest = config.env.actions_in(config.collect.episode_steps)
     if config.collect.episode_steps > config.env.max_episode_steps:
@@ -35,12 +35,12 @@ def check_consistency(config: RunConfig) -> None:
     if config.evolve.replayed_tracks >= fewest:
         raise ValueError(
             f"evolve.replayed_tracks {config.evolve.replayed_tracks} of {fewest} episodes per candidate leave no "
-            "new track: choose fewer, or more episodes"
+            "new track: choose fewer replayed tracks, or more episodes"
         )
     if config.evolve.replayed_tracks and not config.evolve.common_tracks:
         raise ValueError(
-            "evolve.replayed_tracks needs evolve.common_tracks: a track's difficulty is how the whole population "
-            "did on it"
+            "evolve.replayed_tracks needs evolve.common_tracks: a track's difficulty is measured by the returns of "
+            "the whole population"
         )
     for stage, episodes, tracks, key in (
         ("evaluate.episodes", config.evaluate.episodes, config.tracks.test, "tracks.test"),
@@ -58,11 +58,12 @@ def check_consistency(config: RunConfig) -> None:
     if not 0 < held_out < config.collect.episodes:
         raise ValueError(
             f"vae.validation_fraction {config.vae.validation_fraction} of collect.episodes {config.collect.episodes} "
-            f"holds out {held_out} episodes: at least one must be held out and one be left to train on"
+            f"holds out {held_out} episodes: at least one must be held out, and at least one must remain for training"
         )
     held_out = round(config.collect.episodes * config.mdnrnn.validation_fraction)
     if not 0 < held_out < config.collect.episodes:
         raise ValueError(
             f"mdnrnn.validation_fraction {config.mdnrnn.validation_fraction} of collect.episodes "
-            f"{config.collect.episodes} holds out {held_out} episodes: at least one must be held out and one be left"
+            f"{config.collect.episodes} holds out {held_out} episodes: at least one must be held out, and at least "
+            "one must remain for training"
         )

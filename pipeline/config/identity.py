@@ -1,4 +1,4 @@
-"""What makes a run the same run: config keys by kind, code version, kind of CPU, library versions."""
+"""Identity of a run: config keys by kind, code version, kind of CPU, library versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import Kind, RunConfig
 
-# Libraries that bits depend on.
+# Libraries that affect results bit for bit.
 _LIBRARIES = (
     "torch", "numpy", "gymnasium", "box2d", "cma", "pyarrow", "ray", "opencv-python-headless", "openvino",
     "safetensors", "pillow", "av",
@@ -24,7 +24,7 @@ _LIBRARIES = (
 
 
 def flatten(config: BaseModel, kind: Kind, sections: Iterable[str] | None = None) -> dict[str, Any]:
-    """Dotted key to value, of the keys of one kind, optionally only below some dotted prefixes."""
+    """Map the dotted keys of one kind to their values, optionally only below some dotted prefixes."""
     keys = dict(_walk(config, kind, ""))
     if sections is None:
         return keys
@@ -46,7 +46,7 @@ def _walk(model: BaseModel, kind: Kind, prefix: str) -> Iterator[tuple[str, Any]
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line per key that differs."""
+    """Describe each key that differs, one line each."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) or (key in old) != (key in new):
@@ -55,7 +55,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def shrunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """One line per growable key that became smaller; None is without limit."""
+    """Describe each growable key that became smaller, one line each; None means no limit."""
 
     def below(a: Any, b: Any) -> bool:
         return a is not None and (b is None or a < b)
@@ -64,30 +64,30 @@ def shrunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def check_same_run(old: RunConfig, new: RunConfig, where: str) -> None:
-    """Refuse to go on with a run under another identity, or with less than it has.
+    """Refuse to resume a run with another identity or with smaller growable keys.
 
     Raises:
-        ConfigError: with the difference, key by key.
+        ConfigError: The configs differ. The message lists the difference, key by key.
     """
     lines = diff(flatten(old, "identity"), flatten(new, "identity"))
     if lines:
         raise ConfigError(
             f"{where} holds a run of another config. These keys decide its results and cannot change:\n"
             + "\n".join(lines)
-            + "\nGo on with the old values, or choose another --run-dir."
+            + "\nUse the old values, or choose another --run-dir."
         )
     lines = shrunk(flatten(old, "growable"), flatten(new, "growable"))
     if lines:
         raise ConfigError(
-            f"{where} holds a run that was to go further. These keys may only grow:\n"
+            f"{where} holds a run with larger limits. These keys may only grow:\n"
             + "\n".join(lines)
-            + "\nGo on with the old values or larger ones, or choose another --run-dir."
+            + "\nUse the old values or larger ones, or choose another --run-dir."
         )
 
 
 @cache
 def code_version() -> str:
-    """SHA-256 (12 hex digits) over the sources that results come from."""
+    """SHA-256 (12 hex digits) over the sources that produce results."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
     for path in sorted(p for package in ("pipeline", "actors") for p in (root / package).rglob("*.py")):
@@ -97,7 +97,7 @@ def code_version() -> str:
 
 @cache
 def cpu_info() -> dict[str, str]:
-    """What Linux says of the first core; nothing elsewhere."""
+    """Fields of ``/proc/cpuinfo`` for the first core; empty on systems other than Linux."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file():
         return {}
@@ -107,7 +107,7 @@ def cpu_info() -> dict[str, str]:
 
 @cache
 def cpu_kind() -> str:
-    """The kind of CPU, as far as bits depend on it: model name and vector instructions."""
+    """Kind of CPU, as far as it affects results bit for bit: model name and vector instructions."""
     fields = cpu_info()
     name = fields.get("model name", platform.processor() or platform.machine())
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -117,11 +117,11 @@ def cpu_kind() -> str:
 
 @cache
 def library_versions() -> Mapping[str, str]:
-    """Versions of Python and of the libraries that bits depend on."""
+    """Versions of Python and of the libraries that affect results bit for bit."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         with contextlib.suppress(
             importlib.metadata.PackageNotFoundError
-        ):  # rollouts.engine=torch does without OpenVINO
+        ):  # rollouts.engine=torch does not need OpenVINO
             versions[library] = importlib.metadata.version(library)
     return versions

@@ -1,4 +1,4 @@
-"""From a preset's name or a YAML path, with overrides, to a checked config."""
+"""Loading of configs: a preset's name or a YAML path, with overrides, to a validated config."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from pipeline.base.errors import ConfigError
 from pipeline.config import yaml_text
 from pipeline.config.schema import RunConfig
 
-# Beside the packages: a folder of this name where the command is called is somebody else's.
+# Next to the packages: a folder of this name in the current directory is unrelated.
 _PRESETS = Path(__file__).parents[2] / "configs"
 
 STANDARD_INPUT = "-"
 
 
 def preset_names() -> list[str]:
-    """The presets that ship with the project."""
+    """Names of the presets that ship with the project."""
     return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The config of a preset's name or a YAML path, with overrides of the form ``dotted.key=value``.
+    """Load the config of a preset's name or a YAML path, with overrides of the form ``dotted.key=value``.
 
     Args:
-        preset: Name, path of a file or a pipe, or ``-`` for standard input.
-        overrides: Settings, the last one counting.
+        preset: Name of a preset, path of a file or a pipe, or ``-`` for standard input.
+        overrides: Settings; the last one of a key counts.
 
     Raises:
-        ConfigError: names the key, where it was given, what was found, and the valid choices.
+        ConfigError: The config is invalid. The message names the key, where it was given, its value, and the valid
+            choices.
     """
     source, text, name = _read(preset)
     document = yaml_text.parse(text, source)
     if not isinstance(document.values, dict):
         holds = "is empty" if document.values is None else f"holds {type(document.values).__name__}"
-        raise ConfigError(f"{source} must hold keys and values, but {holds}")
+        raise ConfigError(f"{source} must hold keys and values, but it {holds}")
     document.values.setdefault("name", name)
     return with_overrides(document, overrides, source)
 
 
 def _read(preset: str) -> tuple[str, str, str]:
-    """Where a config comes from, its text, and its name where it does not give one."""
+    """Source of a config in words, its text, and the name to use if it gives none."""
     if preset in preset_names():
         return f"preset {preset}", (_PRESETS / f"{preset}.yaml").read_text(), preset
     if preset == STANDARD_INPUT:
@@ -67,7 +68,13 @@ def _read(preset: str) -> tuple[str, str, str]:
 
 
 def with_overrides(document: yaml_text.Document, overrides: Iterable[str], source: str) -> RunConfig:
-    """The config of a document with overrides as ``load_config`` takes them; ``source`` is for messages."""
+    """Apply overrides to a document and validate it.
+
+    Args:
+        document: Parsed YAML document.
+        overrides: Settings, as in ``load_config``.
+        source: Source of the document, for messages.
+    """
     places = {path: f"{source}, line {line}" for path, line in document.lines.items()}
     for override in overrides:
         _apply(document.values, override, places)
@@ -94,12 +101,15 @@ def _apply(values: dict[str, Any], override: str, places: dict[yaml_text.Path, s
 def validate(
     values: Mapping[str, Any], source: str, places: Mapping[yaml_text.Path, str] = MappingProxyType({})
 ) -> RunConfig:
-    """Check plain values against the schema; every error at once, each with its key and where that was given.
+    """Validate plain values against the schema.
 
     Args:
         values: Config, as read.
-        source: Where it comes from, in words.
-        places: Where keys and items were given, in words.
+        source: Source of the config, in words.
+        places: Place of each key and item, in words.
+
+    Raises:
+        ConfigError: The config is invalid. The message lists all errors, each with its key and place.
     """
     try:
         return RunConfig.model_validate(values)
@@ -126,12 +136,12 @@ def _explain(detail: Any) -> str:
         message = str(detail["ctx"]["error"])
         return f"{key}: {message}" if key else message
     if detail["type"] == "model_type":
-        return f"{key} = {detail['input']!r}: {key} is a section, set its keys: {', '.join(_keys_of(location))}"
+        return f"{key} = {detail['input']!r}: {key} is a section. Set its keys: {', '.join(_keys_of(location))}"
     return f"{key} = {detail['input']!r}: {detail['msg']}"
 
 
 def _sections_with(key: str) -> list[str]:
-    """Dotted names of the keys of this name, in whatever section."""
+    """Dotted names of all keys with this name, in any section."""
     return [f"{section}.{key}" for section in RunConfig.model_fields if key in _keys_of([section])]
 
 
@@ -146,5 +156,5 @@ def _keys_of(sections: list[str]) -> list[str]:
 
 
 def dump(config: RunConfig) -> str:
-    """A config as YAML, every key resolved."""
+    """Write a config as YAML, with every key."""
     return yaml_text.to_text(config.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""The reference of all config keys, as Markdown, generated from the schema.
+"""Reference of all config keys as Markdown, generated from the schema.
 
 ``python -m pipeline.config.reference`` writes ``docs/configuration.md``.
 """
@@ -40,7 +40,7 @@ Each key is of one of three kinds:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Generate the whole page."""
     plain = {name: field for name, field in RunConfig.model_fields.items() if _section(field) is None}
     parts = [_INTRODUCTION, _table("Top level", "Keys outside of any section.", "", plain)]
     for name, field in RunConfig.model_fields.items():
@@ -56,7 +56,7 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 
 def _leaves(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Keys of a section, those of sections within it by their dotted names."""
+    """Keys of a section; keys of nested sections have dotted names."""
     for name, field in section.model_fields.items():
         inner = _section(field)
         if inner is None:

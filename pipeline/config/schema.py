@@ -1,11 +1,10 @@
-"""The typed, strict schema of a run.
+"""Typed, strict schema of a run.
 
 Every key is of one of three kinds:
 
-- *identity* (the default): it changes results. Part of what makes a run the same run; a change on an existing run is
-  refused with a diff.
-- *growable*: it says how far to go. On an existing run it may only grow; ``null`` means without limit.
-- *runtime*: where and how fast it runs. Free to change.
+- *identity* (the default): the key changes results. A change on an existing run is refused with a diff.
+- *growable*: the key is a limit. On an existing run it may only grow; ``null`` means no limit.
+- *runtime*: the key decides where and how fast a run executes. It may change at any time.
 
 Defaults are the paper's (arXiv 1803.10122 and its published code) wherever the paper has a value.
 """
@@ -22,17 +21,17 @@ Kind = Literal["identity", "growable", "runtime"]
 
 
 def growable(default: Any, **constraints: Any) -> Any:
-    """A field that may only grow on an existing run."""
+    """Define a field that may only grow on an existing run."""
     return Field(default, json_schema_extra={"kind": "growable"}, **constraints)
 
 
 def runtime(default: Any, **constraints: Any) -> Any:
-    """A field that no result depends on."""
+    """Define a field that no result depends on."""
     return Field(default, json_schema_extra={"kind": "runtime"}, **constraints)
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys and loose types are errors, values do not change."""
+    """Base of every section: unknown keys and loose types are errors, values are immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -57,7 +56,7 @@ class EnvConfig(Section):
     domain_randomize: bool = Field(False, description="random colours of road, background and grass, per track")
 
     def actions_in(self, steps: int) -> int:
-        """How often the agent acts in so many steps of the environment."""
+        """Number of agent actions in a number of environment steps."""
         return -(-steps // self.action_repeat)
 
 
@@ -75,6 +74,7 @@ class SeedRange(Section):
 
     @property
     def size(self) -> int:
+        """Number of seeds."""
         return self.stop - self.start
 
 
@@ -95,7 +95,7 @@ class TracksConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """One end of a range may be given alone: the other stays at its default."""
+        """Fill in the default of the other end if only one end of a range is given."""
         if not isinstance(values, dict):
             return values
         return {k: {**_TRACKS[k], **v} if k in _TRACKS and isinstance(v, dict) else v for k, v in values.items()}
@@ -209,7 +209,7 @@ class ControllerConfig(Section):
 
 
 class RolloutsConfig(Section):
-    """How a worker drives: several environments in lockstep, the networks in micro-batches of one fixed size."""
+    """Rollouts in a worker: several environments in lockstep, networks in micro-batches of one fixed size."""
 
     micro_batch: int = Field(4, ge=1, le=256, description="rows in a forward pass; an identity key: it changes bits")
     engine: Literal["openvino", "torch"] = Field(
@@ -229,7 +229,7 @@ class EpisodesFrom(Section):
 
 
 class SigmaFrom(Section):
-    """Another step size from a generation on; CMA-ES goes on from it."""
+    """Another step size from a generation on; CMA-ES continues from it."""
 
     generation: int = Field(ge=2)
     sigma: float = Field(ge=1e-12, le=1e6)
@@ -272,7 +272,7 @@ class EvolveConfig(Section):
     def _each_generation_once(cls, changes: list[Any]) -> list[Any]:
         generations = [change.generation for change in changes]
         if twice := sorted({each for each in generations if generations.count(each) > 1}):
-            raise ValueError(f"generation {twice[0]} is given twice, and only one of them can hold")
+            raise ValueError(f"generation {twice[0]} is given twice")
         return changes
 
     def episodes_at(self, generation: int) -> int:
@@ -281,7 +281,7 @@ class EvolveConfig(Section):
         return max(begun, key=lambda change: change.generation).episodes if begun else self.episodes
 
     def sigma_at(self, generation: int) -> float | None:
-        """The step size that is set before a generation, the first being 1; None where it stays CMA-ES's own."""
+        """Step size to set before a generation, the first being 1; None if CMA-ES keeps its own."""
         return next((change.sigma for change in self.sigma_from if change.generation == generation), None)
 
     def episodes_until(self, generation: int) -> int:
@@ -301,7 +301,7 @@ class EvaluateConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """Where it runs. No result depends on it."""
+    """Execution of the run. No result depends on it."""
 
     executor: Literal["ray", "in-process"] = runtime("ray", description="in-process: everything in one process")
     ray_address: str | None = runtime(None, description="cluster to join; null: RAY_ADDRESS, or else a local Ray")
@@ -324,7 +324,7 @@ class ExecutionConfig(Section):
 
 
 class StorageConfig(Section):
-    """The run directory. No result depends on it; credentials and endpoints come from the environment alone."""
+    """The run directory. No result depends on it; credentials and endpoints come only from the environment."""
 
     heartbeat_s: float = runtime(5.0, gt=0, description="seconds from one heartbeat of the driver to the next")
     lease_expiry_s: float = runtime(

@@ -1,4 +1,4 @@
-"""YAML 1.2 as people write it, with the line that each key is on."""
+"""Parsing of YAML 1.2, with the line number of each key."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Document:
-    """What a text holds.
+    """A parsed document.
 
     Attributes:
         values: Plain Python values.
-        lines: Lines from 1 that keys and items are on; without those that were merged from elsewhere.
+        lines: Line number, from 1, of each key and item, except of merged ones.
     """
 
     values: Any
@@ -36,18 +36,19 @@ def parse(text: str, source: str) -> Document:
     """Read one document.
 
     Raises:
-        ConfigError: It is not valid YAML, or has a key that is given twice or is no text. Names source and line.
+        ConfigError: The text is not valid YAML, or a key is given twice or is not text. The message names source and
+            line.
     """
     try:
         root = _yaml().compose(text)
         lines = dict(_lines(root, (), source)) if root is not None else {}
         return Document(_yaml().load(text), lines)
-    except (YAMLError, ValueError, RecursionError) as error:  # the second: a date or number that is none
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date or number
         raise ConfigError(f"{source} is not valid YAML: {str(error).replace('<unicode string>', source)}") from error
 
 
 def to_text(values: Any) -> str:
-    """The inverse: block style, keys in their order."""
+    """Write values as YAML in block style, with keys in their order."""
     yaml, stream = _yaml(), io.StringIO()
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
@@ -56,7 +57,7 @@ def to_text(values: Any) -> str:
 
 
 def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)  # YAML 1.2, and nothing but plain values; the C parser knows 1.1 alone
+    return YAML(typ="safe", pure=True)  # YAML 1.2 and plain values only; the C parser supports only YAML 1.1
 
 
 def _lines(node: Node, path: Path, source: str) -> Iterator[tuple[Path, int]]:
@@ -72,7 +73,7 @@ def _lines(node: Node, path: Path, source: str) -> Iterator[tuple[Path, int]]:
                 continue
             if key.tag != _TEXT:
                 given = key.value if isinstance(key.value, str) else "of several values"
-                raise ConfigError(f"{source}, line {line}: key {given} is not a name; in quotes it would be")
+                raise ConfigError(f"{source}, line {line}: key {given} is not a name. Put it in quotes to make it one.")
             if key.value in seen:
                 raise ConfigError(f"{source}, line {line}: key {key.value!r} is given twice")
             seen.add(key.value)

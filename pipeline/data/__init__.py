@@ -1,1 +1,1 @@
-"""What is learned from: episodes, latents, and the shards that hold them."""
+"""Training data: episodes, latents, and the shards that hold them."""

@@ -1,4 +1,4 @@
-"""Recorded episodes: as frames, and as latents."""
+"""Recorded episodes, as frames and as latents."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Episode:
-    """T actions. ``frames[t]`` is what the agent saw when it chose ``actions[t]``; ``rewards[t]`` is what that earned.
+    """An episode of T actions: the agent observed ``frames[t]``, chose ``actions[t]`` and received ``rewards[t]``.
 
     Attributes:
-        id: unique within a run.
-        track: its track seed.
-        frames: (T, 64, 64, 3) uint8 RGB.
-        actions: (T, A) float32.
-        rewards: (T,) float32.
-        final_frame: (64, 64, 3) uint8 RGB, what the agent would have seen next.
-        terminated, truncated: (T,) bool; at most the last one is set. Neither is, where the pipeline itself cut the
-            episode short.
+        id: Episode number, unique within a run.
+        track: Seed of the track.
+        frames: RGB frames, (T, 64, 64, 3) uint8.
+        actions: Actions, (T, A) float32.
+        rewards: Rewards, (T,) float32.
+        terminated: Whether the environment terminated after each step, (T,) bool; only the last can be set.
+        truncated: Whether the environment truncated the episode after each step, (T,) bool; only the last can be set.
+            If the pipeline itself cut the episode short, neither flag is set.
+        final_frame: RGB frame after the last action, (64, 64, 3) uint8.
     """
 
     id: int
@@ -38,10 +39,17 @@ class Episode:
 
 @dataclass(frozen=True)
 class LatentEpisode:
-    """An episode's latents, T steps; the other columns as in ``Episode``.
+    """Latents of an episode of T steps; the other columns are as in ``Episode``.
 
     Attributes:
-        mu, logvar: (T, Z) float32.
+        id: Episode number, unique within a run.
+        track: Seed of the track.
+        mu: Means of the posterior of V, (T, Z) float32.
+        logvar: Log variances of the posterior of V, (T, Z) float32.
+        actions: Actions, (T, A) float32.
+        rewards: Rewards, (T,) float32.
+        terminated: Whether the environment terminated after each step, (T,) bool.
+        truncated: Whether the environment truncated the episode after each step, (T,) bool.
     """
 
     id: int

@@ -1,4 +1,4 @@
-"""The frame that all models see."""
+"""Shape of the frames that all models take as input."""
 
 from __future__ import annotations
 

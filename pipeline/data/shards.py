@@ -1,6 +1,6 @@
-"""Shards: Parquet files of whole episodes, one row a step, one row group an episode.
+"""Shards: Parquet files of whole episodes, with one row per step and one row group per episode.
 
-A shard is built in memory and moved as bytes by the store: pyarrow never opens a path or a stream of its own.
+A shard is built in memory and the store moves it as bytes: pyarrow never opens a path or a stream.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ _LATENTS = {
     "rows": f"{_ROW} mu and logvar are V's of the frame that the agent saw when it chose the action, in the same row "
     "of the shard of frames of the same name.",
 }
-# Key of these descriptions in the metadata of a Parquet file.
+# Key of these descriptions in the metadata of a Parquet file. Their text is part of the bytes of every shard.
 DESCRIPTION_KEY = "world_models"
 
 
 def _vectors(array: NDArray[np.float32]) -> pa.Array:
-    """(T, N) float32 to a fixed_size_list<float32>[N] column."""
+    """Convert a (T, N) float32 array to a fixed_size_list<float32>[N] column."""
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array.shape[1])
 
 
 def _matrix(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A fixed_size_list<float32>[N] column back to (T, N)."""
+    """Convert a fixed_size_list<float32>[N] column to a (T, N) array."""
     flat = column.combine_chunks()
     return np.array(flat.flatten()).reshape(len(flat), column.type.list_size)
 
 
 def _steps(episode: Episode | LatentEpisode) -> dict[str, pa.Array]:
-    """The columns that frames and latents have in common."""
+    """Columns that shards of frames and of latents have in common."""
     return {
         "episode_id": pa.array(np.full(len(episode), episode.id, np.int64)),
         "step": pa.array(np.arange(len(episode), dtype=np.int32)),
@@ -87,7 +87,7 @@ def _write(tables: Iterable[pa.Table], description: Mapping[str, Any]) -> bytes:
 
 
 def episodes_to_bytes(episodes: Iterable[Episode]) -> bytes:
-    """Episodes as one shard."""
+    """Serialize episodes as one shard."""
     columns = ["episode_id", "step", "track", "frame", "action", "reward", "terminated", "truncated", "final_frame"]
     return _write((pa.table(_steps(e) | _frame_columns(e)).select(columns) for e in episodes), _FRAMES)
 
@@ -101,7 +101,7 @@ def _frame_columns(episode: Episode) -> dict[str, pa.Array]:
 
 
 def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
-    """Latents as one shard."""
+    """Serialize latents as one shard."""
     columns = ["episode_id", "step", "track", "mu", "logvar", "action", "reward", "terminated", "truncated"]
     return _write(
         (pa.table({**_steps(e), "mu": _vectors(e.mu), "logvar": _vectors(e.logvar)}).select(columns) for e in episodes),
@@ -110,7 +110,7 @@ def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
 
 
 def _tables(data: bytes, where: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """A shard's row groups, read one at a time, verified against the page checksums."""
+    """Row groups of a shard, read one at a time and verified against the page checksums."""
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         for group in range(file.num_row_groups):
@@ -131,7 +131,15 @@ def _frames(table: pa.Table) -> NDArray[np.uint8]:
 
 
 def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
-    """The episodes of a shard's bytes, one in memory at a time; ``where`` it lies is for messages."""
+    """Episodes of a shard, with one in memory at a time.
+
+    Args:
+        data: Bytes of the shard.
+        where: Path or URL of the shard, for messages.
+
+    Raises:
+        DamagedDataError: The shard is damaged.
+    """
     for table in _tables(data, where):
         yield Episode(
             id=int(_column(table, "episode_id")[0]),
@@ -146,15 +154,23 @@ def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
 
 
 def read_episodes(store: Store, *records: Record) -> Iterator[Episode]:
-    """The episodes of shards; shards are read ahead."""
+    """Episodes of shards; the next shards are read ahead."""
     for record, data in read_ahead(store, records):
         yield from episodes_in(data, store.locate(record.key))
 
 
 def read_frames(store: Store, records: Iterable[Record], wanted: Container[int]) -> Iterator[NDArray[np.uint8]]:
-    """The frames (T, 64, 64, 3) of those episodes of shards that are wanted; shards are read ahead.
+    """Frames of selected episodes; the next shards are read ahead.
 
-    A shard without any is not read, and of the others only two columns are.
+    Shards without a selected episode are not read; of the others only two columns are decoded.
+
+    Args:
+        store: Store of the run.
+        records: Records of the shards.
+        wanted: IDs of the selected episodes.
+
+    Yields:
+        Frames of one episode, (T, 64, 64, 3) uint8.
     """
     for record, data in read_ahead(store, with_any(records, wanted)):
         for table in _tables(data, store.locate(record.key), ["episode_id", "frame"]):
@@ -163,13 +179,21 @@ def read_frames(store: Store, records: Iterable[Record], wanted: Container[int])
 
 
 def read_latents(store: Store, *records: Record) -> Iterator[LatentEpisode]:
-    """The latents of shards; shards are read ahead."""
+    """Latents of shards; the next shards are read ahead."""
     for record, data in read_ahead(store, records):
         yield from latents_in(data, store.locate(record.key))
 
 
 def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
-    """The latents of a shard's bytes; ``where`` it lies is for messages."""
+    """Latents of a shard, with one episode in memory at a time.
+
+    Args:
+        data: Bytes of the shard.
+        where: Path or URL of the shard, for messages.
+
+    Raises:
+        DamagedDataError: The shard is damaged.
+    """
     for table in _tables(data, where):
         yield LatentEpisode(
             id=int(_column(table, "episode_id")[0]),
@@ -184,15 +208,23 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
 
 
 def with_any(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
-    """The shards that hold a wanted episode, told by their records."""
+    """Records of the shards that hold a selected episode."""
     return (record for record in records if any(episode in wanted for episode in episode_steps(record)))
 
 
 def num_rows(data: bytes, where: str) -> int:
-    """Rows of a Parquet file, every row group read and every page checksum verified."""
+    """Number of rows of a Parquet file, after reading every row group and verifying every page checksum.
+
+    Args:
+        data: Bytes of the file.
+        where: Path or URL of the file, for messages.
+
+    Raises:
+        DamagedDataError: The file is damaged.
+    """
     return sum(len(table) for table in _tables(data, where))
 
 
 def episode_steps(record: Record) -> dict[int, int]:
-    """Episode id to number of steps, in the shard's order, without reading the shard."""
+    """Number of steps of each episode by ID, in the order of the shard, from its record alone."""
     return {int(episode): int(steps) for episode, steps in record.info["episodes"]}

@@ -1,4 +1,4 @@
-"""Storage beside work: shards read ahead of whoever needs them, and committed behind whoever made them."""
+"""Storage in the background: read shards ahead of the work, and commit objects behind it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from pipeline.storage.store import Store
 Id = TypeVar("Id")
 Value = TypeVar("Value")
 
-# Shards in memory, compressed, besides the one in use: an object store answers several requests as fast as one.
+# Compressed shards in memory in addition to the one in use: an object store answers several requests as fast as one.
 READ_AHEAD = 4
 
 
-class Waiting:
-    """Seconds that a worker has stood still for storage."""
+class StorageWait:
+    """Counter of the time that a worker waits for storage.
+
+    Attributes:
+        seconds: Total waiting time in seconds.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def result(self, future: Future[Value]) -> Value:
-        """A future's result, the time until then counted."""
+        """Wait for the result of a future and add the waiting time."""
         began = time.monotonic()
         try:
             return future.result()
@@ -35,11 +39,14 @@ class Waiting:
 
 
 @contextmanager
-def threads_not_waited_for(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads whose work is finished at the end, but for a stop: Ctrl-C or SIGTERM waits for no store.
+def background_threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Thread pool that finishes its work on exit, except after Ctrl-C or SIGTERM, which does not wait for a store.
+
+    Args:
+        number: Number of threads.
 
     Raises:
-        BaseException: whatever ended it.
+        BaseException: Any exception of the body, re-raised.
     """
     threads = ThreadPoolExecutor(number)
     try:
@@ -54,19 +61,25 @@ def threads_not_waited_for(number: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def read_ahead(
-    store: Store, records: Iterable[Record], waiting: Waiting | None = None
+    store: Store, records: Iterable[Record], waiting: StorageWait | None = None
 ) -> Iterator[tuple[Record, bytes]]:
-    """Objects with their verified bytes, in order; the next ones are read meanwhile.
+    """Verified bytes of objects, in order; background threads read the next objects.
 
     Args:
-        store: where they are.
-        records: of the objects.
-        waiting: counts the time that the caller waits.
+        store: Store of the run.
+        records: Records of the objects.
+        waiting: Counter of the caller's waiting time.
+
+    Yields:
+        (record, bytes) of each object.
+
+    Raises:
+        DamagedDataError: An object is missing or changed.
     """
-    waiting = waiting or Waiting()
+    waiting = waiting or StorageWait()
     left = iter(records)
     reads: deque[tuple[Record, Future[bytes]]] = deque()
-    with threads_not_waited_for(READ_AHEAD) as threads:
+    with background_threads(READ_AHEAD) as threads:
         while True:
             while len(reads) < READ_AHEAD and (record := next(left, None)) is not None:
                 reads.append((record, threads.submit(read_verified, store, record)))
@@ -77,20 +90,20 @@ def read_ahead(
 
 
 def commit_behind(
-    made: Iterable[tuple[Id, Callable[[], Record]]], waiting: Waiting | None = None
+    made: Iterable[tuple[Id, Callable[[], Record]]], waiting: StorageWait | None = None
 ) -> Iterator[tuple[Id, Record]]:
-    """Commit objects as they are made, each while the next one is being made.
+    """Commit each object in the background while the caller's iterator computes the next one.
 
     Args:
-        made: a name, and what commits the object; taking the next one is the work that goes on meanwhile.
-        waiting: counts the time that the work waits.
+        made: Pairs of a name and a function that commits the object; advancing the iterator computes the next object.
+        waiting: Counter of the iterator's waiting time.
 
     Yields:
-        (name, record) of each, once it is committed, in order.
+        (name, record) of each object after its commit, in order.
     """
-    waiting = waiting or Waiting()
+    waiting = waiting or StorageWait()
     under_way: tuple[Id, Future[Record]] | None = None
-    with threads_not_waited_for(1) as thread:
+    with background_threads(1) as thread:
         for name, commit in made:
             before, under_way = under_way, (name, thread.submit(commit))
             if before is not None:

@@ -1,1 +1,1 @@
-"""Environments, real and dreamt, behind one protocol."""
+"""Environments behind one protocol, and their registry."""

@@ -1,7 +1,8 @@
-"""CarRacing: Gymnasium's own game with a drawing dozens of times faster, and as the pipeline sees it.
+"""CarRacing: Gymnasium's game with rendering that is dozens of times faster, and the pipeline's environment of it.
 
-``gymnasium.make("pipeline.envs.car_racing:FastCarRacing-v3")`` is a drop-in for ``CarRacing-v3``: the same class with
-two methods extended. What Gymnasium draws on 1000x800 pixels and shrinks to 96x96 is drawn at its final size.
+``gymnasium.make("pipeline.envs.car_racing:FastCarRacing-v3")`` is a drop-in replacement for ``CarRacing-v3``: the same
+class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96; here the observation is
+drawn at its final size.
 """
 
 from __future__ import annotations
@@ -37,24 +38,24 @@ from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTextur
 
 ID = "FastCarRacing-v3"
 
-# Texels along each side of the playfield, by frame width: at full zoom a texel is about as large as a pixel, or half.
+# Texels along each side of the playfield, by frame width: at full zoom, a texel is about one pixel or half a pixel.
 _TEXTURE_SIDES = {64: 960, 96: 1920}
-# Tracks that a process remembers, textures of about 10 MB included: those of a generation.
+# Tracks in a process's cache: enough for a generation. Each takes about 10 MB, including its texture.
 _MAX_TRACKS = 24
-# Exploring starts, about as wide as good drives go, and wider. Standard deviations: metres off the road's middle (it is
-# 6.7 to its edge), radians off its direction, radians between heading and velocity, radians/s; and metres/s at most.
+# Spread of exploring starts, somewhat wider than that of good drives. Standard deviations: metres from the road's
+# middle (its edge is at 6.7), radians from its direction, radians between heading and velocity, radians/s.
 _START_SPREAD = (4.0, 0.4, 0.1, 1.5)
-_MAX_START_SPEED = 80.0
-# Of every tile; to define one anew for each costs more than to make the body.
+_MAX_START_SPEED = 80.0  # metres/s
+# Shared by all tiles: creating a definition costs more than creating the body.
 _STATIC_BODY = Box2D.b2BodyDef(type=Box2D.b2_staticBody)
 
 
 class _TileColor(np.ndarray[Any, np.dtype[np.float64]]):
-    """A road tile's colour, which notes when it is set: Gymnasium does that once the car touches the tile.
+    """Colour of a road tile that records assignments: Gymnasium sets the colour when the car touches the tile.
 
     Attributes:
-        tile: its index.
-        touched: where to note it.
+        tile: Index of the tile.
+        touched: List that the index is appended to.
     """
 
     tile: int
@@ -67,16 +68,16 @@ class _TileColor(np.ndarray[Any, np.dtype[np.float64]]):
 
 @dataclass
 class _Track:
-    """What ``_create_track`` made of a random generator's state; shared by all episodes on it and never changed.
+    """Result of ``_create_track`` for a random generator's state; shared by all episodes and never changed.
 
     Attributes:
-        created: whether it succeeded; Gymnasium tries again where it did not.
-        rng_after: the generator's state afterwards.
-        start_alpha, track: as Gymnasium leaves them.
-        polygons: road_poly: a kerb has its colour, a tile None.
-        tile_colors: (N, 3) float64, before any is visited.
-        fixtures: of the tiles, ready to be put into another world.
-        textures: by side.
+        created: Whether it succeeded; Gymnasium retries if it did not.
+        rng_after: State of the generator afterwards.
+        start_alpha, track: Gymnasium's attributes of these names.
+        polygons: Entries of ``road_poly``: (vertices, colour), with None as the colour of tiles.
+        tile_colors: Colours of the tiles before any is visited, (N, 3) float64.
+        fixtures: Fixture definitions of the tiles, for use in other worlds.
+        textures: Textures by side.
     """
 
     created: bool
@@ -89,26 +90,26 @@ class _Track:
     textures: dict[int, TrackTexture] = field(default_factory=dict)
 
 
-# By the generator's state and the colours: all that a track depends on.
+# Keyed by the generator's state and the colours, which determine a track completely.
 _tracks: OrderedDict[bytes, _Track] = OrderedDict()
 
 
 class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
-    """CarRacing-v3 whose observations are drawn from a texture of the track.
+    """CarRacing-v3 with observations that are drawn from a texture of the track.
 
-    Physics, rewards, tracks and endings are Gymnasium's code. ``render()`` is Gymnasium's drawing too; only
-    observations differ from it, by about one of 255 on average.
+    Physics, rewards, tracks and episode ends are Gymnasium's code, and so is ``render()``. Only the observations
+    differ from Gymnasium's, by about one of 255 levels on average.
 
     Args:
-        args, kwargs: CarRacing-v3's own.
-        view: of observations: ``observation`` is CarRacing-v3's (96, 96, 3) uint8; ``full`` the same at 64x64;
-            ``playfield`` its part above the status bar at 64x64, the paper's.
+        args, kwargs: Arguments of CarRacing-v3.
+        view: View of observations. ``observation`` is CarRacing-v3's, (96, 96, 3) uint8; ``full`` is the same at 64x64;
+            ``playfield`` is the part above the status bar at 64x64, as in the paper.
 
     Raises:
-        ValueError: there is no such view; the message names those that there are.
+        ValueError: There is no such view; the message lists the views.
 
     Attributes:
-        unseen: whether nobody looks at what the next steps would draw: they draw nothing, and give no observation.
+        unseen: Whether the next steps skip drawing and return no observation, for steps that nobody looks at.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self._view = VIEWS[view]
         height, width, screen_rows = self._view
         self.observation_space = gymnasium.spaces.Box(0, 255, (height, width, 3), np.uint8)
-        # The status bar hides what is below it.
+        # The status bar covers the ground in the rows below.
         self._canvas = np.zeros((height * BAR_TOP // screen_rows, width, 4), np.uint8)
         self._ground = EpisodeTexture()
         self._touched: list[int] = []
@@ -163,7 +164,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         )
 
     def _recreate(self, known: _Track) -> None:
-        """Leave everything as ``CarRacing._create_track`` does, without its search for a closed loop."""
+        """Recreate the state after ``CarRacing._create_track``, without its search for a closed loop."""
         self.np_random.bit_generator.state = known.rng_after
         self.start_alpha = known.start_alpha
         self.road: list[Any] = []
@@ -185,7 +186,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self.track = known.track
 
     def _begin_drawing(self, track: _Track) -> None:
-        """Take the track's texture, drawn if need be, and put an ear at every tile."""
+        """Copy the track's texture, drawing it if necessary, and register a callback on every tile."""
         side = _TEXTURE_SIDES[self._view.width]
         if side not in track.textures:
             tile_colors = iter(track.tile_colors)
@@ -219,7 +220,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
             self._touched.clear()
 
         view, hull = self._view, self.car.hull
-        # The first second's zoom, as CarRacing._render has it.
+        # The first second's zoom, as in CarRacing._render.
         zoom = 0.1 * SCALE * max(1 - self.t, 0) + ZOOM * SCALE * min(self.t, 1)
         pixel_width, pixel_height = WINDOW_W / view.width, view.screen_rows / view.height
         self._ground.draw(
@@ -241,7 +242,11 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
 
 
 class CarRacing:
-    """The pipeline's CarRacing; see ``pipeline/envs/environment.py`` for the methods."""
+    """The pipeline's CarRacing environment; see ``pipeline.envs.environment`` for the methods.
+
+    Args:
+        config: Section ``env`` of a config.
+    """
 
     action_size = 3
     repeats_actions = True
@@ -255,13 +260,14 @@ class CarRacing:
         self._action_repeat = config.action_repeat
         self._fast = config.rendering == "texture"
         options: dict[str, Any] = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize}
-        # Without Gymnasium's wrappers: the step limit is kept here.
-        _draw_nowhere()
+        # Without Gymnasium's wrappers: this class applies the step limit.
+        _configure_headless()
         self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
         self._steps = 0
 
     @staticmethod
     def describe_frames(config: EnvConfig) -> dict[str, Any]:
+        """See ``EnvironmentClass``."""
         rows = PLAYFIELD_ROWS if config.view == "playfield" else STATE_H
         return {
             "view": config.view,
@@ -270,8 +276,9 @@ class CarRacing:
         }
 
     def reset(self, track: int) -> NDArray[np.uint8]:
-        # Gymnasium keeps one Box2D world for all episodes. A new one leaves an earlier episode no way (the broad-phase
-        # tree, the order of contacts) to reach the bits of the next.
+        """See ``Environment.reset``."""
+        # Gymnasium keeps one Box2D world for all episodes. A new world ensures that an earlier episode cannot affect
+        # the bits of the next one, through the broad-phase tree or the order of contacts.
         game = self._game
         game._destroy()
         game.road = []
@@ -283,11 +290,11 @@ class CarRacing:
         return self._frame(observation)
 
     def reset_anywhere(self, track: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Begin at a random tile of a track, a little off its middle and its direction, at up to racing speed.
+        """Begin at a random tile, with small random offsets from its middle and direction, at up to racing speed.
 
-        Exploring starts (Sutton & Barto, section 5.3): a random policy that begins at the start line sees the straight
-        road there and then grass. Here its frames are like those of a good drive: bends, at speed, without the zoom of
-        the first second.
+        Exploring starts (Sutton & Barto, section 5.3): a random policy from the start line only sees the straight road
+        there and then grass. From a random tile its frames resemble those of a good drive: bends, at speed, without the
+        zoom of the first second.
         """
         self.reset(track)
         game = self._game
@@ -303,6 +310,7 @@ class CarRacing:
         return self._frame(observation)
 
     def step(self, action: NDArray[np.float32]) -> Step:
+        """See ``Environment.step``."""
         earned = 0.0
         for left in reversed(range(min(self._action_repeat, self._max_steps - self._steps))):
             self._game.unseen = left > 0
@@ -311,22 +319,24 @@ class CarRacing:
             earned += float(reward)
             if terminated:
                 break
-        if left > 0:  # over before the step that would have been drawn
+        if left > 0:  # the episode ended before the step that draws
             self._game.unseen = False
             observation = self._game._render("state_pixels")
         return Step(self._frame(observation), earned, bool(terminated), self._steps >= self._max_steps)
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See ``squashing``: the paper's carracing code."""
+        """Apply the formula in ``squashing``, as in the paper's carracing code."""
         action = np.tanh(output)
         action[..., 1] = (action[..., 1] + 1) / 2
         np.maximum(action[..., 2], 0, out=action[..., 2])
         return action
 
     def render(self) -> NDArray[np.uint8]:
+        """See ``Environment.render``."""
         return np.asarray(self._game.render(), np.uint8)
 
     def close(self) -> None:
+        """See ``Environment.close``."""
         self._game.close()
 
     def _frame(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -334,7 +344,7 @@ class CarRacing:
 
 
 def _move_car(car: Any, position: Box2D.b2Vec2, angle: float, velocity: Box2D.b2Vec2, yaw_rate: float) -> None:
-    """Put a car elsewhere as one rigid body, its wheels rolling."""
+    """Move a car as one rigid body and set its velocity, with rolling wheels."""
     hull = car.hull
     bodies = [(body, hull.GetLocalPoint(body.position), body.angle - hull.angle) for body in (hull, *car.wheels)]
     hull.transform = (position, angle)
@@ -347,8 +357,8 @@ def _move_car(car: Any, position: Box2D.b2Vec2, angle: float, velocity: Box2D.b2
         wheel.omega = wheel.linearVelocity.dot(wheel.GetWorldVector((0, 1))) / wheel.wheel_rad
 
 
-def _draw_nowhere() -> None:
-    """Have SDL look for no screen and no sound card, pygame not greet, and OpenCV start no threads: of this process."""
+def _configure_headless() -> None:
+    """Configure this process: SDL without screen and sound, pygame without its greeting, OpenCV without threads."""
     for name, value in (
         ("SDL_VIDEODRIVER", "dummy"),
         ("SDL_AUDIODRIVER", "dummy"),
@@ -359,12 +369,12 @@ def _draw_nowhere() -> None:
 
 
 def forget_tracks() -> None:
-    """Drop the tracks that this process remembers."""
+    """Clear this process's cache of tracks."""
     _tracks.clear()
 
 
 def _rgb(color: Any) -> Color:
-    """A plain colour as it comes out of Gymnasium's drawing: cut to integers, then shrunk."""
+    """Convert a plain colour to its value after Gymnasium's drawing: truncated to integers, then shrunk."""
     red, green, blue = (max(int(c) - SHRINK_LOSS, 0) for c in color)
     return red, green, blue
 

@@ -1,7 +1,7 @@
-"""What of CarRacing does not move with the ground: the car, always at one place, and the status bar.
+"""Sprites of CarRacing's parts at fixed screen positions: the car and the status bar.
 
 Each sprite is drawn once as Gymnasium draws it (the same pygame calls on the same 1000x800 screen, shrunk by the same
-filters) and kept; a frame is put together from a handful of them.
+filters) and cached; a frame is composed of a few sprites.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ PLAYFIELD_ROWS = 84
 BAR_TOP = WINDOW_H * PLAYFIELD_ROWS // STATE_H  # 700
 
 
-def _as_box2d_orders(points: list[tuple[int, int]]) -> list[tuple[float, float]]:
-    """A polygon's vertices as Gymnasium draws them: pygame fills the same polygon differently in another order."""
+def _box2d_vertices(points: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Vertices of a polygon in the order in which Gymnasium draws them; pygame's filling depends on the order."""
     shape = Box2D.b2PolygonShape(vertices=[(x * SIZE, y * SIZE) for x, y in points])
     return [(x, y) for x, y in shape.vertices]
 
 
-_HULL = [_as_box2d_orders(points) for points in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)]
-_WHEEL = _as_box2d_orders([(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)])
-# pygame's smoothscale cuts to integers in both of its passes, so that a plain colour comes out darker by this.
+_HULL = [_box2d_vertices(points) for points in (HULL_POLY1, HULL_POLY2, HULL_POLY3, HULL_POLY4)]
+_WHEEL = _box2d_vertices([(-WHEEL_W, WHEEL_R), (WHEEL_W, WHEEL_R), (WHEEL_W, -WHEEL_R), (-WHEEL_W, -WHEEL_R)])
+# pygame's smoothscale truncates to integers in both of its passes, which makes a plain colour darker by this value.
 SHRINK_LOSS = 2
 _HULL_RED = 204 - SHRINK_LOSS
 _ANGLES_PER_RADIAN = 40
@@ -51,11 +51,11 @@ _PHASES = 32
 
 
 class View(NamedTuple):
-    """What part of Gymnasium's screen a frame shows, and at what size.
+    """Part of Gymnasium's screen that a frame shows, and the frame's size.
 
     Attributes:
-        height, width: of a frame.
-        screen_rows: of the 800 rows, the upper ones that are shown: 700 without the status bar.
+        height, width: Size of a frame in pixels.
+        screen_rows: Number of upper rows of the screen that are shown: 800, or 700 without the status bar.
     """
 
     height: int
@@ -71,9 +71,9 @@ VIEWS = {
 
 
 def reduce_observation(observation: NDArray[np.uint8], view: str) -> NDArray[np.uint8]:
-    """An observation (96, 96, 3) uint8 to a frame (64, 64, 3) uint8, by area averaging.
+    """Reduce an observation, (96, 96, 3) uint8, to a frame, (64, 64, 3) uint8, by area averaging.
 
-    Every path that makes frames from Gymnasium's drawing goes through here.
+    All frames from Gymnasium's drawing are made by this function.
     """
     if view == "playfield":
         observation = observation[:PLAYFIELD_ROWS]
@@ -81,11 +81,11 @@ def reduce_observation(observation: NDArray[np.uint8], view: str) -> NDArray[np.
 
 
 class _Window:
-    """A part of the screen whose edges are edges of pixels at every size, so that it can be shrunk by itself.
+    """Part of the screen that can be shrunk by itself, because its edges are pixel edges at every size.
 
     Args:
-        view: of the frame.
-        left, top, width, height: on the screen; x multiples of 125, y of 175.
+        view: View of the frame.
+        left, top, width, height: Position and size on the screen; x in multiples of 125, y in multiples of 175.
     """
 
     def __init__(self, view: View, left: int, top: int, width: int, height: int) -> None:
@@ -99,7 +99,7 @@ class _Window:
         return pygame.Surface((self.width, self.height))
 
     def shrink(self, surface: pygame.Surface) -> Sprite:
-        """(H, W, 3) float32 as Gymnasium and ``reduce_observation`` would have it, but not rounded in between."""
+        """Shrink as Gymnasium and ``reduce_observation`` do, but without rounding in between: (H, W, 3) float32."""
         scaled = pygame.transform.smoothscale(surface, self._observed)
         pixels = np.transpose(pygame.surfarray.array3d(scaled), (1, 0, 2)).astype(np.float32)
         if self._size != self._observed:
@@ -108,14 +108,15 @@ class _Window:
 
 
 class CarSprites:
-    """The car at one zoom. A sprite is a factor for what is below it, and a colour to add: (2, h, w, 3) float32.
+    """Sprites of the car at one zoom.
 
-    Wheels are drawn at their place on the hull, at 40 angles a radian and 32 phases of their white stripe. They are
-    grey and kept as (2, h, w): so many are in use that their size is felt in the processor's caches.
+    A sprite is a factor for the pixels below it and a colour to add: (2, h, w, 3) float32. Wheels are drawn in place
+    on the hull, at 40 angles per radian and 32 phases of their white stripe. They are grey and cached as (2, h, w),
+    because there are enough of them for their size to affect the CPU caches.
 
     Args:
-        view: of the frame.
-        zoom: screen pixels per unit of the world.
+        view: View of the frame.
+        zoom: Screen pixels per world unit.
     """
 
     def __init__(self, view: View, zoom: float) -> None:
@@ -125,7 +126,7 @@ class CarSprites:
         surface = self._window.surface()
         self._draw_hull(surface, (255, 255, 255))
         covered = _coverage(self._window.shrink(surface))
-        # Cut to the pixels that the car can reach.
+        # Crop to the pixels that the car can reach.
         reach_x, reach_y = self._reach(view)
         self.rows, self.columns = reach_y, reach_x
         first_row, first_column = self._window.rows.start, self._window.columns.start
@@ -133,7 +134,7 @@ class CarSprites:
             slice(reach_y.start - first_row, reach_y.stop - first_row),
             slice(reach_x.start - first_column, reach_x.stop - first_column),
         )
-        # Half a level more, so that cutting to integers rounds.
+        # Half a level more, so that truncation to integers rounds.
         hull = np.stack([1 - covered, covered * np.array([_HULL_RED, 0, 0], np.float32) + 0.5])
         self._hull = np.ascontiguousarray(hull[:, *self._cut])
         self._grey = np.empty(self._hull.shape[:-1], np.float32)
@@ -141,12 +142,12 @@ class CarSprites:
         self._patch = np.empty_like(self._hull[0])
 
     def draw(self, frame: NDArray[np.uint8], angles: list[float], phases: list[float]) -> None:
-        """Put the car on a frame (H, W, 3).
+        """Draw the car on a frame.
 
         Args:
-            frame: drawn on.
-            angles: of the four wheels against the hull, radians.
-            phases: how far each has turned, radians.
+            frame: Frame to draw on, (H, W, 3) uint8.
+            angles: Angles of the four wheels relative to the hull, in radians.
+            phases: Rotation of each wheel about its axle, in radians.
         """
         grey, total = self._grey, self._sum
         for wheel in range(4):
@@ -164,7 +165,7 @@ class CarSprites:
         below = frame[self.rows, self.columns]
         np.multiply(below, total[0], out=self._patch)
         np.add(self._patch, total[1], out=self._patch)
-        # Hull and wheels together may cover a pixel by a hair more than once.
+        # Hull and wheels together may cover slightly more than 100 % of a pixel.
         np.maximum(self._patch, 0, out=self._patch)
         np.copyto(below, self._patch, casting="unsafe")
 
@@ -194,7 +195,7 @@ class CarSprites:
         def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
             return [(cos * x - sin * y + at_x * SIZE, sin * x + cos * y + at_y * SIZE) for x, y in points]
 
-        # Red says how much of a pixel the wheel covers, green how bright it is there; the hull is on top.
+        # Red is the wheel's coverage of a pixel, green its brightness; the hull is on top.
         self._polygon(surface, (255, 0, 0), place(_WHEEL))
         stripe = _stripe((phase + 0.5) * 2 * math.pi / _PHASES)
         if stripe is not None:
@@ -207,7 +208,7 @@ class CarSprites:
         return np.stack([-_coverage(pixels[..., 0]), pixels[..., 1]])
 
     def _polygon(self, surface: pygame.Surface, color: tuple[int, int, int], points: list[tuple[float, float]]) -> None:
-        # Gymnasium draws with y upwards and flips the screen; rounding to whole pixels comes before the flip.
+        # Gymnasium draws with y upwards and flips the screen; it rounds to whole pixels before the flip.
         left, bottom = WINDOW_W / 2, WINDOW_H / 4
         window = self._window
         path = [
@@ -219,18 +220,18 @@ class CarSprites:
 
 @cache
 def car_sprites(view: View, zoom: float) -> CarSprites:
-    """The sprites of a zoom, shared by all environments of a process. There are 51 zooms."""
+    """Create the sprites of a zoom, shared by all environments of a process. There are 51 zooms."""
     return CarSprites(view, zoom)
 
 
 def _coverage(pixels: Sprite) -> Sprite:
-    """How much of each pixel something covers that was drawn with 255 on black."""
+    """Coverage of each pixel, from 0 to 1, by a shape that was drawn with 255 on black."""
     covered: Sprite = np.where(pixels > 0, (pixels + SHRINK_LOSS) / 255, 0).astype(np.float32)
     return covered
 
 
 def _stripe(phase: float) -> tuple[float, float] | None:
-    """Where along a wheel its white stripe begins and ends; None while it is below. Gymnasium's ``Car.draw``."""
+    """Ends of a wheel's white stripe along the wheel, as in Gymnasium's ``Car.draw``; None while it is below."""
     s1, s2 = math.sin(phase), math.sin(phase + 1.2)
     c1, c2 = math.cos(phase), math.cos(phase + 1.2)
     if s1 > 0 and s2 > 0:
@@ -243,10 +244,10 @@ def _stripe(phase: float) -> tuple[float, float] | None:
 
 
 class StatusBar:
-    """The black bar below the playfield, with the return and seven gauges.
+    """Black bar below the playfield, with the return and seven gauges.
 
     Args:
-        view: of the frame; one that shows the bar.
+        view: View of the frame; it must include the bar.
     """
 
     def __init__(self, view: View) -> None:
@@ -257,12 +258,12 @@ class StatusBar:
         self._sum = self._window.shrink(self._window.surface())
 
     def draw(self, frame: NDArray[np.uint8], reward: float, values: tuple[float, ...]) -> None:
-        """Put the bar on a frame (H, W, 3).
+        """Draw the bar on a frame.
 
         Args:
-            frame: drawn on.
-            reward: the return so far.
-            values: what the gauges show, from left to right, as in ``_GAUGES``.
+            frame: Frame to draw on, (H, W, 3) uint8.
+            reward: Return so far.
+            values: Values of the gauges from left to right, in the order of ``_GAUGES``.
         """
         text = f"{reward:04.0f}"
         sprite = self._texts.get(text)
@@ -284,7 +285,7 @@ class StatusBar:
         np.copyto(frame[self._window.rows, self._window.columns], total, casting="unsafe")
 
     def _draw_text(self, text: str) -> Sprite:
-        pygame.font.init()  # each time: an environment that showed a window ends all of pygame when it is closed
+        pygame.font.init()  # every time: an environment with a window shuts down all of pygame when it is closed
         font = pygame.font.Font(pygame.font.get_default_font(), 42)
         surface = self._text_window.surface()
         rendered = font.render(text, True, (255, 255, 255), (0, 0, 0))
@@ -300,30 +301,30 @@ class StatusBar:
 
 
 class _Gauge(NamedTuple):
-    """A bar that grows from its cell of Gymnasium's 40 x 40 grid, upwards or to the right.
+    """A bar that grows upwards or to the right from its cell in Gymnasium's 40 x 40 grid.
 
     Attributes:
-        what: it shows.
-        color: RGB.
-        place: its column.
-        upright: whether it grows upwards.
-        cells: that a value of 1 is long.
+        quantity: Quantity that it shows.
+        color: RGB colour.
+        place: Column of its cell.
+        upright: Whether it grows upwards.
+        cells: Length in cells for a value of 1.
     """
 
-    what: str
+    quantity: str
     color: tuple[int, int, int]
     place: int
     upright: bool
     cells: float
 
     def end(self, value: float) -> int:
-        """The screen's row or column where the bar ends."""
+        """Row or column of the screen at which the bar ends."""
         if self.upright:
             return int(WINDOW_H - _CELL_H * (1 + self.cells * value))
         return int((self.place + self.cells * value) * _CELL_W)
 
     def corners(self, end: int) -> list[tuple[int, int]]:
-        """Of the bar on the screen."""
+        """Corners of the bar on the screen, (x, y) in pixels."""
         left = self.place * _CELL_W
         if self.upright:
             bottom = WINDOW_H - _CELL_H
@@ -347,5 +348,5 @@ _GAUGES = (
 
 @cache
 def status_bar(view: View) -> StatusBar:
-    """The bar of a view, shared by all environments of a process."""
+    """Create the status bar of a view, shared by all environments of a process."""
     return StatusBar(view)

@@ -1,4 +1,4 @@
-"""What every environment gives to the rest of the pipeline."""
+"""Interface between environments and the rest of the pipeline."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pipeline.config.schema import EnvConfig
 
 
 class Step(NamedTuple):
-    """What one action led to.
+    """Result of one action.
 
     Attributes:
-        frame: (64, 64, 3) uint8 RGB, what the agent sees next.
-        reward: what the action earned, in all steps that it was held for.
-        terminated: the environment reached an end of its own.
-        truncated: the step limit was reached.
+        frame: Next frame for the agent, (64, 64, 3) uint8 RGB.
+        reward: Sum of the rewards of all steps that the action was held for.
+        terminated: Whether the environment ended the episode.
+        truncated: Whether the step limit was reached.
     """
 
     frame: NDArray[np.uint8]
@@ -27,11 +27,11 @@ class Step(NamedTuple):
 
 
 class Environment(Protocol):
-    """One environment that one lane steps.
+    """Environment of one lane.
 
     Attributes:
-        action_size: A, the length of an action.
-        action_low, action_high: (A,) float32, the bounds of an action.
+        action_size: Length of an action, A.
+        action_low, action_high: Bounds of an action, (A,) float32.
     """
 
     action_size: int
@@ -39,36 +39,49 @@ class Environment(Protocol):
     action_high: NDArray[np.float32]
 
     def reset(self, track: int) -> NDArray[np.uint8]:
-        """Begin an episode on a track. The same track gives the same episode for the same actions, to the bit,
-        whatever this environment did before. Returns the first frame, (64, 64, 3) uint8 RGB."""
+        """Begin an episode.
+
+        The same track and actions give bit-for-bit the same episode, independent of earlier episodes of this
+        environment.
+
+        Args:
+            track: Track seed.
+
+        Returns:
+            First frame, (64, 64, 3) uint8 RGB.
+        """
 
     def step(self, action: NDArray[np.float32]) -> Step:
-        """Act once, for ``env.action_repeat`` steps or up to the episode's end; action: (A,) float32."""
+        """Apply an action, (A,) float32, for ``env.action_repeat`` steps or until the episode ends."""
 
     def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A controller's raw output (..., A) float32 to actions (..., A) float32."""
+        """Convert a controller's raw outputs, (..., A) float32, to actions, (..., A) float32."""
 
     def render(self) -> NDArray[np.uint8]:
-        """The scene for people: (H, W, 3) uint8 RGB, larger than a frame."""
+        """Render the scene for people, (H, W, 3) uint8 RGB, larger than a frame."""
 
     def close(self) -> None:
-        """Free what the environment holds."""
+        """Release the environment's resources."""
 
 
 @runtime_checkable
 class ExploringEnvironment(Environment, Protocol):
-    """One in which an episode can begin anywhere, for ``collect.exploring_starts``."""
+    """Environment whose episodes can begin anywhere on a track, for ``collect.exploring_starts``."""
 
     def reset_anywhere(self, track: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Begin an episode on a track in a state that ``rng`` chooses, to the same bits for the same stream."""
+        """Begin an episode on a track in a state drawn from ``rng``; the same stream gives the same bits."""
 
 
 class EnvironmentClass(Protocol):
-    """What the registry holds: a class that makes environments from the ``env`` section of a config.
+    """Class that creates environments from the ``env`` section of a config; an entry of the registry.
 
-    One that heeds ``env.action_repeat`` says so by an attribute ``repeats_actions = True``. One whose frames are cut
-    out of something larger may say how in a static method ``describe_frames(config) -> dict``, and how ``squash`` makes
-    actions in an attribute ``squashing``, a string: both go into the metadata of weights.
+    A class that supports ``env.action_repeat`` has the attribute ``repeats_actions = True``. Two optional members are
+    included in the metadata of weights: a static method ``describe_frames(config) -> dict``, which describes how frames
+    are cropped from a larger image, and a string ``squashing``, the formula of ``squash``.
+
+    Attributes:
+        action_size: Length of an action, A.
+        action_low, action_high: Bounds of an action, (A,) float32.
     """
 
     __module__: str
@@ -77,4 +90,5 @@ class EnvironmentClass(Protocol):
     action_low: NDArray[np.float32]
     action_high: NDArray[np.float32]
 
-    def __call__(self, config: EnvConfig) -> Environment: ...
+    def __call__(self, config: EnvConfig) -> Environment:
+        """Create an environment."""

@@ -1,4 +1,4 @@
-"""Environments by id."""
+"""Registry of environments by id."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, EnvironmentClass
 
-# id -> module:Class. Looked up, not imported: only the environment that a run uses is loaded.
+# id -> module:Class. Strings, so that only the environment of the run is imported.
 ENVIRONMENTS = {
     "CarRacing-v3": "pipeline.envs.car_racing:CarRacing",
 }
 
 
 def environment_class(env_id: str) -> EnvironmentClass:
-    """The class behind an id, or behind ``module:Class``.
+    """Look up the class of an id or of ``module:Class``.
 
     Raises:
-        ConfigError: no such environment; names the valid ids.
+        ConfigError: There is no such environment; names the valid ids.
     """
     path = ENVIRONMENTS.get(env_id, env_id)
     module, separator, name = path.partition(":")
@@ -32,48 +32,49 @@ def environment_class(env_id: str) -> EnvironmentClass:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"env.id = {env_id!r}: {error}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
-            "or module:Class of a class with the methods of pipeline/envs/environment.py"
+            "or use module:Class for a class with the methods in pipeline/envs/environment.py"
         ) from error
 
 
 def check_environment(config: RunConfig) -> None:
-    """See whether a run's environment exists and can do what is asked of it.
+    """Check that a run's environment exists and supports the run's config.
 
     Raises:
-        ConfigError: it does not, or cannot.
+        ConfigError: The environment does not exist or does not support the config.
     """
     found = environment_class(config.env.id)
     lacking = [name for name in ("action_size", "action_low", "action_high", "squash") if not hasattr(found, name)]
     if lacking:
         raise ConfigError(
             f"env.id = {config.env.id!r}: the class has no {' and no '.join(lacking)}; "
-            "see pipeline/envs/environment.py for what it needs"
+            "see pipeline/envs/environment.py for the required members"
         )
     try:
         json.dumps(describe_frames(config.env))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"env.id = {config.env.id!r}: describe_frames gives what JSON cannot hold ({error}): plain numbers, "
-            "strings, lists and dicts were expected"
+            f"env.id = {config.env.id!r}: the result of describe_frames cannot be stored as JSON ({error}): expected "
+            "plain numbers, strings, lists and dicts"
         ) from error
     if config.env.action_repeat > 1 and not getattr(found, "repeats_actions", False):
         raise ConfigError(
             f"env.action_repeat {config.env.action_repeat}: {config.env.id} does not repeat actions (it has no "
-            "repeats_actions = True; see pipeline/envs/environment.py). Leave it at 1, or have its step do so."
+            "repeats_actions = True; see pipeline/envs/environment.py). Leave it at 1, or implement repeated actions "
+            "in its step method."
         )
     if config.collect.exploring_starts and not hasattr(found, "reset_anywhere"):
         raise ConfigError(
             f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "
-            "pipeline/envs/environment.py). Leave it 0, or add that method."
+            "pipeline/envs/environment.py). Leave it at 0, or add that method."
         )
 
 
 def describe_frames(config: EnvConfig) -> Mapping[str, Any]:
-    """How an environment's frames come about, in its own words; empty where it has none."""
+    """Description of the frames by the environment's class; empty if the class has no ``describe_frames``."""
     describe = getattr(environment_class(config.id), "describe_frames", None)
     return describe(config) if describe is not None else {}
 
 
 def make_environment(config: EnvConfig) -> Environment:
-    """A new environment."""
+    """Create an environment."""
     return environment_class(config.id)(config)

@@ -1,4 +1,4 @@
-"""CarRacing's ground, drawn once a track and then only turned, moved and scaled under the car."""
+"""CarRacing's ground as a texture: drawn once per track, then only rotated, moved and scaled for each frame."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
-# The track is drawn on so many pixels a side and then averaged down to the texture: texels at an edge are partly road,
-# partly grass. A pixel is a sixth of a unit of the world, a kerb 8 pixels wide.
+# Side of the drawing in pixels. It is averaged down to the texture, so texels at an edge are partly road, partly grass.
+# A pixel is a sixth of a world unit, and a kerb is 8 pixels wide.
 _DRAWN_SIDE = 3840
-_BLOCK = 480  # drawn pixels along each side of a block; blocks that no road crosses are taken ready made
-# OpenCV's polygons reach half a pixel beyond their outline, and SDL's, on a screen three times finer, reach less far:
-# road and kerbs are drawn narrower by the difference, in drawn pixels on each side.
-_OUTLINE = 0.3
-# Copies, each half the size of the one before, for the first second's zoom from 27 times as far.
+_BLOCK = 480  # drawn pixels along each side of a block; blocks without road are copied from the empty ground
+# OpenCV's polygons extend half a pixel beyond their outline; SDL's, on a screen that is three times finer, extend less.
+# Road and kerbs are drawn narrower by the difference, in drawn pixels on each side.
+_INSET = 0.3
+# Mipmap levels, each half the size of the previous one, for the zoom in the first second, which starts 27 times as far.
 _LEVELS = 6
-# A level is used until its texels are this much smaller than the square root of a pixel's area, in powers of two.
-_FINER = 0.8
+# A level is used until its texels are smaller than the square root of a pixel's area by this factor, as a power of two.
+_LEVEL_BIAS = 0.8
 _SHIFT = 8  # fractional bits of the coordinates given to OpenCV
 
 
@@ -32,8 +32,8 @@ class Quad(NamedTuple):
     """A road tile or a kerb.
 
     Attributes:
-        vertices: (4, 2) float64 in units of the world: left, right, right, left across the road.
-        color: RGB.
+        vertices: Vertices in world units, (4, 2) float64: left, right, right, left across the road.
+        color: RGB colour.
     """
 
     vertices: NDArray[np.float64]
@@ -41,7 +41,7 @@ class Quad(NamedTuple):
 
 
 class _Patch(NamedTuple):
-    """What to take off one level's texels when a tile loses its tint: texels[rows, columns] -= amount."""
+    """Change of one level when a tile loses its tint: texels[rows, columns] -= amount."""
 
     rows: slice
     columns: slice
@@ -49,15 +49,16 @@ class _Patch(NamedTuple):
 
 
 class TrackTexture:
-    """The ground of one track, shared by every episode that drives it.
+    """Ground of one track, shared by all episodes on it.
 
-    A texel is RGB and an unused fourth byte: OpenCV turns four channels in half the time that three take.
+    A texel is RGB and an unused fourth byte: OpenCV warps four channels in half the time of three.
 
     Args:
-        quads: road tiles and kerbs in Gymnasium's drawing order.
-        tiles: which of the quads are tiles, in order.
-        road, background, grass: colours; a tile has the road's and a slight tint, which it loses when it is visited.
-        side: texels along each side of the finest level: 960 or 1920.
+        quads: Road tiles and kerbs in Gymnasium's drawing order.
+        tiles: Indices of the quads that are tiles, in order.
+        road, background, grass: RGB colours. A tile has the road's colour with a slight tint, which it loses when it is
+            visited.
+        side: Texels along each side of the finest level: 960 or 1920.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class TrackTexture:
         self._patches: dict[tuple[int, int], list[_Patch]] = {}
 
     def patches(self, tile: int, num_levels: int) -> list[_Patch]:
-        """What visiting a tile changes, a patch a level from the finest; nothing for a tile without a tint."""
+        """Changes when a tile is visited: one patch per level, finest first; empty for a tile without a tint."""
         key = (tile, num_levels)
         if key not in self._patches:
             quad = self._tiles[tile]
@@ -83,7 +84,7 @@ class TrackTexture:
         return self._patches[key]
 
     def _draw(self, quads: Sequence[Quad], background: Color, grass: Color) -> Pixels:
-        """The finest level."""
+        """Draw the finest level."""
         drawn, shrunk = _ground(background, grass, self._oversampling)
         finest = shrunk.copy()
         outlines = [_outline(quad.vertices) for quad in quads]
@@ -106,7 +107,7 @@ class TrackTexture:
 
     def _make_patches(self, vertices: NDArray[np.float64], tint: NDArray[np.int_], num_levels: int) -> list[_Patch]:
         outline = _outline(vertices)
-        block = self._oversampling * 2 ** (num_levels - 1)  # a whole texel of the coarsest of them
+        block = self._oversampling * 2 ** (num_levels - 1)  # a whole texel of the coarsest level
         low = np.floor(outline.min(axis=0) / block).astype(int)
         high = np.floor(outline.max(axis=0) / block).astype(int) + 1
         width, height = (high - low) * block
@@ -124,14 +125,14 @@ class TrackTexture:
 
 
 class EpisodeTexture:
-    """One episode's own copy of a track's texture: visited tiles lose their tint here and nowhere else."""
+    """An episode's own copy of a track's texture; visited tiles lose their tint in this copy only."""
 
     def __init__(self) -> None:
         self._track: TrackTexture | None = None
         self._levels: list[Pixels] = []
 
     def begin(self, track: TrackTexture) -> None:
-        """Start afresh on a track."""
+        """Copy the texture of a track."""
         if self._track is None or self._track.side != track.side:
             self._levels = [level.copy() for level in track.levels]
         else:
@@ -140,12 +141,18 @@ class EpisodeTexture:
         self._track = track
 
     def visit(self, tile: int, *, zooming: bool) -> None:
-        """Take a tile's tint away; after the first second's zoom only from the finest level, as no other is seen."""
+        """Remove a tile's tint.
+
+        Args:
+            tile: Index of the tile.
+            zooming: Whether the first second's zoom is in progress; after it, only the finest level is visible and
+                changed.
+        """
         assert self._track is not None
         patches = self._track.patches(tile, _LEVELS if zooming else 1)
         for level, patch in zip(self._levels, patches, strict=False):
             texels = level[patch.rows, patch.columns]
-            # No further than to 0: a kerb or a darker tile may have been drawn over this one.
+            # Saturates at 0: a kerb or a darker tile may have been drawn over this one.
             cv2.subtract(texels, patch.amount, dst=texels)
 
     def draw(
@@ -160,16 +167,17 @@ class EpisodeTexture:
         """Draw the ground as the camera sees it.
 
         Args:
-            out: (H, W, 4) uint8, all of it is written.
-            position, angle: of the camera in the world, radians.
-            origin: where in ``out`` the camera's position is, (x, y) from the upper left corner.
-            pixel_size: (width, height) of a pixel in units of the world.
+            out: Output image, (H, W, 4) uint8; all of it is written.
+            position: Position of the camera in world units, (x, y).
+            angle: Angle of the camera in radians.
+            origin: Position of the camera in ``out`` in pixels, (x, y) from the upper left corner.
+            pixel_size: Size of a pixel in world units, (width, height).
         """
         assert self._track is not None
         pixel_width, pixel_height = pixel_size
         unit = self._track.side / (2 * PLAYFIELD)
         texels_per_pixel = math.sqrt(pixel_width * pixel_height) * unit
-        level = min(max(math.floor(math.log2(texels_per_pixel) + 1 - _FINER), 0), _LEVELS - 1)
+        level = min(max(math.floor(math.log2(texels_per_pixel) + 1 - _LEVEL_BIAS), 0), _LEVELS - 1)
         unit /= 2**level
         cos, sin = math.cos(angle) * unit, math.sin(angle) * unit
         # A pixel one to the right is one width to the camera's right; one below is one height behind it.
@@ -188,12 +196,12 @@ class EpisodeTexture:
         )
 
 
-# The last one made: a run has one, unless colours are drawn at random.
+# Only the last ground is kept: a run has one, unless colours are drawn at random.
 _grounds: dict[tuple[Color, Color, int], tuple[Pixels, Pixels]] = {}
 
 
 def _ground(background: Color, grass: Color, oversampling: int) -> tuple[Pixels, Pixels]:
-    """The playfield without a road: as drawn, and shrunk to a texture's finest level."""
+    """Draw the playfield without a road; returns it as drawn, and shrunk to a texture's finest level."""
     key = (background, grass, oversampling)
     if key not in _grounds:
         pixels = np.zeros((_DRAWN_SIDE, _DRAWN_SIDE, 4), np.uint8)
@@ -208,11 +216,11 @@ def _ground(background: Color, grass: Color, oversampling: int) -> tuple[Pixels,
 
 
 def _outline(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A quad's vertices in drawn pixels, with integers at pixel centres."""
+    """Convert a quad's vertices to drawn pixels, with integers at pixel centres."""
     across = vertices[[1, 0, 3, 2]] - vertices
-    # Gymnasium makes kerbs of no width where two tiles turn by exactly the same angle.
+    # Gymnasium creates kerbs of zero width if two tiles turn by exactly the same angle.
     length = np.maximum(np.hypot(across[:, :1], across[:, 1:]), np.finfo(float).tiny)
-    inward = across / length * _OUTLINE
+    inward = across / length * _INSET
     outline: NDArray[np.float64] = (vertices + PLAYFIELD) * (_DRAWN_SIDE / (2 * PLAYFIELD)) + inward - 0.5
     return outline
 

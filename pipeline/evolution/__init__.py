@@ -1,1 +1,1 @@
-"""CMA-ES: ask and tell, fitness, and the state that a checkpoint carries."""
+"""CMA-ES: ask and tell, fitness, and the checkpointed state."""

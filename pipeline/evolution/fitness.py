@@ -1,4 +1,4 @@
-"""From candidates to rollout jobs, and from their results to fitness."""
+"""Turn candidates into rollout jobs, and rollout results into fitness."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ JobId = tuple[str, int, int, int]
 def training_jobs(
     config: RunConfig, generation: int, candidates: NDArray[np.float64], replayed: Sequence[int] = ()
 ) -> list[RolloutJob]:
-    """Every episode of a generation, the last of them on the tracks ``replayed``, the others on new ones.
+    """Create the jobs of a generation: the last episodes on the ``replayed`` tracks, the others on new tracks.
 
-    With ``evolve.common_tracks`` the candidate is no part of the derivation: all of them meet the same tracks and the
-    same noise (common random numbers), so that their fitness differs by what they do alone.
+    With ``evolve.common_tracks``, track and noise seeds do not depend on the candidate: all candidates get the same
+    tracks and the same noise (common random numbers), so fitness differences come from the controllers alone.
     """
     jobs = []
     first_replayed = config.evolve.episodes_at(generation) - len(replayed)
@@ -61,7 +61,7 @@ def scored_jobs(
     first_track: int,
     episodes: Iterable[int],
 ) -> list[RolloutJob]:
-    """Whole episodes of one controller on the tracks ``first_track + episode``: validation and test."""
+    """Create full-length episodes of one controller on the tracks ``first_track + episode``: validation and test."""
     return [
         RolloutJob(
             purpose=purpose,
@@ -80,45 +80,41 @@ def scored_jobs(
 def rollout_pool(
     executor: Executor, config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes
 ) -> AbstractContextManager[Pool]:
-    """Workers that drive. A worker's networks run on whole micro-batches, so fewer episodes are not worth one more."""
+    """Create a pool of rollout workers.
+
+    A worker's networks run on full micro-batches, so each additional worker needs at least one micro-batch of
+    episodes.
+    """
     return executor.pool(
         RolloutWorker,
         config,
         vae_weights,
         mdnrnn_weights,
         jobs_at_once=config.rollouts.lanes,
-        worthwhile=config.rollouts.micro_batch,
+        jobs_per_worker=config.rollouts.micro_batch,
     )
 
 
-def drive(
-    pool: Pool, jobs: Sequence[RolloutJob], on_result: Callable[[RolloutJob, RolloutResult], None]
+def run_episodes(
+    pool: Pool,
+    jobs: Sequence[RolloutJob],
+    on_result: Callable[[RolloutJob, RolloutResult], None],
+    *,
+    require_finite: bool,
 ) -> dict[JobId, RolloutResult]:
-    """All results by job id, each of them finite.
+    """Run every job's episode. An episode with a non-finite return is run a second time, after all others.
+
+    Args:
+        pool: Workers to run the episodes on.
+        jobs: Episodes to run.
+        on_result: Callback for each job's accepted result, called once per job.
+        require_finite: Whether a return that is non-finite the second time is an error; if False, it is a result.
+
+    Returns:
+        Results by job id.
 
     Raises:
-        JobError: a return is not finite, twice, or a job has no result.
-    """
-
-    def take(job: RolloutJob, result: RolloutResult) -> None:
-        if not math.isfinite(result.episode_return):
-            raise JobError(
-                f"the return of {job.name} is {result.episode_return} after {result.steps} steps, twice: the "
-                "environment or the controller produces a number that is not finite, and a score is not made up. What "
-                "is committed is kept: once that is put right, the same command goes on."
-            )
-        on_result(job, result)
-
-    return drive_all(pool, jobs, take)
-
-
-def drive_all(
-    pool: Pool, jobs: Sequence[RolloutJob], on_result: Callable[[RolloutJob, RolloutResult], None]
-) -> dict[JobId, RolloutResult]:
-    """All results by job id. An episode whose return is not finite is driven once more, after the rest.
-
-    Raises:
-        JobError: a job has no result.
+        JobError: A job has no result; or, with ``require_finite``, its return was non-finite twice.
     """
     results: dict[JobId, RolloutResult] = {}
     again: list[RolloutJob] = []
@@ -132,6 +128,12 @@ def drive_all(
             again.append(job)
     for key, result in pool.map(again):
         job = by_id[key]  # type: ignore[index]
+        if require_finite and not math.isfinite(result.episode_return):
+            raise JobError(
+                f"the return of {job.name} is {result.episode_return} after {result.steps} steps, twice: the "
+                "environment or the controller produces non-finite numbers, and no score is substituted. Completed "
+                "work is saved: fix the cause and run the same command again."
+            )
         results[job.id] = result
         on_result(job, result)
     if len(results) != len(jobs):
@@ -140,20 +142,20 @@ def drive_all(
 
 
 def not_finite(jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult]) -> list[RolloutJob]:
-    """The jobs whose return is not finite."""
+    """Jobs whose return is not finite."""
     return [job for job in jobs if not math.isfinite(results[job.id].episode_return)]
 
 
 def candidate_fitness(
     jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult], population_size: int
 ) -> list[float]:
-    """Mean return of each candidate, summed in the order of the jobs, whatever order the results came in.
+    """Compute the mean return of each candidate, summed in job order regardless of the order of the results.
 
-    A return that is not finite counts as the worst finite fitness minus one: of the candidates all of whose returns
-    are finite, or else, where there is no such candidate, of the episodes.
+    A non-finite return counts as the worst fitness minus one, taken over the candidates whose returns are all finite;
+    if there is no such candidate, it counts as the worst finite episode return minus one.
 
     Raises:
-        JobError: no return at all is finite.
+        JobError: No return is finite.
     """
     returns: list[list[float]] = [[] for _ in range(population_size)]
     for job in jobs:
@@ -161,33 +163,33 @@ def candidate_fitness(
     whole = [_mean(values) for values in returns if all(map(math.isfinite, values))]
     if len(whole) == population_size:
         return whole
-    worst = min(whole) if whole else _worst(value for values in returns for value in values)
-    return [_mean(_filled(values, worst - 1)) for values in returns]
+    worst = min(whole) if whole else _min_finite(value for values in returns for value in values)
+    return [_mean(_replace_non_finite(values, worst - 1)) for values in returns]
 
 
 def validation_returns(jobs: Iterable[RolloutJob], results: Mapping[JobId, RolloutResult]) -> NDArray[np.float64]:
-    """Returns in the order of the jobs; one that is not finite counts as the worst that is, minus one.
+    """Returns in job order, (N,) float64; a non-finite return counts as the worst finite return minus one.
 
     Raises:
-        JobError: no return at all is finite.
+        JobError: No return is finite.
     """
     returns = [results[job.id].episode_return for job in jobs]
-    return np.array(_filled(returns, _worst(returns) - 1))
+    return np.array(_replace_non_finite(returns, _min_finite(returns) - 1))
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _worst(returns: Iterable[float]) -> float:
+def _min_finite(returns: Iterable[float]) -> float:
     finite = list(filter(math.isfinite, returns))
     if not finite:
         raise JobError(
-            "not one return is finite: the environment or the controllers produce numbers that are not. What is "
-            "committed is kept: once that is put right, the same command goes on."
+            "no return is finite: the environment or the controllers produce non-finite numbers. Completed work is "
+            "saved: fix the cause and run the same command again."
         )
     return min(finite)
 
 
-def _filled(returns: Iterable[float], stand_in: float) -> list[float]:
-    return [value if math.isfinite(value) else stand_in for value in returns]
+def _replace_non_finite(returns: Iterable[float], replacement: float) -> list[float]:
+    return [value if math.isfinite(value) else replacement for value in returns]

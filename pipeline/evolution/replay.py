@@ -1,7 +1,7 @@
-"""Hard tracks again: prioritised level replay (Jiang et al. 2021), a track's score being the population's return.
+"""Prioritised level replay (Jiang et al. 2021): repeat hard tracks, scored by the population's mean return.
 
-On new tracks alone, one that most candidates fail on comes by once in a while and is gone again; met several times, it
-tells those that manage it from those that do not.
+With new tracks only, a hard track is seen once and then lost. When it is repeated, selection can favour the candidates
+that manage it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pipeline.rollouts.loop import RolloutJob, RolloutResult
 
 @dataclass(frozen=True)
 class DrivenTrack:
-    """How a population did on a track.
+    """Score of the population on a track.
 
     Attributes:
-        track: seed of the track.
-        generation: when it was driven last.
-        mean_return: over the candidates, then.
+        track: Track seed.
+        generation: Generation that last used the track.
+        mean_return: Mean return over the candidates of that generation.
     """
 
     track: int
@@ -34,10 +34,10 @@ class DrivenTrack:
 
 
 def replayed_tracks(config: RunConfig, generation: int, driven: Iterable[DrivenTrack]) -> list[int]:
-    """The tracks that a generation drives again, ``evolve.replayed_tracks`` at most, no two the same.
+    """Draw the tracks that a generation repeats: at most ``evolve.replayed_tracks``, all different.
 
-    Drawn from those of the last ``evolve.replay_window`` generations; a track's chance falls with the inverse of its
-    rank, the one with the lowest return being first (eq. 2 of the paper, at a temperature of 1).
+    Tracks are drawn from the last ``evolve.replay_window`` generations. A track's probability is proportional to the
+    inverse of its rank, where the lowest return has rank 1 (eq. 2 of the paper, at a temperature of 1).
     """
     recent = [track for track in driven if track.generation >= generation - config.evolve.replay_window]
     hardest_first = sorted(recent, key=lambda track: (track.mean_return, track.track))
@@ -56,9 +56,9 @@ def remember(
     jobs: Iterable[RolloutJob],
     results: Mapping[JobId, RolloutResult],
 ) -> list[DrivenTrack]:
-    """What is known of the tracks after a generation, by track; those beyond the window are forgotten.
+    """Update the track scores after a generation, sorted by track; scores outside the window are dropped.
 
-    A return that is not finite says nothing of its track.
+    Non-finite returns are ignored.
     """
     if not config.evolve.replayed_tracks:
         return []

@@ -1,4 +1,4 @@
-"""CMA-ES (Hansen 2016) by pycma, with the random stream carried in its state."""
+"""CMA-ES (Hansen 2016) by pycma, with the random stream as part of its state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.base.errors import DamagedDataError
 
 
 class _Normal:
-    """Standard normal numbers for pycma, in place of numpy's global stream."""
+    """Standard normal numbers for pycma, in place of numpy's global stream. Pickled: the name must stay."""
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -22,8 +22,8 @@ class _Normal:
         return self._rng.standard_normal(shape)
 
 
-# pycma's criteria for having converged are switched off: fitness is noisy here, and the limits are the config's.
-_NEVER = {
+# pycma's convergence criteria are disabled: fitness is noisy, and the config sets the limits.
+_NO_TERMINATION = {
     "tolflatfitness": np.inf,
     "tolfun": 0,
     "tolfunhist": 0,
@@ -38,13 +38,13 @@ _NEVER = {
 
 
 class Search:
-    """Ask for a population, tell its fitness. Fitness is better when higher: the sign flips here and nowhere else.
+    """CMA-ES with an ask-and-tell interface that maximises fitness; only this class flips the sign for pycma.
 
     Args:
-        num_parameters: n; the search starts at the zero vector.
-        sigma: initial step size.
-        population_size: candidates per generation.
-        seed: of its random stream.
+        num_parameters: Number of parameters, n; the search starts at the zero vector.
+        sigma: Initial step size.
+        population_size: Candidates per generation.
+        seed: Seed of the search's random stream.
     """
 
     def __init__(self, *, num_parameters: int, sigma: float, population_size: int, seed: int) -> None:
@@ -55,16 +55,16 @@ class Search:
             "signals_filename": "",
             "verbose": -9,
             "verb_log": 0,
-            **_NEVER,
+            **_NO_TERMINATION,
         }
         self._es = cma.CMAEvolutionStrategy(np.zeros(num_parameters), sigma, options)
 
     def ask(self) -> NDArray[np.float64]:
-        """The next generation's candidates, (population_size, n) float64."""
+        """Draw the next generation's candidates, (population_size, n) float64."""
         return np.asarray(self._es.ask())
 
     def tell(self, candidates: NDArray[np.float64], fitness: Sequence[float]) -> None:
-        """Exactly one finite fitness per candidate, in their order."""
+        """Update the search with one finite fitness value per candidate, in the order of the candidates."""
         values = np.asarray(fitness, np.float64)
         if values.shape != (len(candidates),) or len(candidates) != self._es.popsize:
             raise ValueError(f"expected {self._es.popsize} fitness values, got shape {values.shape}")
@@ -74,12 +74,12 @@ class Search:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The distribution's mean, (n,)."""
+        """Mean of the search distribution, (n,) float64."""
         return np.array(self._es.mean)
 
     @property
     def sigma(self) -> float:
-        """The step size. It can be set, and is adapted from there."""
+        """Step size. If it is set, adaptation continues from the new value."""
         return float(self._es.sigma)
 
     @sigma.setter
@@ -88,23 +88,27 @@ class Search:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """C, (n, n)."""
+        """Covariance matrix C, (n, n) float64."""
         return np.array(self._es.sm.covariance_matrix)
 
     def to_bytes(self) -> bytes:
-        """The whole state, pickled, its random stream included."""
+        """Pickle the whole state, including the random stream."""
         return pickle.dumps(self._es)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Search:
-        """The inverse. Unpickles: only for bytes whose checksum was verified."""
+        """Restore a search from ``to_bytes``. Unpickles: use it only on bytes whose checksum was verified.
+
+        Raises:
+            DamagedDataError: The installed versions cannot restore the state.
+        """
         search = cls.__new__(cls)
         try:
             search._es = pickle.loads(data)
         except Exception as error:  # a pickle of other versions can fail in any way
             raise DamagedDataError(
                 f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}. Install the "
-                "versions that the run was begun with (RUN_DIR/sessions/000001/begun.json has them) and run the same "
-                "command again."
+                "versions that the run was started with (listed in RUN_DIR/sessions/000001/begun.json) and run the "
+                "same command again."
             ) from error
         return search

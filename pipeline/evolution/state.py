@@ -1,4 +1,4 @@
-"""The state of an evolution: what a checkpoint carries."""
+"""The checkpointed state of an evolution."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ class Generation:
     """One row of the history.
 
     Attributes:
-        generation: number, from 1.
-        env_steps: environment steps driven so far, validation included.
-        seconds: spent so far, over all sessions. The one figure that is no part of the determinism promise.
-        fitness_min, fitness_mean, fitness_max, fitness_sd: over the candidates; each fitness is a mean return.
+        generation: Generation number, from 1.
+        env_steps: Environment steps so far, including validation.
+        seconds: Wall-clock seconds so far, over all sessions. Not deterministic.
+        fitness_min, fitness_mean, fitness_max, fitness_sd: Statistics over the candidates; a candidate's fitness is
+            its mean return.
         sigma: CMA-ES step size after this generation.
-        validation_mean, validation_sd: returns on the validation tracks, of the CMA mean or of the average of the last
-            ones; None where not driven.
-        time: when it ended, seconds since the epoch; no part of the promise either.
-        non_finite: episodes, of the validation too, whose return was not finite, twice.
+        validation_mean, validation_sd: Statistics of the returns on the validation tracks, for the CMA mean or the
+            average of the last means; None if this generation was not validated.
+        time: End of the generation in seconds since the epoch. Not deterministic.
+        non_finite: Episodes, including validation, with a non-finite return in both attempts.
     """
 
     generation: int
@@ -46,16 +47,17 @@ class Generation:
 
 @dataclass
 class EvolutionState:
-    """Where an evolution is.
+    """Progress of an evolution.
 
     Attributes:
-        search: CMA-ES.
-        history: one row a generation.
-        means: the last CMA means, (n,) float64 each, the newest last: as many as are averaged.
-        driven: how the population did on the tracks that can be met again.
-        best: (n,) float64, what had the best validation so far; None before the first validation.
-        best_generation, best_validation: when and how good that was.
-        env_steps, seconds: so far.
+        search: CMA-ES search.
+        history: One row per generation.
+        means: Last CMA means, (n,) float64 each, newest last; at most the number to average.
+        driven: Population's scores on the tracks that can be repeated.
+        best: Controller with the best validation so far, (n,) float64; None before the first validation.
+        best_generation, best_validation: Generation of that controller and its mean validation return; None before
+            the first validation.
+        env_steps, seconds: Environment steps and wall-clock seconds so far.
     """
 
     search: Search
@@ -70,24 +72,24 @@ class EvolutionState:
 
     @property
     def generation(self) -> int:
-        """Generations completed."""
+        """Number of completed generations."""
         return len(self.history)
 
     def remember_mean(self, count: int) -> None:
-        """Add the CMA mean to the last ones, of which ``count`` are kept."""
+        """Append the current CMA mean to ``means``, keeping the last ``count``."""
         self.means = [*self.means, self.search.mean][-count:]
 
     @property
     def average_mean(self) -> NDArray[np.float64]:
-        """The average of the last CMA means, (n,).
+        """Average of the last CMA means, (n,) float64.
 
-        With noisy fitness the mean wanders about an optimum; the average of where it was is nearer to it (Polyak &
-        Juditsky 1992).
+        With noisy fitness, the mean wanders around an optimum; the average of its recent positions is closer to it
+        (Polyak & Juditsky 1992).
         """
         return np.asarray(np.mean(self.means, axis=0))
 
     def to_bytes(self) -> bytes:
-        """A numpy ``.npz``: mean, sigma and C for any reader, and all of the state for ``from_bytes``."""
+        """Serialise as a numpy ``.npz``: mean, sigma and C for any reader, the full state for ``from_bytes``."""
         progress: dict[str, Any] = {
             "history": [asdict(row) for row in self.history],
             "driven": [asdict(track) for track in self.driven],
@@ -111,7 +113,7 @@ class EvolutionState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EvolutionState:
-        """The inverse, for bytes whose checksum was verified (pycma's state is unpickled)."""
+        """Restore a state from ``to_bytes``. Unpickles: use it only on bytes whose checksum was verified."""
         progress = read_progress(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return cls(
@@ -128,10 +130,11 @@ class EvolutionState:
 
 
 def read_progress(data: bytes) -> dict[str, Any]:
-    """What a checkpoint says of the evolution's progress, without unpickling anything.
+    """Read an evolution's progress from a checkpoint, without unpickling anything.
 
-    Keys: ``history`` (of ``Generation``), ``driven`` (of ``DrivenTrack``), ``best_generation``, ``best_validation``,
-    ``env_steps``, ``seconds``.
+    Returns:
+        Dictionary with the keys ``history`` (list of ``Generation``), ``driven`` (list of ``DrivenTrack``),
+        ``best_generation``, ``best_validation``, ``env_steps`` and ``seconds``.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())

@@ -1,1 +1,1 @@
-"""Where work runs: one protocol, the jobs of a map, and this process."""
+"""Executors: their protocol, the job queue of a map, and the executor in this process."""

@@ -1,4 +1,4 @@
-"""Which cluster a run joins."""
+"""Address of the cluster that a run joins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pipeline.config.schema import ExecutionConfig
 
 
 def cluster_address(execution: ExecutionConfig) -> str | None:
-    """The address of the cluster that a run on Ray is to join; None where it is to have a local Ray."""
+    """Address of the cluster that a run on Ray joins; None for a local Ray."""
     address = execution.ray_address or os.environ.get("RAY_ADDRESS")
     return None if address in ("", "local") else address

@@ -1,4 +1,4 @@
-"""Everything in this process, one thing at a time."""
+"""The executor that runs everything in this process, one job at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
-from pipeline.execution.jobs import JobQueue, cause_of, gave_up
+from pipeline.execution.jobs import JobQueue, cause_message, gave_up_message
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 
 
 class InProcessExecutor:
-    """Everything in this process, one thing at a time.
+    """Runs everything in this process, one job at a time. See ``pipeline.execution.protocol.Executor``.
 
-    Tasks see this process's own devices, whatever they are: ``num_gpus`` only matters where work is placed.
+    Tasks use the devices of this process; ``num_gpus`` only matters where work is placed on nodes.
 
     Args:
-        max_attempts: times that a job is tried.
+        max_attempts: Maximum number of attempts per job.
     """
 
     num_gpus = 0
@@ -42,7 +42,7 @@ class InProcessExecutor:
         resources: Resources,
         on_update: Callable[[Update], None],
     ) -> Result:
-        """See ``Executor.run``; a task in which an environment raised is begun again."""
+        """See ``Executor.run``. A task is restarted if an environment raises."""
         causes: set[str] = set()
         for tries in range(1, self._max_attempts + 1):
             try:
@@ -50,22 +50,23 @@ class InProcessExecutor:
             except EpisodeError as error:
                 causes.add(repr(error))
                 if tries == self._max_attempts:
-                    raise JobError(f"{task.__name__} {gave_up(tries, cause_of(error), causes)}") from error
-                logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_of(error))
+                    raise JobError(f"{task.__name__} {gave_up_message(tries, cause_message(error), causes)}") from error
+                logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_message(error))
         raise AssertionError("max_attempts is at least 1")
 
     @contextmanager
     def pool(
-        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, jobs_per_worker: int = 1
     ) -> Iterator[Pool]:
+        """See ``Executor.pool``."""
         with num_threads(1):
             yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
 
     def publish(self, stage: str, metrics: Metrics) -> None:
-        """There is no cluster to watch."""
+        """Do nothing: there is no cluster to watch."""
 
     def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""
 
 
 def _run_task(updates: Generator[Update, None, Result], threads: int, on_update: Callable[[Update], None]) -> Result:
@@ -100,18 +101,18 @@ class _InProcessPool:
             except Exception as error:
                 if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
                     raise
-                if repr(error) not in shown:  # else its traceback is on the screen already
+                if repr(error) not in shown:  # else its traceback was shown already
                     shown.add(repr(error))
-                    logger.warning("a worker raised", exc_info=error)
+                    logger.warning("a worker raised an error", exc_info=error)
                 not_begun = {job.id for job in waiting}
                 begun = [job_id for job_id in left if job_id not in not_begun]
                 if isinstance(error, EpisodeError):
                     begun = [error.job_id]
                 else:
-                    self._worker = self._make_worker()  # nobody knows what state the old one is in
-                queue.failed(begun, cause_of(error), error)
+                    self._worker = self._make_worker()  # the state of the old one is unknown
+                queue.failed(begun, cause_message(error), error)
                 self.retries += len(begun)
-                queue.put_back([*left.values()])
+                queue.requeue([*left.values()])
             else:
                 if left:
                     raise JobError(f"a worker ended without results for {list(left)}")

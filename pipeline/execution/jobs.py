@@ -1,4 +1,4 @@
-"""The jobs of one map: which wait, how often each has failed, and how many a worker is given at a time."""
+"""Jobs of one map: the queue, the count of failures, and the size of a worker's next batch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class JobQueue:
-    """The jobs of one ``Pool.map`` that wait for a worker, and how often each has failed.
+    """Queued jobs of one ``Pool.map``, and the number of failures of each job.
 
     Args:
-        jobs: in the order that they are handed out in.
-        max_attempts: times that a job is tried.
+        jobs: Jobs in the order of their dispatch.
+        max_attempts: Maximum number of attempts per job.
     """
 
     def __init__(self, jobs: Iterable[Any], max_attempts: int) -> None:
@@ -26,21 +26,21 @@ class JobQueue:
         self._max_attempts = max_attempts
         self._failures: Counter[Hashable] = Counter()
         self._causes: defaultdict[Hashable, set[str]] = defaultdict(set)
-        self._again: set[Hashable] = set()
-        self._alone: set[Hashable] = set()
+        self._requeued: set[Hashable] = set()
+        self._exclusive: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def take(self, count: int, *, has_others: bool = False) -> list[Any]:
-        """The next jobs, ``count`` at most.
+        """Take the next jobs from the queue.
 
-        One that has a single try left goes alone, so that the job which is named in the end is the one that fails; so
-        does one that was put back to.
+        A job on its last attempt is taken alone, so that the job that the final error names is the one that failed. A
+        job that was requeued with ``alone`` is also taken alone.
 
         Args:
-            count: at least 1.
-            has_others: whether who takes them has jobs already: those that go alone are left for somebody else.
+            count: Maximum number of jobs, at least 1.
+            has_others: Whether the worker has other jobs. Jobs that go alone are then left in the queue.
         """
         jobs: list[Any] = []
         left: list[Any] = []
@@ -57,16 +57,16 @@ class JobQueue:
         return jobs
 
     def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None, *, raised: bool = True) -> None:
-        """Count a try of each job that may have been the cause of a failure.
+        """Count a failed attempt of each job that may have caused a failure.
 
         Args:
-            begun: the ids of the jobs that it may have been.
-            what: what happened.
-            cause: the error, where there is one.
-            raised: whether the job itself raised it, rather than its worker dying or hanging.
+            begun: IDs of the jobs that may have caused the failure.
+            what: Description of the failure.
+            cause: Error, if there is one.
+            raised: Whether the job raised the error; otherwise its worker died or hung.
 
         Raises:
-            JobError: it was the last try of one.
+            JobError: It was the last attempt of one of the jobs.
         """
         self._failures.update(begun)
         for job_id in begun:
@@ -74,30 +74,30 @@ class JobQueue:
         tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
             causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
-            raise JobError(f"{_name(begun)} {gave_up(tries, what, causes)}") from cause
+            raise JobError(f"{_name(begun)} {gave_up_message(tries, what, causes)}") from cause
         if begun:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
-    def put_back(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
-        """Jobs without a result are the next to be handed out, those that go alone to whoever has no others.
+    def requeue(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
+        """Put jobs without a result at the front of the queue.
 
         Args:
-            jobs: in order.
-            alone: whether each must go alone from now on, because any of them may be the end of its worker.
+            jobs: Jobs in the order of their dispatch.
+            alone: Whether each job goes alone from now on, because any of them may kill its worker.
         """
         self._waiting.extendleft(reversed(jobs))
-        self._again.update(job.id for job in jobs)
+        self._requeued.update(job.id for job in jobs)
         if alone:
-            self._alone.update(job.id for job in jobs)
+            self._exclusive.update(job.id for job in jobs)
 
     def ids(self) -> set[Hashable]:
-        """Of the jobs that wait."""
+        """IDs of the queued jobs."""
         return {job.id for job in self._waiting}
 
     def done(self, job_id: Hashable) -> None:
-        """A job has a result: if it was put back, whoever had it before was first, and it waits no longer."""
-        if job_id in self._again:
-            self._again.remove(job_id)
+        """Note that a job has a result, and remove it from the queue if it was requeued."""
+        if job_id in self._requeued:
+            self._requeued.remove(job_id)
             self._waiting = deque(job for job in self._waiting if job.id != job_id)
 
     @property
@@ -106,32 +106,35 @@ class JobQueue:
         return bool(self._failures)
 
     def is_on_last_try(self, job_id: Hashable) -> bool:
-        """Whether a job may fail no more."""
+        """Whether the next attempt of a job is its last one."""
         return self._failures[job_id] == self._max_attempts - 1
 
     def goes_alone(self, job: Job) -> bool:
-        """Whether a job must have no other beside it."""
-        return job.id in self._alone or (self._failures[job.id] > 0 and self.is_on_last_try(job.id))
+        """Whether a job must be the only one of its worker."""
+        return job.id in self._exclusive or (self._failures[job.id] > 0 and self.is_on_last_try(job.id))
 
 
-# Jobs that lie before a worker, at most, for each that it can have begun: more would be lost on workers yet to come.
+# Maximum number of jobs of a worker per job that it runs at once; more would leave too few for workers that join later.
 _MOST_AHEAD = 8
 
 
-def share(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: int) -> int:
-    """How many jobs a worker is given next.
+def batch_for_worker(*, waiting: int, missing: int, workers: int, has: int, jobs_at_once: int) -> int:
+    """Number of jobs to dispatch to a worker next.
 
-    So many that it works at full width, or at as much of it as is fair. While there are plenty, one at least lies ready
-    besides when it ends what it has begun, or it has half of a fair share of all that is missing. Shares get smaller
-    towards the end, so that workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987; of what is
-    missing rather than of what waits, so that the first shares are alike, which takes a third fewer messages).
+    The worker gets enough jobs to run ``jobs_at_once``, or its fair share of them. While many jobs are queued, it also
+    gets at least one job ahead, or half of its fair share of all missing jobs. Batches get smaller towards the end, so
+    that workers finish together (guided self-scheduling: Polychronopoulos & Kuck 1987). They depend on the missing jobs
+    rather than the queued ones, so that the first batches are equal, which takes a third fewer messages.
 
     Args:
-        waiting: jobs that no worker has.
-        missing: jobs without a result, those that workers have among them.
-        workers: that there are.
-        has: jobs that this one has.
-        jobs_at_once: that it has begun and not finished at a time, at most.
+        waiting: Number of queued jobs.
+        missing: Number of jobs without a result, including the jobs that workers have.
+        workers: Number of workers.
+        has: Number of jobs that this worker has.
+        jobs_at_once: Maximum number of jobs that the worker has begun and not finished.
+
+    Returns:
+        Number of jobs; 0 if the worker has enough.
     """
     if has > jobs_at_once:
         return 0
@@ -148,24 +151,24 @@ def _name(ids: Sequence[Hashable]) -> str:
     return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
 
 
-def gave_up(tries: int, what: str, causes: Collection[str]) -> str:
-    """The end of a message about a job or a task that is not tried again.
+def gave_up_message(tries: int, what: str, causes: Collection[str]) -> str:
+    """End of the message about a job or a task that is abandoned.
 
     Args:
-        tries: Times that it was tried.
-        what: What happened the last time.
-        causes: The errors that it failed with, each once. One error for all tries would come again.
+        tries: Number of attempts.
+        what: Description of the last failure.
+        causes: Distinct errors of the attempts. If there is only one, another attempt would fail in the same way.
     """
     if tries > 1 and len(causes) == 1:
         kept = (
-            "It failed in the same way each time and would again: put that right first. What is committed is kept, "
-            "and the same command then goes on."
+            "It failed in the same way each time and would fail again: fix the cause first. Completed work is saved; "
+            "the same command then resumes."
         )
     else:
-        kept = "What is committed is kept: run the same command again to go on."
+        kept = "Completed work is saved: run the same command again to resume."
     return f"was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}. {kept}"
 
 
-def cause_of(error: BaseException) -> str:
-    """What an error says of a job: ours are meant to be read as they are."""
+def cause_message(error: BaseException) -> str:
+    """Description of a job's error. Errors of this project are shown as they are, others with their class."""
     return f"it failed: {error if isinstance(error, WorldModelsError) else repr(error)}"

@@ -1,7 +1,7 @@
-"""Where work runs, behind one protocol: in this process, or on Ray (``actors/executor.py``).
+"""Protocol of executors, which run work in this process or on Ray (``actors/executor.py``).
 
-A stage asks for two things: one *task* with resources (a training), or a *pool* of workers that many *jobs* are mapped
-over. Both run the same plain classes and functions wherever they run.
+A stage runs either one *task* with resources (a training), or a *pool* of workers that run many *jobs*. Every executor
+runs the same plain classes and functions.
 """
 
 from __future__ import annotations
@@ -18,50 +18,55 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task needs of the machine it runs on."""
+    """Resources that a task needs.
+
+    Attributes:
+        threads: Number of threads, one CPU each.
+        gpus: Number of GPUs.
+    """
 
     threads: int = 1
     gpus: int = 0
 
 
 class Job(Protocol):
-    """One piece of work. Idempotent: it may be run again after it failed, with the same result."""
+    """One piece of work. Idempotent: it may run again after a failure, with the same result."""
 
     @property
     def id(self) -> Hashable:
-        """What tells this job from every other of the same call; also its name in errors."""
+        """Unique ID among the jobs of one call; also the job's name in errors."""
 
 
 class Worker(Protocol):
-    """A plain class that runs jobs; it may keep what is dear to build (environments, networks) between calls."""
+    """A plain class that runs jobs. Caches expensive state (environments, networks) between calls."""
 
     def run(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        """Run jobs, yielding (job id, result) as each is done, in any order.
+        """Run jobs, yielding (job ID, result) as each job ends, in any order.
 
         Args:
-            jobs: taken in order, each when the worker is ready to begin it: there may be more of them by then.
+            jobs: Jobs, taken in order, each when the worker is ready to begin it; more jobs may arrive meanwhile.
         """
 
 
 class Pool(Protocol):
-    """Workers that stay alive from call to call.
+    """Workers that stay alive between calls.
 
     Attributes:
-        num_workers: so many have worked at a time, at most.
-        retries: times that a job was tried again, in all calls so far.
+        num_workers: Maximum number of workers that were ready at the same time.
+        retries: Number of times that a job was tried again, in all calls so far.
     """
 
     num_workers: int
     retries: int
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        """Run jobs on whichever worker is free, yielding (job id, result) as they complete, each id once.
+        """Run jobs on free workers, yielding (job ID, result) as jobs end, each ID once.
 
-        A job that raised, or whose worker died or hung, is tried again. Errors of ours but JobError (damaged data,
-        storage) come back as they are, at once.
+        A job is tried again if it raises, or if its worker dies or hangs. Errors of this project other than JobError
+        (damaged data, storage) are raised unchanged and at once.
 
         Raises:
-            JobError: a job has failed ``max_attempts`` times; names it, the cause and the worker's log.
+            JobError: A job has failed ``max_attempts`` times. The message names it, the cause and the worker's log.
         """
 
 
@@ -69,8 +74,8 @@ class Executor(Protocol):
     """Runs tasks and pools.
 
     Attributes:
-        num_gpus: GPUs that a node has which is there.
-        can_grow: whether nodes may come that are not there yet.
+        num_gpus: Number of GPUs on the best-equipped live node.
+        can_grow: Whether nodes may join later.
     """
 
     num_gpus: int
@@ -83,21 +88,32 @@ class Executor(Protocol):
         resources: Resources,
         on_update: Callable[[Update], None],
     ) -> Result:
-        """Run one task to its end. A task is a generator function: it yields updates and returns its result."""
-
-    def pool(
-        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, worthwhile: int = 1
-    ) -> AbstractContextManager[Pool]:
-        """Workers made by ``factory(*arguments)``, one CPU and one thread each.
+        """Run one task to its end.
 
         Args:
-            factory: makes a worker; picklable, as are its arguments.
-            jobs_at_once: how many jobs a worker has begun and not finished at a time, at most.
-            worthwhile: for how many jobs a cluster that can grow should bring one more worker.
+            task: Generator function that yields updates and returns its result.
+            *arguments: Arguments of the task.
+            resources: Resources that the task needs.
+            on_update: Function that is called with each update.
+
+        Returns:
+            Result of the task.
+        """
+
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, jobs_per_worker: int = 1
+    ) -> AbstractContextManager[Pool]:
+        """Open a pool of workers made by ``factory(*arguments)``, one CPU and one thread each.
+
+        Args:
+            factory: Picklable function that makes a worker.
+            *arguments: Picklable arguments of ``factory``.
+            jobs_at_once: Maximum number of jobs that a worker has begun and not finished.
+            jobs_per_worker: Jobs that justify one more worker on an autoscaling cluster.
         """
 
     def publish(self, stage: str, metrics: Metrics) -> None:
-        """Metrics of a stage, for whoever watches the cluster; cheap enough for every result."""
+        """Export metrics of a stage to the cluster's monitoring. Cheap enough for every result."""
 
     def close(self) -> None:
-        """End what this executor started."""
+        """End everything that this executor started."""

@@ -1,4 +1,4 @@
-"""C: the controllers, many at a time. World Models, section A.4: a = squash(W [z, h] + b)."""
+"""C: batched controllers (World Models, section A.4): a = squash(W [z, h] + b)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ControllerShape:
-    """How a flat vector of parameters is laid out: weights, then biases, layer by layer.
+    """Layout of a flat parameter vector: weights, then biases, layer by layer.
 
     Attributes:
-        features: which of z, c and h the controller sees.
-        feature_size: F.
-        action_size: A.
-        hidden_size: units of the optional tanh layer; 0 for none.
-        bias: whether layers have biases.
+        features: Inputs of the controller: a string of the letters z, c and h.
+        feature_size: Number of input features, F.
+        action_size: Length of an action, A.
+        hidden_size: Units of the optional tanh layer; 0 for no such layer.
+        bias: Whether layers have biases.
     """
 
     features: str
@@ -32,7 +32,7 @@ class ControllerShape:
 
     @classmethod
     def of(cls, config: ControllerConfig, *, z_size: int, rnn_size: int, action_size: int) -> ControllerShape:
-        """The shape that a config asks for."""
+        """Create the shape that a config specifies."""
         sizes = {"z": z_size, "c": rnn_size, "h": rnn_size}
         return cls(
             features=config.features,
@@ -44,7 +44,7 @@ class ControllerShape:
 
     @classmethod
     def of_run(cls, config: RunConfig, action_size: int) -> ControllerShape:
-        """The shape that a run's controllers have."""
+        """Create the shape of a run's controllers."""
         return cls.of(
             config.controller, z_size=config.vae.z_size, rnn_size=config.mdnrnn.hidden_size, action_size=action_size
         )
@@ -58,16 +58,16 @@ class ControllerShape:
 
     @property
     def num_parameters(self) -> int:
-        """Length of the flat vector: 867 for z 32, h 256 and 3 actions."""
+        """Length of the flat vector; 867 for 32 z, 256 h and 3 actions."""
         return sum(outputs * (inputs + int(self.bias)) for outputs, inputs in self.layers)
 
 
 class ControllerBatch:
-    """One controller a row, all applied at once.
+    """Batch with one controller per row, all applied at once.
 
     Args:
-        shape: of every controller.
-        rows: R, the number of rows.
+        shape: Shape of every controller.
+        rows: Number of rows, R.
     """
 
     def __init__(self, shape: ControllerShape, rows: int) -> None:
@@ -76,7 +76,7 @@ class ControllerBatch:
         self._biases = [np.zeros((rows, outputs), np.float32) for outputs, _ in shape.layers]
 
     def set_row(self, row: int, parameters: Array) -> None:
-        """Put a controller in a row; parameters: (num_parameters,) float32."""
+        """Set the controller of a row from its parameters, (num_parameters,) float32."""
         if parameters.shape != (self.shape.num_parameters,):
             raise ValueError(f"expected {self.shape.num_parameters} parameters, got shape {parameters.shape}")
         start = 0
@@ -94,12 +94,20 @@ class ControllerBatch:
             array[target] = array[source]
 
     def outputs(self, features: Array, start: int = 0) -> Array:
-        """Raw outputs, before squashing, of the rows from ``start``: features (R', F) to (R', A)."""
+        """Compute the raw outputs (before squashing) of the rows from ``start`` on.
+
+        Args:
+            features: Features, (R', F) float32.
+            start: First row.
+
+        Returns:
+            Outputs, (R', A) float32.
+        """
         rows = slice(start, start + len(features))
         x = features
         for layer, (weights, biases) in enumerate(zip(self._weights, self._biases, strict=True)):
             if layer:
                 x = np.tanh(x)
-            # One matrix-vector product per row: a row's bits do not depend on how many rows there are.
+            # One matrix-vector product per row, so that a row's bits do not depend on the number of rows.
             x = np.matmul(weights[rows], x[:, :, None])[:, :, 0] + biases[rows]
         return x

@@ -1,4 +1,4 @@
-"""The MDN-RNN as an environment, for a batch of dreams at once. World Models, section 4.2 and appendix A.3."""
+"""The MDN-RNN as an environment for a batch of dreams (World Models, section 4.2 and appendix A.3)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.models.mdnrnn import MdnRnn, State
 
 Array = NDArray[np.float32]
 
-_DRAWN_AHEAD = 32  # steps for which a stream is asked at a time: a call costs more than the numbers of a step
+_STEPS_PER_DRAW = 32  # steps per draw of random numbers: a call costs more than the numbers of one step
 
 
 class DreamStep(NamedTuple):
-    """What one action of each dream led to.
+    """Result of one action in each dream.
 
     Attributes:
-        z: (B, Z) float32, the next latents.
-        reward: (B,) float32, what M expects the actions to have earned; None where M has no reward head.
-        done: (B,) float32, the probability that the episodes ended there; None where M has no done head.
+        z: Next latents, (B, Z) float32.
+        reward: Rewards that M predicts for the actions, (B,) float32; None if M has no reward head.
+        done: Probabilities that the episodes ended, (B,) float32; None if M has no done head.
     """
 
     z: Array
@@ -31,15 +31,18 @@ class DreamStep(NamedTuple):
 
 
 class Dream:
-    """B dreams in lockstep.
+    """A batch of B dreams in lockstep.
 
-    Each dream draws from a random stream of its own, so its noise depends on its seed and its steps, never on its
-    neighbours. At a fixed B and the paper's sizes that holds for all it gives, to the bit; at another B, or at sizes
-    that do not fill the CPU's vectors, the forward pass may round otherwise.
+    Each dream has its own random stream, so its noise depends on its seed and step only, not on the other dreams. At a
+    fixed B and the paper's sizes, this holds bit-for-bit for all its outputs; at another B, or at sizes that do not
+    fill the CPU's vector registers, the forward pass may round differently.
 
     Args:
-        mdnrnn: M; it is put in evaluation mode. Dreams run on its device.
-        temperature: how uncertain the dream is; 1.0 is M's own density, the paper trains TakeCover at 1.15.
+        mdnrnn: M; set to evaluation mode. Dreams run on its device.
+        temperature: Uncertainty of the dream; 1.0 is M's own density, and the paper trains TakeCover at 1.15.
+
+    Raises:
+        ValueError: The temperature is not above 0.
     """
 
     def __init__(self, mdnrnn: MdnRnn, *, temperature: float = 1.0) -> None:
@@ -59,19 +62,23 @@ class Dream:
         """Begin B dreams.
 
         Args:
-            z: (B, Z) float32, where they begin.
-            seeds: B seeds, one for each dream's stream.
-            h, c: (B, H) float32, M's state before it sees ``z``; zeros if None.
+            z: Initial latents, (B, Z) float32.
+            seeds: B seeds, one per dream.
+            h: Hidden state of M before ``z``, (B, H) float32; zeros if None.
+            c: Cell state of M before ``z``, (B, H) float32; zeros if None.
 
         Returns:
-            ``z``.
+            Initial latents, ``z``.
+
+        Raises:
+            ValueError: The number of seeds differs from the number of dreams.
         """
         batch_size = len(z)
         if len(seeds) != batch_size:
-            raise ValueError(f"{len(seeds)} seeds for {batch_size} dreams: each needs one of its own")
+            raise ValueError(f"{len(seeds)} seeds for {batch_size} dreams: each dream needs its own seed")
         self._streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
         zero_h, zero_c = self._mdnrnn.initial_state(batch_size)
-        # Copies: what the caller does to its arrays later is not to reach the dream.
+        # Copies, so that the caller may change its arrays later.
         self._z = self._tensor(z.copy())
         self._state = (
             zero_h if h is None else self._tensor(h.copy())[None],
@@ -83,7 +90,7 @@ class Dream:
     @torch.inference_mode()
     def step(self, actions: Array) -> DreamStep:
         """Act once in every dream; actions: (B, A) float32."""
-        ahead = self._steps % _DRAWN_AHEAD
+        ahead = self._steps % _STEPS_PER_DRAW
         if ahead == 0:
             self._draw_ahead()
         self._steps += 1
@@ -99,8 +106,11 @@ class Dream:
         )
 
     def _draw_ahead(self) -> None:
-        """Random numbers for the next steps: uniform (B, steps, Z), joint (B, steps); noise (B, steps, Z)."""
-        shape = (len(self._streams), _DRAWN_AHEAD, self._mdnrnn.z_size)
+        """Draw random numbers for the next steps.
+
+        Shapes: uniform (B, steps, Z), or (B, steps) for a joint mixture; noise (B, steps, Z).
+        """
+        shape = (len(self._streams), _STEPS_PER_DRAW, self._mdnrnn.z_size)
         uniform = np.empty(shape[:2] if self._mdnrnn.joint else shape, np.float32)
         noise = np.empty(shape, np.float32)
         for stream, uniform_numbers, normal_numbers in zip(self._streams, uniform, noise, strict=True):
@@ -110,12 +120,12 @@ class Dream:
 
     @property
     def h(self) -> Array:
-        """(B, H) float32, M's hidden state, which controllers see beside z."""
+        """Hidden state of M, (B, H) float32; an input of controllers in addition to z."""
         return self._array(self._state[0][0])
 
     @property
     def c(self) -> Array:
-        """(B, H) float32, M's cell state."""
+        """Cell state of M, (B, H) float32."""
         return self._array(self._state[1][0])
 
     def _tensor(self, array: Array) -> torch.Tensor:

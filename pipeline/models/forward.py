@@ -1,7 +1,7 @@
-"""The forward pass that rollouts and the encode stage use: V's encoder and M's step, in batches of one fixed size.
+"""Forward pass of rollouts and the encode stage: V's encoder and M's step, in batches of one fixed size.
 
-At a fixed batch size a row's result does not depend, to the bit, on its position or its neighbours; at another batch
-size it may. So callers give exactly ``batch_size`` rows, padding the last batch.
+At a fixed batch size, the bits of a row's result do not depend on its position or on the other rows; at another batch
+size they may differ. Callers therefore always pass exactly ``batch_size`` rows and pad the last batch.
 """
 
 from __future__ import annotations
@@ -22,42 +22,49 @@ class Encoder(Protocol):
     """V's encoder.
 
     Attributes:
-        batch_size: B, rows of every call.
-        z_size: Z.
+        batch_size: Rows per call, B.
+        z_size: Number of latent dimensions, Z.
     """
 
     batch_size: int
     z_size: int
 
     def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-        """frames: (B, 64, 64, 3) uint8. Returns mu and logvar, (B, Z) float32, good until the next call."""
+        """Encode frames, (B, 64, 64, 3) uint8, to mu and logvar, (B, Z) float32, valid until the next call."""
 
 
 class RnnStep(Protocol):
-    """One step of M's LSTM; its heads are not needed to drive.
+    """One step of M's LSTM; rollouts do not need M's heads.
 
     Attributes:
-        batch_size: B, rows of every call.
-        hidden_size: H.
+        batch_size: Rows per call, B.
+        hidden_size: Size of the hidden state, H.
     """
 
     batch_size: int
     hidden_size: int
 
     def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        """z (B, Z), action (B, A), h and c (B, H), all float32. Returns the next h and c, good until the next call."""
+        """Compute the next h and c, valid until the next call.
+
+        Args:
+            z: Latents, (B, Z) float32.
+            action: Actions, (B, A) float32.
+            h: Hidden state, (B, H) float32.
+            c: Cell state, (B, H) float32.
+        """
 
 
 def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Encoder:
-    """V's encoder on the engine and at the precision of ``config.rollouts``.
+    """Create V's encoder on the engine and at the precision of ``config.rollouts``.
 
     Args:
-        config: the run's.
-        vae_weights: safetensors bytes.
-        batch_size: B.
+        config: Config of the run.
+        vae_weights: Weights of V as safetensors bytes.
+        batch_size: Rows per call, B.
 
     Raises:
-        DamagedDataError: the weights are not this config's.
+        DamagedDataError: The weights do not belong to this config.
     """
     precision = resolve_precision(config.rollouts)
     if config.rollouts.engine == "openvino":
@@ -75,10 +82,16 @@ def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Enco
 
 
 def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int) -> RnnStep:
-    """M's step on the engine of ``config.rollouts``, always in float32.
+    """Create M's step on the engine of ``config.rollouts``, always in float32.
+
+    Args:
+        config: Config of the run.
+        mdnrnn_weights: Weights of M as safetensors bytes.
+        batch_size: Rows per call, B.
+        action_size: Length of an action, A.
 
     Raises:
-        DamagedDataError: the weights are not this config's.
+        DamagedDataError: The weights do not belong to this config.
     """
     if config.rollouts.engine == "openvino":
         from pipeline.models.openvino_forward import OpenVinoRnnStep
@@ -93,13 +106,21 @@ def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, act
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:
-    """z = mu + exp(logvar / 2) * noise, any one shape: what ``vae.sample_z`` is to torch."""
+    """Compute mu + exp(logvar / 2) * noise for arrays of one shape; the numpy version of ``vae.sample_z``."""
     z: Array = mu + np.exp(logvar * np.float32(0.5)) * noise
     return z
 
 
 def encode_all(encoder: Encoder, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-    """Any number of frames (N, 64, 64, 3) uint8, batch by batch, the last one padded. Returns mu and logvar, (N, Z)."""
+    """Encode any number of frames in batches, padding the last one.
+
+    Args:
+        encoder: V's encoder.
+        frames: Frames, (N, 64, 64, 3) uint8.
+
+    Returns:
+        Arrays mu and logvar, (N, Z) float32.
+    """
     count = len(frames)
     mu = np.empty((count, encoder.z_size), np.float32)
     logvar = np.empty_like(mu)

@@ -1,4 +1,4 @@
-"""M: the MDN-RNN of World Models, section A.3. An LSTM whose outputs are a mixture density over the next latent."""
+"""M: the MDN-RNN (World Models, section A.3), an LSTM that predicts a mixture density of the next latent."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ State = tuple[Tensor, Tensor]
 
 
 class Mixture(NamedTuple):
-    """A density over the next z.
+    """Density of the next z.
 
     Attributes:
-        logpi: log mixture weights, normalised over the last axis: (..., Z, K) factored, (..., K) joint.
-        mu: means, (..., Z, K).
-        log_sigma: log standard deviations, (..., Z, K).
+        logpi: Log mixture weights, normalised over the last axis: (..., Z, K) factored, (..., K) joint.
+        mu: Means, (..., Z, K).
+        log_sigma: Log standard deviations, (..., Z, K).
     """
 
     logpi: Tensor
@@ -28,12 +28,12 @@ class Mixture(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What M says of the next step.
+    """Prediction of the next step.
 
     Attributes:
-        mixture: of the next z.
-        reward: (...) or None where there is no reward head.
-        done_logit: (...) or None where there is no done head.
+        mixture: Density of the next z.
+        reward: Predicted reward, (...); None if there is no reward head.
+        done_logit: Logit of the episode's end, (...); None if there is no done head.
     """
 
     mixture: Mixture
@@ -42,11 +42,11 @@ class Prediction(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One draw of the next step.
+    """Sample of the next step.
 
     Attributes:
-        z: (..., Z).
-        reward, done_logit: as in ``Prediction``.
+        z: Next latent, (..., Z).
+        reward, done_logit: Values as in ``Prediction``.
     """
 
     z: Tensor
@@ -58,13 +58,14 @@ class MdnRnn(nn.Module):
     """The LSTM and its heads.
 
     Args:
-        z_size: Z.
-        action_size: A.
-        hidden_size: H.
-        mixtures: K, components per latent dimension (factored) or in all (joint).
-        mixture: whether each latent dimension has a mixture of its own (the paper) or all share one.
-        log_sigma_bounds: what log sigma is softly kept between, so that the likelihood is bounded.
-        reward_head, done_head: whether to predict them.
+        z_size: Number of latent dimensions, Z.
+        action_size: Length of an action, A.
+        hidden_size: Size of the hidden state, H.
+        mixtures: Number of components, K: per latent dimension (factored) or in total (joint).
+        mixture: Kind of mixture: one per latent dimension (``"factored"``, as in the paper) or one for all
+            (``"joint"``).
+        log_sigma_bounds: Soft lower and upper bounds of log sigma, which bound the likelihood.
+        reward_head, done_head: Whether to predict rewards and the episode's end.
     """
 
     def __init__(
@@ -90,42 +91,44 @@ class MdnRnn(nn.Module):
         self.heads = nn.Linear(hidden_size, sum(self._sizes))
 
     def initial_state(self, batch_size: int) -> State:
-        """h and c, (1, B, H) zeros."""
+        """Create the initial h and c, zeros of shape (1, B, H)."""
         zeros = self.heads.weight.new_zeros(1, batch_size, self.hidden_size)
         return zeros, zeros
 
     def forward(self, z: Tensor, action: Tensor, state: State | None = None) -> tuple[Prediction, State]:
-        """Predict each next step.
+        """Predict the next step for each step of a sequence.
 
         Args:
-            z: (B, T, Z).
-            action: (B, T, A).
-            state: h and c, each (1, B, H); zeros if None.
+            z: Latents, (B, T, Z).
+            action: Actions, (B, T, A).
+            state: State h and c, each (1, B, H); zeros if None.
 
         Returns:
-            a prediction with leading axes (B, T), and the state after the last step.
+            Prediction with leading axes (B, T), and the state after the last step.
         """
         hidden, state = self.lstm(torch.cat([z, action], dim=-1), state)
         return self.predict(hidden), state
 
     def predict(self, hidden: Tensor) -> Prediction:
-        """The heads: hidden (..., H) to a prediction with the same leading axes."""
+        """Apply the heads to hidden states, (..., H); the prediction has the same leading axes."""
         (logits, mu, log_sigma), reward, done_logit = self._outputs(hidden)
         mixture = Mixture(functional.log_softmax(logits, dim=-1), mu, self._bound(log_sigma))
         return Prediction(mixture, reward, done_logit)
 
     def sample(self, hidden: Tensor, temperature: float, uniform: Tensor, noise: Tensor) -> Sample:
-        """Draw what ``predict`` describes, without working out the density of what is not drawn.
+        """Sample from the prediction, without computing the density of components that are not drawn.
 
         Args:
-            hidden: (..., H).
-            temperature, uniform, noise: as ``sample_mixture`` takes them.
+            hidden: Hidden states, (..., H).
+            temperature: Temperature as in ``sample_mixture``.
+            uniform: Uniform random numbers as in ``sample_mixture``.
+            noise: Standard normal random numbers as in ``sample_mixture``.
         """
         mixture, reward, done_logit = self._outputs(hidden)
         return Sample(sample_mixture(mixture, temperature, uniform, noise, self._bound), reward, done_logit)
 
     def _outputs(self, hidden: Tensor) -> Prediction:
-        """As the heads give it: logits that are not normalised, and log sigma that is not bounded."""
+        """Raw outputs of the heads: logits are not normalised, log sigma is not bounded."""
         logits, mu, log_sigma, reward, done_logit = self.heads(hidden).split(self._sizes, dim=-1)
         shape = (*hidden.shape[:-1], self.z_size, self.mixtures)
         return Prediction(
@@ -135,13 +138,14 @@ class MdnRnn(nn.Module):
         )
 
     def _bound(self, log_sigma: Tensor) -> Tensor:
-        return _softly_between(log_sigma, *self.log_sigma_bounds)
+        return _soft_clamp(log_sigma, *self.log_sigma_bounds)
 
 
-def _softly_between(x: Tensor, low: float, high: float) -> Tensor:
-    """Smooth bounds with a gradient everywhere, so that no unit is stuck at one (Chua et al. 2018, appendix A.1)."""
+def _soft_clamp(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp with a gradient everywhere, so that no unit is stuck at a bound (Chua et al. 2018, appendix A.1)."""
     x = high - functional.softplus(high - x)
-    # Near high the second softplus adds log(1 + exp(low - high)); scaled, the upper bound holds however close they are.
+    # Near high, the second softplus adds log(1 + exp(low - high)); the scale keeps the upper bound exact even if the
+    # bounds are close together.
     scale = (high - low) / math.log1p(math.exp(high - low)) if high - low < 30 else 1.0
     return low + functional.softplus(x - low) * scale
 
@@ -150,11 +154,11 @@ def mixture_nll(mixture: Mixture, z: Tensor) -> Tensor:
     """Negative log-likelihood of z, in nats per latent dimension (section A.3; Bishop 1994, equation 29).
 
     Args:
-        mixture: with leading axes (...).
-        z: (..., Z).
+        mixture: Mixture with leading axes (...).
+        z: Latents, (..., Z).
 
     Returns:
-        (...), the mean over latent dimensions.
+        Mean over latent dimensions, (...).
     """
     logpi, mu, log_sigma = mixture
     scaled = (z[..., None] - mu) * torch.exp(-log_sigma)
@@ -171,20 +175,20 @@ def sample_mixture(
     noise: Tensor,
     bound: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Draw a next z (section A.3: temperature divides the mixture's logits and multiplies its variances).
+    """Sample a next z (section A.3: the temperature divides the mixture's logits and multiplies its variances).
 
     Args:
-        mixture: with leading axes (...); its logpi need not be normalised.
-        temperature: 1.0 is M's own; higher is more uncertain.
-        uniform: in [0, 1), (..., Z) factored, (...) joint: picks the component.
-        noise: standard normal, (..., Z).
-        bound: what is still to be done to log_sigma, elementwise; None where nothing is.
+        mixture: Mixture with leading axes (...); logpi need not be normalised.
+        temperature: Temperature; 1.0 is M's own density, higher values are more uncertain.
+        uniform: Random numbers in [0, 1) that pick the components: (..., Z) factored, (...) joint.
+        noise: Standard normal random numbers, (..., Z).
+        bound: Elementwise function to apply to log_sigma; None if it is already bounded.
 
     Returns:
-        z, (..., Z).
+        Next latent z, (..., Z).
     """
     logpi, mu, log_sigma = mixture
-    # Not softmax: over so few components it takes longer than all of this.
+    # Faster than softmax: over this few components, softmax alone takes longer than this whole function.
     weights = torch.exp((logpi - logpi.amax(dim=-1, keepdim=True)) / temperature)
     cumulative = weights.cumsum(dim=-1)
     chosen = (cumulative[..., :-1] <= uniform[..., None] * cumulative[..., -1:]).sum(dim=-1, keepdim=True)

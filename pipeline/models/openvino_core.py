@@ -1,12 +1,12 @@
-"""OpenVINO itself, imported so that it reports to nobody."""
+"""Import of OpenVINO with its telemetry disabled."""
 
 from __future__ import annotations
 
 import sys
 from functools import cache
 
-# OpenVINO reports to its makers that it is imported, from a fork of this process that is waited for at the end. A fork
-# of a process with threads may hang for good. It does without where this package is not to be had.
+# On import, OpenVINO sends telemetry from a fork of this process and waits for the fork at exit. A fork of a process
+# with threads may hang forever. OpenVINO skips the telemetry if this package cannot be imported.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
@@ -14,5 +14,5 @@ import openvino as ov  # noqa: E402
 
 @cache
 def core() -> ov.Core:
-    """The process's one core."""
+    """Return the process's single OpenVINO core."""
     return ov.Core()

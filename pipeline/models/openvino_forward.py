@@ -1,4 +1,4 @@
-"""The forward pass compiled by OpenVINO from the weights alone: workers that drive never load torch."""
+"""Forward pass compiled by OpenVINO directly from the weights, so that rollout workers never import torch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from pipeline.models.precision import Precision
 
 Array = NDArray[np.float32]
 
-_CONVOLUTIONS = (0, 2, 4, 6)  # where they stand in ``Vae.encoder``
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # what is not quantised
+_CONVOLUTIONS = (0, 2, 4, 6)  # indices of the convolutions in ``Vae.encoder``
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # precision of the operations that are not quantised
 
 
 class OpenVinoEncoder:
     """V's encoder; see ``pipeline/models/forward.py``.
 
     Args:
-        vae_weights: safetensors bytes of the whole V.
-        z_size: Z, which they must have.
-        batch_size: B.
-        precision: of convolutions and products. int8: weights by output channel, symmetric; activations unsigned,
-            over the ranges that V was calibrated to.
+        vae_weights: Weights of the whole V as safetensors bytes.
+        z_size: Expected number of latent dimensions, Z.
+        batch_size: Rows per call, B.
+        precision: Precision of convolutions and matrix products. For int8, weights are symmetric per output channel;
+            activations are unsigned, over V's calibrated ranges.
+
+    Raises:
+        DamagedDataError: The weights do not belong to this config; or, for int8, V is not calibrated.
     """
 
     def __init__(self, vae_weights: bytes, z_size: int, batch_size: int, precision: Precision) -> None:
@@ -43,6 +46,7 @@ class OpenVinoEncoder:
         self._mu, self._logvar = (self._request.get_output_tensor(index).data for index in range(2))
 
     def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
+        """See ``Encoder.__call__``."""
         assert frames.shape == self._frames.shape, frames.shape
         np.copyto(self._frames, frames)
         self._request.infer()
@@ -53,9 +57,12 @@ class OpenVinoRnnStep:
     """One step of M's LSTM in float32; see ``pipeline/models/forward.py``.
 
     Args:
-        mdnrnn_weights: safetensors bytes of the whole M.
-        input_size, hidden_size: Z + A and H, which they must have.
-        batch_size: B.
+        mdnrnn_weights: Weights of the whole M as safetensors bytes.
+        input_size, hidden_size: Expected sizes, Z + A and H.
+        batch_size: Rows per call, B.
+
+    Raises:
+        DamagedDataError: The weights do not belong to this config.
     """
 
     def __init__(self, mdnrnn_weights: bytes, input_size: int, hidden_size: int, batch_size: int) -> None:
@@ -73,6 +80,7 @@ class OpenVinoRnnStep:
         self._h_next, self._c_next = (self._request.get_output_tensor(index).data for index in range(2))
 
     def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
+        """See ``RnnStep.__call__``."""
         assert len(z) == self.batch_size, z.shape
         z_size = z.shape[1]
         self._input[:, :z_size] = z
@@ -91,7 +99,7 @@ def _read(weights: bytes, what: str, shapes: Mapping[str, tuple[int, ...]]) -> d
     for name, shape in shapes.items():
         found = arrays[name].shape if name in arrays else "absent"
         if found != shape:
-            raise DamagedDataError(f"{what} are not those of this config: {name} is {found}, expected {shape}")
+            raise DamagedDataError(f"{what} do not belong to this config: {name} is {found}, expected {shape}")
     return arrays
 
 
@@ -100,14 +108,14 @@ def _compile(model: ov.Model, precision: str) -> ov.InferRequest:
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": 1,
         "NUM_STREAMS": 1,
-        # Pinned, the threads of all workers on a machine share its first core.
+        # With pinning, the threads of all workers on a machine would share its first core.
         "ENABLE_CPU_PINNING": False,
     }
     return core().compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _encoder(arrays: dict[str, Array], batch_size: int, quantised: bool) -> ov.Model:
-    """Frames (B, 64, 64, 3) uint8 to mu and logvar, (B, Z): the layers of ``Vae.encode``."""
+    """Build the layers of ``Vae.encode``: frames (B, 64, 64, 3) uint8 to mu and logvar, (B, Z)."""
     frames = ops.parameter([batch_size, *FRAME_SHAPE], np.uint8, name="frames")
     x = ops.transpose(ops.convert(frames, "f32"), np.array([0, 3, 1, 2]))
     if quantised:
@@ -120,7 +128,7 @@ def _encoder(arrays: dict[str, Array], batch_size: int, quantised: bool) -> ov.M
         x = ops.relu(ops.add(x, bias.reshape(1, -1, 1, 1)))
         if quantised:
             if not largest > 0:
-                raise DamagedDataError("the VAE's weights hold no activation ranges: int8 needs a calibrated V")
+                raise DamagedDataError("the VAE's weights have no activation ranges: int8 needs a calibrated V")
             x = _quantise(x, np.float32(0), largest, 256)
     x = ops.reshape(x, np.array([batch_size, -1]), False)
     heads = [
@@ -131,11 +139,11 @@ def _encoder(arrays: dict[str, Array], batch_size: int, quantised: bool) -> ov.M
 
 
 def _lstm_step(arrays: dict[str, Array], batch_size: int) -> ov.Model:
-    """[z, action], h and c to the next h and c."""
+    """Build M's LSTM step: [z, action], h and c to the next h and c."""
     hidden_size = arrays["lstm.weight_hh_l0"].shape[1]
     sizes = (arrays["lstm.weight_ih_l0"].shape[1], hidden_size, hidden_size)
     inputs = [ops.parameter([batch_size, size], np.float32) for size in sizes]
-    # torch has the gates in the order input, forget, cell, output; OpenVINO forget, input, cell, output.
+    # The order of the gates is input, forget, cell, output in torch, and forget, input, cell, output in OpenVINO.
     gates = np.arange(4 * hidden_size).reshape(4, hidden_size)[[1, 0, 2, 3]].ravel()
     weights = (
         arrays["lstm.weight_ih_l0"][gates],
@@ -150,11 +158,11 @@ def _weights(weights: Array, quantised: bool) -> Any:
     if not quantised:
         return weights
     largest = np.abs(weights).reshape(len(weights), -1).max(axis=1).reshape(-1, *[1] * (weights.ndim - 1))
-    # A channel of zeros has no range; any will do.
+    # A channel of zeros has no range; any range works.
     largest = np.where(largest > 0, largest, 1).astype(np.float32)
     return _quantise(weights, -largest, largest, 255)
 
 
 def _quantise(x: Any, low: Any, high: Any, levels: int) -> Any:
-    """Round to so many levels; OpenVINO computes in 8 bits between two of these."""
+    """Round to a number of levels; OpenVINO computes in 8 bits between two such operations."""
     return ops.fake_quantize(x, low, high, low, high, levels)

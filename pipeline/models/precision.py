@@ -1,4 +1,4 @@
-"""The number formats of V's encoder while driving and encoding: what this CPU has, and what ``auto`` comes to."""
+"""Precision of V's encoder in rollouts and in the encode stage: native formats of this CPU, and ``auto``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def native_precisions() -> list[Precision]:
-    """What this CPU has instructions for, the fastest last.
+    """Precisions that this CPU has instructions for, the fastest last.
 
-    OpenVINO takes any hint and computes in float32 where it has none, and int8 without VNNI, slowly.
+    OpenVINO accepts any precision: it computes in float32 if it does not support the precision, and slowly in int8 if
+    the CPU has no VNNI.
     """
     from pipeline.models.openvino_core import core
 
@@ -29,12 +30,14 @@ def native_precisions() -> list[Precision]:
 
 
 def resolve_precision(rollouts: RolloutsConfig) -> Precision:
-    """What ``rollouts.precision`` comes to on this machine.
+    """Resolve ``rollouts.precision`` on this machine.
 
-    ``auto`` is the fastest that the CPU multiplies natively: int8 with VNNI, else bfloat16, else float32.
+    With OpenVINO, ``auto`` is the fastest precision that the CPU multiplies natively: int8 with VNNI, else bfloat16,
+    else float32. With torch, it is float32.
 
     Raises:
-        ConfigError: the engine is not installed, or this CPU has no instructions for the precision.
+        ConfigError: The engine is not installed or does not support the precision, or this CPU has no instructions for
+            it.
     """
     if rollouts.engine == "torch":
         if rollouts.precision == "int8":
@@ -57,9 +60,10 @@ def resolve_precision(rollouts: RolloutsConfig) -> Precision:
 
 
 def resolved(config: RunConfig) -> dict[str, str]:
-    """The engine and the precision of V's encoder, for a manifest to say.
+    """Engine and precision of V's encoder, for a manifest.
 
-    What ``auto`` comes to on this machine, it comes to on all, unless workers of another kind of CPU are accepted.
+    With ``execution.exact``, ``auto`` resolves to the same precision on all machines, so the resolved precision is
+    given; otherwise workers may have other kinds of CPU, and the configured value is given.
     """
     rollouts = config.rollouts
     return {

@@ -1,4 +1,4 @@
-"""The forward pass on torch: for machines without OpenVINO, and for networks that change from episode to episode."""
+"""Forward pass with torch, for machines without OpenVINO and for networks that change in each episode."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TorchEncoder:
     """V's encoder; see ``pipeline/models/forward.py``.
 
     Args:
-        vae: the whole V; only its encoder is used.
-        batch_size: B, rows of every call.
-        precision: of the convolutions and products.
+        vae: V; only its encoder is used.
+        batch_size: Rows per call, B.
+        precision: Precision of convolutions and matrix products.
     """
 
     def __init__(self, vae: Vae, batch_size: int, precision: torch.dtype = torch.float32) -> None:
@@ -29,7 +29,7 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
-        """frames: (B, 64, 64, 3) uint8. Returns mu and logvar, (B, Z) float32."""
+        """See ``Encoder.__call__``."""
         assert frames.shape == (self.batch_size, 64, 64, 3), frames.shape
         mixed = self._precision is not torch.float32
         with torch.autocast("cpu", dtype=self._precision, enabled=mixed):
@@ -41,8 +41,8 @@ class TorchRnnStep:
     """One step of M's LSTM; see ``pipeline/models/forward.py``.
 
     Args:
-        mdnrnn: the whole M.
-        batch_size: B, rows of every call.
+        mdnrnn: M; only its LSTM is used.
+        batch_size: Rows per call, B.
     """
 
     def __init__(self, mdnrnn: MdnRnn, batch_size: int) -> None:
@@ -52,7 +52,7 @@ class TorchRnnStep:
 
     @torch.inference_mode()
     def __call__(self, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
-        """z (B, Z), action (B, A), h and c (B, H), all float32. Returns the next h and c."""
+        """See ``RnnStep.__call__``."""
         assert len(z) == self.batch_size, z.shape
         rnn_input = torch.from_numpy(np.concatenate([z, action], axis=1))[:, None]
         _, (h_next, c_next) = self._lstm(rnn_input, (torch.from_numpy(h)[None], torch.from_numpy(c)[None]))

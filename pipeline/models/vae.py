@@ -1,4 +1,4 @@
-"""V: the convolutional variational autoencoder of World Models, section A.2 and figure 22."""
+"""V: the convolutional variational autoencoder (World Models, section A.2 and figure 22)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional
 
 
 class VaeLoss(NamedTuple):
-    """Means over a batch, 0-dimensional float32.
+    """Mean losses of a batch, 0-dimensional float32.
 
     Attributes:
-        total: what is minimised.
-        reconstruction: squared error summed over a frame's values in [0, 1].
+        total: Loss to minimise.
+        reconstruction: Squared error, summed over a frame's values in [0, 1].
         kl: KL divergence from the unit Gaussian in nats, before free bits.
     """
 
@@ -29,7 +29,7 @@ class Vae(nn.Module):
     """Encoder and decoder.
 
     Args:
-        z_size: Z, the number of latent dimensions.
+        z_size: Number of latent dimensions, Z.
     """
 
     def __init__(self, z_size: int) -> None:
@@ -58,7 +58,7 @@ class Vae(nn.Module):
 
     @torch.inference_mode()
     def calibrate(self, frames: Tensor) -> None:
-        """Widen the activation ranges to those of some frames, (B, 3, 64, 64) in [0, 1]."""
+        """Widen the activation ranges to include those of some frames, (B, 3, 64, 64) float in [0, 1]."""
         largest = []
         for layer in self.encoder.children():
             frames = layer(frames)
@@ -67,12 +67,12 @@ class Vae(nn.Module):
         self.activation_max.copy_(torch.maximum(self.activation_max, torch.stack(largest)))
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """frames: (B, 3, 64, 64) float in [0, 1]. Returns mu and logvar, (B, Z)."""
+        """Encode frames, (B, 3, 64, 64) float in [0, 1], to mu and logvar, (B, Z)."""
         features = self.encoder(frames)
         return self.mu(features), self.logvar(features)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z: (B, Z). Returns frames, (B, 3, 64, 64) in [0, 1]."""
+        """Decode z, (B, Z), to frames, (B, 3, 64, 64) in [0, 1]."""
         first = self.decoder[0]
         assert isinstance(first, nn.ConvTranspose2d)
         assert first.bias is not None
@@ -82,26 +82,36 @@ class Vae(nn.Module):
         return self.decoder[1:](x)  # type: ignore[no-any-return]
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """frames: (B, 3, 64, 64); noise: (B, Z), standard normal. Returns reconstructions, mu and logvar."""
+        """Encode, sample and decode.
+
+        Args:
+            frames: Frames in [0, 1], (B, 3, 64, 64).
+            noise: Standard normal random numbers, (B, Z).
+
+        Returns:
+            Reconstructions (B, 3, 64, 64), mu and logvar (B, Z).
+        """
         mu, logvar = self.encode(frames)
         return self.decode(sample_z(mu, logvar, noise)), mu, logvar
 
 
 def sample_z(mu: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """z = mu + exp(logvar / 2) * noise (Kingma & Welling 2014, section 2.4), any one shape."""
+    """Compute mu + exp(logvar / 2) * noise for tensors of one shape (Kingma & Welling 2014, section 2.4)."""
     return mu + torch.exp(logvar / 2) * noise
 
 
 def vae_loss(reconstruction: Tensor, frames: Tensor, mu: Tensor, logvar: Tensor, kl_tolerance: float) -> VaeLoss:
-    """Squared error + KL with free bits.
+    """Compute the squared error + KL with free bits.
 
     KL to the unit Gaussian: Kingma & Welling 2014, appendix B. Free bits as in the paper's code: a sample's KL, summed
-    over latent dimensions, costs nothing below ``kl_tolerance * Z`` nats.
+    over latent dimensions, has no cost below ``kl_tolerance * Z`` nats.
 
     Args:
-        reconstruction, frames: (B, 3, 64, 64) in [0, 1].
-        mu, logvar: (B, Z).
-        kl_tolerance: nats per latent dimension.
+        reconstruction: Reconstructions in [0, 1], (B, 3, 64, 64).
+        frames: Frames in [0, 1], (B, 3, 64, 64).
+        mu: Means of z, (B, Z).
+        logvar: Log variances of z, (B, Z).
+        kl_tolerance: Free bits, in nats per latent dimension.
     """
     squared = (reconstruction.float() - frames.float()).square().sum(dim=(1, 2, 3))
     mu, logvar = mu.float(), logvar.float()
@@ -111,12 +121,12 @@ def vae_loss(reconstruction: Tensor, frames: Tensor, mu: Tensor, logvar: Tensor,
 
 
 def frames_to_input(frames: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """Frames (B, 64, 64, 3) uint8 to what V takes: (B, 3, 64, 64) float32 in [0, 1], channels-last in memory."""
-    if not frames.flags.writeable:  # as those of a shard are; torch warns of sharing memory with them
+    """Convert frames, (B, 64, 64, 3) uint8, to V's input, (B, 3, 64, 64) float32 in [0, 1], channels-last in memory."""
+    if not frames.flags.writeable:  # frames of a shard are read-only; torch warns about sharing memory with them
         frames = frames.copy()
     return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255)
 
 
 def output_to_frames(output: Tensor) -> NDArray[np.uint8]:
-    """What V's decoder gives, (B, 3, 64, 64) in [0, 1], to frames (B, 64, 64, 3) uint8."""
+    """Convert V's reconstructions, (B, 3, 64, 64) in [0, 1], to frames, (B, 64, 64, 3) uint8."""
     return functional.relu(output * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

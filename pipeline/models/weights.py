@@ -1,4 +1,4 @@
-"""Final weights as safetensors: readable by any tool, nothing unpickled."""
+"""Final weights as safetensors: readable by any tool, without unpickling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.stages.description import Description, to_metadata
 
 
 def to_bytes(module: nn.Module, description: Description | None = None) -> bytes:
-    """A module's parameters as safetensors, float32 on the CPU.
+    """Serialise a module's parameters and buffers as safetensors on the CPU.
 
     Args:
         module: V or M.
-        description: What the weights need, for the file's metadata; None for weights that are never stored.
+        description: Description for the file's metadata; None for weights that are never stored.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     data: bytes = save(tensors, to_metadata(description) if description is not None else None)
@@ -30,23 +30,32 @@ def to_bytes(module: nn.Module, description: Description | None = None) -> bytes
 
 
 def load_into(module: nn.Module, data: bytes, what: str) -> None:
-    """Fill a module from safetensors bytes; the names and shapes must be its own."""
+    """Load safetensors bytes into a module.
+
+    Args:
+        module: V or M.
+        data: Safetensors bytes.
+        what: Name of the weights for messages, in the plural.
+
+    Raises:
+        DamagedDataError: The bytes are not readable, or names or shapes differ from the module's.
+    """
     try:
         tensors: Mapping[str, Tensor] = load(data)
         module.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
-        raise DamagedDataError(f"{what} does not hold the weights of this config: {error}") from error
+        raise DamagedDataError(f"{what} do not belong to this config: {error}") from error
 
 
 def new_vae(config: RunConfig) -> Vae:
-    """V with its initial weights, the same for the same seed."""
+    """Create V with initial weights that depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "vae/init"))
         return Vae(config.vae.z_size)
 
 
 def new_mdnrnn(config: RunConfig, action_size: int) -> MdnRnn:
-    """M with its initial weights, the same for the same seed."""
+    """Create M with initial weights that depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "mdnrnn/init"))
         return MdnRnn(

@@ -1,1 +1,1 @@
-"""What a run will take: time, money and memory, before it begins."""
+"""Estimates made before a run starts: time, money and memory."""

@@ -1,4 +1,4 @@
-"""Before anything expensive: what will be run, what it needs, and a refusal of what cannot fit."""
+"""Checks before a run: estimates of its cost, and refusal of a run that does not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.store import check_lasting
 
-# Rough costs, measured on one core of a 2-core AVX-512 machine; only estimates are made from them.
+# Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
 _AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
 _RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "random-controller": 700.0}
 _VAE_FRAMES_PER_S = 320.0
@@ -29,22 +29,22 @@ _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
-_START_S = {"ray": 4.0, "in-process": 1.5}  # of a stage's processes, with what they import
+_START_S = {"ray": 4.0, "in-process": 1.5}  # start of a stage's processes, with their imports
 _VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage amounts to.
+    """Estimated cost of one stage.
 
     Attributes:
-        stage: its name.
-        work: in words.
-        seconds: rough.
-        disk_bytes: left in the run directory.
-        memory: bytes at its peak, all processes together, by the key that each part of it grows with; ``""`` for what
-            no key changes.
+        stage: Name of the stage.
+        work: Description of the work.
+        seconds: Approximate time.
+        disk_bytes: Bytes written to the run directory.
+        memory: Peak bytes of all processes together, by the config key that each part grows with; ``""`` for the part
+            that no key changes.
     """
 
     stage: str
@@ -55,19 +55,19 @@ class StageEstimate:
 
     @property
     def memory_bytes(self) -> float:
-        """All of the memory."""
+        """Peak memory in total."""
         return sum(self.memory.values())
 
 
 def num_workers(config: RunConfig) -> int:
-    """Workers that this machine would give the run."""
+    """Number of workers of a run on this machine."""
     if config.execution.executor == "in-process":
         return 1
     return config.execution.workers or num_cores()
 
 
 def estimate(config: RunConfig) -> list[StageEstimate]:
-    """Rough, and for episodes that all run to their limit."""
+    """Estimate each stage roughly, with all episodes at their limit."""
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
@@ -87,7 +87,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
-    windows = collect.episodes * -(-episode_frames // rnn.window)  # no batch holds more
+    windows = collect.episodes * -(-episode_frames // rnn.window)  # upper limit of a batch
     rate = _AGENT_STEPS_PER_S
     collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], 1.4 * rate[config.env.rendering])
     num_controllers = 2 if config.evaluate.controllers == "both" else 1
@@ -114,7 +114,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
             frames / _ENCODED_FRAMES_PER_S / cores, frames * latent_bytes, {**of_workers, **of_shards},
         ),
         StageEstimate(
-            "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "left as initialised",
+            "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
             rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, num_cores()),
             3 * 4 * 4 * _RNN_PARAMETERS,
             {
@@ -139,7 +139,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
 
 
 def describe(config: RunConfig, run_dir: str) -> str:
-    """The plan, as a table."""
+    """Write the estimates as a table."""
     rows = estimate(config)
     workers = f"{num_workers(config)} workers here" if not _on_a_cluster(config) else "the cluster's workers"
     lines = [
@@ -151,16 +151,17 @@ def describe(config: RunConfig, run_dir: str) -> str:
         lines.append(f"  {row.stage:<13} {duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")
     lines.append(
         f"  {'all':<13} {duration(sum(r.seconds for r in rows)):>9}  {_size(sum(r.disk_bytes for r in rows)):>9}  "
-        f"memory at most {_size(max(r.memory_bytes for r in rows))}; times are rough, for this machine's cores"
+        f"memory at most {_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
     )
     return "\n".join(lines)
 
 
 def check(config: RunConfig, run_dir: str) -> None:
-    """Refuse what cannot fit on this machine, and a run directory that would not last.
+    """Refuse a run that does not fit on this machine, or a run directory that is deleted with a job's sources.
 
     Raises:
-        ConfigError: not enough disk, memory or threads, or a folder that goes with a job; with what to change.
+        ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message says
+            what to change.
     """
     rows = estimate(config)
     if _sources_are_a_copy():
@@ -168,7 +169,7 @@ def check(config: RunConfig, run_dir: str) -> None:
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
     if _on_a_cluster(config):
-        return  # each worker looks at what is its own
+        return  # each worker checks its own node
     check_thread_limit(max(config.vae.threads, config.mdnrnn.threads))
     memory = memory_bytes()
     worst = max(rows, key=lambda row: row.memory_bytes)
@@ -180,7 +181,7 @@ def check(config: RunConfig, run_dir: str) -> None:
 
 
 def _sources_are_a_copy() -> bool:
-    """Whether this is the driver of a job that its sources came with; Ray leaves the job's description here."""
+    """Whether this is the driver of a job with uploaded sources; Ray puts the job's description into this variable."""
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     return "working_dir" in job.get("runtime_env", {})
 
@@ -203,7 +204,7 @@ def _on_a_cluster(config: RunConfig) -> bool:
 
 
 def _present_bytes(folder: Path) -> int:
-    """What an earlier session has written already."""
+    """Bytes that earlier sessions have written."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
@@ -212,7 +213,7 @@ def _size(size_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For people: two digits or three, in the unit that fits."""
+    """Format seconds with two or three digits, in a suitable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:

@@ -1,4 +1,4 @@
-"""How long a pool takes for episodes, simulated: workers that step lanes in lockstep, one driver that feeds them."""
+"""Simulation of the time a pool takes to run episodes: workers step lanes in lockstep, one driver feeds them."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy as np
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.execution.jobs import share
+from pipeline.execution.jobs import batch_for_worker
 
 
 @dataclass(frozen=True)
 class WorkerSpeed:
-    """How fast one worker drives, by how many of its lanes are at work.
+    """Speed of one worker, by its number of active lanes.
 
     A step of n lanes takes ``ceil(n / micro_batch) * batch_s + n * lane_s``: the networks run on whole micro-batches,
     the environments one by one.
 
     Attributes:
-        lanes, micro_batch: as configured.
-        all_lanes: agent-steps/s with every lane at work.
-        batch_s: seconds that a micro-batch takes in the networks.
-        lane_s: seconds that a lane takes in its environment.
+        lanes, micro_batch: Values of the config.
+        all_lanes: Agent-steps/s with every lane active.
+        batch_s: Seconds per micro-batch in the networks.
+        lane_s: Seconds per lane in its environment.
     """
 
     lanes: int
@@ -37,38 +37,38 @@ class WorkerSpeed:
 
     @classmethod
     def from_rates(cls, config: RunConfig, all_lanes: float, one_lane: float) -> WorkerSpeed:
-        """From agent-steps/s with all lanes at work and with one.
+        """Compute the speed from agent-steps/s with all lanes active and with one.
 
         Raises:
-            ConfigError: no worker has such rates.
+            ConfigError: No worker can have these two rates.
         """
         lanes, micro_batch = config.rollouts.lanes, config.rollouts.micro_batch
         batches = ceil(lanes / micro_batch)
-        if lanes == batches:  # every lane is a micro-batch of its own: how many are at work makes no difference
+        if lanes == batches:  # every lane is its own micro-batch: the number of active lanes makes no difference
             return cls(lanes, micro_batch, all_lanes, 0.0, 1 / all_lanes)
         if not one_lane <= all_lanes <= one_lane * lanes / batches:
             raise ConfigError(
-                f"{all_lanes:,.0f} agent-steps/s with all lanes of a worker and {one_lane:,.0f} with one cannot be: "
+                f"a worker cannot make {all_lanes:,.0f} agent-steps/s with all lanes and {one_lane:,.0f} with one: "
                 f"{lanes} lanes are {batches} micro-batches, so between {one_lane:,.0f} and "
-                f"{one_lane * lanes / batches:,.0f} were expected with all. Measure on a machine that does nothing "
-                "else, or give both by --steps-per-s ALL ONE"
+                f"{one_lane * lanes / batches:,.0f} were expected with all. Measure on an idle machine, or pass both "
+                "with --steps-per-s ALL ONE."
             )
         lane_s = (lanes / all_lanes - batches / one_lane) / (lanes - batches)
         return cls(lanes, micro_batch, all_lanes, 1 / one_lane - lane_s, lane_s)
 
     def step_s(self, active: int) -> float:
-        """Seconds of one step of so many lanes."""
+        """Seconds of one step of ``active`` lanes."""
         return ceil(active / self.micro_batch) * self.batch_s + active * self.lane_s
 
 
 @dataclass(frozen=True)
-class Drive:
-    """Episodes driven by a pool.
+class SimulatedRollouts:
+    """Simulated time of a pool to run episodes.
 
     Attributes:
-        seconds: until the last result.
-        busy_s: that workers drove, all together.
-        steps: of all episodes.
+        seconds: Seconds until the last result.
+        busy_s: Seconds that workers ran episodes, summed over workers.
+        steps: Agent steps of all episodes.
     """
 
     seconds: float
@@ -81,12 +81,12 @@ class _Worker:
     """A worker in the simulation.
 
     Attributes:
-        speed: how fast it is.
-        inbox: lengths of the episodes that lie before it.
-        ends: of the lanes at work, in steps of the worker; a heap.
-        steps: that it has made.
-        at: the time of which all this is true.
-        busy_s: that it has driven.
+        speed: Speed of the worker.
+        inbox: Lengths of the episodes dispatched to it and not started, in steps.
+        ends: End of each active lane's episode, in steps of the worker; a heap.
+        steps: Steps made so far.
+        at: Time of this state, in seconds.
+        busy_s: Seconds spent on episodes.
     """
 
     speed: WorkerSpeed
@@ -102,7 +102,7 @@ class _Worker:
 
     @property
     def next_end(self) -> float:
-        """When the next of its episodes ends."""
+        """Time at which its next episode ends, in seconds."""
         return self.at + (self.ends[0] - self.steps) * self.speed.step_s(len(self.ends))
 
     def advance(self, now: float) -> None:
@@ -112,42 +112,44 @@ class _Worker:
         self.at = now
 
     def begin(self) -> None:
-        """Idle lanes take what lies there."""
+        """Start dispatched episodes on idle lanes."""
         while self.inbox and len(self.ends) < self.speed.lanes:
             heapq.heappush(self.ends, self.steps + self.inbox.popleft())
 
     def end(self) -> None:
-        """The next episode to end does, just now."""
+        """Advance to the end of the next episode."""
         self.advance(self.next_end)
         self.steps = heapq.heappop(self.ends)
         self.begin()
 
 
-def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: float) -> Drive:
-    """Simulate how a pool hands episodes out (``pipeline.execution.protocol.share``), to whoever has just ended one.
+def simulate_rollouts(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: float) -> SimulatedRollouts:
+    """Simulate a pool that dispatches episodes to each worker that ends one.
+
+    The size of each batch is that of ``pipeline.execution.jobs.batch_for_worker``.
 
     Args:
-        lengths: of the episodes, in steps, in the order that they are handed out in.
-        workers: in the pool.
-        speed: of each.
-        dispatch_s: seconds of the driver an episode; it does one thing at a time.
+        lengths: Episode lengths in steps, in order of dispatch.
+        workers: Number of workers in the pool.
+        speed: Speed of each worker.
+        dispatch_s: Driver's seconds per episode; it does one thing at a time.
     """
     waiting = deque(lengths)
     pool = [_Worker(speed) for _ in range(min(workers, len(lengths)))]
     missing, driver, end = len(lengths), 0.0, 0.0
-    # (when, whose, what): an episode's end, or episodes that arrive. Of a worker whose lanes changed since, an end is
-    # out of date: the number tells.
+    # (time, worker, version, arriving episodes): the end of an episode, or episodes that arrive. An end is outdated if
+    # the worker's lanes have changed since, which its version shows.
     events: list[tuple[float, int, int, list[int]]] = []
     versions = [0] * len(pool)
 
-    def look_out_for(index: int) -> None:
+    def schedule_next_end(index: int) -> None:
         versions[index] += 1
         if pool[index].ends:
             heapq.heappush(events, (pool[index].next_end, index, versions[index], []))
 
-    def hand_out(index: int, now: float) -> None:
+    def dispatch(index: int, now: float) -> None:
         nonlocal driver
-        count = share(
+        count = batch_for_worker(
             waiting=len(waiting), missing=missing, workers=len(pool), has=pool[index].has + under_way[index],
             jobs_at_once=speed.lanes,
         )  # fmt: skip
@@ -158,7 +160,7 @@ def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: 
 
     under_way = [0] * len(pool)
     for index in range(len(pool)):
-        hand_out(index, 0.0)
+        dispatch(index, 0.0)
     while events:
         now, index, version, arriving = heapq.heappop(events)
         worker = pool[index]
@@ -170,15 +172,22 @@ def drive(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: 
         elif version == versions[index]:
             worker.end()
             missing, end = missing - 1, now
-            hand_out(index, now)
+            dispatch(index, now)
         else:
             continue
-        look_out_for(index)
-    return Drive(end, sum(worker.busy_s for worker in pool), sum(lengths))
+        schedule_next_end(index)
+    return SimulatedRollouts(end, sum(worker.busy_s for worker in pool), sum(lengths))
 
 
 def episode_lengths(rng: np.random.Generator, count: int, limit: int, mean: float) -> list[int]:
-    """Lengths in steps of a given mean: each step ends an episode with one and the same chance, the last surely."""
+    """Draw episode lengths with a given mean: each step ends an episode with the same probability, the last surely.
+
+    Args:
+        rng: Random generator.
+        count: Number of episodes.
+        limit: Maximum length in steps.
+        mean: Mean length in steps.
+    """
     chances = np.geomspace(1e-9, 1, 100_000)
     means = -np.expm1(limit * np.log1p(-chances[:-1])) / chances[:-1]
     chance = np.interp(mean, [1.0, *means[::-1]], chances[::-1])

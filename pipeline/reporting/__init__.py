@@ -1,1 +1,1 @@
-"""What the report shows, and how: figures of a run beside the published ones, on one self-contained page."""
+"""The report: results of a run next to published ones, on one self-contained page."""

@@ -1,4 +1,4 @@
-"""What each picture of the report says, in words and numbers, for readers who do not see it."""
+"""Text alternatives of the report's pictures, for readers who cannot see them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from statistics import fmean
 from pipeline.base.formatting import number
 from pipeline.evolution.state import Generation
 from pipeline.reporting.dream_film import DreamFilm
-from pipeline.reporting.findings import Drive, Findings, Values
+from pipeline.reporting.findings import FilmedDrive, Findings, Values
 
 
 def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
-    """The run's curve by ``"generation"`` or ``"env_steps"``."""
+    """Describe the run's learning curve by ``"generation"`` or ``"env_steps"``."""
     first, last = run.history[0], run.history[-1]
     where = f"generation {number(last.generation)}" if by == "generation" else f"{number(last.env_steps)} steps"
     text = (
@@ -26,18 +26,18 @@ def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
     if with_paper and run.published is not None:
         generation, mean = run.published.curve[-1]
         at = f"generation {number(generation)}" if by == "generation" else "the end"
-        text += f" The paper's CMA mean comes to {number(mean, 1)} at {at}."
+        text += f" The paper's CMA mean reaches {number(mean, 1)} at {at}."
     return text
 
 
 def best_validation(history: Sequence[Generation]) -> Generation | None:
-    """The generation whose mean did best on the validation tracks; None where none drove them."""
+    """The generation with the highest validation mean; None if there was no validation."""
     validated = [row for row in history if row.validation_mean is not None]
     return max(validated, key=lambda row: row.validation_mean or 0.0, default=None)
 
 
 def returns(rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]]) -> str:
-    """Distributions of returns; rows as ``figures.returns`` takes them."""
+    """Describe distributions of returns; rows as in ``figures.returns``."""
     parts = [
         f"{label}: mean {number(fmean(values), 1)}, from {number(min(values), 1)} to {number(max(values), 1)}"
         for label, values, _ in rows
@@ -46,7 +46,7 @@ def returns(rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | Non
 
 
 def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key: str, unit: str) -> str:
-    """A training curve of the model ``name``."""
+    """Describe a training curve of the model ``name``."""
     parts = []
     if training:
         parts.append(f"from {number(training[0][key], 3)} to {number(training[-1][key], 3)} on training episodes")
@@ -57,8 +57,8 @@ def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key:
     return f"Training of the {name}, {unit}: {', '.join(parts)}."
 
 
-def drive(film: Drive) -> str:
-    """The filmed drive."""
+def drive(film: FilmedDrive) -> str:
+    """Describe the filmed drive."""
     return (
         f"The controller drives test track {film.track} for {number(film.steps)} steps and earns "
         f"{number(film.episode_return, 1)}."
@@ -66,10 +66,10 @@ def drive(film: Drive) -> str:
 
 
 def reconstructions(grey_levels: float | None) -> str:
-    """V's picture.
+    """Describe V's reconstructions.
 
     Args:
-        grey_levels: Root mean squared error of a colour value, of 255; None where no training curve tells it.
+        grey_levels: Root mean squared error of a colour value, of 255; None if there is no training curve.
     """
     text = "Frames in the upper row, V's reconstructions below"
     return (
@@ -80,9 +80,9 @@ def reconstructions(grey_levels: float | None) -> str:
 
 
 def dream(film: DreamFilm) -> str:
-    """The dream."""
+    """Describe the dream."""
     return (
-        f"The real episode on the left, the dream on the right: {film.warm_up_steps} steps that M sees, then "
-        f"{film.dream_steps} that it dreams. Its z is {number(film.latent_errors[0], 2)} from the real one at first "
+        f"The real episode on the left, the dream on the right: M sees {film.warm_up_steps} steps, then dreams "
+        f"{film.dream_steps}. Its z is {number(film.latent_errors[0], 2)} from the real one at first "
         f"and {number(film.latent_errors[-1], 2)} at the end (RMS over latent dimensions)."
     )

@@ -1,4 +1,4 @@
-"""A decoded dream beside the real frames it started from."""
+"""Film of a decoded dream next to the real frames that it starts from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Frames = NDArray[np.uint8]
 
 TEMPERATURE = 1.0  # M's own density
 
-# CarRacing zooms in during its first 50 steps; M sees that, and a little more, before it dreams.
+# CarRacing zooms in during its first 50 steps; M sees these steps and a few more before it dreams.
 _WARM_UP_STEPS = 60
 _DREAM_STEPS = 180
 _COLUMNS_BEFORE, _COLUMNS_AFTER = 3, 9
@@ -44,20 +44,22 @@ _AWAKE, _DREAMING = (140, 140, 140), (213, 94, 0)
 
 @dataclass(frozen=True)
 class DreamFilm:
-    """M is shown an episode's first steps, then goes on by itself with the recorded actions.
+    """A dream: M sees an episode's first steps, then continues on its own predictions with the recorded actions.
 
     Attributes:
-        episode: its id.
-        episode_return: of the real episode.
-        unseen: whether M was not trained on it.
-        warm_up_steps: real steps that M saw.
-        dream_steps: steps that it dreamt.
-        shown_steps: the steps that are shown as columns.
-        latent_errors: root mean squared distance of dreamt from real latents, per latent dimension, one a dreamt step.
+        episode: Episode ID.
+        episode_return: Return of the real episode.
+        unseen: Whether the episode was excluded from M's training.
+        warm_up_steps: Number of real steps that M saw.
+        dream_steps: Number of dreamt steps.
+        shown_steps: Steps shown as columns.
+        latent_errors: Root mean squared distance of dreamt from real latents, per latent dimension, for each dreamt
+            step.
         real: PNGs of the real frames at the shown steps.
-        decoded: PNGs of what V decodes there: of the real latents during the warm-up, of dreamt ones after it.
-        video: the same, moving, as WebM: real left, decoded right, under a grey bar during the warm-up, an orange one
-            after it.
+        decoded: PNGs of V's decoded frames at the shown steps, from real latents during the warm-up and from dreamt
+            ones after it.
+        video: WebM of the real frames (left) and the decoded ones (right), under a grey bar during the warm-up and an
+            orange one after it.
     """
 
     episode: int
@@ -73,7 +75,18 @@ class DreamFilm:
 
 
 def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, DreamFilm | None]:
-    """Dream and film it; None where every episode is too short to be cut in two. A task for an executor."""
+    """Dream and film it, as a task for an executor.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+
+    Yields:
+        Progress.
+
+    Returns:
+        Film; None if every episode has fewer than two steps.
+    """
     yield Update(0, 1)
     rollouts = require_manifest(store, ROLLOUTS).records
     chosen = _choose(config, rollouts)
@@ -109,10 +122,11 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
 
 
 def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int, float, bool] | None:
-    """Of the episodes that M was not trained on, the one with the highest return: something happens in it.
+    """Choose the episode with the highest return among those that M was not trained on, as the most eventful one.
 
     Returns:
-        the shard's name, the episode's id, its return, and whether M was indeed not trained on it.
+        Name of the shard, episode ID, return, and whether the episode was excluded from M's training; None if every
+        episode has fewer than two steps.
     """
     episodes = {
         episode: (name, episode_return)
@@ -122,7 +136,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
     }
     unseen = {episode for record in rollouts.values() for episode in episode_steps(record)}
     if config.mdnrnn.init == "trained":
-        # The same draw as the training's own.
+        # The same draw as in training.
         unseen = set(
             held_out_episodes(sorted(unseen), config.mdnrnn.validation_fraction, config.seed, "mdnrnn/held-out")
         )
@@ -135,7 +149,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
 
 @torch.inference_mode()
 def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
-    """M's z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
+    """Dream z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
     mdnrnn = new_mdnrnn(config, latents.actions.shape[1])
     load_into(mdnrnn, mdnrnn_weights(store), "the MDN-RNN's weights")
     state = mdnrnn.eval().initial_state(1)
@@ -150,7 +164,7 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
 
 @torch.inference_mode()
 def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
-    """z (N, Z) to frames (N, 64, 64, 3) uint8."""
+    """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
     vae = new_vae(config).eval()
     load_into(vae, vae_weights(store), "the VAE's weights")
     size = config.encode.batch_size
@@ -170,7 +184,7 @@ def _png(frame: Frames) -> bytes:
 
 
 def _video(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> bytes:
-    """Both at the clock of the environment, side by side, each pixel enlarged to a square."""
+    """Encode both side by side at the environment's speed, with each pixel enlarged to a square."""
     steps, height, width, _ = real.shape
     every = max(1, -(-steps // _VIDEO_PICTURES))
     pictures = []

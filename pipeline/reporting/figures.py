@@ -1,6 +1,6 @@
-"""The report's figures: SVG that takes its colours from the page, in light and in dark, and its text's font too.
+"""Figures of the report as SVG, with colours (light and dark) and font from the page.
 
-Deterministic: the same figures give the same bytes with one version of matplotlib.
+Deterministic: the same values give the same bytes with one version of matplotlib.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.reporting.findings import Values
 from pipeline.reporting.published import Published
 
 # Colours for the light theme, from Okabe & Ito's palette for all kinds of colour vision. In the SVG each becomes the
-# page's CSS variable of that name, which has another value in the dark.
+# page's CSS variable of that name, which has another value in the dark theme.
 INK, FAINT, GRID = "#1f2328", "#6b7280", "#d9dde3"
 BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
 _VARIABLES = {
@@ -52,7 +52,7 @@ _RC: dict[Any, Any] = {
     "lines.solid_capstyle": "round",
 }
 
-RIDGE_FROM = 30  # returns, below which a histogram says less than the dots
+RIDGE_FROM = 30  # returns; with fewer, a histogram shows less than the dots
 _DOTS_UP_TO = 300
 _BARS_UP_TO = 15  # validations
 
@@ -60,7 +60,14 @@ _BARS_UP_TO = 15  # validations
 def learning_curve(
     history: Sequence[Generation], published: Published | None, x: Literal["generation", "env_steps"], alt: str
 ) -> str:
-    """Fitness and validation of the run, beside the paper's curve where there is one, as SVG; ``alt`` is its text."""
+    """Draw fitness and validation of the run as SVG, with the paper's curve if there is one.
+
+    Args:
+        history: Generations of the run.
+        published: Published results; None omits the paper's curve.
+        x: Quantity on the x axis.
+        alt: Text alternative of the figure.
+    """
 
     def draw(axes: Axes) -> None:
         at = [getattr(row, x) for row in history]
@@ -112,7 +119,7 @@ def learning_curve(
 
 
 def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation", "env_steps"]) -> None:
-    """Validation: points with bars, or a line in a band where bars would cover all else."""
+    """Draw validation as points with bars, or as a line in a band if bars would cover the other curves."""
     if not rows:
         return
     at = [getattr(row, x) for row in rows]
@@ -133,17 +140,17 @@ def returns(
     reference: tuple[str, float] | None,
     alt: str,
 ) -> str:
-    """Distributions of returns, one row each, as SVG.
+    """Draw distributions of returns as SVG, one row each.
 
     Args:
-        rows: (label, returns, interval of their mean or None), from top to bottom.
-        reference: (label, return) of a line to compare with.
-        alt: text of the figure.
+        rows: Tuples (label, returns, interval of their mean or None), from top to bottom.
+        reference: Label and return of a vertical reference line.
+        alt: Text alternative of the figure.
     """
     low = min(min(values) for _, values, _ in rows)
     high = max(max(values) for _, values, _ in rows)
     bins = np.linspace(low, max(high, low + 1), 41)
-    rng = np.random.default_rng(0)  # of the dots' heights alone
+    rng = np.random.default_rng(0)  # only for the dots' heights
 
     def draw(axes: Axes) -> None:
         colours = [BLUE if interval else FAINT for _, _, interval in rows]
@@ -182,7 +189,17 @@ def loss(
     *,
     log: bool = False,
 ) -> str:
-    """A training curve beside the held-out loss, as SVG; ``name`` is the model's, ``alt`` the figure's text."""
+    """Draw a training curve and the held-out loss as SVG.
+
+    Args:
+        name: Name of the model.
+        training: Rows of the training curve.
+        held_out: Rows of the held-out loss.
+        key: Name of the loss in the rows.
+        ylabel: Label of the y axis.
+        alt: Text alternative of the figure.
+        log: Whether the y axis is logarithmic.
+    """
 
     def draw(axes: Axes) -> None:
         axes.plot(
@@ -219,7 +236,7 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _short(value: float, _: object = None) -> str:
-    """A tick's label: 2M, 150k, 800, 0.5."""
+    """Format a tick's label: 2M, 150k, 800, 0.5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
@@ -227,7 +244,7 @@ def _short(value: float, _: object = None) -> str:
 
 
 def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], alt: str) -> str:
-    """Draw one figure; ids carry its name, so that several can stand on one page."""
+    """Draw one figure; its name prefixes all ids, so that several figures fit on one page."""
     with mpl.rc_context(_RC):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.add_subplot())
@@ -235,7 +252,7 @@ def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], alt
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    # What would reach beyond the figure: links in the metadata, a style that a page applies to all of itself.
+    # Remove everything with an effect outside of the figure: links in the metadata, a style for the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)

@@ -1,4 +1,4 @@
-"""What a run came to: every figure of the report, read from the manifests and records of its stages."""
+"""Results of a run: every number of the report, read from the manifests and records of its stages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from pipeline.storage.store import Store
 
 PREFIXES = (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)
 
-# Points of a training curve, at most: a long training logs tens of thousands, a figure shows a few hundred.
+# Maximum points of a training curve: a long training logs tens of thousands, a figure shows a few hundred.
 MAX_CURVE_POINTS = 400
 
-# What every manifest carries, shown apart from what only some do.
+# Keys of every manifest, shown apart from stage-specific ones.
 _COMMON_INFO = {"seconds", "env_steps", "env_steps_this_session", "code_version", "cpu", "versions"}
 
 Values = dict[str, float]
@@ -47,12 +47,12 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Score:
-    """A controller on the test tracks.
+    """Score of a controller on the test tracks.
 
     Attributes:
-        controller: ``"mean"`` (of CMA-ES) or ``"best"`` (on validation).
-        episodes: driven.
-        mean, sd, min, max: of the returns.
+        controller: ``"mean"`` (the CMA mean) or ``"best"`` (the best on validation).
+        episodes: Number of episodes.
+        mean, sd, min, max: Statistics of the returns.
         low, high: 95 % bootstrap interval of the mean.
     """
 
@@ -68,14 +68,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The random policy that collected the data.
+    """Result of the random policy that collected the data.
 
     Attributes:
-        policy: its name.
-        episode_steps: its episodes were cut after so many.
-        exploring_starts: share of them that began anywhere on the road, at speed.
-        returns: of its episodes.
-        mean, sd: of them.
+        policy: Name of the policy.
+        episode_steps: Maximum steps of its episodes.
+        exploring_starts: Share of episodes that began anywhere on the road, at speed.
+        returns: Returns of its episodes.
+        mean, sd: Mean and standard deviation of the returns.
     """
 
     policy: str
@@ -88,11 +88,11 @@ class Baseline:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """A training: rows of ``step`` and the losses by name.
+    """Curves of a training: rows of ``step`` and the losses by name.
 
     Attributes:
-        training: means over consecutive logged steps, at most ``MAX_CURVE_POINTS`` rows.
-        held_out: one row an epoch.
+        training: Means over consecutive logged steps, at most ``MAX_CURVE_POINTS`` rows.
+        held_out: Held-out losses, one row per epoch.
     """
 
     training: list[Values]
@@ -101,7 +101,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class StageRow:
-    """What a stage took, and what it says of itself; ``env_steps`` is None where it drives nothing."""
+    """Cost and facts of a stage; ``env_steps`` is None if it runs no episodes."""
 
     name: str
     seconds: float
@@ -111,8 +111,8 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class Drive:
-    """A filmed episode, as the report shows it."""
+class FilmedDrive:
+    """A filmed episode, as shown in the report."""
 
     controller: str
     track: int
@@ -122,20 +122,20 @@ class Drive:
 
 @dataclass(frozen=True)
 class Findings:
-    """A run's figures.
+    """Results of a run.
 
     Attributes:
-        tag: names the evaluation that this is of: generation and episodes.
-        scores: one a controller, that of the headline first.
-        returns: controller to the returns of its test episodes, in the order of tracks.
-        history: one row a generation.
-        frames: collected.
-        engine, precision: that V's encoder had on the test tracks; what `auto` came to there.
-        directory: what commands are given for the run: its URL, or ``.`` for a folder, inside of which they are typed.
-        files: key in the store of each file that people look for, by what it holds.
-        published: of the run's environment, None where there is nothing to stand beside.
-        cpus, code_versions: all that the stages were made on, usually one of each.
-        versions: of libraries, of the last stage.
+        tag: Name of the evaluation: its generation and number of episodes.
+        scores: Score of each controller, the headline's first.
+        returns: Returns of each controller's test episodes, in the order of tracks.
+        history: Statistics of each generation.
+        frames: Number of collected frames.
+        engine, precision: Engine and resolved precision of V's encoder on the test tracks.
+        directory: Run directory for commands: its URL, or ``.`` for a folder, in which commands are to be run.
+        files: Key in the store of each file of interest, by description.
+        published: Published results on the run's environment; None if there are none.
+        cpus, code_versions: All kinds of CPU and code versions of the stages, usually one each.
+        versions: Library versions of the last stage.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Findings:
     vae: LossCurve
     mdnrnn: LossCurve
     mdnrnn_init: str
-    drive: Drive | None
+    drive: FilmedDrive | None
     files: dict[str, str]
     stages: list[StageRow]
     engine: str
@@ -164,26 +164,26 @@ class Findings:
 
     @property
     def headline(self) -> Score:
-        """The controller that validation chose, where there is one: nothing here is chosen on the test tracks."""
+        """Score of the controller that validation chose, if any: nothing is selected on the test tracks."""
         return self.scores[0]
 
     @property
     def env_steps(self) -> int:
-        """Driven by all stages."""
+        """Environment steps of all stages."""
         return sum(stage.env_steps or 0 for stage in self.stages)
 
     @property
     def seconds(self) -> float:
-        """Spent by all stages."""
+        """Time of all stages, in seconds."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def validations(self) -> list[Generation]:
-        """The generations whose mean drove the validation tracks."""
+        """Generations with a validation."""
         return [row for row in self.history if row.validation_mean is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain values."""
+        """Convert to JSON values."""
         values = asdict(self)
         if self.published is not None:
             values["published"]["curve"] = [
@@ -197,11 +197,11 @@ class Findings:
 
 
 def gather(config: RunConfig, store: Store) -> Findings:
-    """Read everything the report shows, but for pictures.
+    """Read all results that the report shows, except pictures.
 
     Raises:
-        StorageError: a stage is not complete.
-        DamagedDataError: what a record commits is missing or changed.
+        StorageError: A stage is not complete.
+        DamagedDataError: Committed data is missing or changed.
     """
     manifests = {prefix: require_manifest(store, prefix) for prefix in PREFIXES}
     evaluation = manifests[EVALUATION].records
@@ -218,7 +218,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         name=config.name,
         environment=config.env.id,
         seed=config.seed,
-        # Never a path of this machine: the page may be shown to anyone.
+        # Never a path of this machine: the page may be published.
         directory=store.locate() if "://" in store.locate() else ".",
         tag=summary_record.name.removeprefix(SUMMARY).removesuffix(".json"),
         # "best" before "mean": the headline is the first.
@@ -244,7 +244,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
 
 
 def read_test_returns(store: Store, record: Record | None) -> dict[str, list[float]]:
-    """Controller to the returns of its test episodes, in the order of tracks."""
+    """Read the returns of each controller's test episodes, in the order of tracks."""
     returns: dict[str, list[float]] = {}
     if record is not None:
         table = pq.read_table(io.BytesIO(read_verified(store, record)), columns=["controller", "episode_return"])
@@ -265,8 +265,8 @@ def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
     )
 
 
-def _drive(record: Record | None) -> Drive | None:
-    return None if record is None else Drive(**record.info)
+def _drive(record: Record | None) -> FilmedDrive | None:
+    return None if record is None else FilmedDrive(**record.info)
 
 
 def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
@@ -295,7 +295,7 @@ def _stage(manifest: Manifest) -> StageRow:
 
 
 def read_losses(store: Store, prefix: str) -> LossCurve:
-    """A stage's training curve. Metrics are a view: where there are none, the curve is empty."""
+    """Read a stage's training curve; without a metrics file the curve is empty."""
     training: list[Values] = []
     held_out: list[Values] = []
     try:
@@ -316,7 +316,7 @@ def read_losses(store: Store, prefix: str) -> LossCurve:
 
 
 def thinned(rows: Sequence[Values], limit: int) -> list[Values]:
-    """At most ``limit`` rows: means of equally many consecutive rows (the last may be of fewer), at their last step."""
+    """Reduce rows to at most ``limit`` means over blocks of equal size (except the last), each at its last step."""
     size = -(-len(rows) // limit)
     return [
         {name: float(np.mean([row[name] for row in rows[i : i + size]])) for name in rows[i]}

@@ -1,5 +1,5 @@
-// The page reads and scrolls without this. It starts films, unless the reader asked for less motion, and says of boxes
-// that are wider than the screen that they scroll; only those are stops of the tab key.
+// The page works without this script. It starts films, unless the reader prefers reduced motion, and marks boxes that
+// are wider than the screen as scrollable; only those are reached by the tab key.
 const lessMotion = matchMedia("(prefers-reduced-motion: reduce)");
 for (const film of document.querySelectorAll("video")) {
   if (!lessMotion.matches) film.play().catch(() => {});

@@ -1,4 +1,4 @@
-"""The page: a run's findings, figures and pictures as one HTML file that needs nothing beside itself."""
+"""The page: a run's results, figures and pictures as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
 
 @dataclass(frozen=True)
 class Page:
-    """A page whose links to the run's files depend on where it will lie."""
+    """A page whose links to the run's files depend on its location."""
 
     template: jinja2.Template
     values: Mapping[str, Any]
 
     def at(self, root: str) -> bytes:
-        """The page.
+        """Render the page.
 
         Args:
-            root: Run directory as seen from the page's folder, such as ``..``.
+            root: Path of the run directory relative to the page's folder, such as ``..``.
         """
         return self.template.render(self.values, root=root).encode()
 
@@ -45,14 +45,14 @@ class Page:
 def make_page(
     config: RunConfig, run: Findings, film: DreamFilm | None, drive: bytes | None, reconstructions: bytes | None
 ) -> Page:
-    """The page of a run.
+    """Make the page of a run.
 
     Args:
         config: Config of the run.
-        run: Figures of the run.
-        film: Dream; None where there is none.
-        drive: WebM of a drive; None where none was filmed.
-        reconstructions: PNG; None where there is none.
+        run: Results of the run.
+        film: Film of a dream; None if there is none.
+        drive: WebM of a drive; None if none was filmed.
+        reconstructions: PNG of V's reconstructions; None if there is none.
     """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -136,7 +136,7 @@ def _loss(name: str, curve: LossCurve, key: str, unit: str, *, log: bool = False
 
 
 def _published_by_steps(run: Findings) -> bool:
-    """Whether the paper's points stand beside the run's by environment steps too: not where they dwarf it."""
+    """Whether to show the paper's points by environment steps too: not if its scale dwarfs the run's."""
     if run.published is None:
         return False
     first, _ = run.published.curve[0]
@@ -144,7 +144,7 @@ def _published_by_steps(run: Findings) -> bool:
 
 
 def _differs(config: RunConfig, run: Findings, score: Score) -> str:
-    """What a score of this run is of."""
+    """Conditions of a score of this run, in words."""
     population = f"{config.evolve.population_size} x {config.evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
@@ -166,7 +166,7 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
 
 
 def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tuple[str, str, str]]:
-    """Rows of (what, this run's, the paper's)."""
+    """Rows of (quantity, this run's value, the paper's value)."""
     evolve = next(stage for stage in run.stages if stage.name == "evolve")
     workers = evolve.facts.get("workers")
     time = duration(evolve.seconds) + (f" on {workers} worker{'s' * (workers != 1)}" if workers else "")
@@ -185,17 +185,17 @@ def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tupl
 
 
 def _verdict(run: Findings, paper: PublishedScale) -> str:
-    """How far the two may be compared."""
+    """How far the run and the paper's can be compared, in words."""
     steps = run.history[-1].env_steps
     share = 100 * steps / paper.env_steps
     much = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"
-    text = f"The evolution drove {much} of the paper's environment steps."
+    text = f"The evolution ran {much} of the paper's environment steps."
     if share < 1:
         text += " At this size the run shows that the pipeline works; it does not reproduce the paper's result."
     if run.headline.episodes < paper.test_episodes:
         text += (
-            f" And {run.headline.episodes} test episode{'s' * (run.headline.episodes != 1)} against "
-            f"{paper.test_episodes} leave the mean uncertain."
+            f" With {run.headline.episodes} test episode{'s' * (run.headline.episodes != 1)}, against the paper's "
+            f"{paper.test_episodes}, the mean is uncertain."
         )
     return text
 
@@ -215,7 +215,7 @@ def _film_columns(film: DreamFilm) -> list[dict[str, Any]]:
 
 
 def _commands(config: RunConfig, directory: str) -> list[str]:
-    """What to run next, ready to paste: in the run's directory, or anywhere for a bucket."""
+    """Commands to run next: in the run's directory, or anywhere for a bucket."""
     place = shlex.quote(directory)
     return [
         f"world-models status {place}",

@@ -1,4 +1,4 @@
-"""Published numbers that a run stands beside, each with its source and with what differs."""
+"""Published results to compare a run with, each with its source and its differences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """Where something was published."""
+    """A publication."""
 
     text: str
     url: str
@@ -21,14 +21,14 @@ _ATTENTION_AGENT = Source("Tang, Nguyen & Ha 2020, arXiv 2003.08165", "https://a
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """A return over test episodes.
+    """A published score over test episodes.
 
     Attributes:
-        name: of the agent.
-        source: where it was published.
-        mean, sd: of the returns.
-        episodes: how many; None where the source does not say.
-        differs: what is different from a run of this pipeline.
+        name: Name of the agent.
+        source: Publication of the score.
+        mean, sd: Mean and standard deviation of the returns.
+        episodes: Number of episodes; None if the source does not state it.
+        differs: Differences from a run of this pipeline, in words.
     """
 
     name: str
@@ -41,14 +41,14 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class PublishedScale:
-    """How large the paper's run was.
+    """Scale of the paper's run.
 
     Attributes:
-        episodes: collected with a random policy.
-        population_size, candidate_episodes, generations: of its CMA-ES.
-        env_steps: driven by its evolution.
-        hours, cores: that its evolution took.
-        test_episodes: that its score is over.
+        episodes: Number of episodes collected with a random policy.
+        population_size, candidate_episodes, generations: Parameters of its CMA-ES.
+        env_steps: Environment steps of its evolution.
+        hours, cores: Time of its evolution in hours, and its number of cores.
+        test_episodes: Number of test episodes of its score.
     """
 
     episodes: int
@@ -63,14 +63,14 @@ class PublishedScale:
 
 @dataclass(frozen=True)
 class Published:
-    """What was published on one environment.
+    """Published results on one environment.
 
     Attributes:
-        ours: the environment that a run of this pipeline drives, as set against the published ones.
-        scores: the first is the paper's own.
-        curve: (generation, mean return of the CMA mean) of the paper's run.
-        curve_episodes: episodes behind each point of the curve.
-        scale: of the paper's run.
+        ours: Environment of a run of this pipeline, in words, to compare with the published ones.
+        scores: Published scores, the paper's own first.
+        curve: Pairs (generation, mean return of the CMA mean) of the paper's run.
+        curve_episodes: Number of episodes behind each point of the curve.
+        scale: Scale of the paper's run.
     """
 
     ours: str
@@ -80,11 +80,11 @@ class Published:
     scale: PublishedScale
 
     def curve_env_steps(self, generation: int) -> float:
-        """Environment steps of the paper's run up to a generation, taking each to be as long as the next."""
+        """Environment steps of the paper's run up to a generation, assuming generations of equal length."""
         return self.scale.env_steps * generation / self.scale.generations
 
 
-# Environment id to what was published on it.
+# Published results by environment ID.
 PUBLISHED: Mapping[str, Published] = {
     "CarRacing-v3": Published(
         ours="CarRacing-v3 of Gymnasium, in its own rendering",
@@ -127,7 +127,7 @@ PUBLISHED: Mapping[str, Published] = {
                 mean=870,
                 sd=120,
                 episodes=None,
-                differs="as above, the MDN-RNN left as initialised",
+                differs="as above, the MDN-RNN with its initial weights",
             ),
             PublishedScore(
                 "AttentionAgent",

@@ -1,4 +1,4 @@
-"""``world-models status``: where a run is, from what it has committed."""
+"""``world-models status``: state of a run, from its committed data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.stages.collect import num_shards
 from pipeline.stages.table import STAGES, Stage
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
-from pipeline.storage.manifest import outgrown, read_manifest, read_records
+from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.sessions import Session, last_session
 from pipeline.storage.store import Store
 
 
 def describe_run(store: Store) -> str:
-    """A table of stages, and how the evolution stands.
+    """Describe a run: a table of stages, the state of the evolution, the last checkpoint and the driver.
 
     Raises:
-        StorageError: there is no run here.
+        StorageError: There is no run here.
     """
     require_run(store)
     config = saved_config(store)
@@ -30,8 +30,8 @@ def describe_run(store: Store) -> str:
     shards = num_shards(config)
     for stage in STAGES:
         manifest = read_manifest(store, stage.prefix)
-        if manifest is not None and outgrown(store, manifest):
-            lines.append(f"  {stage.name:<13} out of date: what it was made from has grown")
+        if manifest is not None and stale_inputs(store, manifest):
+            lines.append(f"  {stage.name:<13} out of date: its inputs have grown")
         elif manifest is not None:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
         else:
@@ -44,7 +44,7 @@ def describe_run(store: Store) -> str:
         left = max(0, config.evolve.generations - last.generation) * seconds
         lines.append(
             f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s a generation, "
+            f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s/generation, "
             f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
@@ -59,7 +59,7 @@ def describe_run(store: Store) -> str:
 
 
 def _newest_checkpoint(store: Store) -> str | None:
-    """Of the last stage that has one."""
+    """Newest checkpoint of the last stage that has one, in words."""
     for stage in reversed(STAGES):
         checkpoints = Checkpoints(store, stage.prefix)
         age = checkpoints.age_s()
@@ -69,18 +69,18 @@ def _newest_checkpoint(store: Store) -> str | None:
 
 
 def _owner(session: Session) -> str:
-    """Who drives the run, or drove it last, and whether that one lives."""
+    """The run's driver, or its last one, and whether it is alive, in words."""
     owner = session.owner
     if session.ended is not None:
-        return f"nobody drives it; the last was {owner}, which ended ({session.ended}) {_ago(session.age_s)}"
+        return f"no driver; the last was {owner}, which ended ({session.ended}) {_ago(session.age_s)}"
     sign = f"last sign of life {_ago(session.age_s)}"
     if owner.alive_here is False:
-        return f"nobody drives it; the last was {owner}, which died; {sign}"
+        return f"no driver; the last was {owner}, which died; {sign}"
     if session.over:
-        return f"nobody drives it, it seems; the last was {owner}, which is silent; {sign}"
+        return f"probably no driver; the last was {owner}, which is silent; {sign}"
     if owner.alive_here and not session.seen_alive:
-        return f"driven by {owner}, whose process is there but gives no sign of life: frozen?; {sign}"
-    return f"driven by {owner}, alive; {sign}"
+        return f"driver: {owner}, whose process exists but gives no sign of life (frozen?); {sign}"
+    return f"driver: {owner}, alive; {sign}"
 
 
 def _ago(seconds: float) -> str:
@@ -102,7 +102,7 @@ def _seconds(info: Any) -> str:
 
 
 def _facts(info: Any) -> str:
-    """What a stage's manifest says of itself, in a few words."""
+    """Main facts of a stage's manifest, in a few words."""
     shown = (
         "env_steps",
         "frames",
@@ -128,8 +128,8 @@ def _evolution(store: Store) -> dict[str, Any] | None:
     return read_progress(latest[1]) if latest else None
 
 
-def achieved(store: Store) -> str:
-    """What a complete run came to, and where its report is."""
+def summarize_scores(store: Store) -> str:
+    """Describe the scores of a complete run, and the location of its report."""
     lines = []
     evaluation = read_manifest(store, EVALUATION)
     if evaluation is not None:
@@ -138,10 +138,10 @@ def achieved(store: Store) -> str:
             if score["episodes"] > 1:
                 lines.append(
                     f"{names[name]}: return {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} "
-                    f"to {score['high']:.1f}) on {score['episodes']} test tracks that nothing was selected on"
+                    f"to {score['high']:.1f}) on {score['episodes']} test tracks, none used for selection"
                 )
             else:
-                lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, which says little")
+                lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, too few for a score")
     if read_manifest(store, REPORT) is not None:
         lines.append(f"report: {store.locate('report/index.html')}")
     return "\n".join(lines)

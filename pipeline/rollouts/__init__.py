@@ -1,1 +1,1 @@
-"""Driving: policies, episodes and the lane-batched rollout loop."""
+"""Rollouts: policies, recorded episodes and the lane-batched rollout loop."""

@@ -1,4 +1,4 @@
-"""A drive as a moving picture: the scene, what the agent sees of it, and what V makes of that."""
+"""Film an episode: the scene, the agent's frame, and V's reconstruction of the frame."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from pipeline.rollouts.video import encode_video
 Frame = NDArray[np.uint8]
 
 STEPS_PER_SECOND = 50  # CarRacing's own clock
-_EVERY = 4  # of its steps per picture
+_STEPS_PER_PICTURE = 4
 _SCENE = (360, 240)  # width, height
 _TILE = 120
 
 
 @dataclass(frozen=True)
 class Film:
-    """A filmed drive.
+    """Film of an episode.
 
     Attributes:
-        video: VP9 in WebM, 480x240, for the report.
-        gif: The same as a GIF, for places that take no video.
-        info: Facts of the drive: ``track``, ``episode_return``, ``steps``.
+        video: VP9 in WebM, 480x240 pixels, for the report.
+        gif: The same film as a GIF, for places without video support.
+        info: Facts about the episode: ``track``, ``episode_return``, ``steps``.
     """
 
     video: bytes
@@ -45,7 +45,15 @@ class Film:
 
 
 class Camera:
-    """Takes a picture every few actions of one lane."""
+    """Takes a picture every few actions of one lane.
+
+    Args:
+        every: Number of actions per picture.
+
+    Attributes:
+        scenes: Scenes as rendered for people.
+        frames: Agent's frames at the same moments, (64, 64, 3) uint8 each.
+    """
 
     def __init__(self, every: int) -> None:
         self._every = every
@@ -54,6 +62,7 @@ class Camera:
         self._actions = 0
 
     def __call__(self, env: Environment, frame: Frame) -> None:
+        """Count one action of the lane, and take a picture if it is due."""
         if self._actions % self._every == 0:
             self.scenes.append(Image.fromarray(env.render()).resize(_SCENE, Image.Resampling.BOX))
             self.frames.append(frame.copy())
@@ -63,8 +72,8 @@ class Camera:
 def film(
     config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
 ) -> Generator[Update, None, Film]:
-    """Drive a job's episode and film it. A task for an executor."""
-    every = max(1, _EVERY // config.env.action_repeat)
+    """Run a job's episode and film it; a task for an executor."""
+    every = max(1, _STEPS_PER_PICTURE // config.env.action_repeat)
     camera = Camera(every)
     yield Update(0, 1)
     worker = RolloutWorker(config, vae_weights, mdnrnn_weights, watch=camera)
@@ -90,7 +99,7 @@ def _decode(config: RunConfig, vae_weights: bytes, frames: list[Frame]) -> list[
 
 
 def _compose(scenes: Sequence[Image.Image], frames: Sequence[Frame], decoded: Sequence[Frame]) -> list[Image.Image]:
-    """The scene on the left; on the right the agent's frame above its reconstruction."""
+    """Compose pictures: the scene on the left; on the right the agent's frame above its reconstruction."""
     pictures = []
     for scene, *tiles in zip(scenes, frames, decoded, strict=True):
         picture = Image.new("RGB", (_SCENE[0] + _TILE, _SCENE[1]))
@@ -103,7 +112,7 @@ def _compose(scenes: Sequence[Image.Image], frames: Sequence[Frame], decoded: Se
 
 
 def _to_gif(pictures: Sequence[Image.Image], duration_ms: int) -> bytes:
-    """A GIF that repeats, each picture shown for ``duration_ms``."""
+    """Encode a looping GIF that shows each picture for ``duration_ms`` milliseconds."""
     small = [picture.quantize(96, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
     small[0].save(buffer, "GIF", save_all=True, append_images=small[1:], duration=duration_ms, loop=0, optimize=False)

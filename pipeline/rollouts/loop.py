@@ -1,4 +1,4 @@
-"""The lane-batched rollout: several environments in lockstep, one forward pass for all of them."""
+"""Lane-batched rollouts: several environments in lockstep with one forward pass for all of them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RolloutJob:
-    """One episode to drive.
+    """One episode to run.
 
     Attributes:
-        purpose: ``"train"``, ``"validate"`` or ``"test"``.
-        generation, candidate, episode: which one.
-        track: its track seed.
-        noise_seed: seed of the stream that z is sampled with.
-        parameters: (n,) float32, the controller.
-        max_steps: the episode is cut after so many steps.
-        stall_steps: the episode is cut after so many steps without a positive reward; None for never.
+        purpose: Purpose of the episode: ``"train"``, ``"validate"`` or ``"test"``.
+        generation, candidate, episode: Numbers that identify the episode.
+        track: Track seed.
+        noise_seed: Seed of the random stream that z is sampled with.
+        parameters: Controller parameters, (n,) float32.
+        max_steps: Environment steps after which the episode is cut.
+        stall_steps: Environment steps without a positive reward after which the episode is cut; None for no limit.
     """
 
     purpose: str
@@ -48,11 +48,12 @@ class RolloutJob:
 
     @property
     def id(self) -> tuple[str, int, int, int]:
+        """Job id: (purpose, generation, candidate, episode)."""
         return self.purpose, self.generation, self.candidate, self.episode
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Description for messages."""
         return (
             f"episode {self.episode} of candidate {self.candidate} in generation {self.generation} ({self.purpose}), "
             f"on track seed {self.track}"
@@ -61,12 +62,13 @@ class RolloutJob:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """What an episode came to.
+    """Outcome of an episode.
 
     Attributes:
-        episode_return: sum of rewards, float64.
-        steps: of the environment, driven; where actions are repeated, the last action's count in full.
-        terminated, truncated: how it ended; neither, where the pipeline cut it.
+        episode_return: Sum of rewards, float64.
+        steps: Environment steps; if actions are repeated, the last action counts with all its steps.
+        terminated, truncated: Whether the environment or its step limit ended the episode; both False if the pipeline
+            cut it.
     """
 
     episode_return: float
@@ -82,7 +84,7 @@ class RolloutResult:
 
 @dataclass
 class _Lane:
-    """One environment and the episode it is in."""
+    """One environment and its current episode."""
 
     env: Environment
     job: RolloutJob
@@ -93,16 +95,16 @@ class _Lane:
 
 
 class RolloutWorker:
-    """Drives controllers; the plain class behind a rollout actor.
+    """Runs episodes with controllers; the plain class behind a rollout actor.
 
-    Lanes sit in slots 0 .. n-1 of the batch arrays. The networks run on micro-batches of one fixed size, as many as
-    cover the active slots, so a result does not depend on which lanes happened to share a batch. A lane that finishes
-    takes the next job; when there is none, the last active lane moves into its slot.
+    Lanes occupy slots 0 .. n-1 of the batch arrays. The networks run on micro-batches of one fixed size, as many as
+    cover the active slots, so a result does not depend on the lanes that share a batch. A lane that finishes takes the
+    next job; if there is none, the last active lane moves into its slot.
 
     Args:
-        config: the run's.
-        vae_weights, mdnrnn_weights: safetensors bytes.
-        watch: called with a lane's environment and frame before each of its steps.
+        config: Config of the run.
+        vae_weights, mdnrnn_weights: Weights of V and M as safetensors bytes.
+        watch: Callback with a lane's environment and frame before each of its steps.
     """
 
     def __init__(
@@ -137,10 +139,10 @@ class RolloutWorker:
         self._controllers = ControllerBatch(shape, slots)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
-        """Drive every job's episode, yielding (job id, result) as each ends. A lane that ends takes the next job.
+        """Run every job's episode, yielding (job id, result) as each ends.
 
         Raises:
-            EpisodeError: an environment raised. It is not used again; the worker can be called again.
+            EpisodeError: An environment raised. That environment is discarded; the worker can be called again.
         """
         waiting = iter(jobs)
         lanes: list[_Lane] = []
@@ -151,7 +153,7 @@ class RolloutWorker:
                 if not lanes:
                     return
                 self._act(lanes)
-                # From the last slot down, so that a lane moved into a freed slot has had its step.
+                # From the last slot down, so that a lane that moves into a freed slot has already had its step.
                 for slot in reversed(range(len(lanes))):
                     result = self._step(slot, lanes[slot])
                     if result is None:
@@ -190,9 +192,9 @@ class RolloutWorker:
         lanes.pop()
 
     def _act(self, lanes: Sequence[_Lane]) -> None:
-        """One forward pass for all active slots: frames to actions, and h, c one step on.
+        """Run one forward pass for all active slots: compute actions from frames and advance h and c.
 
-        In the paper's order: z of the frame, the action from (z, h), then M's step on (z, action).
+        The order is the paper's: z from the frame, the action from (z, h), then M's step on (z, action).
         """
         if self._sample:
             for slot, lane in enumerate(lanes):
@@ -210,10 +212,10 @@ class RolloutWorker:
                 self._h[rows], self._c[rows] = self._rnn_step(z, self._actions[rows], self._h[rows], self._c[rows])
 
     def _step(self, slot: int, lane: _Lane) -> RolloutResult | None:
-        """Step one lane's environment; the result if that ended its episode, as an action does that is no number."""
+        """Step one lane's environment; returns the result if the episode ended. A non-finite action ends it."""
         if self._watch is not None:
             self._watch(lane.env, self._frames[slot])
-        if not self._can_act[slot]:  # no fault of the environment, which might raise anything
+        if not self._can_act[slot]:  # not the environment's fault; it is not stepped, as it might raise any error
             return RolloutResult(math.nan, lane.steps, terminated=False, truncated=False)
         try:
             self._frames[slot], reward, terminated, truncated = lane.env.step(self._actions[slot])

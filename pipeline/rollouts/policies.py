@@ -1,4 +1,4 @@
-"""The policies that data is collected with."""
+"""Policies for data collection."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from pipeline.config.schema import RunConfig
 from pipeline.envs.environment import Environment
 
-BROWNIAN_DT = 1 / 50  # of an action, however many steps it is held for
+BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
 
 
 class Policy(Protocol):
     """Chooses actions for one episode."""
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """frame (64, 64, 3) uint8 to action (A,) float32, within the environment's bounds."""
+        """Choose an action, (A,) float32 within the environment's bounds, from a frame, (64, 64, 3) uint8."""
 
 
 class WhitePolicy:
     """Independent uniform actions.
 
     Args:
-        env: whose bounds to keep.
-        rng: this episode's stream.
+        env: Environment whose action bounds apply.
+        rng: Random stream of the episode.
     """
 
     def __init__(self, env: Environment, rng: np.random.Generator) -> None:
@@ -33,17 +33,18 @@ class WhitePolicy:
         self._rng = rng
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Policy.act``."""
         return self._rng.uniform(self._low, self._high).astype(np.float32)
 
 
 class BrownianPolicy:
     """A random walk of the action from a uniform start, with steps of variance dt, clipped to the bounds.
 
-    The data of the PyTorch reproduction (Tallec, Blier & Kalainathan 2018): dt 1/50.
+    The PyTorch reproduction (Tallec, Blier & Kalainathan 2018) collects its data so, with dt = 1/50.
 
     Args:
-        env: whose bounds to keep.
-        rng: this episode's stream.
+        env: Environment whose action bounds apply.
+        rng: Random stream of the episode.
     """
 
     def __init__(self, env: Environment, rng: np.random.Generator) -> None:
@@ -52,6 +53,7 @@ class BrownianPolicy:
         self._action = rng.uniform(self._low, self._high)
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Policy.act``."""
         action = self._action.astype(np.float32)
         step = np.sqrt(BROWNIAN_DT) * self._rng.standard_normal(self._action.shape)
         self._action = np.clip(self._action + step, self._low, self._high)
@@ -59,19 +61,20 @@ class BrownianPolicy:
 
 
 class RandomControllerPolicy:
-    """Random V, M and C, new ones each episode: the paper's data.
+    """Random V, M and C, drawn again for each episode, as the paper collects its data.
 
-    As in its code, every parameter is Cauchy times a scale that is itself uniform in [0, 0.01], one per episode; V's
-    and M's are divided by 10,000 besides, as its ``set_model_params`` does. (Undivided, most such networks overflow.)
+    As in the paper's code, every parameter is a Cauchy number times a scale that is uniform in [0, 0.01], drawn once
+    per episode. The parameters of V and M are also divided by 10,000, as in the code's ``set_model_params``; without
+    the division, most such networks overflow.
 
     Args:
-        env: squashes the controller's output.
-        config: the sizes of V, M and C.
-        rng: this episode's stream.
+        env: Environment that squashes the controller's output.
+        config: Config of the run, for the sizes of V, M and C.
+        rng: Random stream of the episode.
     """
 
     def __init__(self, env: Environment, config: RunConfig, rng: np.random.Generator) -> None:
-        # torch is loaded here, not at the top: the other policies do without it.
+        # torch is imported here, not at the top: the other policies do not need it.
         import torch
 
         from pipeline.models.controller import ControllerBatch, ControllerShape
@@ -94,6 +97,7 @@ class RandomControllerPolicy:
         self._c = np.zeros_like(self._h)
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Policy.act``."""
         mu, logvar = self._encoder(frame[None])
         z = self._sample_z(mu, logvar, self._rng.standard_normal(mu.shape, np.float32))
         parts = {"z": z, "h": self._h, "c": self._c}
@@ -105,7 +109,7 @@ class RandomControllerPolicy:
 
 
 def make_policy(config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:
-    """The policy that ``collect.policy`` names, for one episode."""
+    """Create the policy that ``collect.policy`` names, for one episode."""
     if config.collect.policy == "brownian":
         return BrownianPolicy(env, rng)
     if config.collect.policy == "white":

@@ -1,4 +1,4 @@
-"""Episodes, driven and written down."""
+"""Recording of episodes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ def record_episode(
     max_actions: int,
     start: np.random.Generator | None = None,
 ) -> Episode:
-    """Drive one episode and write it down, up to ``max_actions`` actions.
+    """Run and record one episode.
 
     Args:
-        start: the stream that chooses where it begins, in an ``ExploringEnvironment``; None for the track's own start.
+        env: Environment to step.
+        policy: Policy that chooses the actions.
+        episode_id: Id of the episode.
+        track: Track seed.
+        max_actions: Maximum number of actions.
+        start: Random stream that draws the start state, for an ``ExploringEnvironment``; None for the track's own
+            start.
     """
     frames = np.empty((max_actions, *FRAME_SHAPE), np.uint8)
     actions = np.empty((max_actions, env.action_size), np.float32)
@@ -32,7 +38,7 @@ def record_episode(
     if start is None:
         frame = env.reset(track)
     else:
-        assert isinstance(env, ExploringEnvironment)  # refused otherwise, before the run
+        assert isinstance(env, ExploringEnvironment)  # checked before the run by check_environment
         frame = env.reset_anywhere(track, start)
     taken = 0
     while taken < max_actions:

@@ -1,4 +1,4 @@
-"""Moving pictures as video: far smaller than a GIF, in all colours, with controls in every browser."""
+"""Video encoding: much smaller than a GIF, in full colour, with playback controls in every browser."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from av.codec.context import Flags
 from numpy.typing import NDArray
 
-# One thread, and no random ids in the container: the same pictures give the same bytes.
+# One thread, and no random ids in the container, so that the same pictures give the same bytes.
 _OPTIONS: dict[str, object] = {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
 
 
 def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) -> bytes:
-    """Pictures as VP9 in WebM.
+    """Encode pictures as VP9 in WebM.
 
     Args:
         pictures: At least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.

@@ -1,4 +1,4 @@
-"""Stage 1: drive the environment with a random policy and write episodes to shards."""
+"""Stage 1: run episodes with a random policy and write them to shards."""
 
 from __future__ import annotations
 
@@ -17,46 +17,55 @@ from pipeline.base.progress import Metrics, Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import ROLLOUTS, shard_name
 from pipeline.data.shards import episodes_to_bytes
-from pipeline.data.streaming import Waiting, commit_behind
+from pipeline.data.streaming import StorageWait, commit_behind
 from pipeline.envs.registry import make_environment
 from pipeline.execution.protocol import Executor
 from pipeline.rollouts.policies import make_policy
 from pipeline.rollouts.recording import record_episode
 from pipeline.storage.manifest import Record, commit, read_records, require_records
-from pipeline.storage.metrics import MetricsLog, Row
+from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 
 PREFIX = ROLLOUTS
-SHARDS_AT_ONCE = 2  # of a worker: one is driven while the one before is committed
+SHARDS_AT_ONCE = 2  # per worker: one is recorded while the previous one is committed
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to make; ``id`` is its number."""
+    """One shard to make.
+
+    Attributes:
+        id: Shard number.
+    """
 
     id: int
 
 
 class CollectWorker:
-    """Drives the episodes of shards and commits them; the plain class behind a collecting actor.
+    """Records the episodes of shards and commits them; the plain class behind a collecting actor.
+
+    Args:
+        config: Config of the run.
+        store: Store to commit shards to.
 
     Attributes:
-        waiting: seconds that it stood still for storage.
+        waiting: Time spent waiting for storage, in seconds.
     """
 
     def __init__(self, config: RunConfig, store: Store) -> None:
-        self.waiting = Waiting()
+        self.waiting = StorageWait()
         self._config = config
         self._store = store
         self._env = make_environment(config.env)
         if config.collect.policy == "random-controller":
-            importlib.import_module("torch")  # before the thread count is set for a call, which reaches it only then
+            importlib.import_module("torch")  # first, because a call's thread count only reaches imported libraries
 
     def run(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[int, Record]]:
+        """Record and commit the shards, yielding (job id, record) for each."""
         return commit_behind(((job.id, self._collect(job.id)) for job in jobs), self.waiting)
 
     def _collect(self, shard: int) -> Callable[[], Record]:
-        """Drive a shard's episodes; what is left to do is to commit it."""
+        """Record a shard's episodes; returns a function that commits it."""
         config = self._config
         episodes = []
         for episode_id in shard_episodes(config, shard):
@@ -85,23 +94,24 @@ class CollectWorker:
 
 
 def _start(config: RunConfig, episode_id: int) -> np.random.Generator | None:
-    """What draws where an episode begins; None for the track's own start."""
+    """Random stream that draws an episode's start state; None for the track's own start."""
     rng = seeding.generator(config.seed, "collect/start", episode_id)
     return rng if rng.random() < config.collect.exploring_starts else None
 
 
 def num_shards(config: RunConfig) -> int:
+    """Number of shards of the data set."""
     return -(-config.collect.episodes // config.collect.episodes_per_shard)
 
 
 def shard_episodes(config: RunConfig, shard: int) -> range:
-    """The episode ids of a shard: a fixed set, whoever drives them."""
+    """Episode ids of a shard; they do not depend on the worker that records it."""
     first = shard * config.collect.episodes_per_shard
     return range(first, min(first + config.collect.episodes_per_shard, config.collect.episodes))
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Collect whatever shards are not committed yet."""
+    """Collect the shards that are not committed yet."""
     present = read_records(store, PREFIX)
     missing = [ShardJob(i) for i in range(num_shards(config)) if shard_name(i) not in present]
     repeat = config.env.action_repeat
@@ -117,11 +127,11 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 for _, record in pool.map(missing):
                     episodes = len(record.info["episodes"])
                     done += episodes
-                    driven = repeat * record.rows
-                    steps += driven
+                    env_steps = repeat * record.rows
+                    steps += env_steps
                     metrics.log(done, _metrics(steps, record))
-                    driven_now: Metrics = {"episodes": episodes, "env_steps": driven}
-                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, metrics=driven_now))
+                    new: Metrics = {"episodes": episodes, "env_steps": env_steps}
+                    show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, metrics=new))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
     return {"env_steps": steps, "env_steps_this_session": steps - restored}
 
@@ -130,9 +140,9 @@ def _metrics(env_steps: int, record: Record) -> dict[str, float]:
     return {"env_steps": env_steps, "shard_mean_return": fmean(record.info["returns"])}
 
 
-def _metrics_rows(records: Iterable[Record], action_repeat: int) -> list[Row]:
-    """The rows of shards that an earlier session committed."""
-    rows: list[Row] = []
+def _metrics_rows(records: Iterable[Record], action_repeat: int) -> list[MetricsRow]:
+    """Metrics rows of the shards that earlier sessions committed."""
+    rows: list[MetricsRow] = []
     episodes = steps = 0
     for record in records:
         episodes += len(record.info["episodes"])

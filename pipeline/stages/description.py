@@ -1,8 +1,8 @@
-"""What weights need in order to be used, for the metadata of their safetensors files.
+"""Descriptions of weights for the metadata of their safetensors files, so that a file is usable without its run.
 
-Whoever finds such a file alone, without the run's config, learns here how frames are cut, in which order a controller
-takes its features, and how its outputs become actions. All of it stands under one key, as JSON: safetensors writes
-several keys in no fixed order, and the same run gives the same bytes.
+A description says how frames are cropped, in which order a controller takes its features, and how its outputs become
+actions. It is stored as JSON under a single key, because safetensors writes several keys in no fixed order and the same
+run must give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Description = Mapping[str, Any]
 
 
 def to_metadata(description: Description) -> dict[str, str]:
-    """A description as the metadata of a safetensors file."""
+    """Convert a description to the metadata of a safetensors file."""
     return {KEY: json.dumps(description, sort_keys=True)}
 
 
 def describe_vae(config: RunConfig) -> Description:
-    """What V needs: the view, crop, size, channels and scale of its frames."""
+    """Describe V: the view, crop, size, channels and scale of its frames."""
     return {
         "model": "VAE",
         "environment": config.env.id,
@@ -44,7 +44,7 @@ def describe_vae(config: RunConfig) -> Description:
 
 
 def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
-    """What M needs: the order and sizes of its inputs, and its actions."""
+    """Describe M: the order and sizes of its inputs, and its actions."""
     return {
         "model": "MDN-RNN",
         "environment": config.env.id,
@@ -61,7 +61,7 @@ def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
 
 
 def describe_controller(config: RunConfig) -> Description:
-    """What C needs: the order of its features, the layout of its parameters, and the squashing of its outputs."""
+    """Describe C: the order of its features, the layout of its parameters, and the squashing of its outputs."""
     shape = ControllerShape.of_run(config, environment_class(config.env.id).action_size)
     return {
         "model": "controller",
@@ -70,9 +70,9 @@ def describe_controller(config: RunConfig) -> Description:
         "z": config.controller.z,
         "sizes": {"z": config.vae.z_size, "c": config.mdnrnn.hidden_size, "h": config.mdnrnn.hidden_size},
         "layers": shape.layers,
-        "layout": "each layer's weights, row-major (outputs, inputs), and then its biases"
+        "layout": "for each layer: weights, row-major (outputs, inputs), then biases"
         if shape.bias
-        else "each layer's weights, row-major (outputs, inputs); there are no biases",
+        else "for each layer: weights, row-major (outputs, inputs); no biases",
         "hidden_activation": "tanh" if shape.hidden_size else None,
         "action_repeat": config.env.action_repeat,
         "actions": _describe_actions(config),

@@ -1,4 +1,4 @@
-"""Stage 3: the collected frames become latents, shard by shard."""
+"""Stage 3: encode the collected frames to latents, shard by shard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, vae_weights
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episodes_in, latents_to_bytes
-from pipeline.data.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
+from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
@@ -22,12 +22,17 @@ from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
 
 PREFIX = LATENTS
-SHARDS_AT_ONCE = READ_AHEAD + 2  # of a worker: read ahead, one being encoded, one being committed
+SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One shard of frames to encode; ``id`` is its name, and that of the shard of latents."""
+    """One shard of frames to encode.
+
+    Attributes:
+        id: Name of the shard, and of the resulting shard of latents.
+        record: Record of the shard of frames.
+    """
 
     id: str
     record: Record = field(repr=False)
@@ -36,21 +41,27 @@ class EncodeJob:
 class EncodeWorker:
     """Encodes shards and commits them; the plain class behind an encoding actor.
 
+    Args:
+        config: Config of the run.
+        store: Store to read frames from and commit latents to.
+        vae_weights: Weights of V as safetensors bytes.
+
     Attributes:
-        waiting: seconds that it stood still for storage.
+        waiting: Time spent waiting for storage, in seconds.
     """
 
     def __init__(self, config: RunConfig, store: Store, vae_weights: bytes) -> None:
-        self.waiting = Waiting()
+        self.waiting = StorageWait()
         self._encoder = make_encoder(config, vae_weights, config.encode.batch_size)
         self._store = store
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
+        """Encode and commit the shards, yielding (job id, record) for each."""
         shards = read_ahead(self._store, (job.record for job in jobs), self.waiting)
         return commit_behind(((record.name, self._encode(record, data)) for record, data in shards), self.waiting)
 
     def _encode(self, record: Record, data: bytes) -> Callable[[], Record]:
-        """Encode a shard's bytes; what is left to do is to commit it."""
+        """Encode a shard's bytes; returns a function that commits the latents."""
         latents = []
         for episode in episodes_in(data, self._store.locate(record.key)):
             mu, logvar = encode_all(self._encoder, episode.frames)
@@ -78,7 +89,7 @@ class EncodeWorker:
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Encode whatever shards are not committed yet."""
+    """Encode the shards that are not committed yet."""
     frames = require_manifest(store, ROLLOUTS).records
     present = read_records(store, PREFIX)
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]

@@ -1,4 +1,4 @@
-"""Stage 6: the controllers drive test tracks that nothing was ever selected on."""
+"""Stage 6: evaluate the controllers on test tracks that are never used for selection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.data.artifacts import (
     vae_weights,
 )
 from pipeline.data.shards import DESCRIPTION_KEY
-from pipeline.evolution.fitness import drive, rollout_pool, scored_jobs
+from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
@@ -47,33 +47,33 @@ PREFIX = EVALUATION
 _SAVE_EVERY_S = 30.0
 _BOOTSTRAP_SAMPLES = 10_000
 
-_ROWS = {
-    "rows": "A row is one test episode. generation is how far the evolution was that the controller came from. A file "
-    "holds one evaluation; one of more episodes, or of a later generation, has a file of its own, with the same "
-    "episodes again. evaluation tells them apart: the last in the order of strings is the newest."
+_ROWS_DESCRIPTION = {
+    "rows": "A row is one test episode. generation is the generation of the evolution that the controller is from. A "
+    "file holds one evaluation; an evaluation with more episodes, or of a later generation, has its own file, which "
+    "repeats the same episodes. evaluation identifies the evaluation: the last in string order is the newest."
 }
 
-# One driven episode, as a row of the checkpoint and of episodes.parquet.
-Row = dict[str, Any]
+# One test episode as a row of episodes.parquet.
+EpisodeRow = dict[str, Any]
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Drive what is not driven yet, film a drive, and sum up."""
+    """Run the test episodes that are not done yet, film one drive, and commit the summary."""
     env = config.env.model_copy(update={"rendering": config.evaluate.rendering})
     config = config.model_copy(update={"env": env})
     v, m = vae_weights(store), mdnrnn_weights(store)
     evolution = require_manifest(store, EVOLUTION)
     controllers, generation = _controllers(config, store, evolution)
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    driven, retries = _drive(config, store, executor, jobs, v, m)
+    episode_rows, retries = _run_test_episodes(config, store, executor, jobs, v, m)
     tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
-    rows = [{"evaluation": tag, "generation": generation, **row} for row in driven]
+    rows = [{"evaluation": tag, "generation": generation, **row} for row in episode_rows]
 
     summary: dict[str, Any] = {
         name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
         for name in controllers
     }
-    # Not the better one of the two on the test tracks: nothing is selected there.
+    # Not the one that is better on the test tracks: nothing is selected on them.
     shown = "best" if "best" in controllers else "mean"
     names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, PREFIX).keys()
     if names:
@@ -111,10 +111,10 @@ def _film(
 
 
 def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], int]:
-    """The newest controllers by name, and the generation that they are of.
+    """Load the newest controllers, by name, and their generation.
 
-    Of both, ``best`` is left out where it is the mean itself: the same parameters score the same. Where no generation
-    was validated there is no best one, and the mean is what is evaluated.
+    If both are wanted and ``best`` equals the mean, only the mean is returned: equal parameters have equal scores. If
+    no generation was validated, there is no best controller and the mean is returned instead.
     """
     record = newest(evolution.records, CONTROLLERS)
     assert record is not None
@@ -123,7 +123,7 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
     if record.info["best_generation"] is None:
         if "best" in wanted:
             logger.info(
-                "no generation was validated (evolve.validate_every is %d): the last CMA mean is evaluated",
+                "no generation was validated (evolve.validate_every is %d): evaluating the last CMA mean",
                 config.evolve.validate_every,
             )
         wanted = ["mean"]
@@ -133,7 +133,7 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
 
 
 def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:
-    # The candidate's number comes from its parameters, so that a checkpoint knows an old controller from a new one.
+    # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers.
     candidate = seeding.derive(config.seed, f"evaluate/{parameters.tobytes().hex()}")
     return scored_jobs(
         config,
@@ -147,23 +147,24 @@ def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob
 
 
 def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
-    """The drive to show: not the best one, but that of the median return (the upper of two)."""
+    """Select the episode to film: the one with the median return (the upper of two), not the best."""
     job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
     steps = min(config.env.max_episode_steps, round(config.evaluate.film_seconds * STEPS_PER_SECOND))
     return RolloutJob(**{**vars(job), "max_steps": steps})
 
 
-def _drive(
+def _run_test_episodes(
     config: RunConfig,
     store: Store,
     executor: Executor,
     jobs: Mapping[str, Sequence[RolloutJob]],
     vae_weights: bytes,
     mdnrnn_weights: bytes,
-) -> tuple[list[Row], int]:
-    """Every job's row, in the order of controllers and tracks; those a checkpoint has are not driven again.
+) -> tuple[list[EpisodeRow], int]:
+    """Run the jobs that the newest checkpoint does not have.
 
-    Also how often jobs were tried again.
+    Returns:
+        Rows of all jobs, in the order of controllers and tracks, and the number of retries.
     """
     checkpoints = Checkpoints(store, PREFIX)
     latest = checkpoints.latest()
@@ -202,22 +203,31 @@ def _drive(
 
         if missing:
             with rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool:
-                drive(pool, missing, take)
+                run_episodes(pool, missing, take, require_finite=True)
                 retries = pool.retries
             save()
-    driven = [
+    episode_rows = [
         {"controller": name, "track": job.track, **vars(done[job.candidate, job.episode])}
         for name, some in jobs.items()
         for job in some
     ]
-    return driven, retries
+    return episode_rows, retries
 
 
 def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
-    """Mean, standard deviation and a 95 % bootstrap interval of the mean (percentiles of resampled means)."""
+    """Compute mean, standard deviation and a 95 % bootstrap interval of the mean (percentiles of resampled means).
+
+    Args:
+        returns: Episode returns, at least one.
+        seed: Seed of the run.
+
+    Returns:
+        Dictionary with the keys ``episodes``, ``mean``, ``sd``, ``low``, ``high`` (bounds of the interval), ``min``
+        and ``max``.
+    """
     values = np.asarray(returns, np.float64)
     rng = seeding.generator(seed, "evaluate/bootstrap")
-    # In blocks: all at once, 10,000 episodes would take a gigabyte and more.
+    # In blocks: at once, 10,000 episodes would take more than a gigabyte.
     blocks = [rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(_BOOTSTRAP_SAMPLES // 100)]
     means = np.concatenate(blocks)
     low, high = np.percentile(means, [2.5, 97.5])
@@ -232,8 +242,9 @@ def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
     }
 
 
-def _to_parquet(rows: Sequence[Row]) -> bytes:
+def _to_parquet(rows: Sequence[EpisodeRow]) -> bytes:
     buffer = io.BytesIO()
-    table = pa.Table.from_pylist(list(rows)).replace_schema_metadata({DESCRIPTION_KEY: json.dumps(_ROWS)})
+    metadata = {DESCRIPTION_KEY: json.dumps(_ROWS_DESCRIPTION)}
+    table = pa.Table.from_pylist(list(rows)).replace_schema_metadata(metadata)
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Stage 5: evolve the controller by CMA-ES on the return of whole episodes."""
+"""Stage 5: evolve the controller with CMA-ES on the returns of whole episodes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.envs.registry import environment_class
 from pipeline.evolution.fitness import (
     JobId,
     candidate_fitness,
-    drive_all,
     not_finite,
     rollout_pool,
+    run_episodes,
     scored_jobs,
     training_jobs,
     validation_returns,
@@ -45,24 +45,24 @@ from pipeline.storage.store import Store
 
 PREFIX = EVOLUTION
 
-_NAMED = 10  # episodes in a warning
+_MAX_LISTED = 10  # episodes listed in a warning
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Evolve until a limit of the config, from the newest checkpoint."""
+    """Evolve from the newest checkpoint until a limit of the config is reached."""
     v, m = vae_weights(store), mdnrnn_weights(store)
     description = describe_controller(config)
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
-    state = _restore(checkpoints) or _begin(config)
+    state = _restore(checkpoints) or _new_state(config)
     before = state.env_steps
     retries = workers = 0
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
-        if _ended(config, state) is None:
+        if _end_reason(config, state) is None:
             with (
                 rollout_pool(executor, config, v, m) as pool,
-                num_threads(1),  # CMA-ES's own linear algebra, whose bits depend on it
+                num_threads(1),  # the bits of CMA-ES's linear algebra depend on the number of threads
             ):
                 _evolve(config, state, pool, checkpoints, metrics, executor.publish)
                 retries, workers = pool.retries, pool.num_workers
@@ -71,7 +71,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
         "env_steps": state.env_steps,
         "env_steps_this_session": state.env_steps - before,
         "generations": state.generation,
-        "ended_by": _ended(config, state),
+        "ended_by": _end_reason(config, state),
         "best_generation": state.best_generation,
         "best_validation": state.best_validation,
         "workers": workers,
@@ -80,7 +80,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     }
 
 
-def _begin(config: RunConfig) -> EvolutionState:
+def _new_state(config: RunConfig) -> EvolutionState:
     action_size = environment_class(config.env.id).action_size
     return EvolutionState(
         Search(
@@ -101,8 +101,8 @@ def _restore(checkpoints: Checkpoints) -> EvolutionState | None:
     return EvolutionState.from_bytes(data)
 
 
-def _ended(config: RunConfig, state: EvolutionState) -> str | None:
-    """Why there is nothing left to do; None while there is."""
+def _end_reason(config: RunConfig, state: EvolutionState) -> str | None:
+    """Name of the limit that ended the evolution; None while it is not complete."""
     target = config.evolve.target_return
     if target is not None and state.best_validation is not None and state.best_validation >= target:
         return "target_return"
@@ -129,13 +129,13 @@ def _evolve(
             done += 1
             show(Update(done, total, shown, restored=restored, metrics=result.metrics))
 
-        while _ended(config, state) is None:
+        while _end_reason(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
             retries = pool.retries
             row = _next_generation(config, state, pool, tick, lengths)
             if pool.retries > retries:
-                logger.warning("generation %d: episodes tried again: %d", row.generation, pool.retries - retries)
+                logger.warning("generation %d: episodes retried: %d", row.generation, pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
@@ -143,16 +143,16 @@ def _evolve(
                 shown["validation"] = f"{row.validation_mean:.1f}"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
-            if limit is not None and time.monotonic() - session_began >= limit and _ended(config, state) is None:
+            if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
                 raise SessionEnded(
-                    f"evolve.max_seconds {limit:g} is over after generation {state.generation} of "
+                    f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {state.best_validation}. "
-                    "The run is not over: run the same command again to go on."
+                    "The run is not complete: run the same command again to resume."
                 )
 
 
 def _episodes_until(config: RunConfig, generation: int) -> int:
-    """Episodes that so many generations take, validation included."""
+    """Total episodes of the generations up to this one, including validation."""
     evolve = config.evolve
     validations = generation // evolve.validate_every
     return evolve.episodes_until(generation) * evolve.population_size + validations * evolve.validation_episodes
@@ -165,10 +165,17 @@ def _next_generation(
     on_episode: Callable[[RolloutResult], None],
     lengths: dict[int, int],
 ) -> Generation:
-    """Ask, drive, tell; validate where it is due. Adds a row to the history.
+    """Run one generation: ask, run the episodes, tell, and validate if due. Appends a row to the history.
 
     Args:
-        lengths: steps that validation took last time, by track; brought up to date.
+        config: Config of the run.
+        state: State of the evolution; updated in place.
+        pool: Workers to run the episodes on.
+        on_episode: Callback for the result of each episode.
+        lengths: Steps of the most recent validation episode by track; updated in place.
+
+    Returns:
+        New row of the history.
     """
     began = time.monotonic()
     generation = state.generation + 1
@@ -184,7 +191,7 @@ def _next_generation(
         state.search.sigma = sigma
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates, replayed_tracks(config, generation, state.driven))
-    results = drive_all(pool, jobs, count)
+    results = run_episodes(pool, jobs, count, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
     failpoint("generation-driven")
@@ -205,9 +212,9 @@ def _next_generation(
             first_track=config.tracks.validation.start,
             episodes=range(config.evolve.validation_episodes),
         )
-        # The longest first, so that none of them is the last to end; on tracks that are met again the past tells.
+        # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
         by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
-        results = drive_all(pool, by_length, count)
+        results = run_episodes(pool, by_length, count, require_finite=False)
         lengths.update((job.track, results[job.id].steps) for job in scored)
         non_finite += _report_non_finite(scored, results)
         validation = validation_returns(scored, results)
@@ -237,14 +244,12 @@ def _next_generation(
 
 
 def _report_non_finite(jobs: Sequence[RolloutJob], results: Mapping[JobId, RolloutResult]) -> int:
-    """Warn of episodes whose return stayed not finite; returns how many."""
+    """Log a warning about episodes whose return was non-finite twice; returns their number."""
     found = not_finite(jobs, results)
     if found:
-        named = [f"{job.name}: {results[job.id].episode_return}" for job in found[:_NAMED]]
-        more = [f"and {len(found) - _NAMED} more"] if len(found) > _NAMED else []
-        logger.warning(
-            "not finite, twice, so counted as the worst return that was, minus one:\n%s", "\n".join(named + more)
-        )
+        listed = [f"{job.name}: {results[job.id].episode_return}" for job in found[:_MAX_LISTED]]
+        more = [f"and {len(found) - _MAX_LISTED} more"] if len(found) > _MAX_LISTED else []
+        logger.warning("non-finite return twice; scored as (worst finite score - 1):\n%s", "\n".join(listed + more))
     return len(found)
 
 
@@ -264,7 +269,7 @@ def _metrics_of(row: Generation) -> Metrics:
 
 
 def _commit(store: Store, state: EvolutionState, description: Description) -> None:
-    """The history, and the two controllers that are evaluated. Names carry the generation: an evolution may grow."""
+    """Commit the history and the two controllers to evaluate. An evolution may grow, so names have the generation."""
     mean = state.search.mean
     best = state.best if state.best is not None else mean
     commit(

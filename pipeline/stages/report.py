@@ -1,4 +1,4 @@
-"""Stage 7: one page that shows what came out, beside the published numbers, and its figures as JSON."""
+"""Stage 7: a page with the run's results next to published ones, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PREFIX = REPORT
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Gather, dream, draw, and write both files: committed for good, and as a view where people look for them."""
-    from pipeline.reporting.page import make_page  # brings matplotlib, which only a report needs
+    """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder."""
+    from pipeline.reporting.page import make_page  # imports matplotlib, which only a report needs
 
     findings = gather(config, store)
     with Progress("film a dream", "dream") as show:
@@ -53,10 +53,10 @@ def _dream_figures(film: DreamFilm | None) -> dict[str, Any] | None:
 
 
 def _commit(store: Store, name: str, tag: str, data: bytes) -> None:
-    """Commit under a name that is the evaluation's and the content's.
+    """Commit under a name made of the evaluation and a digest of the content.
 
-    The content is part of the name because a report is no result: made again by another version of the code, or on
-    another machine, it looks different, and that is no conflict.
+    The name includes the content because a report is not a result: another version of the code, or another machine,
+    may produce different bytes, and that is not a conflict.
     """
     path = PurePosixPath(name)
     digest = hashlib.sha256(data).hexdigest()[:8]

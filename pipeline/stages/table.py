@@ -1,6 +1,6 @@
-"""The stages in order, as data: what each is called, reads and fills, and which keys of the config it depends on.
+"""The stages in order, as data: name, inputs, output, and the config keys that the output depends on.
 
-Reading this table imports no stage, and so neither torch nor an environment.
+Importing this table imports no stage, and so neither torch nor an environment.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class Stage:
 
     Attributes:
         name: Name on the command line.
-        prefix: Folder of the run directory that it fills.
+        prefix: Folder of the run directory for its output.
         reads: Prefixes of the stages whose output it reads.
-        keys: Config sections (or keys) that its output depends on.
-        help: One line for people.
+        keys: Config sections or keys that its output depends on.
+        help: One-line description for ``--help``.
     """
 
     name: str
@@ -34,9 +34,9 @@ STAGES = (
         "collect",
         ROLLOUTS,
         (),
-        # Random controllers have the sizes of V, M and C.
+        # The sizes of V, M and C: random controllers use them.
         ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller"),
-        "1: drive the environment with a random policy, write episodes to shards",
+        "1: run episodes with a random policy and write them to shards",
     ),
     Stage("train-vae", VAE, (ROLLOUTS,), ("seed", "vae"), "2: train the VAE (V) on the frames"),
     Stage(
@@ -44,7 +44,7 @@ STAGES = (
         LATENTS,
         (ROLLOUTS, VAE),
         ("encode", "rollouts.engine", "rollouts.precision"),
-        "3: turn the frames into latents",
+        "3: encode the frames to latents",
     ),
     Stage("train-mdnrnn", MDNRNN, (LATENTS,), ("seed", "mdnrnn"), "4: train the MDN-RNN (M) on latents and actions"),
     Stage(
@@ -59,26 +59,26 @@ STAGES = (
         EVALUATION,
         (VAE, MDNRNN, EVOLUTION),
         ("seed", "env", "tracks.test", "rollouts", "evaluate"),
-        "6: drive the test tracks",
+        "6: evaluate the controllers on the test tracks",
     ),
     Stage(
         "report",
         REPORT,
         (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION),
         (),
-        "7: make the page that shows what came out",
+        "7: make a page with the results",
     ),
 )
 
-# What may grow after it was complete: more generations, more test episodes.
+# Stages that may grow after they were complete: more generations, more test episodes.
 GROWING = (EVOLUTION, EVALUATION)
 
 
 def stage_named(name: str) -> Stage:
-    """The stage of a command-line name."""
+    """Look up a stage by its command-line name."""
     return next(stage for stage in STAGES if stage.name == name)
 
 
 def stage_filling(prefix: str) -> Stage:
-    """The stage that fills a prefix."""
+    """Look up the stage that writes a prefix."""
     return next(stage for stage in STAGES if stage.prefix == prefix)

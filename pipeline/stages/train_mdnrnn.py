@@ -34,15 +34,15 @@ Array = NDArray[np.float32]
 
 
 class Windows(NamedTuple):
-    """Fixed-size windows: B of them, T steps each. Row t of a window is one row of a shard.
+    """Batch of B windows of T steps. Each step of a window is one row of a shard.
 
     Attributes:
-        mu, logvar: (B, T + 1, Z) float32; the last is only a target.
-        actions: (B, T, A) float32.
-        rewards: (B, T) float32.
-        done: (B, T) float32, 1 where the environment terminated.
-        real: (B, T) float32, 0 where an episode shorter than the window was padded.
-        has_next: (B, T) float32, 1 where there is a next z to predict: not at an episode's last row.
+        mu, logvar: Latent distributions, (B, T + 1, Z) float32; the last step is only a target.
+        actions: Actions, (B, T, A) float32.
+        rewards: Rewards, (B, T) float32.
+        done: 1 where the environment terminated, else 0, (B, T) float32.
+        real: 0 where an episode shorter than the window was padded, else 1, (B, T) float32.
+        has_next: 1 where there is a next z to predict (not at an episode's last row), else 0, (B, T) float32.
     """
 
     mu: Array
@@ -55,19 +55,20 @@ class Windows(NamedTuple):
 
 
 def num_windows(steps: int, window: int) -> int:
-    """Windows that an episode gives: as many as fit without overlap, at least one (padded)."""
+    """Number of windows in an episode: as many as fit without overlap, at least one (padded)."""
     return max(1, steps // window)
 
 
 class WindowBlock:
-    """The windows of some episodes.
+    """Windows of a block of episodes.
 
-    Windows of an episode lie end to end; where they start is drawn anew for each epoch, so that every row is seen.
+    The windows of an episode are contiguous; the offset of the first is drawn again each epoch, so that every row is
+    used.
 
     Args:
-        episodes: latents.
-        window: T.
-        rng: draws the starts.
+        episodes: Latent episodes, at least one.
+        window: Steps per window, T.
+        rng: Random stream that draws the offsets.
     """
 
     def __init__(self, episodes: Sequence[LatentEpisode], window: int, rng: np.random.Generator) -> None:
@@ -83,6 +84,7 @@ class WindowBlock:
         return len(self._items)
 
     def batch(self, items: NDArray[np.int64]) -> Windows:
+        """See ``LoadedBlock.batch``."""
         size, length = len(items), self._window
         example = self._items[0][0]
         z_size, action_size = example.mu.shape[1], example.actions.shape[1]
@@ -105,7 +107,13 @@ class WindowBlock:
 
 
 class MdnRnnObjective:
-    """M, its optimiser and its loss."""
+    """M with its optimiser and loss; see ``pipeline.training.loop.Objective``.
+
+    Args:
+        config: Config of the run.
+        action_size: Length of an action, A.
+        held_out: Held-out windows.
+    """
 
     def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock) -> None:
         self._config = config.mdnrnn
@@ -118,13 +126,14 @@ class MdnRnnObjective:
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 
     def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
+        """See ``Objective.losses``."""
         windows = Windows(*(torch.from_numpy(array).to(self.device) for array in batch))  # type: ignore[arg-type]
         mu, logvar, actions, rewards, done, real, has_next = _tensors(windows)
-        # z is sampled anew from (mu, logvar) each time a window is seen (section A.3), against overfitting.
+        # z is sampled from (mu, logvar) again each time a window is used (section A.3), against overfitting.
         seed = seeding.derive(self._seed, "mdnrnn/noise", seed_index)
         noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
         z = sample_z(mu, logvar, noise)
-        # The heads and the likelihood stay in float32: a narrow mixture tells values apart that bfloat16 does not.
+        # The heads and the likelihood stay in float32: bfloat16 is too coarse for narrow mixture components.
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision is torch.bfloat16):
             hidden, _ = self.module.lstm(torch.cat([z[:, :-1], actions], dim=-1))
         prediction = self.module.predict(hidden.float())
@@ -140,10 +149,11 @@ class MdnRnnObjective:
         return losses
 
     def before_step(self) -> None:
-        """Each element of the gradient is clipped, as in the paper's code."""
+        """Clip each element of the gradient, as in the paper's code."""
         torch.nn.utils.clip_grad_value_(self.module.parameters(), self._config.gradient_clip)
 
     def held_out(self) -> Iterator[tuple[int, Windows]]:
+        """See ``Objective.held_out``."""
         size = self._config.batch_size
         for start in range(0, len(self._held_out), size):
             batch = self._held_out.batch(np.arange(start, min(start + size, len(self._held_out))))
@@ -155,12 +165,12 @@ def _tensors(windows: Windows) -> tuple[Tensor, ...]:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    # A batch of nothing but last rows has no next z: its mean is 0, not 0 / 0.
+    # A batch that contains only last rows has no next z: its mean is 0, not 0 / 0.
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
-    """The training task: commits the weights. Returns a summary."""
+    """Train M and commit its weights; the task for the executor. Returns a summary."""
     records = require_manifest(store, LATENTS).records
     window = config.mdnrnn.window
     example = next(read_latents(store, next(iter(records.values()))))
@@ -168,7 +178,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     description = describe_mdnrnn(config, action_size)
     if config.mdnrnn.init == "random":
         commit(store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size), description))
-        yield Update(1, 1, {"weights": "left as initialised"})
+        yield Update(1, 1, {"weights": "untrained"})
         return {"steps": 0, "init": "random"}
 
     episodes = [episode for record in records.values() for episode in episode_steps(record)]
@@ -213,7 +223,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Train M as one task, on a GPU where there is one."""
+    """Train M as one task, on a GPU if there is one."""
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
     with Progress("train-mdnrnn", "step", executor.publish) as show:
         return executor.run(train, config, store, resources=resources, on_update=show)

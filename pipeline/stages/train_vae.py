@@ -37,7 +37,11 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _FrameBlock:
-    """Frames (N, 64, 64, 3) uint8 of a block."""
+    """Frames of a block.
+
+    Attributes:
+        frames: Frames, (N, 64, 64, 3) uint8.
+    """
 
     frames: Frames
 
@@ -47,7 +51,14 @@ class _FrameBlock:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out frames, read from shards each time: whole episodes up to ``max_frames``, the last one cut."""
+    """Held-out frames, read from the shards each time they are needed.
+
+    Attributes:
+        store: Store to read from.
+        records: Records of the shards by name.
+        episodes: Ids of the held-out episodes.
+        max_frames: Maximum number of frames; the episode that exceeds it is cut.
+    """
 
     store: Store
     records: Mapping[str, Record]
@@ -55,7 +66,7 @@ class HeldOut:
     max_frames: int
 
     def frames(self) -> Iterator[Frames]:
-        """Each held-out episode's frames (T, 64, 64, 3), the last one cut."""
+        """Yield each held-out episode's frames, (T, 64, 64, 3) uint8, up to ``max_frames`` in total."""
         left = self.max_frames
         for frames in read_frames(self.store, self.records.values(), set(self.episodes)):
             yield frames[:left]
@@ -65,7 +76,12 @@ class HeldOut:
 
 
 class VaeObjective:
-    """V, its optimiser and its loss."""
+    """V with its optimiser and loss; see ``pipeline.training.loop.Objective``.
+
+    Args:
+        config: Config of the run.
+        held_out: Held-out frames.
+    """
 
     def __init__(self, config: RunConfig, held_out: HeldOut) -> None:
         self._config = config
@@ -76,6 +92,7 @@ class VaeObjective:
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.vae.learning_rate, fused=True)
 
     def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:
+        """See ``Objective.losses``."""
         frames = frames_to_input(batch, self.device)
         seed = seeding.derive(self._config.seed, "vae/noise", seed_index)
         noise = torch.randn(len(batch), self.module.z_size, generator=torch.Generator().manual_seed(seed))
@@ -86,9 +103,10 @@ class VaeObjective:
         return {"loss": loss.total, "reconstruction": loss.reconstruction, "kl": loss.kl}
 
     def before_step(self) -> None:
-        """The paper does not clip V's gradients."""
+        """Do nothing: the paper does not clip V's gradients."""
 
     def held_out(self) -> Iterator[tuple[int, Frames]]:
+        """See ``Objective.held_out``."""
         size = self._config.vae.batch_size
         for frames in self._held_out.frames():
             for start in range(0, len(frames), size):
@@ -99,7 +117,7 @@ class VaeObjective:
 def frame_stream(
     config: RunConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
 ) -> BlockStream[Frames]:
-    """The frames that V is trained on, in shuffled batches (N, 64, 64, 3) uint8, without those of held-out episodes."""
+    """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes."""
     left_out = set(held_out)
     episodes = {episode for record in records.values() for episode in episode_steps(record)}
 
@@ -124,7 +142,7 @@ def frame_stream(
 
 
 def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
-    """The training task: commits the weights and a picture of reconstructions. Returns a summary."""
+    """Train V, commit its weights and a picture of reconstructions; the task for the executor. Returns a summary."""
     description = describe_vae(config)
     manifest = require_manifest(store, ROLLOUTS)
     records = manifest.records
@@ -159,7 +177,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
 
 @torch.inference_mode()
 def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
-    """A PNG: held-out frames spread over their episodes in the upper row, what V makes of them below."""
+    """Draw a PNG: evenly spaced held-out frames in the upper row, their reconstructions by V below."""
     frames = np.concatenate(list(held_out.frames()))
     chosen = frames[np.linspace(0, len(frames) - 1, min(_PICTURE_FRAMES, len(frames))).astype(int)]
     objective.module.eval()
@@ -172,7 +190,7 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
 
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Train V as one task, on a GPU where there is one."""
+    """Train V as one task, on a GPU if there is one."""
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
     with Progress("train-vae", "step", executor.publish) as show:
         return executor.run(train, config, store, resources=resources, on_update=show)

@@ -1,4 +1,4 @@
-"""Checkpoints: numbered, verified, the last few kept."""
+"""Checkpoints of a stage: numbered, verified, and pruned to the newest few."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ KEEP = 2
 
 
 class Checkpoints:
-    """The checkpoints of one stage. The newest whole one counts.
+    """Checkpoints of one stage. A stage resumes from the newest undamaged one.
 
-    A checkpoint's name is its step and the session of the session that wrote it: a driver that lost its lease in the
-    middle of saving meets no checkpoint of its successor's.
+    A checkpoint is named by its step and by the number of the session that wrote it. A driver that loses its lease
+    while it saves therefore cannot overwrite a checkpoint of the driver that took over.
 
     Args:
-        store: the run's store.
-        prefix: the stage's prefix.
-        keep: how many of the newest to keep.
+        store: Store of the run.
+        prefix: Prefix of the stage.
+        keep: Number of newest checkpoints to keep.
     """
 
     def __init__(self, store: Store, prefix: str, keep: int = KEEP) -> None:
@@ -44,12 +44,19 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, data: bytes) -> None:
-        """Write the checkpoint of a step, then the record that commits it, then drop what is beyond ``keep``."""
+        """Write a checkpoint, then the record that commits it, then remove the checkpoints beyond ``keep``.
+
+        Args:
+            step: Step of the stage.
+            data: Bytes of the checkpoint.
+        """
         sha256 = hashlib.sha256(data).hexdigest()
         name = checkpoint_name(step, self.store.session)
         key = object_key(self.prefix, "data", name, sha256)
         record = Record(name, key, len(data), sha256, session=self.store.session)
-        replaced = self.store.list(f"{self.prefix}/data/{name}-")  # a step may be saved twice, as at an epoch's end
+        replaced = self.store.list(
+            f"{self.prefix}/data/{name}-"
+        )  # one step can be saved twice, e.g. at the end of an epoch
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
         self.store.write(record_key(self.prefix, name), sealed.to_bytes(asdict(record)))
@@ -57,20 +64,20 @@ class Checkpoints:
         for other in set(replaced) - {key}:
             self.store.delete(other)
         names = [other for other in self.names() if step_and_session(other)[1] <= self.store.session]
-        # What is of a later step was found damaged, or this step would not have been taken again.
+        # Later steps were damaged: otherwise the stage would have resumed after them, not repeated this step.
         later = [other for other in names if step_and_session(other)[0] > step]
         for other in (*later, *[other for other in names if step_and_session(other)[0] <= step][: -self.keep]):
             self.remove(other)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
+        """Steps that have a checkpoint, in ascending order."""
         return sorted({step_and_session(name)[0] for name in self.names()})
 
     def latest(self) -> tuple[int, bytes] | None:
-        """The newest checkpoint whose bytes verify, as (step, bytes); None where there is none at all.
+        """Newest undamaged checkpoint as (step, bytes); None if the stage has no checkpoint.
 
         Raises:
-            DamagedDataError: there are checkpoints, and every one of them is damaged.
+            DamagedDataError: All checkpoints are damaged.
         """
         names = self.names()
         for name in reversed(names):
@@ -78,7 +85,7 @@ class Checkpoints:
                 return step_and_session(name)[0], self.read(name)
             except DamagedDataError as error:
                 logger.warning(
-                    "CHECKPOINT %s OF %s IS DAMAGED, falling back to the one before: %s",
+                    "CHECKPOINT %s OF %s IS DAMAGED, falling back to the previous one: %s",
                     name,
                     self.store.locate(self.prefix),
                     error,
@@ -86,25 +93,25 @@ class Checkpoints:
         if names:
             raise DamagedDataError(
                 f"every checkpoint under {self.store.locate(self.prefix)} is damaged. Restore one from a copy, or "
-                "remove that folder to begin this stage anew."
+                "remove that folder to run this stage from scratch."
             )
         return None
 
     def names(self) -> list[str]:
-        """All checkpoints, the oldest first."""
+        """Names of all checkpoints, oldest first."""
         folder = records_prefix(self.prefix)
         return [key.removeprefix(folder).removesuffix(".json") for key in own_keys(self.store, folder)]
 
     def read(self, name: str) -> bytes:
-        """A checkpoint's bytes, verified.
+        """Verified bytes of a checkpoint.
 
         Raises:
-            DamagedDataError: they or their record are missing or changed.
+            DamagedDataError: The bytes or their record are missing or changed.
         """
         return read_verified(self.store, read_record(self.store, record_key(self.prefix, name)), self.prefix)
 
     def age_s(self) -> float | None:
-        """Seconds since the newest was written; None where there is none."""
+        """Age of the newest checkpoint in seconds; None if there is none."""
         names = self.names()
         return self.store.age_s(record_key(self.prefix, names[-1])) if names else None
 
@@ -113,8 +120,8 @@ class Checkpoints:
         try:
             data_key = read_record(self.store, record_key(self.prefix, name)).key
         except DamagedDataError:
-            data_key = None  # for `storage gc`, which finds what no record names
-        # The record first: data without a record does not exist, a record without data is damage.
+            data_key = None  # `storage gc` finds the data, which no record names
+        # The record first: readers ignore data without a record, but a record without data counts as damage.
         self.store.delete(record_key(self.prefix, name))
         failpoint("checkpoint-half-removed")
         if data_key is not None:

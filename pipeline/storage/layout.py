@@ -1,10 +1,10 @@
-"""The names that this program writes in a run directory: every key is built here, and told from foreign ones here.
+"""Layout of a run directory: builds every key that this program writes, and tells its own keys from foreign ones.
 
-Others leave things there too: file managers, editors, network file systems, synchronisation services, people. What has
-another name is foreign: nothing reads it, removes it or takes it for damage.
+File managers, editors, network file systems, synchronisation services and people also leave files there. A file with
+any other name is foreign: nothing reads it, removes it or counts it as damage.
 
 A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. A stage's folder holds its
-manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and what lets it resume.
+manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its checkpoints.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _OWN = re.compile(
     """,
     re.VERBOSE,
 )
-# Left behind by programs that were only looking; a folder that holds nothing else is empty.
-_STREWN = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
+# Files that file browsers leave behind; a folder that holds only these counts as empty.
+_CLUTTER = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 
 
 def session_key(number: int, name: str) -> str:
@@ -57,17 +57,17 @@ def manifest_key(prefix: str) -> str:
 
 
 def begun_key(prefix: str) -> str:
-    """Key of the note of what a stage began from."""
+    """Key of the note that records the inputs with which a stage began."""
     return f"{prefix}/{BEGUN}"
 
 
 def superseded_key(prefix: str, digest: str) -> str:
-    """Key of a manifest that a stage had before it grew."""
+    """Key of an earlier manifest of a stage that has grown since."""
     return f"{prefix}/superseded/{digest[:12]}.json"
 
 
 def records_prefix(prefix: str) -> str:
-    """Beginning of the keys of a stage's records."""
+    """Common prefix of the keys of a stage's records."""
     return f"{prefix}/records/"
 
 
@@ -77,23 +77,23 @@ def record_key(prefix: str, name: str) -> str:
 
 
 def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
-    """Key of a committed object, made unique by its content."""
+    """Key of a committed object, unique to its content."""
     path = PurePosixPath(name)
     return f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
 
 
 def checkpoints_prefix(prefix: str) -> str:
-    """Prefix of a stage's checkpoints, whose records lie under it as a stage's own do."""
+    """Prefix of a stage's checkpoints; their records lie under it like the records of a stage."""
     return f"{prefix}/checkpoints"
 
 
 def checkpoint_name(step: int, session: int) -> str:
-    """Name of the checkpoint of a step, by the session that wrote it."""
+    """Name of a checkpoint, from its step and the number of the session that wrote it."""
     return f"{step:08d}-{session:06d}"
 
 
 def step_and_session(name: str) -> tuple[int, int]:
-    """The step and the session in a checkpoint's name."""
+    """Step and session number in the name of a checkpoint."""
     step, _, session = name.partition("-")
     return int(step), int(session)
 
@@ -104,48 +104,48 @@ def metrics_key(prefix: str) -> str:
 
 
 def tensorboard_prefix(prefix: str) -> str:
-    """Beginning of the keys of a stage's TensorBoard files."""
+    """Common prefix of the keys of a stage's TensorBoard files."""
     return f"{prefix}/tensorboard/events.out.tfevents."
 
 
 def stage_of(key: str) -> str | None:
-    """The prefix of the stage, or of its checkpoints, that a committed object's key belongs to; None for other keys."""
+    """Prefix of the stage, or of its checkpoints, to which a committed object belongs; None for other keys."""
     found = re.fullmatch(rf"(.+)/{_CONTENT}/[^/]+", key)
     return found[1] if found else None
 
 
 def stage_of_record(key: str) -> str | None:
-    """The prefix of the stage, or of its checkpoints, that a record's key belongs to; None for other keys."""
+    """Prefix of the stage, or of its checkpoints, to which a record belongs; None for other keys."""
     prefix, found, _ = key.partition("/records/")
     return prefix if found else None
 
 
 def stage_of_manifest(key: str) -> str | None:
-    """The prefix of the stage that a manifest's key belongs to; None for other keys."""
+    """Prefix of the stage to which a manifest belongs; None for other keys."""
     return key.removesuffix(f"/{MANIFEST}") if key.endswith(f"/{MANIFEST}") else None
 
 
 def stage_of_checkpoint(key: str) -> str | None:
-    """The prefix of the stage that an object or a record of a checkpoint belongs to; None for other keys."""
+    """Prefix of the stage to which an object or record of a checkpoint belongs; None for other keys."""
     prefix, found, _ = key.partition("/checkpoints/")
     return prefix if found else None
 
 
 def is_sealed_note(key: str) -> bool:
-    """Whether an object carries its own checksum, beside records and manifests."""
+    """Whether an object other than a record or manifest carries its own checksum."""
     return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key
 
 
 def own_keys(store: Store, prefix: str = "") -> list[str]:
-    """The keys that begin so and that this program may have written, sorted."""
+    """Keys with this prefix that this program can have written, sorted."""
     return [key for key in store.list(prefix) if _OWN.fullmatch(key)]
 
 
 def foreign_keys(store: Store) -> list[str]:
-    """All other keys, sorted."""
+    """Keys that this program never writes, sorted."""
     return [key for key in store.list() if not _OWN.fullmatch(key)]
 
 
 def occupying_keys(store: Store) -> list[str]:
-    """The keys, own or foreign, for which a folder is not empty, sorted."""
-    return [key for key in store.list() if not _STREWN.fullmatch(key)]
+    """Keys, own or foreign, that make a folder count as not empty, sorted."""
+    return [key for key in store.list() if not _CLUTTER.fullmatch(key)]

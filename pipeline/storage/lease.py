@@ -1,8 +1,7 @@
-"""The lease of a run: one driver at a time, and nobody who lost it writes anything.
+"""Lease of a run: a run has one driver at a time, and a driver that lost its lease writes nothing more.
 
-Whoever writes for a session, the driver and its workers wherever they run, does so through a ``FencedStore``, which
-refuses as soon as a later session has begun. No decision depends on a clock of a driver: how long a heartbeat is old is
-told by the store's own.
+The driver and its workers, on any machine, write through a ``FencedStore``, which refuses every change after a later
+session has begun. No decision depends on the clock of a driver: the store's own clock measures the age of a heartbeat.
 """
 
 from __future__ import annotations
@@ -31,32 +30,33 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
-# The last heartbeat, which lets the next owner begin at once, may take so long where nobody is about to kill this
-# process. After a stop it may take a third of the time until the kill.
+# Time limit of the last heartbeat, which lets the next driver begin at once. After a stop signal the limit is a third
+# of the time until the process is killed.
 _LAST_HEARTBEAT_S = 30.0
 
 
-_SLOW_S = 1.0  # until a person who waits is told what for
+_SLOW_S = 1.0  # time after which a warning names the reason for the wait
 
 
 class Lease:
-    """The run in the hands of this process. A context: taken on entry, given back on exit.
+    """Lease of this process on a run: a context manager that takes it on entry and releases it on exit.
 
     Args:
-        store: the run's.
-        purpose: the command, for whoever is refused meanwhile.
-        heartbeat_s, expiry_s: see ``Owner``.
-        about: see ``Owner``.
+        store: Store of the run.
+        purpose: Command that needs the run, for the error message of other drivers.
+        heartbeat_s: Seconds between heartbeats.
+        expiry_s: Seconds without a heartbeat after which another driver may take over.
+        about: Further facts about the session, see ``Owner``.
     """
 
     def __init__(
         self, store: Store, purpose: str, *, heartbeat_s: float, expiry_s: float, about: Mapping[str, Any]
     ) -> None:
         self._store = store
-        self._beats = store.guarded(self._in_time)
+        self._beats = store.guarded(self._refuse_if_late)
         self._purpose = purpose
         self._heartbeat_s, self._expiry_s = heartbeat_s, expiry_s
-        self._patience_s = heartbeat_s
+        self._limit_s = heartbeat_s
         self._is_last = False
         self._about = about
         self._stopped = threading.Event()
@@ -64,15 +64,15 @@ class Lease:
         self._count = 0
 
     def __enter__(self) -> FencedStore:
-        """Take the lease; waits where the last owner is silent and may be dead.
+        """Take the lease; if the last owner is silent and may be dead, wait until its lease expires.
 
         Raises:
-            LeaseError: another driver has the run and is alive.
+            LeaseError: Another driver has the run and is alive.
         """
         self._owner = self._take()
         failpoint("session-begun")
         self._beat()
-        self._thread = threading.Thread(target=self._keep, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
         self._thread.start()
         return FencedStore(self._store, self._owner.number)
 
@@ -81,22 +81,22 @@ class Lease:
     ) -> None:
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self._ended = "complete" if kind is None else "interrupted" if interrupted else kind.__name__
-        self._patience_s = stop_grace_s() / 3 if interrupted else _LAST_HEARTBEAT_S
+        self._limit_s = stop_grace_s() / 3 if interrupted else _LAST_HEARTBEAT_S
         self._stopped.set()
-        self._thread.join(min(_SLOW_S, self._patience_s))
-        if self._thread.is_alive() and self._patience_s > _SLOW_S:
+        self._thread.join(min(_SLOW_S, self._limit_s))
+        if self._thread.is_alive() and self._limit_s > _SLOW_S:
             logger.warning(
-                "%s is slow to take the lease back: waiting %.0f s at most, after which the next driver has to wait "
+                "%s is slow to release the lease: waiting at most %.0f s; after that, the next driver has to wait "
                 "until the lease expires",
-                self._store.locate(), self._patience_s,
+                self._store.locate(), self._limit_s,
             )  # fmt: skip
-            self._thread.join(max(0.0, self._patience_s - _SLOW_S))
+            self._thread.join(max(0.0, self._limit_s - _SLOW_S))
 
     def _take(self) -> Owner:
         while True:
             last = last_session(self._store)
             if last is not None and not last.over:
-                self._outwait(last)
+                self._wait_until_over(last)
                 continue
             if last is not None and last.ended is None:
                 logger.warning(
@@ -108,31 +108,31 @@ class Lease:
             try:
                 self._store.create(session_key(owner.number, BEGUN), sealed.to_bytes(asdict(owner)))
             except AlreadyExistsError:
-                continue  # another driver was faster: it is the last session now
+                continue  # another driver was faster and has the last session now
             self._require_exclusive(owner)
             return owner
 
     def _require_exclusive(self, owner: Owner) -> None:
-        """Make sure that what one driver created a second one cannot: there are servers that ignore the condition."""
+        """Check that a second create of the same key fails: some servers ignore the condition."""
         try:
             self._store.create(session_key(owner.number, BEGUN), sealed.to_bytes(asdict(owner)))
         except AlreadyExistsError:
             return
         raise StorageError(
-            f"{self._store.locate()}: the server ignores If-None-Match and creates what is there already, so nothing "
-            "would keep two drivers apart. Use S3, or a server that honours conditional writes."
+            f"{self._store.locate()}: the server ignores If-None-Match and overwrites existing objects, so two drivers "
+            "could write to one run. Use S3, or a server that honours conditional writes."
         )
 
-    def _outwait(self, last: Session) -> None:
+    def _wait_until_over(self, last: Session) -> None:
         """Wait until a session is over.
 
         Raises:
-            LeaseError: it is not: it gave a sign of life.
+            LeaseError: The session gave a sign of life.
         """
         if last.seen_alive:
             raise driven_error(self._store, last)
         logger.info(
-            "%s gave no end and its last sign of life %.0f s ago: taken over unless it gives another",
+            "%s has not ended, and its last sign of life was %.0f s ago: taking over unless it gives another",
             last.owner,
             last.age_s,
         )
@@ -166,13 +166,17 @@ class Lease:
         heartbeat = {"count": self._count, "time": time.time(), "ended": self._ended}
         self._beats.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
 
-    def _in_time(self) -> None:
-        """A late heartbeat is not tried again: the next one is due, or the last one, which is tried for longer."""
-        limit_s = self._patience_s if self._is_last else 0.0 if self._stopped.is_set() else self._heartbeat_s
-        if time.monotonic() - self._beat_began > limit_s:
-            raise StorageError("it was late")
+    def _refuse_if_late(self) -> None:
+        """Refuse to retry a late heartbeat: the next one is due. The last one has a longer limit.
 
-    def _keep(self) -> None:
+        Raises:
+            StorageError: The heartbeat is late.
+        """
+        limit_s = self._limit_s if self._is_last else 0.0 if self._stopped.is_set() else self._heartbeat_s
+        if time.monotonic() - self._beat_began > limit_s:
+            raise StorageError("the heartbeat was late")
+
+    def _beat_until_stopped(self) -> None:
         fence = FencedStore(self._store, self._owner.number)
         while True:
             stopped = self._is_last = self._stopped.wait(self._heartbeat_s)
@@ -183,6 +187,6 @@ class Lease:
                 logger.error("%s", error)
                 return
             except StorageError as error:
-                logger.warning("no heartbeat could be written, the lease may be lost: %s", error)
+                logger.warning("cannot write a heartbeat, the lease may be lost: %s", error)
             if stopped:
                 return

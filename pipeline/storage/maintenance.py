@@ -1,4 +1,4 @@
-"""Looking after the bytes of a run: verify all of them, remove what nobody names, copy them elsewhere."""
+"""Maintenance of a run directory: verify it, remove unused objects, and copy it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pipeline.storage.layout import (
 )
 from pipeline.storage.manifest import (
     Record,
-    outgrown,
     read_manifest,
     read_record,
     read_verified,
+    stale_inputs,
 )
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
@@ -44,14 +44,16 @@ _THREADS = 8
 
 @dataclass
 class Check:
-    """What was verified of a run, and what was wrong with it.
+    """Result of the verification of a run.
 
     Attributes:
-        objects, rows, size_bytes: that were read and verified.
-        manifests: stages that are sealed.
-        problems: what is damaged, missing or does not fit, in words.
-        unnamed: keys of data that no record names; no damage.
-        foreign: keys that this program never writes; no damage, and left alone.
+        objects: Number of verified objects.
+        rows: Number of verified rows.
+        size_bytes: Size of the verified objects in bytes.
+        manifests: Number of sealed stages.
+        problems: Messages about damaged, missing or inconsistent objects.
+        unnamed: Keys of data that no record names; not damage.
+        foreign: Keys that this program never writes; not damage, and left alone.
     """
 
     objects: int = 0
@@ -67,14 +69,14 @@ def check_run(store: Store) -> Check:
     """Read every committed byte of a run and verify it.
 
     Raises:
-        StorageError: there is no run here, or it has a format that this version does not read.
+        StorageError: The store holds no run, or its format is not supported by this version.
     """
     require_run(store)
     found = Check()
     keys = own_keys(store)
     records = [key for key in keys if stage_of_record(key) is not None]
     with Progress("check", "object") as show:
-        for count, (key, outcome) in enumerate(_in_threads(lambda key: _verify(store, key), records), 1):
+        for count, (key, outcome) in enumerate(_map_in_threads(lambda key: _verify(store, key), records), 1):
             if isinstance(outcome, str):
                 found.problems.append(outcome)
             elif outcome is not None:
@@ -87,14 +89,14 @@ def check_run(store: Store) -> Check:
         if prefix is not None:
             found.problems += _manifest_problems(store, prefix)
             found.manifests += 1
-    found.problems += _small_problems(store, keys)
+    found.problems += _note_problems(store, keys)
     found.unnamed = unnamed_data(store, keys)
     found.foreign = foreign_keys(store)
     return found
 
 
 def _verify(store: Store, record_key: str) -> Record | str | None:
-    """The record of one object that is whole; what is wrong with it, if it is not; None where it is gone by now."""
+    """Verify one object: its record, or a message if it is damaged, or None if it was removed in the meantime."""
     try:
         record = read_record(store, record_key)
         data = read_verified(store, record, stage_of_record(record_key))
@@ -105,13 +107,13 @@ def _verify(store: Store, record_key: str) -> Record | str | None:
     except FileNotFoundError:
         return None
     except DamagedDataError as error:
-        # A driver that is at work prunes checkpoints: the record first, then the bytes.
+        # A running driver may be pruning this checkpoint: it removes the record first, then the bytes.
         return str(error) if store.exists(record_key) else None
     return record
 
 
-def _small_problems(store: Store, keys: list[str]) -> list[str]:
-    """What is wrong with the small objects that a run is gone on with by: its config, and what seals itself."""
+def _note_problems(store: Store, keys: list[str]) -> list[str]:
+    """Problems of the small objects that a run needs to resume: its config and the objects with their own checksum."""
     problems = []
     try:
         saved_config(store)
@@ -120,14 +122,14 @@ def _small_problems(store: Store, keys: list[str]) -> list[str]:
     for key in keys:
         if is_sealed_note(key):
             try:
-                sealed.read(store, key, "what it should be")
+                sealed.read(store, key, "JSON with a checksum")
             except DamagedDataError as error:
                 problems.append(str(error))
     return problems
 
 
 def _manifest_problems(store: Store, prefix: str) -> list[str]:
-    """What of a sealed stage does not fit its manifest."""
+    """Differences between a sealed stage and its manifest."""
     try:
         manifest = read_manifest(store, prefix)
         assert manifest is not None
@@ -138,22 +140,25 @@ def _manifest_problems(store: Store, prefix: str) -> list[str]:
     where = store.locate(manifest_key(prefix))
     by_name = {record.name: record for record in present.values()}
     problems = [
-        f"{where} names {name}, and no record does: restore that from a copy" for name in named if name not in by_name
+        f"{where} names {name}, and no record does: restore the record from a copy"
+        for name in named
+        if name not in by_name
     ]
     problems += [
-        f"{where} and the record of {name} are of different bytes"
+        f"{where} and the record of {name} have different checksums"
         for name, record in by_name.items()
         if name in named and named[name].sha256 != record.sha256
     ]
-    problems += [f"{where} was made from another {upstream}/ than is there" for upstream in outgrown(store, manifest)]
+    problems += [
+        f"{where} was made from another {upstream}/ than the current one" for upstream in stale_inputs(store, manifest)
+    ]
     return problems
 
 
 def unnamed_data(store: Store, keys: list[str]) -> list[str]:
-    """Keys of data that no record names: of writes that were never committed, and of pruned checkpoints.
+    """Keys of data that no record names: writes that were never committed, and pruned checkpoints.
 
-    Where a record is damaged or vanishes meanwhile, what it named is not known, and nothing of that stage is called
-    unnamed.
+    If a record is damaged or vanishes in the meantime, its data is unknown, so the whole stage is left out.
     """
     unnamed = []
     stages = {key: stage_of(key) for key in keys}
@@ -163,7 +168,7 @@ def unnamed_data(store: Store, keys: list[str]) -> list[str]:
             manifest = read_manifest(store, prefix)
         except (DamagedDataError, FileNotFoundError):
             continue
-        # Sealed data whose record is gone is damage to be mended, not garbage.
+        # Sealed data whose record is gone is damage to repair, not garbage.
         named |= {record.key for record in manifest.records.values()} if manifest is not None else set()
         unnamed += [key for key in keys if stages[key] == prefix and key not in named]
     return unnamed
@@ -171,12 +176,12 @@ def unnamed_data(store: Store, keys: list[str]) -> list[str]:
 
 @dataclass
 class Garbage:
-    """What a run can do without.
+    """Objects that a run no longer needs.
 
     Attributes:
-        data: keys of data that no record names.
-        checkpoints: prefix of a stage and name, of each old checkpoint.
-        leftovers: of writers that were killed in the middle of a write.
+        data: Keys of data that no record names.
+        checkpoints: Old checkpoints as (prefix of the stage, name).
+        leftovers: Temporary files of killed writers.
     """
 
     data: list[str]
@@ -188,11 +193,14 @@ class Garbage:
 
 
 def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
-    """What nobody names, and checkpoints beyond those to keep.
+    """Find data that no record names, old checkpoints and leftovers of killed writers.
 
     Args:
-        store: the run's.
-        keep: checkpoints to keep of a stage, by its prefix.
+        store: Store of the run.
+        keep: Number of checkpoints to keep, as a function of the stage's prefix.
+
+    Raises:
+        StorageError: The store holds no run.
     """
     require_run(store)
     keys = own_keys(store)
@@ -200,7 +208,7 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
     for prefix in sorted({stage for key in keys if (stage := stage_of_checkpoint(key)) is not None}):
         checkpoints = Checkpoints(store, prefix)
         whole = 0
-        # A damaged one is in nobody's way and may be restored; it does not count as one that is kept.
+        # A damaged checkpoint does no harm and can be restored; it is kept and not counted.
         for name in reversed(checkpoints.names()):
             if whole >= keep(prefix):
                 old.append((prefix, name))
@@ -218,7 +226,12 @@ def _is_whole(checkpoints: Checkpoints, name: str) -> bool:
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
-    """Remove it; only in a session, as whoever writes at the same time has data that no record names yet."""
+    """Remove garbage. Call this only inside a session: another writer may have data that no record names yet.
+
+    Args:
+        store: Store of the run, fenced by the session.
+        garbage: Objects to remove.
+    """
     for key in garbage.data:
         store.delete(key)
     for prefix, name in garbage.checkpoints:
@@ -228,41 +241,52 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
 
 
 def copy_run(source: Store, target: Store) -> int:
-    """Copy a run, every object read back; returns the number of objects.
+    """Copy a run and read every object back.
 
-    What seals is copied after what it seals and the config last, so that half a copy is not a run. A copy that was
-    interrupted goes on.
+    Data is copied before records, records before manifests, and the config last, so that a partial copy is not a run.
+    An interrupted copy continues.
+
+    Args:
+        source: Store of the run.
+        target: Empty store, or one that holds an earlier or partial copy of the same run.
+
+    Returns:
+        Number of objects.
 
     Raises:
-        StorageError: there is no run, it is being driven, or something else is in the target.
+        StorageError: The source holds no run or has a driver, or the target holds other objects.
+        DamagedDataError: An object of the copy differs from the source.
     """
     require_run(source)
     last = sessions.last_session(source)
     if last is not None and not last.over:
         raise StorageError(
-            f"{source.locate()} is being driven by {last.owner}: a copy of it would be of no one moment. Stop it first."
+            f"{source.locate()} is being driven by {last.owner}: a copy would not be a consistent snapshot. "
+            "Stop it first."
         )
-    keys = sorted(own_keys(source), key=_copied_at)
+    keys = sorted(own_keys(source), key=_copy_order)
     if strangers := set(occupying_keys(target)) - set(keys):
         raise StorageError(
-            f"{target.locate()} holds other things ({target.locate(min(strangers))} is one): choose an empty place"
+            f"{target.locate()} holds other files, such as {target.locate(min(strangers))}: choose an empty place"
         )
     with Progress("copy", "object") as show:
-        for order in sorted({_copied_at(key)[0] for key in keys}):
-            batch = [key for key in keys if _copied_at(key)[0] == order]
-            done = sum(_copied_at(key)[0] < order for key in keys)
-            for count, _ in enumerate(_in_threads(lambda key: _copy_object(source, target, key), batch), done + 1):
+        for order in sorted({_copy_order(key)[0] for key in keys}):
+            batch = [key for key in keys if _copy_order(key)[0] == order]
+            done = sum(_copy_order(key)[0] < order for key in keys)
+            for count, _ in enumerate(_map_in_threads(lambda key: _copy_object(source, target, key), batch), done + 1):
                 show(Update(count, len(keys)))
     if sessions.session_numbers(source) != ([] if last is None else [*range(1, last.owner.number + 1)]):
-        raise StorageError(f"{source.locate()} was driven meanwhile: the copy is of no one moment. Copy it again.")
+        raise StorageError(
+            f"{source.locate()} was changed while it was copied: the copy is not a consistent snapshot. Copy it again."
+        )
     if last is not None and last.ended is None:
-        # Whoever drove the source is not driving the copy.
+        # The driver of the source does not drive the copy.
         sessions.end_session(target, last.owner.number, "copied")
     return len(keys)
 
 
-def _copied_at(key: str) -> tuple[int, str]:
-    """When a key is to be copied: data, records, manifests, the config."""
+def _copy_order(key: str) -> tuple[int, str]:
+    """Sort key for copying: data, records, manifests, then the config."""
     order = 3 if key == CONFIG else 2 if stage_of_manifest(key) else 1 if stage_of_record(key) else 0
     return order, key
 
@@ -277,31 +301,33 @@ def _copy_object(source: Store, target: Store, key: str) -> None:
             return
         if not key.startswith(SESSIONS):
             raise StorageError(
-                f"{target.locate(key)} is there already and is another than {source.locate(key)}: choose an empty place"
+                f"{target.locate(key)} exists and is another than {source.locate(key)}: choose an empty place"
             )
     target.write(key, data)
     if hashlib.sha256(target.read(key)).digest() != hashlib.sha256(data).digest():
-        raise DamagedDataError(f"{target.locate(key)} does not hold what was written: run the same command again")
+        raise DamagedDataError(
+            f"{target.locate(key)} differs from the bytes that were written: run the same command again"
+        )
 
 
-def _in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tuple[str, Item]]:
-    """The work on each key, several at a time, in order."""
+def _map_in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tuple[str, Item]]:
+    """Map a function over keys with several threads, in order, as (key, result)."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from zip(keys, threads.map(work, keys), strict=True)
 
 
 def require_run(store: Store) -> None:
-    """Refuse what is no run.
+    """Check that a store holds a run.
 
     Raises:
-        StorageError: there is no config.
+        StorageError: The store has no config.
     """
     if not store.exists(CONFIG):
-        raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Begin one with `world-models run`.")
+        raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Start one with `world-models run`.")
 
 
 def check_lines(check: Check, store: Store) -> list[str]:
-    """What ``storage check`` prints."""
+    """Lines of the output of ``storage check``."""
     lines = [f"damaged: {problem}" for problem in check.problems]
     lines.append(
         f"{store.locate()}: {check.objects:,} objects, {check.size_bytes / 1e6:,.1f} MB, {check.rows:,} rows verified, "
@@ -310,20 +336,25 @@ def check_lines(check: Check, store: Store) -> list[str]:
     if check.unnamed:
         lines.append(f"{len(check.unnamed)} objects that no record names: `world-models storage gc` lists them")
     if check.foreign:
-        lines.append(f"{len(check.foreign)} foreign files, left alone: {store.locate(check.foreign[0])} is one")
+        lines.append(f"{len(check.foreign)} foreign files, left alone, such as {store.locate(check.foreign[0])}")
     return lines
 
 
 def garbage_lines(garbage: Garbage, store: Store, *, deleted: bool) -> list[str]:
-    """What ``storage gc`` prints."""
+    """Lines of the output of ``storage gc``."""
     verb = "removed" if deleted else "would remove"
     lines = [f"{verb} data that no record names: {store.locate(key)}" for key in garbage.data]
     lines += [f"{verb} an old checkpoint: {store.locate(prefix)} {name}" for prefix, name in garbage.checkpoints]
-    lines += [f"{verb} what a killed writer left: {name}" for name in garbage.leftovers]
-    hint = "" if deleted or not len(garbage) else "; nothing was changed, --delete removes them"
+    lines += [f"{verb} a temporary file of a killed writer: {name}" for name in garbage.leftovers]
+    hint = "" if deleted or not len(garbage) else "; nothing was changed; --delete removes them"
     return [*lines, f"{store.locate()}: {len(garbage)} {'removed' if deleted else 'to remove'}{hint}"]
 
 
-def kept_checkpoints(keep: Mapping[str, int], otherwise: int) -> Callable[[str], int]:
-    """Checkpoints to keep of a stage, by its prefix."""
-    return lambda prefix: keep.get(prefix.rpartition("/")[2], otherwise)
+def checkpoints_to_keep(by_stage: Mapping[str, int], default: int) -> Callable[[str], int]:
+    """Function from the prefix of a stage to the number of its checkpoints to keep.
+
+    Args:
+        by_stage: Numbers by prefix of the stage.
+        default: Number for all other stages.
+    """
+    return lambda prefix: by_stage.get(prefix.rpartition("/")[2], default)

@@ -1,8 +1,8 @@
-"""Records and manifests: what a run's readers trust.
+"""Records and manifests, which define the contents of a run.
 
 A *record* commits one object: its key, size, SHA-256 and rows. A stage's *manifest* seals all its records, with the
-part of the config they came from and the digests of the manifests upstream, and is written last. Both are create-only.
-Whatever no record names does not exist.
+part of the config that produced them and the digests of the upstream manifests, and is written last. Both are
+create-only. Readers ignore data that no record names.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Record:
     """One committed object.
 
     Attributes:
-        name: within its stage.
-        key: of the object in the store.
-        size_bytes, sha256: of its bytes.
-        rows: that it holds, where that means something.
-        session: of the session that committed it; 0 outside of one.
-        info: what else is worth knowing without reading the object.
+        name: Name of the object, unique within its stage.
+        key: Key of the object in the store.
+        size_bytes: Size of the object in bytes.
+        sha256: SHA-256 (hex) of the object.
+        rows: Number of rows; 0 for objects without rows.
+        session: Number of the session that committed the object; 0 outside a session.
+        info: Further facts that readers need without reading the object.
     """
 
     name: str
@@ -57,12 +58,12 @@ class Manifest:
     """One sealed stage.
 
     Attributes:
-        stage: the stage's name.
-        config: the identity keys it came from, dotted key to value.
-        grown: the growable keys it was taken to, dotted key to value.
-        upstream: prefix of each stage it read, to the digest of its manifest.
-        records: name to record.
-        info: what else is worth knowing (seconds, environment steps, versions); no part of the digest.
+        stage: Name of the stage.
+        config: Identity keys of the stage, dotted key to value.
+        grown: Growable keys of the stage, dotted key to the value it reached.
+        upstream: Manifest digest of each stage that it read, by prefix.
+        records: Records of the stage by name.
+        info: Further facts (seconds, environment steps, versions); not part of the digest.
     """
 
     stage: str
@@ -74,7 +75,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that decides what a reader downstream sees."""
+        """SHA-256 (hex) over stage, config, upstream digests and record checksums; downstream stages depend on it."""
         content = {
             "stage": self.stage,
             "config": dict(self.config),
@@ -92,15 +93,22 @@ def commit(
 ) -> Record:
     """Write an object under a key made unique by its content, then the record that commits it.
 
-    A second commit of the same bytes under the same name is no error (a retry met its own work); of other bytes it is.
+    A second commit of the same bytes under the same name succeeds, as a retry finds its own work; other bytes fail.
 
     Args:
-        store, prefix: Store of the run, prefix of the stage.
-        name: Name of the object within its stage.
+        store: Store of the run.
+        prefix: Prefix of the stage.
+        name: Name of the object, unique within its stage.
         data: Bytes of the object.
-        rows: Number of its rows, where that means something.
-        folder: Folder of the object: ``data``, or ``files`` for what lies beside a dataset without being part of it.
-        info: Further facts for the record.
+        rows: Number of rows; 0 for objects without rows.
+        folder: Folder of the object: ``data``, or ``files`` for objects that accompany a dataset.
+        **info: Further facts for the record.
+
+    Returns:
+        Record of the object.
+
+    Raises:
+        StorageError: A record of this name commits other bytes.
     """
     sha256 = hashlib.sha256(data).hexdigest()
     key = object_key(prefix, folder, name, sha256)
@@ -114,9 +122,9 @@ def commit(
         if present.sha256 != sha256:
             raise StorageError(
                 f"{store.locate(record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
-                f"made now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with the "
-                "same package versions; was this run begun on another machine? Both objects are kept. To go on with "
-                f"the new one, remove {store.locate(record_key(prefix, name))} and run the same command again."
+                f"computed now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
+                "the same package versions; was this run begun on another machine? Both objects are kept. To continue "
+                f"with the new one, remove {store.locate(record_key(prefix, name))} and run the same command again."
             ) from None
         return present
     failpoint("record-created")
@@ -124,15 +132,20 @@ def commit(
 
 
 def read_records(store: Store, prefix: str) -> dict[str, Record]:
-    """All records of a stage, name to record, sorted by name."""
-    # Several at a time: a bucket takes as long for one small object as for many.
+    """All records of a stage by name, sorted by name."""
+    # In parallel: a bucket takes as long for one small object as for many at once.
     with ThreadPoolExecutor(_READERS) as threads:
         records = list(threads.map(partial(read_record, store), own_keys(store, records_prefix(prefix))))
     return {record.name: record for record in records}
 
 
 def read_record(store: Store, key: str) -> Record:
-    """One record, by its own key."""
+    """One record by its key in the store.
+
+    Raises:
+        DamagedDataError: The record is damaged.
+        FileNotFoundError: There is no record under this key.
+    """
     content = sealed.read(store, key, "a record")
     try:
         return Record(**content)
@@ -141,10 +154,15 @@ def read_record(store: Store, key: str) -> Record:
 
 
 def read_verified(store: Store, record: Record, prefix: str | None = None) -> bytes:
-    """An object's bytes, checked against its record.
+    """Bytes of an object, verified against its record.
+
+    Args:
+        store: Store of the run.
+        record: Record of the object.
+        prefix: Prefix under which the record lies; default: the stage of the object.
 
     Raises:
-        DamagedDataError: the object is missing, truncated or changed; the message names the file.
+        DamagedDataError: The object is missing, truncated or changed; the message names the file.
     """
     try:
         data = store.read(record.key)
@@ -159,7 +177,7 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
         )
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DamagedDataError(
-            f"{store.locate(record.key)} does not have the SHA-256 that was committed: its bytes have changed. "
+            f"{store.locate(record.key)} does not match its committed SHA-256: its bytes have changed. "
             f"{_restore(store, record, prefix)}"
         )
     return data
@@ -168,20 +186,24 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
 def _restore(store: Store, record: Record, prefix: str | None) -> str:
     prefix = prefix or stage_of(record.key) or ""
     return (
-        f"Restore the file from a copy; or have it made anew: remove {store.locate(record_key(prefix, record.name))} "
+        f"Restore the file from a copy, or recompute it: remove {store.locate(record_key(prefix, record.name))} "
         f"and {store.locate(manifest_key(prefix))}, then run the same command again."
     )
 
 
 def read_manifest(store: Store, prefix: str) -> Manifest | None:
-    """A stage's manifest; None where the stage is not complete."""
+    """Manifest of a stage; None if the stage is not complete.
+
+    Raises:
+        DamagedDataError: The manifest is damaged.
+    """
     key = manifest_key(prefix)
     try:
         content = sealed.read(store, key, "a manifest")
     except FileNotFoundError:
         return None
     try:
-        del content["digest"]  # for other readers; it is worked out anew
+        del content["digest"]  # written for other readers; computed from the content here
         content["records"] = {name: Record(**record) for name, record in content["records"].items()}
         return Manifest(**content)
     except (KeyError, TypeError, AttributeError) as error:
@@ -189,7 +211,11 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
 
 
 def require_manifest(store: Store, prefix: str) -> Manifest:
-    """The manifest of a stage that another one reads from."""
+    """Manifest of a stage that must be complete.
+
+    Raises:
+        StorageError: The stage is not complete.
+    """
     manifest = read_manifest(store, prefix)
     if manifest is None:
         raise StorageError(
@@ -200,39 +226,39 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
 
 
 def require_records(store: Store, prefix: str, names: Collection[str]) -> None:
-    """Refuse to seal a stage whose workers said that they committed what is not here.
+    """Check that all records that workers reported as committed are in the store.
 
     Raises:
-        StorageError: records are missing.
+        StorageError: Records are missing.
     """
     missing = sorted(set(names) - read_records(store, prefix).keys())
     if missing:
         raise StorageError(
             f"{store.locate(prefix)} lacks {len(missing)} of {len(names)} records, {missing[0]} first, though workers "
-            "committed them: does every node see this run directory at the same place? Use a bucket, or a folder that "
-            "all of them share, and run the same command again."
+            "committed them: does every node see the same run directory at this path? Use a bucket or a folder that "
+            "all nodes share, and run the same command again."
         )
 
 
 def newest(records: Mapping[str, Record], start: str, end: str = "") -> Record | None:
-    """The record whose name begins and ends so and sorts last: names carry the generation they are of."""
+    """Last record, by name, with this start and end of its name; names contain the generation number."""
     names = [name for name in records if name.startswith(start) and name.endswith(end)]
     return records[max(names)] if names else None
 
 
-def outgrown(store: Store, manifest: Manifest) -> list[str]:
-    """The prefixes that a stage read and that are no longer what it read."""
+def stale_inputs(store: Store, manifest: Manifest) -> list[str]:
+    """Prefixes of the upstream stages that have changed since a stage read them."""
     current = {prefix: read_manifest(store, prefix) for prefix in manifest.upstream}
     return [p for p, now in current.items() if now is None or now.digest != manifest.upstream[p]]
 
 
 def seal(store: Store, prefix: str, manifest: Manifest) -> None:
-    """Write a stage's manifest, create-only."""
+    """Write the manifest of a stage, create-only."""
     store.create(manifest_key(prefix), sealed.to_bytes({**asdict(manifest), "digest": manifest.digest}))
 
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:
-    """Take the seal off a stage that has grown; the manifest is kept beside, under its digest."""
+    """Unseal a stage that has grown; its manifest is kept under ``superseded/``, named by its digest."""
     store.write(superseded_key(prefix, manifest.digest), store.read(manifest_key(prefix)))
     failpoint("stage-superseded")
     store.delete(manifest_key(prefix))

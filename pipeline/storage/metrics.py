@@ -1,8 +1,7 @@
 """Metrics of a stage, as JSON lines and as TensorBoard events.
 
-Both are views of rows that the stage's checkpoint carries: a stage that resumes hands its rows back, the views are
-begun anew from them, and no point appears twice. The views lag by seconds, so that a store without appending is not
-written a whole object for each row.
+On resume both files are rebuilt from the rows in the stage's checkpoint, so no point is duplicated. The files lag by
+some seconds, because a store that cannot append writes the whole object each time.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from typing import Any, Self
 from pipeline.storage.layout import metrics_key, own_keys, tensorboard_prefix
 from pipeline.storage.store import Store
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 _FLUSH_EVERY_S = 10.0
-_EMPTY_FILES = 5  # of earlier sessions, kept for a TensorBoard that is open
+_EMPTY_FILES = 5  # emptied event files of earlier sessions, kept for a TensorBoard that is open
 
 
 @dataclass(eq=False)
 class _View:
-    """One object: all its bytes, and how many of them the store has."""
+    """One object: its bytes, and the number of them that the store holds."""
 
     key: str
     content: bytearray = field(default_factory=bytearray)
@@ -35,17 +34,20 @@ class _View:
 
 
 class MetricsLog:
-    """The metrics of one stage. A context: what was logged is in both views when it ends well.
+    """Metrics of one stage: a context manager that writes all rows to both files when it ends without an error.
 
     Args:
-        store: the run's.
-        prefix: the stage's; ``metrics.jsonl`` and ``tensorboard/`` are written under it.
-        rows: what an earlier session had logged, as far as its checkpoint knows.
+        store: Store of the run.
+        prefix: Prefix of the stage; ``metrics.jsonl`` and ``tensorboard/`` are written under it.
+        rows: Rows of earlier sessions, from the checkpoint.
+
+    Attributes:
+        rows: All rows of the stage.
     """
 
-    def __init__(self, store: Store, prefix: str, rows: Sequence[Row] = ()) -> None:
+    def __init__(self, store: Store, prefix: str, rows: Sequence[MetricsRow] = ()) -> None:
         from pipeline.storage import (
-            tensorboard_events,  # imports torch, which workers that only import a stage do without
+            tensorboard_events,  # imports torch, which workers that only import a stage do not need
         )
 
         self._tensorboard = tensorboard_events
@@ -56,14 +58,14 @@ class MetricsLog:
         events = _View(_next_events_key(prefix, earlier))
         events.content += tensorboard_events.header() + tensorboard_events.restart()
         self._views = {lines: _line, events: self._event}
-        self.rows: list[Row] = []
+        self.rows: list[MetricsRow] = []
         for row in rows:
             self._add(row)
         for view in self._views:
             store.write(view.key, bytes(view.content))
             view.present = len(view.content)
-        # Emptied, not removed: a TensorBoard that is open goes on to the next file from one that is there,
-        # which is one of the last.
+        # The last ones are emptied, not removed: an open TensorBoard moves on to the next file only from a file that
+        # still exists.
         for key in earlier[:-_EMPTY_FILES]:
             store.delete(key)
         for key in earlier[-_EMPTY_FILES:]:
@@ -71,8 +73,16 @@ class MetricsLog:
                 store.write(key, tensorboard_events.header())
         self._flushed = time.monotonic()
 
-    def log(self, step: int, values: Mapping[str, Any]) -> Row:
-        """Add one row; None values are left out of TensorBoard. Returns the row."""
+    def log(self, step: int, values: Mapping[str, Any]) -> MetricsRow:
+        """Add one row.
+
+        Args:
+            step: Step of the stage.
+            values: Values by name; TensorBoard shows only the numbers.
+
+        Returns:
+            Row with its step and Unix time.
+        """
         row = {"step": step, "time": time.time(), **values}
         self._add(row)
         if time.monotonic() - self._flushed >= _FLUSH_EVERY_S:
@@ -80,7 +90,7 @@ class MetricsLog:
         return row
 
     def flush(self) -> None:
-        """Bring the views up to date."""
+        """Write all rows to both files."""
         for view in self._views:
             if view.present != len(view.content):
                 self._store.grow(view.key, bytes(view.content), view.present)
@@ -96,12 +106,12 @@ class MetricsLog:
         if kind is None:
             self.flush()
 
-    def _add(self, row: Row) -> None:
+    def _add(self, row: MetricsRow) -> None:
         self.rows.append(row)
         for view, encode in self._views.items():
             view.content += encode(row)
 
-    def _event(self, row: Row) -> bytes:
+    def _event(self, row: MetricsRow) -> bytes:
         values = {
             f"{self._prefix}/{name}": value
             for name, value in row.items()
@@ -111,12 +121,12 @@ class MetricsLog:
 
 
 def _next_events_key(prefix: str, earlier: Sequence[str]) -> str:
-    """A name that sorts after those of earlier sessions, whatever their clocks: TensorBoard reads files in order."""
+    """Key that sorts after all earlier ones, even if clocks disagree: TensorBoard reads files in order."""
     start = tensorboard_prefix(prefix)
     stamps = (re.match(r"\d{10}(?=\.)", key.removeprefix(start)) for key in earlier)
     seconds = max([int(time.time()), *(int(stamp[0]) + 1 for stamp in stamps if stamp is not None)])
     return f"{start}{seconds}.{socket.gethostname()}"
 
 
-def _line(row: Row) -> bytes:
+def _line(row: MetricsRow) -> bytes:
     return json.dumps(row).encode() + b"\n"

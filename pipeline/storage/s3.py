@@ -1,4 +1,4 @@
-"""A run directory in a bucket: ``s3://bucket/prefix``, on S3 or on any server that speaks it.
+"""Store for a run directory in a bucket: ``s3://bucket/prefix``, on S3 or any compatible server.
 
 Credentials, region and endpoint come from the standard AWS environment, files and roles, never from arguments.
 """
@@ -25,31 +25,32 @@ _T = TypeVar("_T")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _WRITE_ID = "write-id"
 
-# Tries of a request, unless AWS_MAX_ATTEMPTS says otherwise, and the waits between them, each twice as long as the one
-# before: about 40 s in all, in which a server may restart. The first few are not worth a word.
+# Attempts of a request (default of AWS_MAX_ATTEMPTS), and the waits between them, which double each time: about 40 s in
+# all, long enough for a server to restart. The first few failures are not logged.
 _TRIES = 12
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _SILENT_TRIES = 4
 
-_jitter = random.SystemRandom()  # takes nothing from the generators that a run seeds
+_jitter = random.SystemRandom()  # independent of the generators that a run seeds
 
 
 class S3Store:
-    """Objects under a prefix of a bucket. Create-only writes are conditional ones.
+    """Store whose objects lie under a prefix of a bucket. Create-only writes are conditional puts.
 
-    Every write carries an id of its own. Where the answer to a create is lost, its repetition meets the object that it
-    made itself, and the id tells that from another writer's.
+    Every write carries a unique ID. If the response to a create is lost, the retry finds the object that the first
+    attempt made; the ID distinguishes it from the object of another writer.
 
-    What fails for a moment is tried again: ``AWS_MAX_ATTEMPTS`` times in all if that is set. botocore's own retrying is
-    off (``AWS_RETRY_MODE`` means nothing here). It draws on one quota for all threads of a client, so that sixteen
-    threads that meet an outage give up after two or three tries each; and it does not go as far as an answer's body.
+    Temporary failures are retried, up to ``AWS_MAX_ATTEMPTS`` attempts in all. botocore's own retries are off
+    (``AWS_RETRY_MODE`` has no effect): all threads of a client share one retry quota, so with sixteen threads each
+    gives up after two or three attempts during an outage, and failures while reading a response body are not retried.
 
     Args:
-        url: ``s3://bucket/prefix``; the prefix may be left out.
-        connect_timeout, read_timeout: seconds without a connection, or without a byte, after which a try has failed.
+        url: ``s3://bucket/prefix``; the prefix is optional.
+        connect_timeout: Seconds without a connection after which an attempt fails.
+        read_timeout: Seconds without a byte after which an attempt fails.
 
     Raises:
-        ConfigError: the URL is none.
+        ConfigError: The URL is invalid.
     """
 
     session = 0
@@ -59,29 +60,34 @@ class S3Store:
         self._timeouts = (connect_timeout, read_timeout)
         self._bucket_seen = False
         self._reached = False
-        self._look: Callable[[], None] | None = None
+        self._check: Callable[[], None] | None = None
 
-    def guarded(self, look: Callable[[], None]) -> S3Store:
+    def guarded(self, check: Callable[[], None]) -> S3Store:
+        """See ``Store.guarded``."""
         guarded = copy.copy(self)
-        guarded._look = look
+        guarded._check = check
         return guarded
 
     def read(self, key: str) -> bytes:
+        """See ``Store.read``."""
+
         def ask(client: Any) -> bytes:
             try:
                 body: bytes = client.get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()
             except client.exceptions.ClientError as error:
-                if not _says_no_object(error):
+                if not _is_not_found(error):
                     raise
                 raise FileNotFoundError(f"{self.locate(key)} does not exist") from error
             return body
 
-        return self._tried("read", key, ask)
+        return self._with_retries("read", key, ask)
 
     def write(self, key: str, data: bytes) -> None:
-        self._tried("write", key, lambda client: self._put(client, key, data, uuid4().hex))
+        """See ``Store.write``."""
+        self._with_retries("write", key, lambda client: self._put(client, key, data, uuid4().hex))
 
     def create(self, key: str, data: bytes) -> None:
+        """See ``Store.create``."""
         write_id = uuid4().hex
 
         def ask(client: Any) -> None:
@@ -92,59 +98,67 @@ class S3Store:
                     raise
                 present = self._head(client, key)
                 if present is None:
-                    raise  # what was in the way is gone: the next try may find the key free
+                    raise  # the other object is gone: the next attempt may find the key free
                 if present["Metadata"].get(_WRITE_ID) != write_id:
                     raise AlreadyExistsError(f"{self.locate(key)} exists already") from error
 
-        self._tried("write", key, ask)
+        self._with_retries("write", key, ask)
 
     def grow(self, key: str, data: bytes, present: int) -> None:
-        self.write(key, data)  # nothing can be added to an object
+        """See ``Store.grow``."""
+        self.write(key, data)  # S3 cannot append to an object
 
     def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
+
         def ask(client: Any) -> None:
             try:
                 client.delete_object(Bucket=self.bucket, Key=self._full(key))
             except client.exceptions.ClientError as error:
-                if not _says_no_object(error):
+                if not _is_not_found(error):
                     raise
 
-        self._tried("delete", key, ask)
+        self._with_retries("delete", key, ask)
 
     def exists(self, key: str) -> bool:
-        return self._tried("look for", key, lambda client: self._head(client, key)) is not None
+        """See ``Store.exists``."""
+        return self._with_retries("look for", key, lambda client: self._head(client, key)) is not None
 
     def list(self, prefix: str = "") -> list[str]:
+        """See ``Store.list``."""
         above = self._full("")
         request = {"Bucket": self.bucket, "Prefix": above + prefix}
         keys: list[str] = []
         while True:
-            page = self._tried("list", prefix, lambda client: client.list_objects_v2(**request))
+            page = self._with_retries("list", prefix, lambda client: client.list_objects_v2(**request))
             keys += [entry["Key"].removeprefix(above) for entry in page.get("Contents", ())]
             if not page.get("IsTruncated"):
                 break
             request["ContinuationToken"] = page["NextContinuationToken"]
-        # A key that ends with a slash is the mark that a console leaves for a folder.
+        # A key that ends with a slash is a folder marker of the S3 console.
         return sorted(key for key in keys if key and not key.endswith("/"))
 
     def locate(self, key: str = "") -> str:
+        """See ``Store.locate``."""
         return "/".join(part for part in (f"s3://{self.bucket}", self.prefix, key) if part)
 
     def age_s(self, key: str) -> float:
-        head = self._tried("look for", key, lambda client: self._head(client, key))
+        """See ``Store.age_s``."""
+        head = self._with_retries("look for", key, lambda client: self._head(client, key))
         if head is None:
             raise FileNotFoundError(f"{self.locate(key)} does not exist")
         date = head["ResponseMetadata"]["HTTPHeaders"].get("date")
         if date is None:
-            raise StorageError(f"cannot tell how old {self.locate(key)} is: the server gave its answer no date")
+            raise StorageError(f"cannot tell the age of {self.locate(key)}: the response of the server has no date")
         age: float = (parsedate_to_datetime(date) - head["LastModified"]).total_seconds()
         return max(0.0, age)
 
     def leftovers(self) -> Sequence[str]:
-        return []  # an object is put as a whole or not at all
+        """See ``Store.leftovers``."""
+        return []  # a put is atomic
 
     def remove_leftover(self, name: str) -> None:
-        pass
+        """See ``Store.remove_leftover``."""
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -155,33 +169,38 @@ class S3Store:
         )
 
     def _head(self, client: Any, key: str) -> dict[str, Any] | None:
-        """What there is to know of an object; None where there is none."""
+        """Response to a HEAD request for an object; None if there is no object."""
         try:
             head: dict[str, Any] = client.head_object(Bucket=self.bucket, Key=self._full(key))
             return head
         except client.exceptions.ClientError as error:
-            if not _says_no_object(error):
+            if not _is_not_found(error):
                 raise
         if not self._bucket_seen:
-            # The answer to a HEAD has no body that could tell a missing bucket from a missing object.
+            # The response to a HEAD has no body, so it does not tell a missing bucket from a missing object.
             client.head_bucket(Bucket=self.bucket)
             self._bucket_seen = True
         return None
 
-    def _tried(self, doing: str, key: str, ask: Callable[[Any], _T]) -> _T:
-        """What ``ask`` makes of a client, asked again as often as it may help.
+    def _with_retries(self, doing: str, key: str, ask: Callable[[Any], _T]) -> _T:
+        """Result of ``ask(client)``, retried after temporary failures.
+
+        Args:
+            doing: Verb for messages, such as "read".
+            key: Key for messages.
+            ask: Function that makes the request.
 
         Raises:
-            StorageError: it failed for good.
-            ConfigError: the AWS settings of the environment cannot be used.
+            StorageError: The request failed for good.
+            ConfigError: The AWS settings of the environment are invalid.
         """
-        # Not before they are needed: boto3 takes its time to be imported.
+        # Imported only when needed: the import of boto3 is slow.
         from pipeline.storage import s3_errors
         from pipeline.storage.s3_client import shared_client
 
         what = f"{doing} {self.locate(key)}"
         client = shared_client(*self._timeouts)
-        most, tries = _most_tries(), 1
+        most, tries = _max_attempts(), 1
         while True:
             try:
                 answer = ask(client)
@@ -195,21 +214,21 @@ class S3Store:
                 if tries >= _SILENT_TRIES:
                     logger.warning("cannot %s (%s); trying again in %.1f s", what, s3_errors.kind(error), wait)
             time.sleep(wait)
-            if self._look is not None:
-                self._look()
+            if self._check is not None:
+                self._check()
             tries += 1
 
 
-def _says_no_object(error: Any) -> bool:
-    """Whether a refusal says that there is no such object, or may say that, having no body."""
+def _is_not_found(error: Any) -> bool:
+    """Whether an error response says that there is no such object; a 404 without a body counts."""
     status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"].get("Code")
     return bool(status == 404 and code != "NoSuchBucket")
 
 
-def _most_tries() -> int:
+def _max_attempts() -> int:
     value = os.environ.get("AWS_MAX_ATTEMPTS") or str(_TRIES)
     if not value.isdecimal() or int(value) == 0:
-        raise ConfigError(f"AWS_MAX_ATTEMPTS={value}: give a whole number from 1")
+        raise ConfigError(f"AWS_MAX_ATTEMPTS={value}: must be a whole number of at least 1")
     return int(value)
 
 
@@ -218,13 +237,13 @@ def _parse(url: str) -> tuple[str, str]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if "@" in bucket:
         raise ConfigError(
-            "--run-dir s3://...: credentials do not belong in a URL; set AWS_ACCESS_KEY_ID and "
+            "--run-dir s3://...: do not put credentials in a URL; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, and give s3://bucket/prefix"
         )
     if not _BUCKET.fullmatch(bucket) or ".." in bucket:
         raise ConfigError(
-            f"--run-dir {url}: {bucket!r} cannot be a bucket (3 to 63 lower-case letters, digits, dots and hyphens); "
-            "give s3://bucket/prefix"
+            f"--run-dir {url}: {bucket!r} is not a valid bucket name (3 to 63 lower-case letters, digits, dots and "
+            "hyphens); give s3://bucket/prefix"
         )
     prefix = prefix.rstrip("/")
     if prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/")):

@@ -1,4 +1,4 @@
-"""The boto3 client that a process's S3 stores share. Imported when the first request is made: boto3 takes its time."""
+"""The boto3 client that all S3 stores of a process share. Imported on the first request, because boto3 is slow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.storage.s3_errors import NO_CREDENTIALS, no_credentials, public
 
 logger = logging.getLogger(__name__)
 
-# Several threads read and write at once; a connection more than the pool holds is made anew for each request.
+# Several threads read and write at once; each request beyond the size of the pool opens a new connection.
 _CONNECTIONS = 16
 
 _lock = threading.Lock()
@@ -27,7 +27,7 @@ _clients: dict[tuple[Any, ...], Any] = {}
 
 
 def _new_lock() -> None:
-    """In a child: whoever held the lock at the fork is not there to release it."""
+    """Replace the lock in a forked child, which lacks the thread that may have held it."""
     global _lock
     _lock = threading.Lock()
 
@@ -36,14 +36,18 @@ os.register_at_fork(after_in_child=_new_lock)
 
 
 def shared_client(connect_timeout: float, read_timeout: float) -> Any:
-    """The client of this process; another one where the timeouts or the AWS environment are others.
+    """Client of this process for these timeouts and the current AWS environment.
+
+    Args:
+        connect_timeout: Seconds without a connection after which an attempt fails.
+        read_timeout: Seconds without a byte after which an attempt fails.
 
     Raises:
-        ConfigError: the AWS settings cannot be used.
-        StorageError: there are no credentials.
+        ConfigError: The AWS settings are invalid.
+        StorageError: There are no credentials.
     """
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    # A child finds its parent's clients under another pid, and leaves them alone: to close them might wait for a lock.
+    # A forked child keeps its parent's clients under the other process ID: closing them might wait for a lock.
     key = (os.getpid(), connect_timeout, read_timeout, environment)
     with _lock:
         if key not in _clients:
@@ -52,7 +56,7 @@ def shared_client(connect_timeout: float, read_timeout: float) -> Any:
 
 
 def _made_client(connect_timeout: float, read_timeout: float) -> Any:
-    # Bytes are verified by their SHA-256 one layer up, and not every server knows S3's newer checksums.
+    # Readers verify the SHA-256 of every object, and not every server supports the newer checksums of S3.
     checksums = {
         name: "when_required"
         for name in ("request_checksum_calculation", "response_checksum_validation")
@@ -63,14 +67,14 @@ def _made_client(connect_timeout: float, read_timeout: float) -> Any:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             max_pool_connections=_CONNECTIONS,
-            retries={"mode": "standard", "total_max_attempts": 1},  # S3Store tries again itself
+            retries={"mode": "standard", "total_max_attempts": 1},  # S3Store retries by itself
             **checksums,
         )
         client = boto3.session.Session().client("s3", config=config)
     except NO_CREDENTIALS as error:
         raise no_credentials("use S3", error) from error
     except (BotoCoreError, ValueError) as error:
-        raise ConfigError(f"the AWS settings of this environment cannot be used: {public(str(error))}") from error
+        raise ConfigError(f"the AWS settings of this environment are invalid: {public(str(error))}") from error
     _warn_of_plain_http(public(client.meta.endpoint_url))
     return client
 
@@ -80,8 +84,8 @@ def _warn_of_plain_http(endpoint: str) -> None:
     address = urlsplit(endpoint)
     if address.scheme == "http" and not _is_loopback(address.hostname or ""):
         logger.warning(
-            "%s IS NOT ENCRYPTED: whoever is on the way can read and change a run's data, and its checkpoints hold "
-            "pickles. Give an https endpoint unless the network is trusted.",
+            "%s IS NOT ENCRYPTED: anyone on the network can read and change a run's data, and checkpoints contain "
+            "pickles. Use an https endpoint unless the network is trusted.",
             endpoint,
         )
 

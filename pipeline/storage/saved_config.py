@@ -1,4 +1,4 @@
-"""The resolved config that a run keeps in its directory."""
+"""The resolved config that is saved in the run directory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from pipeline.storage.store import Store
 
 
 def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read it, with overrides as ``load_config`` takes them.
+    """Read the config of a run.
+
+    Args:
+        store: Store of the run.
+        overrides: Overrides "key=value", as for ``load_config``.
 
     Raises:
-        ConfigError: it was changed by hand, or an override is wrong.
-        StorageError: the run is of another format.
+        ConfigError: The config was changed by hand, or an override is invalid.
+        DamagedDataError: The file does not hold a config.
+        StorageError: The run has another format.
     """
     where = store.locate(CONFIG)
     document = yaml_text.parse(store.read(CONFIG).decode(), where)
     if not isinstance(document.values, dict):
-        raise DamagedDataError(f"{where} holds no config: restore it from a copy")
+        raise DamagedDataError(f"{where} does not hold a config: restore it from a copy")
     try:
         return presets.with_overrides(document, overrides, where)
     except ConfigError as error:
         if store.list(SESSIONS):
             raise
-        # Keys had other names in other formats: to mend them by hand would be of no use.
+        # The keys of other formats have other names: it would not help the user to correct them by hand.
         raise StorageError(
             f"{store.locate()} holds a run of another format: it has no {SESSIONS}, and its config has other keys "
             f"({error}). This version reads format {FORMAT_VERSION}. {OTHER_VERSION}"

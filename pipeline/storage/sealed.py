@@ -1,4 +1,4 @@
-"""Small JSON objects that carry the version of the run format and a checksum of themselves."""
+"""Small JSON objects with the version of the run format and their own checksum."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from pipeline.base.errors import DamagedDataError, StorageError
 from pipeline.storage.layout import SESSIONS, manifest_key, stage_of_record
 from pipeline.storage.store import Store
 
-# Of a run directory: its names, its JSON, and the columns of its Parquet files.
+# Version of the run directory: its names, its JSON, and the columns of its Parquet files.
 FORMAT_VERSION = 3
-OTHER_VERSION = "Use the version that wrote the run, or begin a new --run-dir."
+OTHER_VERSION = "Use the version that wrote the run, or choose a new --run-dir."
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """The content with the format version and a checksum."""
+    """Serialize content with the format version and a checksum."""
     versioned = {"format_version": FORMAT_VERSION, **content}
     return json.dumps({**versioned, "checksum": checksum(versioned)}, indent=1).encode()
 
 
 def read(store: Store, key: str, what: str) -> dict[str, Any]:
-    """The content of ``to_bytes``, without the version and the checksum.
+    """Read content that ``to_bytes`` wrote, without the version and the checksum.
 
     Args:
-        store, key: where it lies; ``FileNotFoundError`` where there is none.
-        what: it should be, for messages: "a manifest".
+        store: Store of the run.
+        key: Key of the object.
+        what: Expected kind of object, for messages: "a manifest".
 
     Raises:
-        DamagedDataError: it is none, or was changed.
-        StorageError: it has a format that this version does not read.
+        FileNotFoundError: There is no object.
+        DamagedDataError: The object is not valid or was changed.
+        StorageError: The object has a format that this version does not read.
     """
     try:
         content = json.loads(store.read(key))
@@ -51,24 +53,31 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all that the content says, in whatever order and layout."""
+    """SHA-256 (hex) of the content, independent of key order and layout."""
     as_read = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataError:
-    """That an object is not what it should be, and what to do."""
+    """Error for an invalid object, with advice.
+
+    Args:
+        store: Store of the run.
+        key: Key of the object.
+        what: Expected kind of object: "a manifest".
+        error: Cause.
+    """
     return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}. {remedy(store, key)}")
 
 
 def remedy(store: Store, key: str) -> str:
-    """What to do about a small object that is damaged."""
+    """Advice for a small object that is damaged."""
     if key.startswith(SESSIONS):
-        return "Restore it from a copy; or, if no driver of the run lives, remove it and run the same command again."
+        return "Restore it from a copy; or, if the run has no driver, remove it and run the same command again."
     prefix = stage_of_record(key)
     sealed = prefix is not None and store.exists(manifest_key(prefix))
     manifest = f" and {store.locate(manifest_key(prefix))}" if prefix is not None and sealed else ""
     return (
-        f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again: what it "
-        "committed is made anew."
+        f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again to "
+        "recompute its contents."
     )

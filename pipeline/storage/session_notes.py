@@ -1,4 +1,4 @@
-"""What the sessions of a run tell: on what machine and with what code each began, and how long each stage took."""
+"""Notes of the sessions of a run: machine and code version of each session, and duration of each stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
-    """The lease that a command takes on a run before it changes anything."""
+    """Lease that a command takes on a run before it changes anything.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        purpose: Command, for the error message of other drivers.
+    """
     storage = config.storage
     return Lease(
         store, purpose, heartbeat_s=storage.heartbeat_s, expiry_s=storage.lease_expiry_s, about=_this_machine()
@@ -29,15 +35,15 @@ def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
 
 
 def check_machine(store: Store, *, exact: bool, session: int | None = None) -> None:
-    """Compare this machine and code with those that the run was begun with; what differs is logged.
+    """Compare this machine and code with those of the first session, and log the differences.
 
     Args:
-        store: the run's.
-        exact: whether another kind of CPU is refused.
-        session: of this session, if it has begun: it is not compared with itself, and nothing is logged twice.
+        store: Store of the run.
+        exact: Whether to refuse another kind of CPU.
+        session: Number of this session if it has begun; differences were logged before and are not logged again.
 
     Raises:
-        ConfigError: the run was begun on another kind of CPU and must be exact.
+        ConfigError: The run was begun on another kind of CPU, and ``exact`` is set.
     """
     numbers = session_numbers(store)
     if not numbers:
@@ -45,12 +51,17 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
     first, this = read_owner(store, numbers[0]).about, _this_machine()
     if first["cpu"] != this["cpu"] and exact:
         raise ConfigError(
-            f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be the "
-            "same to the bit. Go on there, or accept it with -o execution.exact=false"
+            f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be "
+            "bit-for-bit the same. Continue there, or accept the difference with -o execution.exact=false"
         )
     for key in ("cpu", "code_version", "versions"):
         if session is None and first[key] != this[key]:
-            logger.warning("this run was begun with %s %s, this session has %s: recorded", key, first[key], this[key])
+            logger.warning(
+                "this run was begun with %s %s, this session has %s; the difference is recorded",
+                key,
+                first[key],
+                this[key],
+            )
 
 
 def _this_machine() -> dict[str, Any]:
@@ -59,9 +70,9 @@ def _this_machine() -> dict[str, Any]:
 
 @contextmanager
 def timed(store: Store, stage: str) -> Iterator[None]:
-    """Write down how long a stage takes in this session."""
+    """Record the duration of a stage in this session, in seconds."""
     key = session_key(store.session, stage)
-    earlier = _seconds(store, store.session, key)  # nothing, but where a stage is run twice in a session
+    earlier = _seconds(store, store.session, key)  # 0, unless the stage runs twice in this session
     row = {"began": time.time(), "earlier": earlier, "seconds": None}
     store.write(key, json.dumps(row).encode())
     clock = time.monotonic()
@@ -70,7 +81,7 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 
 def stage_seconds(store: Store, stage: str) -> float:
-    """Seconds that a stage has taken, over all sessions; of one that was killed in it, until its last heartbeat."""
+    """Duration of a stage in seconds over all sessions; a killed session counts until its last heartbeat."""
     keys = [key for key in own_keys(store, SESSIONS) if key.endswith(f"/{stage}.json")]
     return sum(_seconds(store, session_number(key), key) for key in keys)
 
@@ -82,7 +93,9 @@ def _seconds(store: Store, session: int, key: str) -> float:
         row = json.loads(store.read(key))
         seconds = row["seconds"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedDataError(f"{store.locate(key)} is damaged ({error}): remove it, it only tells seconds") from error
+        raise DamagedDataError(
+            f"{store.locate(key)} is damaged ({error}): remove it; it holds only a duration"
+        ) from error
     if seconds is None:
         seconds = (
             max(0.0, read_session(store, session).time - row["began"]) if session in session_numbers(store) else 0.0

@@ -1,7 +1,7 @@
-"""The sessions of a run: each is one process that has the run for itself, from taking the lease to its end.
+"""Sessions of a run: a session is one process that has the run to itself, from taking the lease to its end.
 
-A session begins by creating ``sessions/NUMBER/begun.json``, which only one driver can. Its owner writes a heartbeat
-beside it until it ends.
+A session begins with the creation of ``sessions/NUMBER/begun.json``, which succeeds for only one driver. Its owner
+writes a heartbeat next to that file until the session ends.
 """
 
 from __future__ import annotations
@@ -26,26 +26,30 @@ logger = logging.getLogger(__name__)
 BEGUN, HEARTBEAT = "begun", "heartbeat"
 
 
-# Two readings of when one process began differ by the rounding of a clock tick, two processes by more.
+# Two readings of the start time of one process differ by the rounding of a clock tick; two processes differ by more.
 _SAME_START_S = 1.0
 
 
-# After so many heartbeats that did not come, a process that is there may be frozen.
-_LATE = 3
+# After this number of missed heartbeats an existing process may be frozen.
+_MISSED_HEARTBEATS = 3
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who began a session.
+    """Process that began a session.
 
     Attributes:
-        number: the session's number, from 1.
-        purpose: the command it runs.
-        host, machine, pid, process_started: which process; ``machine`` tells boots and containers apart.
-        began: seconds since the epoch, by the owner's clock; for people.
-        heartbeat_s, expiry_s: how often it gives a sign of life, and after how long a silence it may be succeeded.
-        token: of this session alone.
-        about: what else is worth knowing of it.
+        number: Session number, from 1.
+        purpose: Command that the session runs.
+        host: Host name, for messages.
+        machine: Identity of the machine; differs between boots and between containers.
+        pid: Process ID.
+        process_started: Start time of the process, which tells apart processes that had the same ID.
+        began: Unix time in seconds by the owner's clock, for display only.
+        heartbeat_s: Seconds between heartbeats.
+        expiry_s: Seconds without a heartbeat after which another driver may take over.
+        token: Session token, unique to this session.
+        about: Further facts, such as the versions of code and packages.
     """
 
     number: int
@@ -62,7 +66,7 @@ class Owner:
 
     @property
     def alive_here(self) -> bool | None:
-        """Whether its process lives, if it is of this machine; None if it is of another."""
+        """Whether the process is alive; None if it runs on another machine."""
         if self.machine != machine_name():
             return None
         started = process_started(self.pid)
@@ -74,14 +78,14 @@ class Owner:
 
 @dataclass(frozen=True)
 class Session:
-    """A session as it is found in the store.
+    """State of a session as read from the store.
 
     Attributes:
-        owner: who began it.
-        heartbeats: given so far; 0 before the first.
-        time: of the last one, by the owner's clock.
-        ended: how it ended; None while it goes on, or if it was killed.
-        age_s: seconds since its last sign of life, by the store's clock.
+        owner: Process that began the session.
+        heartbeats: Number of heartbeats; 0 before the first.
+        time: Unix time in seconds of the last heartbeat, by the owner's clock.
+        ended: How the session ended; None while it runs, or if its process was killed.
+        age_s: Seconds since its last sign of life, by the store's clock.
     """
 
     owner: Owner
@@ -92,23 +96,25 @@ class Session:
 
     @property
     def over(self) -> bool:
-        """Whether the next may begin: it has ended, its process is gone, or it has been silent for too long."""
+        """Whether the next session may begin: this one has ended, its process is gone, or its lease has expired."""
         return self.ended is not None or self.owner.alive_here is False or self.age_s >= self.owner.expiry_s
 
     @property
     def seen_alive(self) -> bool:
-        """Whether its process is one of this machine's and gave a sign of life just now."""
-        return not self.over and self.owner.alive_here is True and self.age_s < _LATE * self.owner.heartbeat_s
+        """Whether its process runs on this machine and gave a sign of life recently."""
+        return (
+            not self.over and self.owner.alive_here is True and self.age_s < _MISSED_HEARTBEATS * self.owner.heartbeat_s
+        )
 
 
 def session_numbers(store: Store) -> list[int]:
-    """The numbers of all sessions, in order."""
+    """Numbers of all sessions, in ascending order."""
     keys = own_keys(store, SESSIONS)
     return [session_number(key) for key in keys if key == session_key(session_number(key), BEGUN)]
 
 
 def read_owner(store: Store, number: int) -> Owner:
-    """Who began a session."""
+    """Owner of a session."""
     key = session_key(number, BEGUN)
     content = sealed.read(store, key, "the beginning of a session")
     try:
@@ -118,7 +124,7 @@ def read_owner(store: Store, number: int) -> Owner:
 
 
 def read_session(store: Store, number: int) -> Session:
-    """A session as it is now."""
+    """Current state of a session."""
     owner = read_owner(store, number)
     key = session_key(number, HEARTBEAT)
     try:
@@ -127,26 +133,32 @@ def read_session(store: Store, number: int) -> Session:
     except FileNotFoundError:
         return Session(owner, 0, owner.began, None, store.age_s(session_key(number, BEGUN)))
     except (ValueError, KeyError, TypeError):
-        logger.warning("%s is damaged: its age is all that it tells", store.locate(key))
+        logger.warning("%s is corrupt; using only its modification time", store.locate(key))
         return Session(owner, 0, owner.began, None, store.age_s(key))
 
 
 def last_session(store: Store) -> Session | None:
-    """The session that owns the run, or owned it last; None before the first."""
+    """Session that owns the run or owned it last; None before the first."""
     numbers = session_numbers(store)
     return read_session(store, numbers[-1]) if numbers else None
 
 
 def end_session(store: Store, number: int, how: str) -> None:
-    """Say of a session that it is over, from outside."""
+    """Mark a session as ended, from another process.
+
+    Args:
+        store: Store of the run.
+        number: Session number.
+        how: How the session ended, such as "copied".
+    """
     store.write(session_key(number, HEARTBEAT), json.dumps({"count": 0, "time": time.time(), "ended": how}).encode())
 
 
 def refuse_if_driven(store: Store) -> None:
-    """Refuse a run whose owner is seen to be alive at once: it is a process of this machine.
+    """Refuse a run, without waiting, whose owner is alive on this machine.
 
     Raises:
-        LeaseError: names the owner.
+        LeaseError: The owner is alive; the message names it.
     """
     session = last_session(store)
     if session is not None and session.seen_alive:
@@ -154,8 +166,8 @@ def refuse_if_driven(store: Store) -> None:
 
 
 def driven_error(store: Store, session: Session) -> LeaseError:
-    """The refusal of a run that another process drives."""
+    """Error for a run that already has a driver."""
     return LeaseError(
         f"{store.locate()} is being driven by {session.owner}, whose last sign of life was {session.age_s:.0f} s ago; "
-        "a run has one driver at a time. Wait for it or stop it; `world-models status` shows how far it is."
+        "a run has one driver at a time. Wait for it or stop it; `world-models status` shows its progress."
     )

@@ -1,4 +1,4 @@
-"""Where a run's bytes live: a key-value view of a run directory."""
+"""Stores: a key-value view of a run directory, and its implementation for local folders."""
 
 from __future__ import annotations
 
@@ -16,71 +16,75 @@ from uuid import uuid4
 from pipeline.base.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 
-# What linking fails with where a file system has no hard links.
+# Error numbers of link() on file systems without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
-_CLAIM_S = 10.0  # a claim on a name lasts for two system calls
+_CLAIM_S = 10.0  # age at which a claim counts as abandoned; a live one lasts for two system calls
 
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs", "file", "http", "https", "hf"})
 
 
 class Store(Protocol):
-    """Bytes under slash-separated keys. Every write is atomic: a reader sees all of an object or none of it.
+    """Bytes under slash-separated keys. Every write is atomic: a reader sees a whole object or none.
 
     Stores are small and picklable: workers on other machines get a copy.
 
     Attributes:
-        session: the number of the session that this store writes for (``storage/lease.py``); 0 outside of one.
+        session: Number of the session that writes to this store (``storage/lease.py``); 0 outside a session.
     """
 
     @property
     def session(self) -> int:
-        """See above."""
+        """Number of the session that writes to this store; 0 outside a session."""
 
-    def guarded(self, look: Callable[[], None]) -> Store:
-        """The same store, which calls ``look`` before it tries anything once more; what that raises ends the trying."""
+    def guarded(self, check: Callable[[], None]) -> Store:
+        """Copy of this store that calls ``check()`` before every retry; an exception from it aborts the operation."""
 
     def read(self, key: str) -> bytes:
-        """The object's bytes; ``FileNotFoundError`` where there is none."""
+        """Bytes of an object; ``FileNotFoundError`` if there is none."""
 
     def write(self, key: str, data: bytes) -> None:
         """Create or replace an object."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Create an object; ``AlreadyExistsError`` where the key is taken."""
+        """Create an object; ``AlreadyExistsError`` if the key is taken."""
 
     def grow(self, key: str, data: bytes, present: int) -> None:
-        """Make an object hold ``data``, whose first ``present`` bytes it holds already.
+        """Extend an object to ``data``, whose first ``present`` bytes it already holds.
 
-        For views that grow (metrics) and are rewritten from a checkpoint: not atomic where appending is cheaper.
+        For metrics, which are rebuilt from a checkpoint on resume: not atomic if the store can append.
         """
 
     def delete(self, key: str) -> None:
-        """Remove an object; no error where there is none."""
+        """Remove an object; no error if there is none."""
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under this key."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys that start with a prefix, sorted."""
+        """All keys with a prefix, sorted."""
 
     def locate(self, key: str = "") -> str:
-        """Where an object lies, in words that a user can paste into a shell."""
+        """Path or URL of an object, which a user can paste into a shell."""
 
     def age_s(self, key: str) -> float:
-        """Seconds since the object was last written, by the store's own clock; ``FileNotFoundError`` without one.
+        """Seconds since an object was last written, by the store's own clock; ``FileNotFoundError`` if there is none.
 
-        No writer's clock takes part, so machines whose clocks disagree come to the same age.
+        The writers' clocks play no part, so machines whose clocks disagree get the same age.
         """
 
     def leftovers(self) -> Sequence[str]:
-        """What writers that were killed left behind and that is no object, by name."""
+        """Names of temporary files that killed writers left behind."""
 
     def remove_leftover(self, name: str) -> None:
-        """Remove one of ``leftovers``; only while nobody else writes."""
+        """Remove one of ``leftovers``; only while no other process writes."""
 
 
 class LocalStore:
-    """A folder. Create-only writes are a temporary file, fsync, and a hard link."""
+    """Store in a folder. A create-only write is a temporary file, an fsync and a hard link.
+
+    Args:
+        root: Path of the folder.
+    """
 
     TEMPORARY = ".tmp"
     session = 0
@@ -88,26 +92,30 @@ class LocalStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
 
-    def guarded(self, look: Callable[[], None]) -> LocalStore:
-        return self  # a disk is asked once
+    def guarded(self, check: Callable[[], None]) -> LocalStore:
+        """See ``Store.guarded``."""
+        return self  # disk operations are not retried
 
     def read(self, key: str) -> bytes:
+        """See ``Store.read``."""
         target = self.root / key
         try:
             return target.read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(f"{target} does not exist") from error
         except OSError as error:
-            damaged = error.errno == errno.EIO  # the disk cannot tell any more what was written
+            damaged = error.errno == errno.EIO  # the disk has lost the data
             kind = DamagedDataError if damaged else StorageError
             raise kind(f"cannot read {target}: {error.strerror or error}") from error
 
     def write(self, key: str, data: bytes) -> None:
+        """See ``Store.write``."""
         with self._temporary(key, data) as (temporary, target):
             Path(temporary).replace(target)
             _sync_folder(target.parent)
 
     def create(self, key: str, data: bytes) -> None:
+        """See ``Store.create``."""
         with self._temporary(key, data) as (temporary, target):
             try:
                 os.link(temporary, target)
@@ -120,11 +128,11 @@ class LocalStore:
             _sync_folder(target.parent)
 
     def _create_without_links(self, key: str, temporary: Path, target: Path) -> None:
-        """Rename onto a free name, where exFAT, network folders and Colab's Drive have no links: one at a time may.
+        """Rename onto a free name, for file systems without hard links: exFAT, network folders, Colab's Drive.
 
-        Who may is who has made a claim, a file that is there once. A claim whose maker has died is renamed away, which
-        one of those who wait can do. A maker that stands still for longer than claims last may find its claim gone,
-        and gives up.
+        Only the process that created the claim file of a key may rename. A claim whose process has died is renamed
+        away, which succeeds for one waiting process. A process that pauses for longer than ``_CLAIM_S`` may find its
+        claim gone, and then gives up.
         """
         claims = self.root / self.TEMPORARY
         claim = claims / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -148,7 +156,7 @@ class LocalStore:
             if target.exists():
                 raise AlreadyExistsError(f"{target} exists already")
             if claim.read_bytes() != mine:
-                raise OSError(errno.ESTALE, "this process stood still for too long")
+                raise OSError(errno.ESTALE, "this process was paused for too long")
             temporary.replace(target)
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -156,6 +164,7 @@ class LocalStore:
                     claim.unlink()
 
     def grow(self, key: str, data: bytes, present: int) -> None:
+        """See ``Store.grow``."""
         target = self.root / key
         try:
             if not target.is_file() or target.stat().st_size != present:
@@ -164,55 +173,62 @@ class LocalStore:
             with target.open("ab") as file:
                 file.write(memoryview(data)[present:])
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise _write_error(target, error) from error
 
     def delete(self, key: str) -> None:
+        """See ``Store.delete``."""
         target = self.root / key
         try:
             target.unlink(missing_ok=True)
         except NotADirectoryError:
             return
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise _write_error(target, error) from error
 
     def exists(self, key: str) -> bool:
+        """See ``Store.exists``."""
         return (self.root / key).is_file()
 
     def list(self, prefix: str = "") -> list[str]:
-        # A prefix may end inside a name, as it may on S3: walk the folder that it certainly lies in.
+        """See ``Store.list``."""
+        # A prefix can end inside a name, as on S3: walk the deepest folder that contains all its keys.
         folder = self.root / prefix.rpartition("/")[0]
         keys = []
-        for path, folders, files in os.walk(folder, onerror=_unlistable):
+        for path, folders, files in os.walk(folder, onerror=_raise_list_error):
             folders[:] = [name for name in folders if name != self.TEMPORARY]
             keys += [(Path(path) / name).relative_to(self.root).as_posix() for name in files]
         return sorted(key for key in keys if key.startswith(prefix))
 
     def locate(self, key: str = "") -> str:
+        """See ``Store.locate``."""
         return str(self.root / key)
 
     def age_s(self, key: str) -> float:
+        """See ``Store.age_s``."""
         target = self.root / key
         if not target.is_file():
             raise FileNotFoundError(f"{target} does not exist")
         written = target.stat().st_mtime
-        # On a network file system it is the server that dates files: a new one tells its time.
+        # On a network file system the server sets file times: a new file shows its clock.
         try:
             with self._temporary(key, b"") as (temporary, _):
                 now = Path(temporary).stat().st_mtime
         except StorageError:
-            now = time.time()  # somebody looks at a run that is not theirs to write
+            now = time.time()  # the user has no write permission
         return max(0.0, now - written)
 
     def leftovers(self) -> Sequence[str]:
+        """See ``Store.leftovers``."""
         folder = self.root / self.TEMPORARY
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def remove_leftover(self, name: str) -> None:
+        """See ``Store.remove_leftover``."""
         (self.root / self.TEMPORARY / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes):  # type: ignore[no-untyped-def]
-        """A synced temporary file with the data, and the path it is meant for, in a folder that exists."""
+        """Synced temporary file with the data, and its target path, whose folder exists."""
         target = self.root / key
         temporary = None
         try:
@@ -227,21 +243,21 @@ class LocalStore:
                 file.write(memoryview(data)[half:])
                 file.flush()
                 os.fsync(file.fileno())
-            with contextlib.suppress(OSError):  # of disks that have no modes, which is no harm
+            with contextlib.suppress(OSError):  # some file systems have no modes, which does no harm
                 Path(temporary).chmod(0o644)
             yield temporary, target
         except AlreadyExistsError:
             raise
         except OSError as error:
-            raise _unwritable(target, error) from error
+            raise _write_error(target, error) from error
         finally:
             if temporary is not None:
                 with contextlib.suppress(FileNotFoundError):
                     Path(temporary).unlink()
 
 
-def _unlistable(error: OSError) -> None:
-    """A folder that is not there holds nothing; one that cannot be looked into must not pass for an empty one."""
+def _raise_list_error(error: OSError) -> None:
+    """Error handler of ``os.walk``: a missing folder is empty, but an unreadable one is an error."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise StorageError(f"cannot list {error.filename}: {error.strerror or error}") from error
 
@@ -251,7 +267,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(handle)
@@ -260,52 +276,60 @@ def _sync_folder(folder: Path) -> None:
 _ELSEWHERE = "choose another --run-dir"
 _ADVICE = {
     errno.ENOSPC: f"free the disk or {_ELSEWHERE}",
-    errno.EDQUOT: f"your quota there is used up: free some of it or {_ELSEWHERE}",
-    errno.EROFS: f"it is mounted to be read only: {_ELSEWHERE}, or have it mounted to be written",
-    errno.EACCES: f"its permissions forbid it to this user: change them or {_ELSEWHERE}",
-    errno.EPERM: f"its file system or owner forbids it: {_ELSEWHERE}",
+    errno.EDQUOT: f"your disk quota is used up: free some of it or {_ELSEWHERE}",
+    errno.EROFS: f"it is mounted read-only: {_ELSEWHERE}, or mount it read-write",
+    errno.EACCES: f"this user has no write permission: change the permissions or {_ELSEWHERE}",
+    errno.EPERM: f"its file system or owner does not permit it: {_ELSEWHERE}",
     errno.ENOTDIR: f"a file is where a folder is needed: {_ELSEWHERE}",
     errno.ENAMETOOLONG: "choose a shorter --run-dir",
     errno.EMFILE: "this process has too many open files: raise `ulimit -n`",
     errno.ENFILE: "this machine has too many open files: end other programs",
-    errno.EIO: f"the disk fails: copy what is there and {_ELSEWHERE}",
-    errno.ESTALE: "the network folder was exported anew: mount it again",
+    errno.EIO: f"the disk is failing: copy its data and {_ELSEWHERE}",
+    errno.ESTALE: "the network folder was exported again: remount it",
 }
 
 
-def _unwritable(path: Path, error: OSError) -> StorageError:
-    advice = _ADVICE.get(error.errno or 0, f"put that right or {_ELSEWHERE}")
+def _write_error(path: Path, error: OSError) -> StorageError:
+    advice = _ADVICE.get(error.errno or 0, f"fix the cause or {_ELSEWHERE}")
     return StorageError(
-        f"cannot write {path}: {error.strerror or error}. Nothing that was committed before is touched; {advice}, then "
+        f"cannot write {path}: {error.strerror or error}. Completed work is saved; {advice}, then "
         "run the same command again."
     )
 
 
 def as_run_dir(text: str) -> str:
-    """A run directory as people write it: a home folder is filled in.
+    """Run directory from user input, with ``~`` expanded.
+
+    Args:
+        text: Path or URL.
 
     Raises:
-        ConfigError: It looks like a URL and is none, or names a home that nobody has.
+        ConfigError: The text resembles a URL but is not valid, or names an unknown home directory.
     """
     scheme, colon, rest = text.partition(":")
     if "://" in text:
         return text
     if colon and (rest.startswith("/") or scheme.lower() in _SCHEMES) and len(scheme) > 1 and scheme.isalnum():
         url = f"{scheme.lower()}://{rest.lstrip('/')}"
-        raise ConfigError(f"{text} looks like a URL and is none: is it {url}? For a folder of that name give ./{text}")
+        raise ConfigError(
+            f"{text} looks like a URL but is not valid. Did you mean {url}? For a folder of that name use ./{text}"
+        )
     if not text.startswith("~"):
         return text
     try:
         return str(Path(text).expanduser())
     except RuntimeError as error:
-        raise ConfigError(f"{text}: there is no such home; for a folder of that name give ./{text}") from error
+        raise ConfigError(f"{text}: there is no such home directory; for a folder of that name use ./{text}") from error
 
 
 def open_store(run_dir: str) -> Store:
-    """The store of a run directory: a path, or ``s3://bucket/prefix``.
+    """Open the store of a run directory.
+
+    Args:
+        run_dir: Path, or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigError: the URL scheme is not one that is supported, or the URL is none.
+        ConfigError: The URL is invalid or its scheme is not supported.
     """
     scheme, separator, _ = run_dir.partition("://")
     if scheme == "s3" and separator:
@@ -314,19 +338,22 @@ def open_store(run_dir: str) -> Store:
         return S3Store(run_dir)
     if separator:
         raise ConfigError(
-            f"--run-dir {run_dir}: {scheme}:// is not supported; give a path to a local folder or s3://bucket/prefix"
+            f"--run-dir {run_dir}: {scheme}:// is not supported; use a path to a local folder or s3://bucket/prefix"
         )
     return LocalStore(run_dir)
 
 
 def check_lasting(run_dir: str) -> None:
-    """Refuse a run directory that lies in a job's copy of the sources, which is deleted some time after the job.
+    """Refuse a run directory inside a job's copy of the sources, which is deleted after the job.
+
+    Args:
+        run_dir: Path, or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigError: it is a relative path.
+        ConfigError: The run directory is a relative path.
     """
     if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
         raise ConfigError(
-            f"--run-dir {run_dir}: on a cluster this is s3://bucket/prefix, or the absolute path of a folder that all "
-            "nodes share: a relative one is lost with the job's copy of the sources"
+            f"--run-dir {run_dir}: on a cluster this must be s3://bucket/prefix, or the absolute path of a folder that "
+            "all nodes share: a relative path is lost with the job's copy of the sources"
         )

@@ -1,4 +1,4 @@
-"""TensorBoard's records of scalars. To import it is dear: tensorboardX brings torch along, where it is installed."""
+"""TensorBoard records of scalars. The import is slow: tensorboardX imports torch if it is installed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from tensorboardX.record_writer import masked_crc32c
 
 
 def header() -> bytes:
-    """The first record of a file."""
+    """First record of an event file."""
     return _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
 
 def restart() -> bytes:
-    """The record by which a reader forgets all points that it has read of earlier files."""
+    """Record that makes a reader discard all points from earlier files."""
     return _framed(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))
 
 
 def scalars(step: int, wall_time: float, values: Mapping[str, float]) -> bytes:
-    """One record.
+    """Record of scalars at one step.
 
     Args:
         step: Position on the horizontal axis.
-        wall_time: Seconds since the epoch.
-        values: Scalars by their tags.
+        wall_time: Unix time in seconds.
+        values: Scalars by tag.
     """
     summary = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
     return _framed(Event(wall_time=wall_time, step=step, summary=Summary(value=summary)))

@@ -1,8 +1,8 @@
 """Shuffled streaming of a data set that does not fit in memory.
 
-An epoch shuffles the shards, cuts that order into *blocks* of about ``block_items`` items, and shuffles the items of
-each block among themselves. One block is in memory while the next is read. Everything is a function of (seed, epoch,
-block), so training resumes in the middle of an epoch by reading one block, with nothing to save but a step number.
+An epoch shuffles the shards, cuts that order into *blocks* of about ``block_items`` items, and shuffles the items
+within each block. One block is in memory while the next is read. Everything is a function of (seed, epoch, block), so
+a checkpoint only needs the step number, and resuming in the middle of an epoch reads a single block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.seeding import derive, generator
 from pipeline.data.shards import episode_steps
-from pipeline.data.streaming import Waiting, threads_not_waited_for
+from pipeline.data.streaming import StorageWait, background_threads
 from pipeline.storage.manifest import Record
 
 Batch = TypeVar("Batch", covariant=True)
@@ -26,17 +26,21 @@ class LoadedBlock(Protocol[Batch]):
     """A block in memory."""
 
     def batch(self, items: NDArray[np.int64]) -> Batch:
-        """The batch of these items, each an index below the block's number of items."""
+        """Create the batch of some items.
+
+        Args:
+            items: Indices of the items, each below the block's number of items, (B,) int64.
+        """
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some shards whose items are shuffled together.
+    """Shards whose items are shuffled together.
 
     Attributes:
-        records: the shards.
-        num_items: items in them that take part.
-        num_batches: full batches per epoch; what is left over is dropped, other items each epoch.
+        records: Records of the shards.
+        num_items: Number of items, without those of left-out episodes.
+        num_batches: Number of full batches. The remaining items are dropped; they differ between epochs.
     """
 
     records: Sequence[Record]
@@ -45,19 +49,19 @@ class Block:
 
 
 class BlockStream(Generic[Batch]):
-    """Batches of an endless, shuffled, seekable stream.
+    """Endless, shuffled, seekable stream of batches.
 
     Args:
-        records: all shards.
-        items_of: number of items that an episode gives, from (episode id, steps); 0 leaves it out.
-        load: reads a block, given its records and a seed for choices that differ between epochs.
-        batch_size: items per batch; a block with fewer items is one smaller batch.
-        block_items: about how many items to hold in memory at a time. A shard is never split.
-        seed: the run's.
-        purpose: names the stream.
+        records: Records of all shards by name.
+        items_of: Function from (episode id, steps) to the episode's number of items; 0 leaves the episode out.
+        load: Function that reads a block, given its records and a seed for choices that differ between epochs.
+        batch_size: Items per batch; a block with fewer items is one smaller batch.
+        block_items: Approximate number of items in memory at a time. A shard is never split.
+        seed: Seed of the run.
+        purpose: Name of the stream; part of the seeds that it derives.
 
     Attributes:
-        waiting: seconds that a batch was waited for, in this session.
+        waiting: Time spent waiting for batches in this session, in seconds.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class BlockStream(Generic[Batch]):
         seed: int,
         purpose: str,
     ) -> None:
-        self.waiting = Waiting()
+        self.waiting = StorageWait()
         self._records = list(records.values())
         self._counts = [
             sum(items_of(episode, steps) for episode, steps in episode_steps(record).items())
@@ -84,7 +88,7 @@ class BlockStream(Generic[Batch]):
         self._purpose = purpose
 
     def blocks(self, epoch: int) -> list[Block]:
-        """The blocks of an epoch, without reading anything."""
+        """Plan the blocks of an epoch, without reading any data."""
         order = generator(self._seed, f"{self._purpose}/shards", epoch).permutation(len(self._records))
         groups: list[list[int]] = []
         held = 0
@@ -104,17 +108,17 @@ class BlockStream(Generic[Batch]):
         return Block([self._records[index] for index in group], items, max(1, items // self._batch_size))
 
     def num_batches(self, epoch: int) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return sum(block.num_batches for block in self.blocks(epoch))
 
     def batches(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from the ``skip``-th on; the next block is read while this one is used."""
+        """Yield the batches of an epoch, without the first ``skip``; the next block is read while one is used."""
         wanted: list[tuple[int, Block, int]] = []
         for index, block in enumerate(self.blocks(epoch)):
             if skip < block.num_batches:
                 wanted.append((index, block, skip))
             skip = max(0, skip - block.num_batches)
-        with threads_not_waited_for(1) as reader:
+        with background_threads(1) as reader:
 
             def read(position: int):  # type: ignore[no-untyped-def]
                 index, block, _ = wanted[position]
@@ -131,7 +135,7 @@ class BlockStream(Generic[Batch]):
 
 
 def held_out_episodes(episodes: Sequence[int], fraction: float, seed: int, purpose: str) -> list[int]:
-    """The episodes to hold out, in the order of their drawing; the rest are trained on."""
+    """Draw the episodes to hold out from training, in the order of drawing."""
     count = round(len(episodes) * fraction)
     order = generator(seed, purpose).permutation(len(episodes))
     return [int(np.sort(np.asarray(episodes))[index]) for index in order[:count]]

@@ -1,4 +1,4 @@
-"""Which device and which precision training uses."""
+"""Selection of the device and precision for training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from pipeline.execution.protocol import Executor
 
 logger = logging.getLogger(__name__)
 
-# What CUDA_VISIBLE_DEVICES is where it gives no GPU: Ray's, CUDA's, and that of clusters whose nodes have none.
+# Values of CUDA_VISIBLE_DEVICES that mean no GPU: set by Ray, by CUDA, and by clusters whose nodes have no GPU.
 _NO_GPU = ("", "-1", "NoDevFiles")
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """``auto`` is CUDA where there is a device.
+    """Resolve a device setting in this process: ``auto`` is CUDA if torch finds a device, else the CPU.
 
     Raises:
-        ConfigError: ``cuda`` was asked for and there is none; or this process was given a GPU that torch cannot use.
+        ConfigError: The setting is ``cuda`` and there is no device; or it is ``auto`` and this process was given a GPU
+            that torch cannot use.
     """
     present = torch.cuda.is_available()
     if device == "cuda" and not present:
@@ -33,47 +34,44 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if device == "auto" and not present and given not in _NO_GPU:
         raise ConfigError(
             f"device = 'auto' and CUDA_VISIBLE_DEVICES = '{given}' gives a GPU, but torch finds no CUDA device here: "
-            "is it a CPU build, or the driver missing? Use an image built with DEVICE=gpu; or unset "
+            "torch may be a CPU build, or the driver may be missing. Use an image built with DEVICE=gpu; or unset "
             "CUDA_VISIBLE_DEVICES to train on the CPU"
         )
     return torch.device("cuda" if present and device != "cpu" else "cpu")
 
 
 def check_devices(config: RunConfig, executor: Executor) -> None:
-    """Refuse a device that is not there, or a precision that it cannot, before anything is begun; say it where ``auto``
-    comes to the CPU.
+    """Check devices and precisions before the run starts; log if ``auto`` selects the CPU.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: A device does not exist or does not support the precision; names the key.
     """
     present = torch.cuda.is_available() if isinstance(executor, InProcessExecutor) else executor.num_gpus > 0
     for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
         if device == "cuda" and not (present or executor.can_grow):
-            raise ConfigError(
-                f"{key} = 'cuda', but there is no GPU to be had; choose 'auto' or 'cpu', or add a GPU node"
-            )
-        if not executor.can_grow:  # training sees what this process sees, and says the same
+            raise ConfigError(f"{key} = 'cuda', but no GPU is available; choose 'auto' or 'cpu', or add a GPU node")
+        if not executor.can_grow:  # the training process sees the same devices as this process
             resolve_device(device)
         if device == "auto" and not present:
-            hint = "; 'cuda' waits for the autoscaler to bring one" if executor.can_grow else ""
-            logger.info("%s = 'auto': there is no GPU to be had now, so on the CPU%s", key, hint)
-    if not (present or executor.can_grow):  # on a cluster each worker looks at its own
+            hint = "; 'cuda' waits for the autoscaler to add one" if executor.can_grow else ""
+            logger.info("%s = 'auto': no GPU is available; training on the CPU%s", key, hint)
+    if not (present or executor.can_grow):  # on a cluster each worker checks its own CPU
         cpu = torch.device("cpu")
         check_lstm(resolve_precision(config.mdnrnn.precision, cpu), cpu)
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
-    """How many GPUs a training task asks its executor for."""
+    """Number of GPUs that a training task requests from the executor."""
     return 1 if device == "cuda" or (device == "auto" and executor.num_gpus > 0) else 0
 
 
 def precision_name(precision: torch.dtype) -> str:
-    """As configs have it: float32 or bfloat16."""
+    """Name of a precision as in configs: float32 or bfloat16."""
     return str(precision).removeprefix("torch.")
 
 
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    """Resolve a precision setting: ``auto`` is bfloat16 if the device multiplies it natively, else float32."""
     if precision == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -86,10 +84,10 @@ def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device:
 
 @cache
 def runs_lstm(precision: torch.dtype) -> bool:
-    """Whether torch can compute an LSTM here on the CPU: in bfloat16 it cannot without AVX-512."""
+    """Return whether torch can compute an LSTM on this CPU; bfloat16 needs AVX-512."""
     try:
         with (
-            torch.random.fork_rng(devices=[]),  # the run's own numbers stay what they are
+            torch.random.fork_rng(devices=[]),  # leave the run's random numbers unchanged
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision is torch.bfloat16),
         ):
             torch.nn.LSTM(2, 4, batch_first=True)(torch.zeros(1, 1, 2))
@@ -100,13 +98,13 @@ def runs_lstm(precision: torch.dtype) -> bool:
 
 
 def check_lstm(precision: torch.dtype, device: torch.device) -> None:
-    """Refuse a precision in which the MDN-RNN cannot be trained on a device.
+    """Check that the MDN-RNN can be trained in a precision on a device.
 
     Raises:
-        ConfigError: Names the key.
+        ConfigError: It cannot; names the key.
     """
     if device.type == "cpu" and precision is torch.bfloat16 and not runs_lstm(precision):
         raise ConfigError(
-            f"mdnrnn.precision = '{precision_name(precision)}', in which torch computes no LSTM on this CPU (it takes "
-            "AVX-512): choose 'auto' or 'float32'"
+            f"mdnrnn.precision = '{precision_name(precision)}', but torch cannot compute an LSTM in it on this CPU "
+            "(AVX-512 is required): choose 'auto' or 'float32'"
         )

@@ -1,4 +1,4 @@
-"""The training loop that V and M share: epochs, held-out loss, early stop, checkpoints, exact resume."""
+"""Training loop shared by V and M: epochs, held-out loss, early stopping, checkpoints, exact resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.base.errors import ConfigError, TrainingError
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import MdnRnnConfig, VaeConfig
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.metrics import MetricsLog, Row
+from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 from pipeline.training.blocks import BlockStream
 
@@ -26,35 +26,43 @@ Batch = TypeVar("Batch")
 
 
 class Objective(Protocol[Batch]):
-    """What is trained: a module and its losses."""
+    """A module to train, with its optimiser and losses."""
 
     @property
     def module(self) -> nn.Module:
-        """What is trained."""
+        """Module to train."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Over the module's parameters."""
+        """Optimiser of the module's parameters."""
 
     def losses(self, batch: Batch, seed_index: int) -> Mapping[str, Tensor]:
-        """Means over a batch, 0-dimensional; ``"loss"`` is minimised. Randomness comes from ``seed_index`` alone."""
+        """Compute the mean losses of a batch.
+
+        Args:
+            batch: Batch of the stream or of ``held_out``.
+            seed_index: Index that all randomness is derived from.
+
+        Returns:
+            0-dimensional means by name; training minimises ``"loss"``.
+        """
 
     def before_step(self) -> None:
-        """Called between the gradients and the optimiser's step."""
+        """Called after the gradients are computed and before the optimiser's step."""
 
     def held_out(self) -> Iterator[tuple[int, Batch]]:
-        """The held-out batches, each with its weight in the mean, the same each time."""
+        """Yield the held-out batches, each with its weight in the mean; the same batches in every call."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train, and how often to say and save so.
+    """Length of the training, and intervals of metrics and checkpoints.
 
     Attributes:
-        epochs: at most so many.
-        patience: epochs without a better held-out loss before stopping; None for never.
-        log_every_steps: optimiser steps between two rows of metrics.
-        checkpoint_every_s: seconds between checkpoints; there is one at the end of each epoch besides.
+        epochs: Maximum number of epochs.
+        patience: Epochs without a better held-out loss before stopping early; None to never stop early.
+        log_every_steps: Optimiser steps between two rows of metrics.
+        checkpoint_every_s: Seconds between checkpoints, in addition to one at the end of each epoch.
     """
 
     epochs: int
@@ -64,13 +72,13 @@ class Schedule:
 
     @classmethod
     def of(cls, config: VaeConfig | MdnRnnConfig) -> Schedule:
-        """The schedule that a training stage's section asks for."""
+        """Create the schedule of a training stage's config section."""
         return cls(config.epochs, config.patience, config.log_every_steps, config.checkpoint_every_s)
 
 
 @dataclass
 class _State:
-    """Where training is; all that a checkpoint carries besides the module and the optimiser."""
+    """Progress of the training: the content of a checkpoint in addition to the module and the optimiser."""
 
     step: int = 0
     epoch: int = 0
@@ -79,20 +87,23 @@ class _State:
     best_loss: float = math.inf
     best_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[MetricsRow] = field(default_factory=list)
 
 
 class Fit(Generic[Batch]):
     """Trains an objective on a stream, resuming from the newest checkpoint.
 
     Args:
-        store, prefix: where checkpoints and metrics go.
-        stream: of training batches.
-        objective: what is trained.
-        schedule: how long.
-        name: for messages.
-        hardware: device and precision that decide the bits.
-        exact: refuse to go on from a checkpoint made on other hardware.
+        store, prefix: Store and key prefix for checkpoints and metrics.
+        stream: Stream of training batches.
+        objective: Objective to train.
+        schedule: Length of the training, and intervals of metrics and checkpoints.
+        name: Name for messages.
+        hardware: Device and precision, which determine the bits of the results.
+        exact: Whether to refuse a checkpoint that was made on different hardware.
+
+    Raises:
+        ConfigError: With ``exact``, the newest checkpoint was made on different hardware.
     """
 
     def __init__(
@@ -118,7 +129,17 @@ class Fit(Generic[Batch]):
         self._began, self._saved = time.monotonic(), time.monotonic()
 
     def run(self) -> Generator[Update, None, Mapping[str, Any]]:
-        """Train to the end; the module then holds the weights with the best held-out loss. Returns a summary."""
+        """Train to the end and load the weights with the best held-out loss into the module.
+
+        Yields:
+            Progress updates.
+
+        Returns:
+            Summary with the keys ``steps``, ``epochs``, ``best_epoch`` and ``loss``.
+
+        Raises:
+            TrainingError: A loss or a weight is not finite.
+        """
         state, schedule = self._state, self._schedule
         totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
         while not state.finished:
@@ -182,7 +203,7 @@ class Fit(Generic[Batch]):
         if not all(math.isfinite(value) for value in values.values()):
             raise TrainingError(
                 f"{self._name}: the {which} loss is not finite at step {self._state.step} (epoch "
-                f"{self._state.epoch + 1}): {dict(values)}. The last checkpoint was not touched. Lower the learning "
+                f"{self._state.epoch + 1}): {dict(values)}. The last checkpoint is unchanged. Use a lower learning "
                 "rate, or train in float32, in a new --run-dir."
             )
 
@@ -192,12 +213,12 @@ class Fit(Generic[Batch]):
 
     def _save(self) -> None:
         state = self._state
-        # Losses are looked at only now and then; a checkpoint must not carry what they have not shown yet.
+        # Losses are only checked every few steps; non-finite weights must not get into a checkpoint before that.
         for name, tensor in self._objective.module.state_dict().items():
             if not bool(torch.isfinite(tensor).all()):
                 raise TrainingError(
-                    f"{self._name}: {name} is not finite at step {state.step}. The last checkpoint was not touched. "
-                    "Lower the learning rate, or train in float32, in a new --run-dir."
+                    f"{self._name}: {name} is not finite at step {state.step}. The last checkpoint is unchanged. "
+                    "Use a lower learning rate, or train in float32, in a new --run-dir."
                 )
         buffer = io.BytesIO()
         torch.save(
@@ -220,10 +241,10 @@ class Fit(Generic[Batch]):
         step, data = latest
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         if content["hardware"] != self._hardware:
-            message = f"{self._name}: the checkpoint was made on {content['hardware']}, this is {self._hardware}"
+            message = f"{self._name}: the checkpoint was made on {content['hardware']}, not on {self._hardware}"
             if self._exact:
                 raise ConfigError(
-                    f"{message}: results would differ. Go on where that is to be had, or accept it with "
+                    f"{message}: results would differ. Resume on {content['hardware']}, or accept the difference with "
                     "-o execution.exact=false"
                 )
             logger.warning("%s: accepted, as execution.exact is false", message)

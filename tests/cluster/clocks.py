@@ -33,21 +33,21 @@ def silent_once_they_hang(hung: Path | Callable[[], Collection[int]], for_s: flo
         found = hung_processes(hung) if isinstance(hung, Path) else hung()
         return {pid for pid in found if process_started(pid) is not None}
 
-    tend, listen = RayPool._tend, task_module.listen
+    maintain, listen = RayPool._maintain, task_module.listen
 
-    def tend_later(pool: RayPool, this: Any) -> None:
+    def maintain_later(pool: RayPool, current_round: Any) -> None:
         hanging = living()
-        for member in pool._members:
-            if member.identity is not None and member.identity.pid in hanging:
-                member.heard = pool._clock - for_s
-        tend(pool, this)
+        for worker in pool._workers:
+            if worker.identity is not None and worker.identity.pid in hanging:
+                worker.heard_at = pool._clock - for_s
+        maintain(pool, current_round)
 
     def listen_longer(waitables: Any) -> tuple[Any, float]:
         ready, listened_s = listen(waitables)
         return ready, for_s if ready is None and living() else listened_s
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RayPool, "_tend", tend_later)
+        patch.setattr(RayPool, "_maintain", maintain_later)
         patch.setattr(task_module, "listen", listen_longer)
         yield
 
@@ -57,6 +57,6 @@ def no_copies() -> Iterator[None]:
     """No worker is ever too slow, and none too slow to say which jobs it can give back: a machine which stalls for a
     while changes no count of tries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_SUSPECT_AFTER", 1e9)
+        patch.setattr(pool_module, "_SLOW_AFTER", 1e9)
         patch.setattr(pool_module, "_TAKE_BACK_S", 300.0)
         yield

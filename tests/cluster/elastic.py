@@ -55,13 +55,13 @@ class _Pool:
 
     def __init__(self, pool: Any, before: Callable[[Any], None], meanwhile: Callable[[Any], None]) -> None:
         self._pool, self._before = pool, before
-        tend = pool._tend
+        maintain = pool._maintain
 
-        def tend_and_look(this: Any) -> None:
+        def maintain_and_look(current_round: Any) -> None:
             meanwhile(pool)
-            tend(this)
+            maintain(current_round)
 
-        pool._tend = tend_and_look
+        pool._maintain = maintain_and_look
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pool, name)
@@ -99,7 +99,7 @@ class _Executor(RayExecutor):
     def pool(self, *arguments: Any, **named: Any) -> Iterator[Any]:
         with super().pool(*arguments, **named) as pool:
             yield _Pool(pool, self._before, self._meanwhile) if "on" not in self.noted else pool
-            self.noted.setdefault("on", sorted({member.identity.node_id for member in _up(pool)}))
+            self.noted.setdefault("on", sorted({worker.identity.node_id for worker in _up(pool)}))
             self.noted.setdefault("lost_workers", pool.lost_workers)  # type: ignore[attr-defined]
 
     def _before(self, pool: Any) -> None:
@@ -142,14 +142,14 @@ class _Executor(RayExecutor):
         self._open_for(self.noted["hit"])
 
     def _has_left(self, pool: Any) -> bool:
-        return self.noted["hit"] not in {member.node_id for member in pool._members}
+        return self.noted["hit"] not in {worker.node_id for worker in pool._workers}
 
     def _join(self, pool: Any) -> None:
         self._open_for(None)
         self.noted["joined"] = many_nodes.add_node({"num_cpus": 2})
 
     def _has_workers(self, pool: Any) -> bool:
-        return self.noted["joined"] in {member.node_id for member in _up(pool)}
+        return self.noted["joined"] in {worker.node_id for worker in _up(pool)}
 
     def _lose_the_head(self, pool: Any) -> None:
         """And this driver with it, as where it runs there."""
@@ -175,7 +175,7 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
     chosen = config(**overrides)
     executor = _Executor(chosen, what, workers)
     with no_copies(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_NEWS_S", 1e9)  # however long Ray takes to notice a crash
+        patch.setattr(pool_module, "_NODE_LOSS_REPORT_S", 1e9)  # however long Ray takes to notice a crash
         run_stages(chosen, LocalStore(folder), executor, EVOLVE)
     run_stages(chosen, LocalStore(folder), InProcessExecutor(), EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
@@ -202,9 +202,9 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
         if not hit:
             hit = _busy_node(pool)
             drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 1200)
-        there = [member for member in pool._members if member.node_id == hit]
+        there = [worker for worker in pool._workers if worker.node_id == hit]
         begun = {each.job for each in all_begun(folder)}
-        if all(member.leaving and begun.issuperset(member.jobs) for member in there):
+        if all(worker.draining and begun.issuperset(worker.jobs) for worker in there):
             went_on = time.time()
             (folder / "closed").unlink()
 
@@ -229,12 +229,12 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
     executor = RayExecutor(config())
     came, squared = "", 0
     with executor.pool(Noting, str(folder), 0.1) as pool:
-        while not pool._avoided:  # type: ignore[attr-defined]
+        while not pool._skipped_nodes:  # type: ignore[attr-defined]
             for job_id, square in pool.map([Number(i) for i in range(squared, squared + 20)]):
                 assert square == job_id**2
             squared += 20
             came = came or many_nodes.add_node({"num_cpus": 2, "num_gpus": 1})
-        avoided = pool._avoided == {came}  # type: ignore[attr-defined]
+        avoided = pool._skipped_nodes == {came}  # type: ignore[attr-defined]
         list(pool.map([Number(i) for i in range(20)]))
     many_nodes.kill_node(came)
     wait_until_gone(came)
@@ -253,7 +253,7 @@ def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[No
         if as_if_many:
             patch.setattr(listening, "_MANY", 1)
             patch.setattr(listening, "_ANSWERS_PER_S", answers_per_s)
-            patch.setattr(pool_module, "_PROMPT", 0)
+            patch.setattr(pool_module, "_NUM_UNBATCHED", 0)
         yield
 
 
@@ -311,8 +311,8 @@ def wait_until_gone(node_id: str) -> None:
 
 
 def _up(pool: Any) -> list[Any]:
-    return [member for member in pool._members if member.ready and member.doubt is None]
+    return [worker for worker in pool._workers if worker.ready and not worker.unreachable]
 
 
 def _busy_node(pool: Any) -> str:
-    return next(str(member.identity.node_id) for member in _up(pool) if member.jobs)
+    return next(str(worker.identity.node_id) for worker in _up(pool) if worker.jobs)

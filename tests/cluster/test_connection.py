@@ -53,7 +53,7 @@ def web_server() -> Iterator[HTTPServer]:
 
 
 def test_a_web_server_is_refused(web_server: HTTPServer, tmp_path: Path) -> None:
-    assert "another server is there" in refused(tmp_path, f"127.0.0.1:{web_server.server_port}")
+    assert "another server listens there" in refused(tmp_path, f"127.0.0.1:{web_server.server_port}")
 
 
 def test_the_private_ray_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_local_ray_that_does_not_come_up_is_tried_again_and_then_an_error(tmp_
     code, output = command.run(*arguments, environment={"RAY_TMPDIR": str(long)})
     assert code == 1, output
     assert "trying once more" in output
-    assert "no local Ray comes up on this machine, in two tries" in output
+    assert "no local Ray starts on this machine, in two attempts" in output
     assert "-o execution.executor=in-process" in output
     assert "Traceback" not in output
 

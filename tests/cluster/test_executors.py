@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors import pool as pool_module
 from actors.executor import RayExecutor
-from actors.member import Member
+from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import DamagedDataError, JobError
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
@@ -213,7 +213,7 @@ def test_a_jobs_last_try_is_not_begun_elsewhere_before_it_is_known_that_its_work
         return answers
 
     monkeypatch.setattr(pool_module, "listen_to_all", told_late)
-    monkeypatch.setattr(pool_module, "_DOUBT_S", 0.0)
+    monkeypatch.setattr(pool_module, "_UNREACHABLE_S", 0.0)
     lives(tmp_path, 9)
     with (
         no_copies(),
@@ -240,7 +240,7 @@ def test_jobs_of_a_worker_that_hangs_are_done_by_another(
         assert squares_of(pool, 12)
         assert (pool.retries if workers == 1 else pool.copies) >= 1
     (pid,) = hung_processes(tmp_path)
-    said = "try 1 of 3: its worker hung" if workers == 1 else "jobs are done again elsewhere: no answer"
+    said = "try 1 of 3: its worker hung" if workers == 1 else "jobs are also run elsewhere: no answer"
     assert re.search(rf"{said}.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
     assert ends(pid)
 
@@ -286,10 +286,10 @@ def test_a_worker_that_waits_for_a_node_is_not_given_up(caplog: pytest.LogCaptur
     with no_copies(), ray_executor(5).pool(Squares, str(tmp_path)) as pool:
         assert squares_of(pool, 8)
         pool._clock += 1e6  # type: ignore[attr-defined]
-        up = [member for member in pool._members if member.identity is not None]  # type: ignore[attr-defined]
+        up = [worker for worker in pool._workers if worker.identity is not None]  # type: ignore[attr-defined]
         assert len(up) < 5
-        for member in up:
-            member.heard = pool._clock  # type: ignore[attr-defined]
+        for worker in up:
+            worker.heard_at = pool._clock  # type: ignore[attr-defined]
         assert squares_of(pool, 8)
         assert pool.retries == 0
     assert "replaced" not in caplog.text
@@ -328,14 +328,14 @@ def test_jobs_that_lie_before_a_slow_worker_are_taken_back_for_idle_ones(tmp_pat
 @pytest.mark.usefixtures("local_ray")
 def test_many_workers_answer_seldom_and_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[int] = []
-    take_results = Member.take_results
+    take_results = WorkerHandle.take_results
 
-    def counted(member: Member, answer: bytes) -> Any:
-        results = take_results(member, answer)
+    def counted(worker: WorkerHandle, answer: bytes) -> Any:
+        results = take_results(worker, answer)
         answers.append(len(results))
         return results
 
-    monkeypatch.setattr(Member, "take_results", counted)
+    monkeypatch.setattr(WorkerHandle, "take_results", counted)
     lives(tmp_path, 2)
     # Results wait until a worker runs out of jobs, on a slow machine too.
     patient = patched_to_many(True, answers_per_s=0.01)

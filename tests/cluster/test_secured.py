@@ -38,7 +38,7 @@ def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_s
 
     code, output = command.run(*arguments, environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
     assert code == 0, output
-    assert "on one test track, which says little" in output
+    assert "on one test track, too few for a score" in output
 
     (job,) = head.get("/api/jobs/")
     assert job["submission_id"] == job_in(output)

@@ -135,7 +135,7 @@ def test_of_several_nodes_on_a_machine_one_must_be_named(cluster: ManyNodes) -> 
     with AwsServer() as aws:
         code, output = Command(environment=aws.environment, module="cluster.spot").finish()
     assert code == 2, output
-    assert "Ray nodes run on this machine, say which: " in output
+    assert "Ray nodes run on this machine, choose one with --node-id: " in output
     assert aws.asked == []
 
 
@@ -146,5 +146,5 @@ def test_a_cluster_that_could_not_be_told_is_found_out_at_the_beginning(cluster:
         environment = {**aws.environment, **no_token}
         code, output = Command("--node-id", head.id, environment=environment, module="cluster.spot").finish()
     assert code == 1, output
-    assert "could not be told of a notice: see above" in output
+    assert "could not be told of a notice: see the error above" in output
     assert aws.asked == []

@@ -100,13 +100,14 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     while client.get_job_status(first) == JobStatus.RUNNING:
         time.sleep(0.1)
     assert client.get_job_status(first) == JobStatus.STOPPED
-    assert "terminated; what is committed is kept; to go on, submit the same again" in client.get_job_logs(first)
+    message = "terminated. Completed work is saved. To resume: submit the same run again"
+    assert message in client.get_job_logs(first)
     assert command.checkpointed(folder, "evolution", 2)() and not command.checkpointed(folder, "evolution", 3)()
 
     code, output = command.run(*arguments, "--follow")
     assert code == 0, output
     assert "evolve: resuming after generation" in output
-    assert "on one test track, which says little" in output
+    assert "on one test track, too few for a score" in output
     assert command.outcome(folder) == command.outcome(straight)
     logs = command.texts([head.folder], "worker-*")
     versions = {version for text in logs.values() for version in _VERSION.findall(text)}
@@ -125,7 +126,7 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     following = command.Command(*arguments, str(tmp_path / "run"))
     code, output = following.interrupt(signal.SIGINT, lambda: "collect: begins" in following.output())
     assert code == 130, output
-    assert "the job goes on without this window" in output
+    assert "the job continues without this terminal" in output
     assert "Traceback" not in output
     name = job_in(output)
     assert client.get_job_status(name) == JobStatus.RUNNING
@@ -143,7 +144,7 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
 
     code, output = job_submit("runs/tiny")
     assert code != 0, output
-    assert "--run-dir runs/tiny: on a cluster this is s3://bucket/prefix" in output
+    assert "--run-dir runs/tiny: on a cluster this must be s3://bucket/prefix" in output
 
     planted = command.ROOT / "runs" / f"planted-{token_hex()}"
     planted.parent.mkdir(exist_ok=True)
@@ -252,12 +253,12 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"run_dir": "runs/x"}, r"--run-dir runs/x: on a cluster this is s3://"),
+        ({"run_dir": "runs/x"}, r"--run-dir runs/x: on a cluster this must be s3://"),
         ({"run_dir": "s3://key:secret@bucket/x"}, r"credentials do not belong in a URL"),
         ({"preset": "tiney"}, r"Did you mean tiny"),
         ({"overrides": ["execution.executor=in-process"]}, r"execution.executor is 'in-process'"),
-        ({"variables": ["AWS_SECRET_ACCESS_KEY"]}, r"no secret goes there"),
-        ({"variables": ["MY_PASSWORD=x"]}, r"no secret goes there"),
+        ({"variables": ["AWS_SECRET_ACCESS_KEY"]}, r"must not hold a secret"),
+        ({"variables": ["MY_PASSWORD=x"]}, r"must not hold a secret"),
         ({"variables": ["NOT_SET_HERE"]}, r"NOT_SET_HERE: it is not set here"),
         ({"environment": {"AWS_ENDPOINT_URL": "http://user:secret@host"}}, r"AWS_ENDPOINT_URL holds a password"),
     ],

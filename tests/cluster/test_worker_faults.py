@@ -18,6 +18,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import JobError
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import MDNRNN_WEIGHTS, VAE_WEIGHTS
 from pipeline.evolution.fitness import scored_jobs, training_jobs
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
@@ -26,7 +27,6 @@ from pipeline.execution.protocol import Executor
 from pipeline.models.controller import ControllerShape
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 from pipeline.run import run_stages
-from pipeline.stages.evolve import MDNRNN_WEIGHTS, VAE_WEIGHTS
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
@@ -133,7 +133,7 @@ def test_an_evolution_whose_worker_is_killed_in_a_generation_ends_with_the_same_
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
     assert re.search(r"try 1 of 3: its worker died: ", caplog.text)
-    assert re.search(r"generation 2: episodes tried again: [1-9]", caplog.text)
+    assert re.search(r"generation 2: episodes retried: [1-9]", caplog.text)
 
 
 def test_an_evolution_whose_workers_are_all_killed_in_turn_ends_with_the_same_bits(
@@ -154,7 +154,7 @@ def test_an_evolution_whose_worker_hangs_ends_with_the_same_bits(
         evolve(folder)
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
-    assert "jobs are done again elsewhere: no answer" in caplog.text, "long before it is given up"
+    assert "jobs are also run elsewhere: no answer" in caplog.text, "long before it is given up"
 
 
 def test_an_evolution_whose_only_worker_hangs_ends_with_the_same_bits(
@@ -194,7 +194,7 @@ def test_a_worker_that_hangs_while_it_is_built_is_replaced(
 
 def test_workers_that_always_hang_while_they_are_built_end_the_session(folder: Path, reference: dict[str, Any]) -> None:
     (always,) = ask_for("hang at birth", 0, times=None)
-    said = r"^2 workers failed before they were ready, the last: .* hung.*log: \S+\.err"
+    said = r"^2 workers failed to start; the last one: .* hung.*log: \S+\.err"
     with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):
         evolve(folder, workers=1, max_attempts=2)
     always.unlink()

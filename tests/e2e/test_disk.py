@@ -83,7 +83,7 @@ def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     assert code == 1, output
     assert f"cannot write {folder}" in output
     assert said in output
-    assert "Nothing that was committed before is touched" in output
+    assert "Completed work is saved" in output
     assert "Traceback" not in output
     assert check_run(LocalStore(folder)).problems == []
     latest = Checkpoints(LocalStore(folder), "vae").latest()

@@ -43,7 +43,7 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
         assert "whose last sign of life was" in output
         assert "Traceback" not in output
     code, output = command.run("status", str(folder))
-    assert f"driven by `run` on {socket.gethostname()}, pid {first.process.pid} (session 1), alive" in output
+    assert f"driver: `run` on {socket.gethostname()}, pid {first.process.pid} (session 1), alive" in output
     assert sessions.session_numbers(LocalStore(folder)) == [1], "those that were refused took nothing"
 
     first.interrupt(signal.SIGKILL, lambda: True)
@@ -133,7 +133,7 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
         assert seen == {7}
     code, output = process.interrupt(signal.SIGTERM, lambda: True)
     assert code == 143, output
-    assert "terminated; what is committed is kept" in output
+    assert "terminated. Completed work is saved" in output
     assert f"world-models run {preset}" in output
     assert f"world-models resume {folder}" in output
     assert "Traceback" not in output
@@ -183,7 +183,7 @@ def test_sigterm_while_ray_starts_is_a_stop_like_any_other(tmp_path: Path) -> No
         )  # fmt: skip
     output = (tmp_path / "log").read_text()
     assert done.returncode == 143, output
-    assert "terminated; what is committed is kept" in output
+    assert "terminated. Completed work is saved" in output
     assert "Traceback" not in output
     assert not folder.exists()
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]

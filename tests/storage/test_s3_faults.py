@@ -55,8 +55,8 @@ PASSING: dict[str, tuple[Fault, int]] = {
 ENDLESS: dict[str, tuple[Fault, str]] = {
     "503": (SLOW_DOWN, "still fails after 4 tries (503"),
     "500": (answer(500, "InternalError"), "still fails after 4 tries (500"),
-    "request-lost": (drop_request, "does not answer as it should (ConnectionClosedError; 4 tries)"),
-    "reply-lost": (drop_reply, "does not answer as it should (ConnectionClosedError; 4 tries)"),
+    "request-lost": (drop_request, "gives no valid response (ConnectionClosedError; 4 tries)"),
+    "reply-lost": (drop_reply, "gives no valid response (ConnectionClosedError; 4 tries)"),
 }
 CALLS: dict[str, Callable[[S3Store], object]] = {
     "read": lambda store: store.read("there"),
@@ -243,7 +243,7 @@ def test_what_never_ends_is_an_error_after_as_many_requests_as_are_allowed(
     assert words in message
     assert proxy.endpoint in message
     assert store.locate() in message
-    assert "Nothing that was committed is touched: the same command goes on from it." in message
+    assert "Completed work is saved: run the same command again to resume." in message
     assert len(proxy.requests) == 4
 
 
@@ -262,14 +262,14 @@ def test_a_server_that_always_hangs_is_an_error(
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     proxy.fail(hang, everything, inf)
-    assert "does not answer as it should (ReadTimeoutError; 2 tries)" in _refusal(lambda: CALLS[call](impatient))
+    assert "gives no valid response (ReadTimeoutError; 2 tries)" in _refusal(lambda: CALLS[call](impatient))
     assert len(proxy.requests) == 2
 
 
 def test_bodies_that_are_always_cut_short_are_an_error(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(cut_body, only("GET"), inf)
     message = _refusal(lambda: store.read("there"))
-    assert f"{proxy.endpoint} does not answer as it should" in message
+    assert f"{proxy.endpoint} gives no valid response" in message
     assert "4 tries" in message
     assert proxy.count("GET") == 4
 

@@ -91,9 +91,9 @@ def test_an_endpoint_that_does_not_answer(
         endpoint = f"http://127.0.0.1:{nobody.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         message = _refusal(s3_store, call)
-    assert f"{endpoint} refuses connections: nobody listens there (EndpointConnectionError; 2 tries)" in message
-    assert "Nothing that was committed is touched" in message
-    assert "the same command goes on" in message
+    assert f"{endpoint} refuses connections: no server listens there (EndpointConnectionError; 2 tries)" in message
+    assert "Completed work is saved" in message
+    assert "run the same command again to resume" in message
 
 
 TROUBLES = {

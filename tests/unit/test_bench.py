@@ -134,11 +134,11 @@ def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        fanout.Row(16, 1024, 0.9, 0.99, 0.8, 0.5, 40, 90, 60, 0),
-        fanout.Row(64, 4096, 0.95, 0.98, 0.76, 0.6, 150, 300, 400, 2),
+        fanout.FanoutResult(16, 1024, 0.9, 0.99, 0.8, 0.5, 40, 90, 60, 0),
+        fanout.FanoutResult(64, 4096, 0.95, 0.98, 0.76, 0.6, 150, 300, 400, 2),
     ]
 
-    def measured(workers: int, executor: object, show: Callable[[str], None]) -> list[fanout.Row]:
+    def measured(workers: int, executor: object, show: Callable[[str], None]) -> list[fanout.FanoutResult]:
         assert workers == 64
         for row in rows:
             show(fanout.table_row(row))

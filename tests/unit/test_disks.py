@@ -112,11 +112,11 @@ def test_a_disk_without_modes_is_written_all_the_same(
     [
         (errno.ENOSPC, "free the disk"),
         (errno.EDQUOT, "quota"),
-        (errno.EROFS, "mounted to be read only"),
-        (errno.EACCES, "permissions"),
+        (errno.EROFS, "mounted read-only"),
+        (errno.EACCES, "no write permission"),
         (errno.EMFILE, "ulimit -n"),
-        (errno.ESTALE, "mount it again"),
-        (errno.EBUSY, "put that right"),
+        (errno.ESTALE, "remount it"),
+        (errno.EBUSY, "fix the cause"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
@@ -124,7 +124,7 @@ def test_what_to_do_depends_on_what_is_wrong(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
 ) -> None:
     monkeypatch.setattr(tempfile, "mkstemp", failing(number))
-    with pytest.raises(StorageError, match="Nothing that was committed before is touched") as caught:
+    with pytest.raises(StorageError, match="Completed work is saved") as caught:
         local_store.write("k", b"data")
     assert advice in str(caught.value)
     assert os.strerror(number) in str(caught.value)
@@ -143,11 +143,11 @@ def test_a_place_is_taken_as_it_is_written(text: str) -> None:
 def test_a_home_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert as_run_dir("~/x") == "/home/somebody/x"
-    with pytest.raises(ConfigError, match="no such home"):
+    with pytest.raises(ConfigError, match="no such home directory"):
         as_run_dir("~nobody-of-this-name/x")
 
 
 @pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket/x", "S3:/bucket/x"])
 def test_what_looks_like_a_bucket_and_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"looks like a URL and is none: is it s3://bucket/x\?"):
+    with pytest.raises(ConfigError, match=r"looks like a URL but is not valid\. Did you mean s3://bucket/x\?"):
         as_run_dir(text)

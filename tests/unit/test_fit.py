@@ -224,7 +224,7 @@ def test_a_checkpoint_of_other_hardware_is_refused_where_results_must_be_exact(
 ) -> None:
     with pytest.raises(Killed):
         finish(make_fit(store, Toy(at_step(20)), fit={"hardware": "cuda bfloat16"}))
-    with pytest.raises(ConfigError, match=r"made on cuda bfloat16, this is cpu float32.*execution\.exact=false"):
+    with pytest.raises(ConfigError, match=r"made on cuda bfloat16, not on cpu float32.*execution\.exact=false"):
         make_fit(store, Toy(), fit={"hardware": "cpu float32"})
     with caplog.at_level(logging.WARNING):
         toy = Toy()

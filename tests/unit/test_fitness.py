@@ -13,9 +13,8 @@ from pipeline.base.errors import JobError
 from pipeline.config.schema import RunConfig, SeedRange
 from pipeline.evolution.fitness import (
     candidate_fitness,
-    drive,
-    drive_all,
     not_finite,
+    run_episodes,
     scored_jobs,
     training_jobs,
     validation_returns,
@@ -200,9 +199,8 @@ def test_fitness_is_the_mean_return_of_each_candidate_to_the_bit_in_whatever_ord
         lambda jobs: jobs[::-1],
         lambda jobs: [jobs[i] for i in rng.permutation(len(jobs))],
     ]
-    fitness = [
-        candidate_fitness(jobs, drive(FakePool(a_return, order), jobs, ignore), len(CANDIDATES)) for order in orders
-    ]
+    results = [run_episodes(FakePool(a_return, order), jobs, ignore, require_finite=True) for order in orders]
+    fitness = [candidate_fitness(jobs, each, len(CANDIDATES)) for each in results]
     assert fitness[0] == fitness[1] == fitness[2]
     for candidate, returns in enumerate(by_candidate(jobs, a_return)):
         assert len(returns) == 9
@@ -213,7 +211,10 @@ def test_fitness_is_the_mean_return_of_each_candidate_to_the_bit_in_whatever_ord
 def test_each_result_is_shown_once_with_its_own_job() -> None:
     jobs = jobs_of()
     shown: list[tuple[Any, float]] = []
-    results = drive(FakePool(a_return), jobs, lambda job, result: shown.append((job.id, result.episode_return)))
+    pool = FakePool(a_return)
+    results = run_episodes(
+        pool, jobs, lambda job, result: shown.append((job.id, result.episode_return)), require_finite=True
+    )
     assert shown == [(job.id, a_return(job)) for job in jobs]
     assert {key: result.episode_return for key, result in results.items()} == dict(shown)
 
@@ -229,17 +230,19 @@ def test_a_return_that_is_not_finite_twice_is_an_error_that_names_the_episode(va
     shown: list[Any] = []
     pool = FakePool(lambda job: value if job.id == ("train", 1, 2, 1) else 1.0)
     with pytest.raises(JobError, match=rf"episode 1 of candidate 2 .* {jobs[5].track} is (nan|inf|-inf) .*, twice:"):
-        drive(pool, jobs, lambda job, result: shown.append(job.id))
+        run_episodes(pool, jobs, lambda job, result: shown.append(job.id), require_finite=True)
     assert shown == [job.id for job in jobs if job is not jobs[5]], "what is not finite is not given out"
 
 
 @NOT_FINITE
-@pytest.mark.parametrize("driving", [drive, drive_all])
-def test_a_return_that_is_not_finite_once_is_driven_again_after_the_rest(value: float, driving: Any) -> None:
+@pytest.mark.parametrize("require_finite", [True, False])
+def test_a_return_that_is_not_finite_once_is_driven_again_after_the_rest(value: float, require_finite: bool) -> None:
     jobs = jobs_of()
     shown: list[Any] = []
     pool = FakePool(lambda job: value if job in (jobs[2], jobs[5]) and len(pool.calls) == 1 else a_return(job))
-    results = driving(pool, jobs, lambda job, result: shown.append((job.id, result.episode_return)))
+    results = run_episodes(
+        pool, jobs, lambda job, result: shown.append((job.id, result.episode_return)), require_finite=require_finite
+    )
     assert pool.calls == [jobs, [jobs[2], jobs[5]]]
     assert [job_id for job_id, _ in shown] == [job.id for job in [*jobs[:2], *jobs[3:5], *jobs[6:], jobs[2], jobs[5]]]
     assert dict(shown) == {job.id: a_return(job) for job in jobs}
@@ -251,7 +254,7 @@ def test_a_return_that_stays_not_finite_is_shown_once_and_told_of() -> None:
     jobs = jobs_of()
     shown: list[Any] = []
     pool = FakePool(lambda job: math.nan if job is jobs[5] else 1.0)
-    results = drive_all(pool, jobs, lambda job, result: shown.append(job.id))
+    results = run_episodes(pool, jobs, lambda job, result: shown.append(job.id), require_finite=False)
     assert sorted(shown) == sorted(job.id for job in jobs)
     assert not_finite(jobs, results) == [jobs[5]]
     assert len(pool.calls) == 2
@@ -286,14 +289,14 @@ def test_in_validation_it_counts_as_the_worst_of_that_validation_minus_one() -> 
 
 def test_where_nothing_at_all_is_finite_there_is_no_fitness() -> None:
     jobs = jobs_of()
-    with pytest.raises(JobError, match="not one return is finite"):
+    with pytest.raises(JobError, match="no return is finite"):
         candidate_fitness(jobs, results_of(jobs, [math.nan, math.inf] * 4), 4)
     validation = scored(counting_config(), "validate", 100_000)
-    with pytest.raises(JobError, match="not one return is finite"):
+    with pytest.raises(JobError, match="no return is finite"):
         validation_returns(validation, results_of(validation, [math.nan] * 5))
 
 
 def test_a_job_without_a_result_is_an_error() -> None:
     pool = FakePool(a_return, lambda jobs: jobs[1:])
     with pytest.raises(JobError, match="1 of 8 jobs gave no result"):
-        drive(pool, jobs_of(), ignore)
+        run_episodes(pool, jobs_of(), ignore, require_finite=True)

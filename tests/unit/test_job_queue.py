@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.execution.jobs import JobQueue, share
+from pipeline.execution.jobs import JobQueue, batch_for_worker
 from tests.cluster.toys import Number
 
 
@@ -14,7 +14,7 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
         call = {job.id: job for job in queue.take(4)}
         assert list(call) == [0, 1, 2, 3]
         queue.failed([1], "it was unlucky", None)
-        queue.put_back([*call.values()])
+        queue.requeue([*call.values()])
     assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
     assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
     assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8]]
@@ -22,7 +22,7 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
 
     queue.failed([9], "it was unlucky", None)
     queue.failed([9], "it was unlucky", None)
-    queue.put_back([Number(9)])
+    queue.requeue([Number(9)])
     assert queue.take(4, has_others=True) == [] and len(queue) == 1
     assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
 
@@ -45,4 +45,5 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
     ],
 )
 def test_shares(waiting: int, missing: int, workers: int, has: int, jobs_at_once: int, given: int) -> None:
-    assert share(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once) == given
+    batch = batch_for_worker(waiting=waiting, missing=missing, workers=workers, has=has, jobs_at_once=jobs_at_once)
+    assert batch == given

@@ -231,7 +231,7 @@ def test_a_slow_store_is_given_time_for_the_last_heartbeat(
     store = Gated(tmp_path)
 
     def open_once_a_person_is_told() -> None:
-        while "is slow to take the lease back" not in caplog.text:
+        while "is slow to release the lease" not in caplog.text:
             time.sleep(0.01)
         store.gate.set()
 
@@ -281,19 +281,19 @@ class Retrying(LocalStore):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.look: Callable[[], None] = lambda: None
+        self.check: Callable[[], None] = lambda: None
         self.trying = threading.Event()
 
-    def guarded(self, look: Callable[[], None]) -> LocalStore:
+    def guarded(self, check: Callable[[], None]) -> LocalStore:
         guarded = copy.copy(self)
-        guarded.look = look
+        guarded.check = check
         return guarded
 
     def write(self, key: str, data: bytes) -> None:
         beat = json.loads(data)
         while key.endswith("heartbeat.json") and beat["count"] > 1 and beat["ended"] is None:
             self.trying.set()
-            self.look()
+            self.check()
             time.sleep(0.01)
         super().write(key, data)
 

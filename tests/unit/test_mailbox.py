@@ -24,13 +24,13 @@ def jobs(*ids: int) -> list[Job]:
     return [Job(job_id) for job_id in ids]
 
 
-def fetching(mailbox: Mailbox, linger_s: float) -> Future[list[Any]]:
+def fetching(mailbox: Mailbox, batching_delay_s: float) -> Future[list[Any]]:
     """A fetch in a thread of its own."""
     answer: Future[list[Any]] = Future()
 
     def fetch() -> None:
         try:
-            answer.set_result([job_id for job_id, _, _ in mailbox.fetch(linger_s)])
+            answer.set_result([job_id for job_id, _, _ in mailbox.fetch(batching_delay_s)])
         except Exception as error:
             answer.set_exception(error)
 
@@ -40,7 +40,7 @@ def fetching(mailbox: Mailbox, linger_s: float) -> Future[list[Any]]:
 
 def finish(mailbox: Mailbox) -> None:
     job = next(mailbox)
-    mailbox.put_out(job.id, f"result {job.id}")
+    mailbox.put_result(job.id, f"result {job.id}")
 
 
 def test_results_wait_for_more_while_jobs_lie_ready_and_not_once_the_last_is_begun() -> None:
@@ -55,12 +55,12 @@ def test_results_wait_for_more_while_jobs_lie_ready_and_not_once_the_last_is_beg
     assert answer.result(10) == [1, 2], "the third is at work, and nothing behind it"
 
 
-@pytest.mark.parametrize("linger_s", [0.0, 0.05])
-def test_results_wait_no_longer_than_they_may(linger_s: float) -> None:
+@pytest.mark.parametrize("batching_delay_s", [0.0, 0.05])
+def test_results_wait_no_longer_than_they_may(batching_delay_s: float) -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     finish(mailbox)
-    assert fetching(mailbox, linger_s).result(10) == [1]
+    assert fetching(mailbox, batching_delay_s).result(10) == [1]
 
 
 def test_a_result_comes_with_the_time_since_its_job_was_taken() -> None:
@@ -75,7 +75,7 @@ def test_a_job_is_taken_back_unless_it_is_begun() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     next(mailbox)
-    assert mailbox.take_back([1, 2, 7]) == [2], "1 is at work, and 7 was never here"
+    assert mailbox.recall([1, 2, 7]) == [2], "1 is at work, and 7 was never here"
     assert [job.id for job in mailbox] == [3]
 
 
@@ -92,7 +92,7 @@ def test_a_fetch_where_nothing_is_left_to_work_at_ends() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1), failures=0)
     answer = fetching(mailbox, LONG_S)
-    mailbox.take_back([1])
+    mailbox.recall([1])
     assert answer.result(10) == []
 
 
@@ -100,7 +100,7 @@ def test_whoever_asks_for_a_job_that_is_not_here_is_told_at_once_and_can_send_it
     """Taken back and handed out again, in the other order."""
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2), failures=0)
-    mailbox.take_back([2])
+    mailbox.recall([2])
     finish(mailbox)
     assert [fetching(mailbox, LONG_S).result(10) for _ in range(2)] == [[1], []]
     mailbox.post(jobs(2), failures=0)
@@ -147,7 +147,7 @@ def test_a_worker_and_those_who_feed_it_lose_and_double_nothing() -> None:
         while True:
             mailbox.wait_for_jobs()
             for job in mailbox:
-                mailbox.put_out(job.id, None)
+                mailbox.put_result(job.id, None)
 
     def feed(first: int) -> None:
         for job_id in range(first, count, 2):

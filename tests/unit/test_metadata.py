@@ -32,7 +32,7 @@ def test_a_recommendation_to_rebalance_is_a_notice_only_where_it_was_asked_for(a
     aws.documents["events/recommendations/rebalance"] = '{"noticeTime": "2026-11-23T06:00:00Z"}'
     assert Aws().notice() is None
     assert Aws(rebalance=True).notice() == Notice(
-        "AWS recommends since 2026-11-23T06:00:00Z to leave this spot instance", None
+        "AWS has recommended since 2026-11-23T06:00:00Z to leave this spot instance", None
     )
     aws.interrupt("terminate", WHEN)
     notice = Aws(rebalance=True).notice()
@@ -57,8 +57,8 @@ def test_what_is_no_answer_of_gcps_is_no_answer(gcp: GcpServer) -> None:
         ("<html>", r"'<html>' has no action and time"),
         ("[1]", r"has no action and time"),
         ('{"action": "stop"}', r"has no action and time"),
-        ('{"action": "stop", "time": "soon"}', r"'soon' is no time in UTC"),
-        ('{"action": "stop", "time": "2026-11-23T06:00:00"}', r"is no time in UTC"),
+        ('{"action": "stop", "time": "soon"}', r"'soon' is not a UTC time"),
+        ('{"action": "stop", "time": "2026-11-23T06:00:00"}', r"is not a UTC time"),
     ],
 )
 def test_what_is_no_notice_of_awss_is_no_notice(aws: AwsServer, body: str, said: str) -> None:
@@ -86,7 +86,7 @@ def test_an_address_that_cannot_be_is_refused_with_the_variables_name(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ConfigError, match=rf"^{variable} leads to "):
+    with pytest.raises(ConfigError, match=rf"^{variable} gives the address "):
         Aws() if variable.startswith("AWS") else Gcp()
 
 

@@ -22,7 +22,7 @@ from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.planning import plan as planning
 from pipeline.planning.plan import Costs, Estimate
-from pipeline.planning.simulation import WorkerSpeed, drive, episode_lengths
+from pipeline.planning.simulation import WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.storage.checkpoints import Checkpoints
@@ -69,7 +69,7 @@ def test_rates_that_no_worker_has_are_refused_with_those_expected(rates: tuple[f
 
 def test_one_worker_as_reckoned_by_hand() -> None:
     # Steps 0 to 3 and 3 to 5 with two lanes at 2 s each, 5 to 7 with one at 1.5 s.
-    driven = drive([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
+    driven = simulate_rollouts([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
     assert driven.seconds == driven.busy_s == 5 * 2 + 2 * 1.5
 
 
@@ -86,7 +86,7 @@ def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyP
     assert len(set(active)) > 1, "lanes end one after the other"
     speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
     lengths = [episode_length(job.track, config.env.max_episode_steps) for job in jobs]
-    assert drive(lengths, 1, speed, dispatch_s=0.0).seconds == pytest.approx(sum(map(speed.step_s, active)))
+    assert simulate_rollouts(lengths, 1, speed, dispatch_s=0.0).seconds == pytest.approx(sum(map(speed.step_s, active)))
 
 
 @settings(deadline=None, max_examples=200)
@@ -94,7 +94,7 @@ def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyP
 def test_a_drive_keeps_the_bounds_of_every_schedule_and_of_guided_ones(
     lengths: list[int], workers: int, speed: WorkerSpeed
 ) -> None:
-    driven = drive(lengths, workers, speed, dispatch_s=0.0)
+    driven = simulate_rollouts(lengths, workers, speed, dispatch_s=0.0)
     assert driven.steps == sum(lengths)
     fuzz = 1 + 1e-9
     most = max(n / speed.step_s(n) for n in range(1, speed.lanes + 1))
@@ -110,12 +110,12 @@ def test_a_drive_keeps_the_bounds_of_every_schedule_and_of_guided_ones(
 @settings(deadline=None)
 @given(Lengths, st.integers(0, 20))
 def test_with_a_worker_for_each_episode_it_takes_as_long_as_the_longest(lengths: list[int], idle: int) -> None:
-    driven = drive(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
+    driven = simulate_rollouts(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
     assert driven.seconds == pytest.approx(max(lengths) * SPEED.step_s(1))
 
 
 def test_the_driver_hands_out_one_episode_after_the_other() -> None:
-    assert drive([100] * 50, 60, SPEED, 0.25).seconds == pytest.approx(50 * 0.25 + 100 * SPEED.step_s(1))
+    assert simulate_rollouts([100] * 50, 60, SPEED, 0.25).seconds == pytest.approx(50 * 0.25 + 100 * SPEED.step_s(1))
 
 
 def test_more_workers_are_faster_and_cost_more() -> None:
@@ -135,8 +135,8 @@ def test_an_evolution_is_the_sum_of_its_generations_validation_and_overhead() ->
     config = small(generations=5, validate_every=2, episodes_from=[{"generation": 3, "episodes": 5}], episode_steps=7)
     speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
     plan = Estimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
-    few, many = (drive([7] * 4 * episodes, 3, speed, 0.01).seconds for episodes in (2, 5))
-    validation = drive([16] * 3, 3, speed, 0.01).seconds
+    few, many = (simulate_rollouts([7] * 4 * episodes, 3, speed, 0.01).seconds for episodes in (2, 5))
+    validation = simulate_rollouts([16] * 3, 3, speed, 0.01).seconds
     assert [plan.seconds_until(n) for n in (1, 2, 5)] == pytest.approx(
         [few + 100, 2 * (few + 100) + validation, 2 * few + 3 * many + 2 * validation + 500]
     )
@@ -234,7 +234,7 @@ def test_unless_given_the_speed_is_measured_on_every_core(
     monkeypatch.setattr(bench_lanes, "measure_rates", lambda config, seconds, workers: (100.0 * workers, seconds))
     assert cli.main(["plan", "paper", "--seconds", "500"]) == 0
     output = capsys.readouterr().out
-    assert "600 agent-steps/s with its 16 lanes at work, 500 with one (CPU time, " in output
+    assert "600 agent-steps/s with its 16 lanes active, 500 with one (CPU time, " in output
     assert "measured now on" in output
     assert "6 workers at once)" in output
 
@@ -252,7 +252,7 @@ def test_workers_are_measured_in_processes_of_their_own() -> None:
         (["--workers", "0"], "--workers: 0: a whole number above 0 was expected"),
         (["--workers", "16", "many"], "--workers: many: a whole number above 0 was expected"),
         (["--steps-per-s", "2000"], "--steps-per-s: expected 2 arguments"),
-        (["--dispatch-ms", "-1"], "--dispatch-ms: -1: 0 or a number above it was expected"),
+        (["--dispatch-ms", "-1"], "--dispatch-ms: -1: a number of 0 or above was expected"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_was_expected(

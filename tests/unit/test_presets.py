@@ -288,12 +288,12 @@ def test_a_key_given_without_its_section_is_found_in_it() -> None:
 
 
 def test_a_value_where_a_section_is_meant_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"encode = 8: encode is a section, set its keys: batch_size"):
+    with pytest.raises(ConfigError, match=r"encode = 8: encode is a section\. Set its keys: batch_size"):
         load_config("smoke", ["encode=8"])
 
 
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("")
-    with pytest.raises(ConfigError, match=r"mine\.yaml must hold keys and values, but is empty"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml must hold keys and values, but it is empty"):
         load_config(str(path))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.schema import RunConfig
-from pipeline.evolution.fitness import drive_all, training_jobs
+from pipeline.evolution.fitness import run_episodes, training_jobs
 from pipeline.evolution.replay import DrivenTrack, remember, replayed_tracks
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
@@ -102,12 +102,12 @@ def test_an_evolution_meets_its_hard_tracks_again_and_a_resumed_one_the_same_one
 ) -> None:
     met: list[list[int]] = []
 
-    def note(pool: Any, jobs: Sequence[RolloutJob], on_result: Any) -> Any:
+    def note(pool: Any, jobs: Sequence[RolloutJob], on_result: Any, *, require_finite: bool) -> Any:
         if jobs[0].purpose == "train":
             met.append([job.track for job in jobs if job.candidate == 0])
-        return drive_all(pool, jobs, on_result)
+        return run_episodes(pool, jobs, on_result, require_finite=require_finite)
 
-    monkeypatch.setattr(evolve, "drive_all", note)
+    monkeypatch.setattr(evolve, "run_episodes", note)
     run_stages(replaying(generations=7), LocalStore(tmp_path / "whole"), executor, STAGES[:5])
     whole = met[:]
     assert [len(set(tracks)) for tracks in whole] == [4] * 7

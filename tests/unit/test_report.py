@@ -168,7 +168,7 @@ def test_pictures_tell_their_message_in_numbers(made: Any) -> None:
     )
     curves = [text for text in words if text.startswith("Learning curve, return")]
     assert len(curves) == 2 and by_generation in curves[0] and by_steps in curves[1]
-    assert "Validation is at its best with 54.0 in generation 6. The paper's CMA mean comes to 900.5" in curves[0]
+    assert "Validation is at its best with 54.0 in generation 6. The paper's CMA mean reaches 900.5" in curves[0]
     assert "paper" not in curves[1], "its points are not in that figure"
     low, high = (f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in (min(random_returns), max(random_returns)))
     (returns,) = [text for text in words if text.startswith("Returns of single episodes")]
@@ -256,7 +256,7 @@ def test_the_papers_curve_stands_beside_carracing(made: Any) -> None:
         (906, 21), (632, 251), (788, 141), (860, 120), (870, 120), (914, 15)
     ]  # fmt: skip
     assert "World Models, CMA mean" in text
-    assert "from 23,888,889 steps on" in shown(text)  # by steps it dwarfs this run
+    assert "they would start at 23,888,889 steps" in shown(text)  # by steps it dwarfs this run
 
 
 def test_an_environment_without_published_numbers(local_store: LocalStore, executor: InProcessExecutor) -> None:
@@ -267,7 +267,7 @@ def test_an_environment_without_published_numbers(local_store: LocalStore, execu
     report.run(config, local_store, executor)
     text = read_page(local_store)
     assert json.loads(local_store.read("report/report.json"))["published"] is None
-    assert "No published numbers are kept for elsewhere:Else" in text
+    assert "There are no published results for elsewhere:Else" in text
     words = without_pictures(text)
     assert "906" not in words and "World Models, CMA mean" not in words and "1803.10122" not in words
 
@@ -280,10 +280,10 @@ def test_what_is_missing_is_said(local_store: LocalStore, executor: InProcessExe
     text = read_page(local_store)
     Links(text)
     words = shown(text)
-    assert "Validation was never driven: it is due every 25 generations, and there were 6." in words
+    assert "No validation was run: one is due every 25 generations, and there were 6." in words
     assert "never validated" in words and "best on validation" not in words
     assert "vae/metrics.jsonl is missing or empty" in words
-    assert "M was left as initialised" in words
+    assert "M has its initial weights" in words
     assert "run &lt;b&gt;&amp;amp; ·" in text
     figures = json.loads(local_store.read("report/report.json"))
     assert figures["headline"]["controller"] == "mean"

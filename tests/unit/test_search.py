@@ -265,23 +265,6 @@ def test_a_state_before_any_validation_has_no_best() -> None:
     assert back.generation == 0
 
 
-def test_a_checkpoint_from_before_there_were_replays_and_a_count_of_returns_that_are_not_finite_is_read() -> None:
-    state = make_state()
-    with np.load(io.BytesIO(state.to_bytes())) as arrays:
-        parts = dict(arrays)
-    progress = json.loads(parts["progress"].tobytes())
-    for values in progress["history"]:
-        del values["non_finite"]
-    del progress["driven"]
-    parts["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez(buffer, **parts)
-    back = EvolutionState.from_bytes(buffer.getvalue())
-    assert back.history == state.history
-    assert back.driven == []
-    assert state.history[0].non_finite == 0
-
-
 def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes()), allow_pickle=False) as arrays:

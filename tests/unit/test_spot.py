@@ -272,7 +272,8 @@ def test_this_machines_ray_node_must_be_there_and_the_only_one(monkeypatch: pyte
     found = [nodes.LocalNode(letter * 56, "127.0.0.1:1", 1, 1.0) for letter in "ab"]
     monkeypatch.setattr(nodes, "_local_nodes", lambda: found)
     assert nodes.this_node("b" * 56) == found[1]
-    with pytest.raises(ConfigError, match=f"2 Ray nodes run on this machine, say which: {'a' * 56}, {'b' * 56}"):
+    said = f"2 Ray nodes run on this machine, choose one with --node-id: {'a' * 56}, {'b' * 56}"
+    with pytest.raises(ConfigError, match=said):
         nodes.this_node()
     with pytest.raises(ConfigError, match=f"Ray node cc does not run on this machine; running: {'a' * 56}, "):
         nodes.this_node("cc")
@@ -298,8 +299,8 @@ def test_waiting_takes_little_memory() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--poll-s", "0"], "0 is not above 0"),
-        (["--poll-s", "nan"], "nan is not above 0"),
+        (["--poll-s", "0"], "0 is not a finite number above 0"),
+        (["--poll-s", "nan"], "nan is not a finite number above 0"),
         (["--cloud", "azure"], "invalid choice: 'azure'"),
     ],
 )

@@ -18,10 +18,10 @@ from safetensors.numpy import load, save
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
-from pipeline.evolution.fitness import drive_all, rollout_pool, scored_jobs
+from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.weights import new_vae, to_bytes
-from pipeline.reporting.status import achieved
+from pipeline.reporting.status import summarize_scores
 from pipeline.rollouts.loop import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
@@ -152,7 +152,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
     )  # fmt: skip
     with rollout_pool(executor, config, *weights) as pool:
-        driven = drive_all(pool, jobs, lambda job, result: None)
+        driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
 
@@ -188,12 +188,12 @@ def test_tracks_that_are_validated_again_are_driven_longest_first(
     config = counting_config({"evolve.generations": 2, "evolve.validate_every": 1, "evolve.validation_episodes": 8})
     validated: list[list[int]] = []
 
-    def note(pool: Any, jobs: Sequence[RolloutJob], on_result: Any) -> Any:
+    def note(pool: Any, jobs: Sequence[RolloutJob], on_result: Any, *, require_finite: bool) -> Any:
         if jobs[0].purpose == "validate":
             validated.append([job.track for job in jobs])
-        return drive_all(pool, jobs, on_result)
+        return run_episodes(pool, jobs, on_result, require_finite=require_finite)
 
-    monkeypatch.setattr(evolve, "drive_all", note)
+    monkeypatch.setattr(evolve, "run_episodes", note)
     run_stages(config, begun, executor, STAGES[:5])
     first, again = validated
     lengths = [episode_length(track, config.env.max_episode_steps) for track in again]
@@ -221,10 +221,9 @@ def test_the_summary_of_one_episode_has_no_spread() -> None:
 def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(local_store: LocalStore) -> None:
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
-    assert achieved(local_store).splitlines() == [
-        "CMA mean: return 5.0 on one test track, which says little",
-        "best on validation: return 6.0 +- 2.8 (95 % interval 4.0 to 8.0) "
-        "on 2 test tracks that nothing was selected on",
+    assert summarize_scores(local_store).splitlines() == [
+        "CMA mean: return 5.0 on one test track, too few for a score",
+        "best on validation: return 6.0 +- 2.8 (95 % interval 4.0 to 8.0) on 2 test tracks, none used for selection",
     ]
 
 

@@ -37,4 +37,4 @@ def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int) -> None:
     script = SCRIPT.format(name=name)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stderr
-    assert "to go on, run the same command again" in done.stderr
+    assert "To resume: run the same command again" in done.stderr

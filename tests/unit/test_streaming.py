@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import DamagedDataError
-from pipeline.data.streaming import READ_AHEAD, Waiting, commit_behind, read_ahead
-from pipeline.storage import streaming
+from pipeline.data import streaming
+from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.storage.manifest import Record, commit
 from pipeline.storage.store import LocalStore
 
@@ -162,6 +162,6 @@ def test_waiting_is_counted(local_store: LocalStore, records: list[Record], monk
 
     monkeypatch.setattr(LocalStore, "read", read_for_a_minute)
     monkeypatch.setattr(streaming, "time", SimpleNamespace(monotonic=clock))
-    waiting = Waiting()
+    waiting = StorageWait()
     next(read_ahead(local_store, records, waiting))
     assert waiting.seconds == 60.0

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from pipeline.base.progress import Counted, Figures, Measured
+from pipeline.base.progress import Counted, Measured, Metrics
 from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
@@ -29,8 +29,8 @@ class Watched(InProcessExecutor):
         self.counted: dict[str, Counter[str]] = defaultdict(Counter)
         self.measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
-    def publish(self, stage: str, figures: Figures) -> None:
-        for name, value in figures.items():
+    def publish(self, stage: str, metrics: Metrics) -> None:
+        for name, value in metrics.items():
             assert type(value) in (int, float), f"{name} of {stage} is {value!r}, which Ray's metrics refuse"
             if name in get_args(Counted):
                 self.counted[stage][name] += value
@@ -81,7 +81,7 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
         assert progress == sorted(progress), stage
         assert progress[-1] == 1
     for published, names in ((watched.counted, Counted), (watched.measured, Measured)):
-        assert {name for figures in published.values() for name in figures} == set(get_args(names))
+        assert {name for metrics in published.values() for name in metrics} == set(get_args(names))
 
 
 def test_a_run_that_goes_on_counts_only_what_is_new(
