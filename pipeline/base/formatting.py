@@ -19,6 +19,21 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60} min"
 
 
+def rough_duration(seconds: float) -> str:
+    """Format an estimate of seconds with two or three digits, in a suitable unit."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"
+
+
+def binary_size(size_bytes: float) -> str:
+    """Format bytes in binary units, as memory and disks are counted: 512 MiB, 1.5 GiB."""
+    gib = 2**30
+    return f"{size_bytes / gib:.1f} GiB" if size_bytes >= gib / 10 else f"{size_bytes / 2**20:.0f} MiB"
+
+
 def size(size_bytes: float) -> str:
     """Format bytes: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):

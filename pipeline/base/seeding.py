@@ -6,10 +6,24 @@ Streams are named and never shared: draws in one part of the run cannot shift th
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
 
-from pipeline.config.schema import SeedRange
+
+class TrackRange(Protocol):
+    """Range of track seeds.
+
+    Attributes:
+        start: First seed.
+        size: Number of seeds.
+    """
+
+    @property
+    def start(self) -> int: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
 
 
 def derive(seed: int, purpose: str, *indices: int) -> int:
@@ -29,6 +43,6 @@ def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, *indices)))
 
 
-def track(seed: int, tracks: SeedRange, purpose: str, *indices: int) -> int:
+def track(seed: int, tracks: TrackRange, purpose: str, *indices: int) -> int:
     """Draw a track seed from a range."""
     return tracks.start + derive(seed, purpose, *indices) % tracks.size

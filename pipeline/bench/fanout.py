@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.base.errors import ConfigError
+from pipeline.base.machine import num_cores
 from pipeline.base.seeding import generator
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor, Pool
 
 JOBS = (1024, 4096)
-FEWER_WORKERS = (16, 64)
+FEWER_WORKERS = (4, 16)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
+_MOST_PER_CORE = 16
 _WARM_UP_JOBS = 16  # jobs per worker of the unmeasured generation before the measured ones
 
 
@@ -139,6 +142,20 @@ def simulated_jobs(count: int, generation: int) -> list[SimulatedEpisode]:
     """
     seconds = generator(0, "bench/fanout", count).uniform(*_SECONDS, count)
     return [SimulatedEpisode((generation, i), float(s)) for i, s in enumerate(seconds)]
+
+
+def check_workers(workers: int) -> None:
+    """Refuse more real workers than this machine can hold: it would stall for half an hour and measure nothing.
+
+    Raises:
+        ConfigError: There are more than 16 for each core.
+    """
+    most = _MOST_PER_CORE * num_cores()
+    if workers > most:
+        raise ConfigError(
+            f"--workers {workers}: this machine has {num_cores()} cores, and more than {_MOST_PER_CORE} Ray actors for "
+            f"each stall it. Use at most {most}; `world-models plan` computes larger numbers"
+        )
 
 
 def greedy_seconds(seconds: Sequence[float], workers: int) -> float:

@@ -54,20 +54,23 @@ def add_parser(commands: Commands) -> None:
     bench.add_argument(
         "--workers",
         type=positive,
-        default=256,
+        default=32,
         metavar="N",
-        help="largest number of workers for `fanout`, all on this machine; 256 take 20 GiB of memory (default: 256)",
+        help="largest number of workers for `fanout`, all on this machine, at most 16 for each core (default: 32)",
     )
     bench.add_argument("--json", action="store_true", help="JSON output: one object per bench, as the last lines")
     bench.set_defaults(perform=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
+    from pipeline.bench.fanout import check_workers
     from pipeline.bench.run import run_benches
     from pipeline.storage.manifest import read_manifest
     from pipeline.storage.store import open_store
 
     names = [name for name in HELP if name != FANOUT] if options.name == "all" else [options.name]
+    if FANOUT in names:
+        check_workers(options.workers)
     run_dir = options.run_dir
     if run_dir is None and not NEED_A_RUN.isdisjoint(names):
         finished = (path for path in ("runs/laptop", "runs/tiny") if read_manifest(open_store(path), "report"))

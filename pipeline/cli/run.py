@@ -88,7 +88,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     executor = make_executor(config)
     try:
         # The stages import torch: after the checks that do not need it.
-        from pipeline.reporting.status import summarize_scores
+        from pipeline.cli.describe import summarize_scores
         from pipeline.run import run_stages
         from pipeline.stages.table import STAGES, stage_named
         from pipeline.training.hardware import check_devices

@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from pipeline.reporting.status import describe_run
+    from pipeline.cli.describe import describe_run
     from pipeline.storage.store import open_store
 
     print(describe_run(open_store(options.run_dir)))

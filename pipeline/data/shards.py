@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.base.errors import DamagedDataError
 from pipeline.data.episodes import Episode, LatentEpisode
 from pipeline.data.frames import FRAME_SHAPE, FRAME_SIZE
 from pipeline.data.streaming import read_ahead
 from pipeline.storage.manifest import Record
+from pipeline.storage.parquet import read_row_groups
 from pipeline.storage.store import Store
 
 _ROW = (
@@ -109,16 +109,6 @@ def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
     )
 
 
-def _tables(data: bytes, where: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Row groups of a shard, read one at a time and verified against the page checksums."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        for group in range(file.num_row_groups):
-            yield file.read_row_group(group, columns=columns, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedDataError(f"{where} cannot be read as Parquet: {error}") from error
-
-
 def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
     return np.asarray(table[name].to_numpy())
 
@@ -140,7 +130,7 @@ def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
     Raises:
         DamagedDataError: The shard is damaged.
     """
-    for table in _tables(data, where):
+    for table in read_row_groups(data, where):
         yield Episode(
             id=int(_column(table, "episode_id")[0]),
             track=int(_column(table, "track")[0]),
@@ -173,7 +163,7 @@ def read_frames(store: Store, records: Iterable[Record], wanted: Container[int])
         Frames of one episode, (T, 64, 64, 3) uint8.
     """
     for record, data in read_ahead(store, with_any(records, wanted)):
-        for table in _tables(data, store.locate(record.key), ["episode_id", "frame"]):
+        for table in read_row_groups(data, store.locate(record.key), ["episode_id", "frame"]):
             if int(_column(table, "episode_id")[0]) in wanted:
                 yield _frames(table)
 
@@ -194,7 +184,7 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
     Raises:
         DamagedDataError: The shard is damaged.
     """
-    for table in _tables(data, where):
+    for table in read_row_groups(data, where):
         yield LatentEpisode(
             id=int(_column(table, "episode_id")[0]),
             track=int(_column(table, "track")[0]),
@@ -210,19 +200,6 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
 def with_any(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
     """Records of the shards that hold a selected episode."""
     return (record for record in records if any(episode in wanted for episode in episode_steps(record)))
-
-
-def num_rows(data: bytes, where: str) -> int:
-    """Number of rows of a Parquet file, after reading every row group and verifying every page checksum.
-
-    Args:
-        data: Bytes of the file.
-        where: Path or URL of the file, for messages.
-
-    Raises:
-        DamagedDataError: The file is damaged.
-    """
-    return sum(len(table) for table in _tables(data, where))
 
 
 def episode_steps(record: Record) -> dict[int, int]:

@@ -13,8 +13,8 @@ from pipeline.base.errors import DamagedDataError
 from pipeline.base.seeding import derive
 from pipeline.config.schema import RunConfig
 from pipeline.models.mdnrnn import MdnRnn
+from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.vae import Vae
-from pipeline.stages.description import Description, to_metadata
 
 
 def to_bytes(module: nn.Module, description: Description | None = None) -> bytes:

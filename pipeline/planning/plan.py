@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.base.errors import ConfigError
+from pipeline.base.formatting import rough_duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.evolution.state import read_progress
-from pipeline.planning.preflight import duration
 from pipeline.planning.simulation import SimulatedRollouts, WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.storage.checkpoints import Checkpoints
@@ -234,7 +234,7 @@ def table(estimates: Sequence[Estimate], price: float | None) -> list[str]:
         for _, generation in marks:
             seconds = row.seconds_until(generation)
             cost = f", ${dollars(row.workers, seconds, price):,.2f}" if price is not None else ""
-            cells.append(duration(seconds) + cost)
+            cells.append(rough_duration(seconds) + cost)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.formatting import binary_size, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import RunConfig
@@ -148,10 +149,13 @@ def describe(config: RunConfig, run_dir: str) -> str:
         f"  {'stage':<13} {'about':>9}  {'disk':>9}  work",
     ]
     for row in rows:
-        lines.append(f"  {row.stage:<13} {duration(row.seconds):>9}  {_size(row.disk_bytes):>9}  {row.work}")
+        lines.append(
+            f"  {row.stage:<13} {rough_duration(row.seconds):>9}  {binary_size(row.disk_bytes):>9}  {row.work}"
+        )
+    time, disk = rough_duration(sum(r.seconds for r in rows)), binary_size(sum(r.disk_bytes for r in rows))
     lines.append(
-        f"  {'all':<13} {duration(sum(r.seconds for r in rows)):>9}  {_size(sum(r.disk_bytes for r in rows)):>9}  "
-        f"memory at most {_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
+        f"  {'all':<13} {time:>9}  {disk:>9}  "
+        f"memory at most {binary_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
     )
     return "\n".join(lines)
 
@@ -175,9 +179,12 @@ def check(config: RunConfig, run_dir: str) -> None:
     worst = max(rows, key=lambda row: row.memory_bytes)
     if worst.memory_bytes > memory:
         key, most = max(((k, part) for k, part in worst.memory.items() if k), key=lambda item: item[1], default=("", 0))
-        needed = f"{worst.stage} needs about {_size(worst.memory_bytes)} of memory and this machine has {_size(memory)}"
+        needed = (
+            f"{worst.stage} needs about {binary_size(worst.memory_bytes)} of memory and this machine has "
+            f"{binary_size(memory)}"
+        )
         helps = most > worst.memory_bytes / 2 or worst.memory_bytes - most < memory
-        raise ConfigError(f"{needed}: lower {key}, which takes {_size(most)} of it" if helps else needed)
+        raise ConfigError(f"{needed}: lower {key}, which takes {binary_size(most)} of it" if helps else needed)
 
 
 def _sources_are_a_copy() -> bool:
@@ -194,7 +201,7 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"the run needs about {_size(needed)} of disk and {folder} has {_size(free)} free: "
+            f"the run needs about {binary_size(needed)} of disk and {folder} has {binary_size(free)} free: "
             "choose another --run-dir, or lower collect.episodes"
         )
 
@@ -206,16 +213,3 @@ def _on_a_cluster(config: RunConfig) -> bool:
 def _present_bytes(folder: Path) -> int:
     """Bytes that earlier sessions have written."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-
-
-def _size(size_bytes: float) -> str:
-    return f"{size_bytes / _GIB:.1f} GiB" if size_bytes >= _GIB / 10 else f"{size_bytes / 2**20:.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds with two or three digits, in a suitable unit."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

@@ -7,23 +7,11 @@ run must give the same bytes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.registry import describe_frames, environment_class
 from pipeline.models.controller import ControllerShape
-
-KEY = "world_models"
-
-Description = Mapping[str, Any]
-
-
-def to_metadata(description: Description) -> dict[str, str]:
-    """Convert a description to the metadata of a safetensors file."""
-    return {KEY: json.dumps(description, sort_keys=True)}
+from pipeline.models.metadata import Description
 
 
 def describe_vae(config: RunConfig) -> Description:

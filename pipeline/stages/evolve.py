@@ -35,9 +35,10 @@ from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.execution.protocol import Executor, Pool
 from pipeline.models.controller import ControllerShape
+from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
-from pipeline.stages.description import Description, describe_controller, to_metadata
+from pipeline.stages.description import describe_controller
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit
 from pipeline.storage.metrics import MetricsLog

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.progress import Progress, Update
-from pipeline.data.shards import num_rows
 from pipeline.storage import sealed, sessions
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
@@ -34,6 +33,7 @@ from pipeline.storage.manifest import (
     read_verified,
     stale_inputs,
 )
+from pipeline.storage.parquet import num_rows
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 

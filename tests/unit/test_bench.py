@@ -157,3 +157,12 @@ def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
     )  # fmt: skip
     assert last["ratio"] == pytest.approx(0.95 / 0.76)
     assert len(last["rows"]) == 2
+
+
+def test_more_real_workers_than_a_machine_can_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fanout, "num_cores", lambda: 2)
+    assert cli.main(["bench", "fanout", "--workers", "33"]) == 2
+    assert "--workers 33: this machine has 2 cores" in capsys.readouterr().err
+    fanout.check_workers(32)

@@ -13,8 +13,9 @@ from gymnasium.envs.box2d.car_racing import CarRacing as GymnasiumCarRacing
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import make_environment
 from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.metadata import KEY, to_metadata
 from pipeline.models.weights import new_vae, to_bytes
-from pipeline.stages.description import KEY, describe_controller, describe_mdnrnn, describe_vae, to_metadata
+from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae
 from tests.counting import counting_config
 
 

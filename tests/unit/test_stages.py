@@ -16,16 +16,17 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
+from pipeline.cli.describe import summarize_scores
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.in_process import InProcessExecutor
+from pipeline.models.metadata import to_metadata
 from pipeline.models.weights import new_vae, to_bytes
-from pipeline.reporting.status import summarize_scores
 from pipeline.rollouts.loop import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
-from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae, to_metadata
+from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae
 from pipeline.stages.evaluate import summarise
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
