@@ -60,7 +60,7 @@ class RayExecutor:
                 "RAY_ADDRESS=HOST:PORT world-models run ..."
             )
         self.can_grow = not self._local
-        self.num_gpus = int(max((node.num_gpus for node in nodes() if node.alive), default=0.0))
+        self.has_gpu = any(node.num_gpus > 0 for node in nodes() if node.alive)
         # A local Ray may have more CPUs (for training) than there are cores. A cluster may grow, so that only the jobs
         # limit the number of workers.
         self._max_workers = config.execution.workers or (num_cores() if self._local else None)

@@ -23,17 +23,23 @@ Result = TypeVar("Result")
 class InProcessExecutor:
     """Runs everything in this process, one job at a time. See ``pipeline.execution.protocol.Executor``.
 
-    Tasks use the devices of this process; ``num_gpus`` only matters where work is placed on nodes.
+    Tasks use the devices of this process, whatever resources they ask for.
 
     Args:
         max_attempts: Maximum number of attempts per job.
     """
 
-    num_gpus = 0
     can_grow = False
 
     def __init__(self, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
+
+    @property
+    def has_gpu(self) -> bool:
+        """See ``Executor.has_gpu``."""
+        import torch  # commands that train nothing do without it
+
+        return torch.cuda.is_available()
 
     def run(
         self,

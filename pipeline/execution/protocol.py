@@ -74,12 +74,14 @@ class Executor(Protocol):
     """Runs tasks and pools.
 
     Attributes:
-        num_gpus: Number of GPUs on the best-equipped live node.
         can_grow: Whether nodes may join later.
     """
 
-    num_gpus: int
     can_grow: bool
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether a training can have a GPU now."""
 
     def run(
         self,

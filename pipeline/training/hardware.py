@@ -11,7 +11,6 @@ import torch
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Executor
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
     Raises:
         ConfigError: A device does not exist or does not support the precision; names the key.
     """
-    present = torch.cuda.is_available() if isinstance(executor, InProcessExecutor) else executor.num_gpus > 0
+    present = executor.has_gpu
     for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
         if device == "cuda" and not (present or executor.can_grow):
             raise ConfigError(f"{key} = 'cuda', but no GPU is available; choose 'auto' or 'cpu', or add a GPU node")
@@ -62,7 +61,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
     """Number of GPUs that a training task requests from the executor."""
-    return 1 if device == "cuda" or (device == "auto" and executor.num_gpus > 0) else 0
+    return 1 if device == "cuda" or (device == "auto" and executor.has_gpu) else 0
 
 
 def precision_name(precision: torch.dtype) -> str:
