@@ -123,7 +123,7 @@ def put_evaluation(
         }
         for name, values in returns.items()
     }
-    drive = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
+    drive: dict[str, Any] = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
     commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), folder="files", **drive)
     commit(store, "evaluation", f"drive-{tag}.webm", video or make_video(generations), folder="files", **drive)
     commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode(), folder="files")
@@ -165,7 +165,10 @@ def put_data(
             pixels = rng.integers(0, 255, (length, 64, 64, 3)).astype(np.uint8) if seen is None else seen[:length]
             frames.append(Episode(number, number, pixels, actions, rewards, *ends, final_frame=pixels[-1]))
             latents.append(LatentEpisode(number, number, mu, -np.ones_like(mu), actions, rewards, *ends))
-        facts = {"rows": sum(map(len, frames)), "episodes": [[episode.id, len(episode)] for episode in frames]}
+        facts: dict[str, Any] = {
+            "rows": sum(map(len, frames)),
+            "episodes": [[episode.id, len(episode)] for episode in frames],
+        }
         returns = [float(episode.rewards.sum()) for episode in frames]
         all_returns += returns
         commit(store, "rollouts", shard_name(shard), episodes_to_bytes(frames), returns=returns, **facts)

@@ -11,6 +11,7 @@ import pytest
 
 from actors import pool as pool_module
 from actors import task as task_module
+from actors.listening import listen
 from actors.pool import RayPool
 from pipeline.base.machine import process_started
 from tests.cluster.toys import hung_processes
@@ -33,7 +34,7 @@ def silent_once_they_hang(hung: Path | Callable[[], Collection[int]], for_s: flo
         found = hung_processes(hung) if isinstance(hung, Path) else hung()
         return {pid for pid in found if process_started(pid) is not None}
 
-    maintain, listen = RayPool._maintain, task_module.listen
+    maintain = RayPool._maintain
 
     def maintain_later(pool: RayPool, current_round: Any) -> None:
         hanging = living()
@@ -58,5 +59,5 @@ def no_copies() -> Iterator[None]:
     while changes no count of tries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "_SLOW_AFTER", 1e9)
-        patch.setattr(pool_module, "_TAKE_BACK_S", 300.0)
+        patch.setattr(pool_module, "_RECALL_S", 300.0)
         yield

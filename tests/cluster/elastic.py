@@ -83,14 +83,15 @@ class _Executor(RayExecutor):
     def __init__(self, config: RunConfig, what: str, workers: int) -> None:
         super().__init__(config)
         self._workers = workers
-        self._act, self._has_come_about = {
+        happenings: dict[str, tuple[Callable[[Any], None], Callable[[Any], bool]]] = {
             "nothing": (lambda _: None, lambda _: True),
             "be many": (lambda _: None, self._are_many),
             "crash": (self._crash, self._is_known_to_be_gone),
             "drain": (self._drain, self._has_left),
             "join": (self._join, self._has_workers),
             "lose the head": (self._lose_the_head, lambda _: True),
-        }[what]
+        }
+        self._act, self._has_come_about = happenings[what]
         self._maps, self._acted = 0, False
         open_all_gates()
         self.noted: dict[str, Any] = {"preempted": note_preempted(self)}
@@ -231,7 +232,7 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
     with executor.pool(Noting, str(folder), 0.1) as pool:
         while not pool._skipped_nodes:  # type: ignore[attr-defined]
             for job_id, square in pool.map([Number(i) for i in range(squared, squared + 20)]):
-                assert square == job_id**2
+                assert isinstance(job_id, int) and square == job_id**2
             squared += 20
             came = came or many_nodes.add_node({"num_cpus": 2, "num_gpus": 1})
         avoided = pool._skipped_nodes == {came}  # type: ignore[attr-defined]

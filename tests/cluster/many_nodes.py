@@ -79,11 +79,13 @@ class ManyNodes:
         """End a node's processes, as the loss of its machine would."""
         self.in_driver(kill_node, node_id)
 
-    def lose_driver(self, function: Callable[Parameters, object], *arguments: Parameters.args) -> None:
+    def lose_driver(
+        self, function: Callable[Parameters, object], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> None:
         """Call a function that ends the driver's process, with the cluster that it began."""
         assert self._driver is not None
         with suppress(BrokenProcessPool):
-            self._driver.submit(function, *arguments).result()
+            self._driver.submit(function, *arguments, **named).result()
             raise AssertionError("the driver's process lives")
         self._leave()
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 
+from actors import listening
 from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.worker_handle import WorkerHandle
@@ -201,8 +202,8 @@ def test_a_jobs_last_try_is_not_begun_elsewhere_before_it_is_known_that_its_work
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that is busy or far away tells late of a death: until then its worker is just not to be reached."""
-    unreachable = []
-    listen_to_all = pool_module.listen_to_all
+    unreachable: list[Any] = []
+    listen_to_all = listening.listen_to_all
 
     def told_late(*waitables: Any, **how: Any) -> dict[Any, Any]:
         answers = listen_to_all(*waitables, **how)
@@ -212,7 +213,7 @@ def test_a_jobs_last_try_is_not_begun_elsewhere_before_it_is_known_that_its_work
                 answers[reference] = ActorUnavailableError("the connection was reset", None)
         return answers
 
-    monkeypatch.setattr(pool_module, "listen_to_all", told_late)
+    monkeypatch.setattr(listening, "listen_to_all", told_late)
     monkeypatch.setattr(pool_module, "_UNREACHABLE_S", 0.0)
     lives(tmp_path, 9)
     with (
@@ -238,7 +239,7 @@ def test_jobs_of_a_worker_that_hangs_are_done_by_another(
             stack.enter_context(silent_once_they_hang(tmp_path))
         pool = stack.enter_context(ray_executor(workers).pool(Hanging, 5, str(tmp_path), how, jobs_at_once=4))
         assert squares_of(pool, 12)
-        assert (pool.retries if workers == 1 else pool.copies) >= 1
+        assert (pool.retries if workers == 1 else pool.copies) >= 1  # type: ignore[attr-defined]
     (pid,) = hung_processes(tmp_path)
     said = "try 1 of 3: its worker hung" if workers == 1 else "jobs are also run elsewhere: no answer"
     assert re.search(rf"{said}.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
@@ -276,7 +277,7 @@ def test_a_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path
 def test_a_worker_is_not_given_up_for_a_long_call_with_results(tmp_path: Path) -> None:
     with ray_executor(1).pool(Paced, str(tmp_path), jobs_at_once=100) as pool:
         for _ in arriving(pool.map([Number(i) for i in range(8)]), tmp_path):
-            pool._clock += 600.0  # type: ignore[attr-defined] - of the 900 for which it may be silent
+            pool._clock += 600.0  # type: ignore[attr-defined]  # of the 900 for which it may be silent
         assert pool.retries == 0
 
 
@@ -306,7 +307,7 @@ def test_what_a_slow_worker_is_at_is_done_again_by_an_idle_one_and_the_first_ans
         ray_executor(3, timeout_s=1e18).pool(OneSlow, str(tmp_path), 0.02, math.inf) as pool,
     ):
         assert squares_of(pool, 30)
-        assert (pool.copies, pool.retries) == (1, 0)
+        assert (pool.copies, pool.retries) == (1, 0)  # type: ignore[attr-defined]
         assert squares_of(pool, 30), "the slow one is left to itself"
     begun = Counter(int(path.name.split("-")[1]) for path in tmp_path.glob("begun-*"))
     assert sum(begun.values()) == 61

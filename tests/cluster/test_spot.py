@@ -40,23 +40,26 @@ def start(count: int, answers: int, node_id: str | None = None) -> list[str]:
     Those that could answer as well get a second more.
     """
 
-    @ray.remote(num_cpus=1)
     class Place:
         def node_id(self) -> str:
-            return ray.get_runtime_context().get_node_id()
+            node: str = ray.get_runtime_context().get_node_id()
+            return node
 
+    actor_class = ray.remote(num_cpus=1)(Place)
     where = {} if node_id is None else {"label_selector": {"ray.io/node-id": node_id}}
-    new = [Place.options(scheduling_strategy="SPREAD", **where).remote() for _ in range(count)]
+    new = [actor_class.options(scheduling_strategy="SPREAD", **where).remote() for _ in range(count)]
     _actors.extend(new)
     references = [actor.node_id.remote() for actor in new]
     ray.wait(references, num_returns=answers, timeout=600)
     answered, _ = ray.wait(references, num_returns=count, timeout=1)
-    return ray.get(answered)
+    nodes_of_them: list[str] = ray.get(answered)
+    return nodes_of_them
 
 
 def first_answers_from() -> str:
     """The id of the node that the first actor answers from."""
-    return ray.get(_actors[0].node_id.remote(), timeout=600)
+    node: str = ray.get(_actors[0].node_id.remote(), timeout=600)
+    return node
 
 
 def first_was_preempted() -> bool:

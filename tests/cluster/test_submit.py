@@ -264,7 +264,13 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     ],
 )
 def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[str, Any], said: str) -> None:
-    whole = {"preset": "tiny", "overrides": [], "run_dir": "s3://bucket/x", "variables": [], "environment": {}}
+    whole: dict[str, Any] = {
+        "preset": "tiny",
+        "overrides": [],
+        "run_dir": "s3://bucket/x",
+        "variables": [],
+        "environment": {},
+    }
     assert submit.make_job(**whole)
     with pytest.raises(ConfigError, match=said) as caught:
         submit.make_job(**{**whole, **changes})

@@ -276,13 +276,13 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     evolve_config = chosen.evolve.model_copy(update={"generations": 1, "validate_every": 1})
     chosen = chosen.model_copy(update={"evolve": evolve_config})
     store = LocalStore(folder)
-    weights = [
+    vae, mdnrnn = (
         read_verified(store, require_manifest(store, prefix).records[name])
         for prefix, name in (("vae", VAE_WEIGHTS), ("mdnrnn", MDNRNN_WEIGHTS))
-    ]
+    )
 
     def returns(jobs: list[RolloutJob]) -> list[float]:
-        results = dict(RolloutWorker(chosen, *weights).run(jobs))
+        results = dict(RolloutWorker(chosen, vae, mdnrnn).run(jobs))
         assert sum(result.steps for result in results.values()) > 0
         return [results[job.id].episode_return for job in jobs]
 

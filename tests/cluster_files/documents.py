@@ -58,7 +58,8 @@ def parse_ray_command(command: str) -> dict[str, Any]:
     subcommand = ray_command.get_command(click.Context(ray_command), name)
     if subcommand is None:
         raise click.UsageError(f"no such command: {name}")
-    return subcommand.make_context(name, arguments).params
+    options: dict[str, Any] = subcommand.make_context(name, arguments).params
+    return options
 
 
 def words_and_environment(command: str) -> tuple[list[str], dict[str, str]]:

@@ -22,7 +22,8 @@ EXPORTED = {
 
 @pytest.fixture
 def dashboard() -> dict[str, Any]:
-    return json.loads((ROOT / "cluster/grafana/world-models.json").read_text())
+    model: dict[str, Any] = json.loads((ROOT / "cluster/grafana/world-models.json").read_text())
+    return model
 
 
 def expressions(dashboard: dict[str, Any]) -> list[str]:

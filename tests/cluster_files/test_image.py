@@ -70,7 +70,7 @@ def image_requirements(folder: Path, device: str) -> list[str]:
 
 
 def lint(dockerfile: str) -> list[dict[str, str]]:
-    command = [BIN / "hadolint", "--no-color", "--format", "json", "-"]
+    command = [str(BIN / "hadolint"), "--no-color", "--format", "json", "-"]
     found = json.loads(subprocess.run(command, check=False, input=dockerfile, capture_output=True, text=True).stdout)
     assert isinstance(found, list)
     return found

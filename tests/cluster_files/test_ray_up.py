@@ -236,7 +236,8 @@ def test_containers_start_with_a_shell_a_token_and_the_gpu(config: Any) -> None:
         assert command[image + 1 :] == ["bash"]
         assert {"--entrypoint=", "--env=RAY_AUTH_MODE=token"} < set(command[:image])
         assert ("--gpus=all" in command[:image]) == (name == "gpu")
-        mounts = dict(reversed(mount.split(":")) for flag, mount in pairwise(command) if flag == "-v")
+        volumes = (volume.split(":") for flag, volume in pairwise(command) if flag == "-v")
+        mounts = {inside: outside for outside, inside in volumes}
         host = get_docker_host_mount_location(config["cluster_name"])
         assert mounts[f"{DOCKERFILE.environment['HOME']}/.ray/auth_token"] == f"{host}/~/.ray/auth_token"
 

@@ -129,7 +129,12 @@ def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, exec
     process.wait_until(command.checkpointed(folder, "evolution", 2))
     if executor == "ray":
         seen: set[int] = set()
-        process.wait_until(lambda: seen.update(_niceness_of_workers(process.process.pid)) or seen)
+
+        def has_workers() -> bool:
+            seen.update(_niceness_of_workers(process.process.pid))
+            return bool(seen)
+
+        process.wait_until(has_workers)
         assert seen == {7}
     code, output = process.interrupt(signal.SIGTERM, lambda: True)
     assert code == 143, output

@@ -10,6 +10,7 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.execution.in_process import InProcessExecutor
@@ -41,6 +42,14 @@ def opened(chrome: Chrome, run_dir: Path) -> Chrome:
 
 def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
     return WebDriverWait(chrome, LIMIT_S, poll_frequency=0.05).until(condition)
+
+
+def wait_until_it_plays(chrome: Chrome, film: WebElement) -> None:
+    wait(chrome, lambda _: float(film.get_property("currentTime")) > 0)
+
+
+def wait_for_a_picture(chrome: Chrome, film: WebElement) -> None:
+    wait(chrome, lambda _: int(film.get_property("readyState")) >= 2)
 
 
 def test_the_page_fits_a_narrow_screen_and_shows_every_score(run_dir: Path) -> None:
@@ -98,7 +107,7 @@ def test_films_play_and_can_be_paused_by_the_keyboard(run_dir: Path) -> None:
         films = chrome.find_elements(By.TAG_NAME, "video")
         assert len(films) == 2  # the drive and the dream
         for film in films:
-            wait(chrome, lambda _, film=film: float(film.get_property("currentTime")) > 0)
+            wait_until_it_plays(chrome, film)
             assert film.get_property("error") is None and film.accessible_name
         drive = films[0]
         assert (drive.get_property("videoWidth"), drive.get_property("videoHeight")) == (480, 240)
@@ -115,12 +124,12 @@ def test_films_stand_still_for_those_who_asked_for_less_motion(run_dir: Path) ->
         opened(chrome, run_dir)
         films = chrome.find_elements(By.TAG_NAME, "video")
         for film in films:
-            wait(chrome, lambda _, film=film: int(film.get_property("readyState")) >= 2)  # a picture is there
+            wait_for_a_picture(chrome, film)
             assert film.get_property("paused") and float(film.get_property("currentTime")) == 0
             assert film.get_attribute("autoplay") is None and film.get_attribute("controls")
         chrome.execute_script("arguments[0].focus()", films[0])  # whoever wants it can still have it
         ActionChains(chrome).send_keys(Keys.SPACE).perform()
-        wait(chrome, lambda _: float(films[0].get_property("currentTime")) > 0)
+        wait_until_it_plays(chrome, films[0])
 
 
 def test_tables_have_captions_and_scopes_and_pictures_have_words(run_dir: Path) -> None:

@@ -33,7 +33,7 @@ def _logged_steps(run: Path, stage: str) -> list[int]:
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
 def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path, executor: str) -> None:
     folder = tmp_path / "run"
-    arguments = ("run", command.counting_preset(tmp_path, **OFTEN), "--run-dir", str(folder))
+    arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **OFTEN), "--run-dir", str(folder))
     driver = command.frozen(arguments, executor, "checkpoint-recorded@3")
     code, output = driver.interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output

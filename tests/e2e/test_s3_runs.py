@@ -75,7 +75,7 @@ def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
     s3_url: str, straight: dict[str, Any], tmp_path: Path, executor: str
 ) -> None:
     url = f"{s3_url}/run"
-    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+    arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path), "--run-dir", url)
     store = open_store(url)
     code, output = command.frozen(arguments, executor, "record-created@1").interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import ConfigError
-from pipeline.bench import fanout, measure, run, table
+from pipeline.bench import fanout, run, table
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.cli import bench as bench_command
@@ -33,7 +34,7 @@ def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.Monk
 
         return Side(name, work)
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
     result = compare("b", "u/s", side("slow", 3, 1.0), side("fast", 10, 0.5), seconds=6, threads=1)
     assert turns[:2] == ["slow", "fast"], "each is warmed up once"
     assert turns[2:] == (["slow"] * 2 + ["fast"] * 4) * 3
@@ -66,7 +67,7 @@ def test_every_bench_of_the_command_is_there() -> None:
 
 def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: pytest.fail("measured something first"))
-    for name in run.NEED_A_RUN:
+    for name in table.NEED_A_RUN:
         with pytest.raises(ConfigError, match="no evolution"):
             run.run_benches(
                 ["env", name],

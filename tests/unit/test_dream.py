@@ -45,16 +45,16 @@ def draws(batch_size: int, steps: int) -> tuple[NDArray[np.float32], NDArray[np.
 @torch.no_grad()
 def most_likely(mdnrnn: MdnRnn, z: NDArray[np.float32], actions: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     """The path of most likely means, with the LSTM's equations and the heads' layout written out."""
-    lstm, heads = mdnrnn.lstm, mdnrnn.heads
+    lstm, heads = dict(mdnrnn.lstm.named_parameters()), mdnrnn.heads
     h = c = torch.zeros(len(z), H)
     current = torch.from_numpy(z)
     path = []
     for action in actions:
         gates = (
-            torch.cat([current, torch.from_numpy(action)], 1) @ lstm.weight_ih_l0.T
-            + lstm.bias_ih_l0
-            + h @ lstm.weight_hh_l0.T
-            + lstm.bias_hh_l0
+            torch.cat([current, torch.from_numpy(action)], 1) @ lstm["weight_ih_l0"].T
+            + lstm["bias_ih_l0"]
+            + h @ lstm["weight_hh_l0"].T
+            + lstm["bias_hh_l0"]
         )
         i, f, g, o = gates.chunk(4, dim=1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
@@ -98,6 +98,7 @@ def test_samples_have_the_statistics_of_torch_distributions(mixture: Mixture, te
     logpi, mu, log_sigma = (tensor[0, 0].double() for tensor in prediction.mixture)
     weights = distributions.Categorical(logits=logpi / temperature)
     sigma = log_sigma.exp() * temperature**0.5
+    normal: distributions.Distribution
     if mixture == "joint":
         normal = distributions.Independent(distributions.Normal(mu.T, sigma.T), 1)
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.data.episodes import Episode
 from pipeline.data.shards import episode_steps, read_episodes
 from pipeline.envs.environment import Environment
 from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Pool, Worker
 from pipeline.rollouts.recording import record_episode
 from pipeline.stages import collect
 from pipeline.storage.manifest import read_records
@@ -226,9 +229,14 @@ class _Elsewhere(InProcessExecutor):
         super().__init__()
         self._disk = disk
 
-    def pool(self, factory: Any, *arguments: Any, jobs_at_once: int) -> Any:
+    @contextmanager
+    def pool(
+        self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, jobs_per_worker: int = 1
+    ) -> Iterator[Pool]:
         config, _ = arguments
-        return super().pool(factory, config, LocalStore(self._disk), jobs_at_once=jobs_at_once)
+        store = LocalStore(self._disk)
+        with super().pool(factory, config, store, jobs_at_once=jobs_at_once, jobs_per_worker=jobs_per_worker) as pool:
+            yield pool
 
 
 def test_shards_that_a_worker_committed_elsewhere_are_missed_before_the_stage_is_sealed(

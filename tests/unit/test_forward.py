@@ -247,7 +247,9 @@ def test_a_worker_that_drives_does_not_load_torch(tmp_path: Path, vae: Vae) -> N
 # ---- LSTM step
 
 
-def lstm_by_hand(mdnrnn: MdnRnn, z: Array, action: Array, h: Array, c: Array) -> tuple[Array, Array]:
+def lstm_by_hand(
+    mdnrnn: MdnRnn, z: Array, action: Array, h: NDArray[np.floating[Any]], c: NDArray[np.floating[Any]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Hochreiter & Schmidhuber 1997, with forget gates, in float64."""
     weights = {name: p.detach().double().numpy() for name, p in mdnrnn.lstm.named_parameters()}
     gates = np.concatenate([z, action], 1).astype(np.float64) @ weights["weight_ih_l0"].T + weights["bias_ih_l0"]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
+from pipeline.storage.layout import manifest_key
 from pipeline.storage.manifest import (
     Manifest,
     commit,
-    manifest_key,
     read_manifest,
     read_records,
     read_verified,

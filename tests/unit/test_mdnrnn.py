@@ -35,9 +35,9 @@ def mdnrnn(**changes: Any) -> MdnRnn:
 
 def random_mixture(kind: Kind, *leading: int, seed: int = 0) -> Mixture:
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*leading, *shape, generator=generator)  # noqa: E731
-    logits = draw(Z, K) if kind == "factored" else draw(K)
-    return Mixture(logits.log_softmax(-1), 2 * draw(Z, K), 0.5 * draw(Z, K))
+    shapes = [(Z, K) if kind == "factored" else (K,), (Z, K), (Z, K)]
+    logits, mu, log_sigma = (torch.randn(*leading, *shape, generator=generator) for shape in shapes)
+    return Mixture(logits.log_softmax(-1), 2 * mu, 0.5 * log_sigma)
 
 
 def exact(mixture: Mixture, temperature: float = 1.0) -> MixtureSameFamily:

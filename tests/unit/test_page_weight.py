@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.config.presets import load_config
 from pipeline.envs.registry import make_environment
 from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Resources
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.rollouts.film import film
@@ -27,7 +28,7 @@ def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor:
     parameters = rng.normal(0, 0.1, ControllerShape.of_run(tiny, 3).num_parameters).astype(np.float32)
     job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
     made = executor.run(
-        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=report.Resources(), on_update=print
+        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=Resources(), on_update=print
     )
     assert made.info["steps"] == steps
     env = make_environment(tiny.env)

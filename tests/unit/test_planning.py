@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,8 +81,14 @@ def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyP
     worker = RolloutWorker(
         config, weights.to_bytes(weights.new_vae(config)), weights.to_bytes(weights.new_mdnrnn(config, ACTION_SIZE))
     )
-    act, active = worker._act, []
-    monkeypatch.setattr(worker, "_act", lambda lanes: (active.append(len(lanes)), act(lanes)))
+    act = worker._act
+    active: list[int] = []
+
+    def noted(lanes: Any) -> None:
+        active.append(len(lanes))
+        act(lanes)
+
+    monkeypatch.setattr(worker, "_act", noted)
     assert len(list(worker.run(jobs))) == 21
     assert len(set(active)) > 1, "lanes end one after the other"
     speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 
 import pytest
 
-from pipeline.base import progress
 from pipeline.base.progress import Progress, Update
 
 
@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 @pytest.fixture

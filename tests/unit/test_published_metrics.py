@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +13,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
-from pipeline.storage.manifest import manifest_key, newest, read_records, require_manifest
+from pipeline.storage.layout import manifest_key
+from pipeline.storage.manifest import newest, read_records, require_manifest
 from pipeline.storage.store import LocalStore
 from tests.counting import counting_config
 
@@ -26,7 +27,7 @@ class Watched(InProcessExecutor):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counted: dict[str, Counter[str]] = defaultdict(Counter)
+        self.counted: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(int))
         self.measured: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
     def publish(self, stage: str, metrics: Metrics) -> None:
@@ -54,10 +55,12 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
     steps = {stage: require_manifest(local_store, stage).info["env_steps"] for stage in DRIVING}
     evolve = config.evolve
     validated = evolve.generations // evolve.validate_every * evolve.validation_episodes
+    evaluated = newest(read_records(local_store, "evaluation"), "episodes-")
+    assert evaluated is not None
     episodes = {
         "rollouts": config.collect.episodes,
         "evolution": evolve.generations * evolve.population_size * evolve.episodes + validated,
-        "evaluation": newest(read_records(local_store, "evaluation"), "episodes-").rows,
+        "evaluation": evaluated.rows,
     }
     assert {prefix: watched.counted[stage] for prefix, stage in DRIVING.items()} == {
         prefix: {"episodes": episodes[prefix], "env_steps": steps[prefix]} for prefix in DRIVING
@@ -80,8 +83,8 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
         progress = watched.measured[stage]["progress_ratio"]
         assert progress == sorted(progress), stage
         assert progress[-1] == 1
-    for published, names in ((watched.counted, Counted), (watched.measured, Measured)):
-        assert {name for metrics in published.values() for name in metrics} == set(get_args(names))
+    for published, kinds in ((watched.counted, Counted), (watched.measured, Measured)):
+        assert {name for metrics in published.values() for name in metrics} == set(get_args(kinds))
 
 
 def test_a_run_that_goes_on_counts_only_what_is_new(

@@ -23,6 +23,7 @@ from pipeline.base.errors import DamagedDataError, StorageError
 from pipeline.data.artifacts import shard_name
 from pipeline.data.shards import read_latents
 from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Resources
 from pipeline.models import weights
 from pipeline.models.vae import output_to_frames
 from pipeline.reporting import findings
@@ -30,6 +31,7 @@ from pipeline.reporting.dream_film import film_dream
 from pipeline.stages import report, train_mdnrnn
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import LocalStore, Store
+from pipeline.training.blocks import held_out_episodes
 from tests.made_run import (
     PER_SHARD,
     SECONDS,
@@ -319,14 +321,16 @@ def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: 
 def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, figures, _, random_returns, _ = made
     config = make_config()
-    dream = InProcessExecutor().run(
-        film_dream, config, store, resources=report.Resources(), on_update=lambda update: None
-    )
+    dream = InProcessExecutor().run(film_dream, config, store, resources=Resources(), on_update=lambda update: None)
     assert dream is not None and dream.unseen
 
-    drawn = []  # what the training stage itself holds out
-    original = train_mdnrnn.held_out_episodes
-    monkeypatch.setattr(train_mdnrnn, "held_out_episodes", lambda *a: drawn.append(original(*a)) or drawn[-1])
+    drawn: list[list[int]] = []  # what the training stage itself holds out
+
+    def noted(*arguments: Any) -> list[int]:
+        drawn.append(held_out_episodes(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(train_mdnrnn, "held_out_episodes", noted)
     with pytest.raises(ZeroDivisionError):
         monkeypatch.setattr(train_mdnrnn, "BlockStream", lambda *a, **k: 1 / 0)
         list(train_mdnrnn.train(config, store))
@@ -343,7 +347,7 @@ def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, m
     for step, picture in zip(dream.shown_steps, dream.decoded, strict=True):
         far = int(np.abs(np.asarray(Image.open(io.BytesIO(picture)), np.int64) - decoded[step]).max())
         assert (far <= 1) == (step < dream.warm_up_steps), step
-    with av.open(io.BytesIO(dream.video)) as video:
+    with av.open(io.BytesIO(dream.video), "r") as video:
         assert len(list(video.decode(video=0))) == len(latents)
     assert figures["dream"]["latent_errors"] == dream.latent_errors
 

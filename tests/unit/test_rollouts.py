@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -82,7 +82,8 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
     noise = np.random.Generator(np.random.PCG64(job.noise_seed))
     env = CountingEnv(config.env)
     frame = env.reset(job.track)
-    h = c = np.zeros((1, config.mdnrnn.hidden_size))
+    h: NDArray[np.float64] = np.zeros((1, config.mdnrnn.hidden_size))
+    c = h
     total, steps = 0.0, 0
     while True:
         with torch.no_grad():
@@ -93,7 +94,7 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
         seen = {"z": z[0], "zh": np.concatenate([z[0], h[0]]), "zch": np.concatenate([z[0], c[0], h[0]])}
         output = by_hand(shape, job.parameters, seen[config.controller.features])
         action = np.array([[np.tanh(output[0]), (np.tanh(output[1]) + 1) / 2]], np.float32)
-        h, c = lstm_by_hand(mdnrnn, z, action, h, c)  # type: ignore[arg-type]
+        h, c = lstm_by_hand(mdnrnn, z, action, h, c)
         frame, reward, terminated, truncated = env.step(action[0])
         total, steps = total + reward, steps + config.env.action_repeat
         if terminated or truncated or steps >= job.max_steps:
@@ -181,6 +182,7 @@ def test_a_call_that_is_abandoned_leaves_the_worker_fit_for_the_next() -> None:
     worker = make_worker(config)
     for wanted in (1, 4):
         running = worker.run(jobs)
+        assert isinstance(running, Generator)
         for _ in range(wanted):
             next(running)
         running.close()
@@ -206,6 +208,7 @@ def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pyte
     for _ in range(3):
         drive(worker, jobs)
         abandoned = worker.run(jobs)
+        assert isinstance(abandoned, Generator)
         next(abandoned)
         abandoned.close()
     assert len(made) == 3

@@ -15,7 +15,8 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.planning import preflight
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES, stage_named
-from pipeline.storage.manifest import commit, manifest_key, read_records
+from pipeline.storage.layout import manifest_key
+from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.store import LocalStore
 from pipeline.training.hardware import check_devices, resolve_device
 from tests.counting import counting_config

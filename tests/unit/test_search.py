@@ -27,13 +27,15 @@ OPTIMUM = np.array([1.0, -2.0, 0.5, 3.0, -0.7, 2.2])
 
 def sphere(x: Array) -> Array:
     """To be made small: squared distance from the optimum, of each row."""
-    return ((x - OPTIMUM) ** 2).sum(-1)
+    distances: Array = ((x - OPTIMUM) ** 2).sum(-1)
+    return distances
 
 
 def rotated_ellipsoid(x: Array) -> Array:
     """To be made small: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))
-    return (((x - OPTIMUM) @ rotation) ** 2 * 10.0 ** np.linspace(0, 6, N)).sum(-1)
+    values: Array = (((x - OPTIMUM) @ rotation) ** 2 * 10.0 ** np.linspace(0, 6, N)).sum(-1)
+    return values
 
 
 def new_search(seed: int = 1, *, n: int = N, sigma: float = 0.5, population_size: int = 10) -> Search:
@@ -131,7 +133,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_else_draws_random_numbers() 
     got = []
     for generation in range(15):
         np.random.seed(generation)  # noqa: NPY002
-        before = np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+        before = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
         got += evolve(disturbed, sphere, 1)
         after = np.random.get_state()[1]  # type: ignore[index] # noqa: NPY002
         np.testing.assert_array_equal(before, after, err_msg="numpy's global stream was drawn from or seeded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -30,7 +31,7 @@ def test_a_seed_is_the_same_in_another_process_whatever_its_hash_seed() -> None:
 
 
 def test_streams_differ_by_seed_purpose_indices_and_their_order() -> None:
-    streams = [
+    streams: list[tuple[Any, ...]] = [
         (1, "a"), (2, "a"), (1, "b"), (1, "a", 0), (1, "a", 1), (1, "a", 0, 0), (1, "a", 0, 1), (1, "a", 1, 0),
         (1, "a", 10), (1, "a", -1), (1, "a", 1, 1), (1, "a", 11), (11, "a"), (1, "ab"), (1, "a/b"),
     ]  # fmt: skip

@@ -27,7 +27,10 @@ def random_frames(count: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.d
 def batch(size: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A reconstruction, frames, mu and logvar."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
     return draw(size, 3, 64, 64), draw(size, 3, 64, 64), 4 * draw(size, Z) - 2, 4 * draw(size, Z) - 3
 
 
@@ -120,11 +123,10 @@ def test_below_the_tolerance_kl_has_no_gradient_and_above_it_that_of_the_kl() ->
 
 
 def test_the_loss_is_worked_out_in_float32_whatever_the_network_ran_in() -> None:
-    reconstruction, frames, mu, logvar = batch(5)
-    low = [tensor.bfloat16() for tensor in (reconstruction, frames, mu, logvar)]
-    loss = vae_loss(*low, kl_tolerance=0.5)  # type: ignore[arg-type]
+    reconstruction, frames, mu, logvar = (tensor.bfloat16() for tensor in batch(5))
+    loss = vae_loss(reconstruction, frames, mu, logvar, kl_tolerance=0.5)
     assert {part.dtype for part in loss} == {torch.float32}
-    exact = vae_loss(*(tensor.float() for tensor in low), kl_tolerance=0.5)  # type: ignore[arg-type]
+    exact = vae_loss(reconstruction.float(), frames.float(), mu.float(), logvar.float(), kl_tolerance=0.5)
     assert loss == exact
 
 
