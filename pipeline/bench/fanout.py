@@ -87,7 +87,7 @@ class FanoutResult:
 def bench_fanout(
     workers: int, executor: Callable[[RunConfig], Executor], show: Callable[[str], None]
 ) -> list[FanoutResult]:
-    """Measure generations of simulated episodes on 16, 64 and ``workers`` workers.
+    """Measure generations of simulated episodes on 4, 16 and ``workers`` workers.
 
     Args:
         workers: Largest number of workers.

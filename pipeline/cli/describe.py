@@ -59,13 +59,15 @@ def describe_run(store: Store) -> str:
 
 
 def _newest_checkpoint(store: Store) -> str | None:
-    """Newest checkpoint of the last stage that has one, in words."""
-    for stage in reversed(STAGES):
-        checkpoints = Checkpoints(store, stage.prefix)
-        age = checkpoints.age_s()
-        if age is not None:
-            return f"{stage.name} at {checkpoints.steps()[-1]:,}, {_ago(age)}"
-    return None
+    """Newest checkpoint of all stages, in words."""
+    checkpoints = {stage: Checkpoints(store, stage.prefix) for stage in STAGES}
+    ages = {stage: age for stage in STAGES if (age := checkpoints[stage].age_s()) is not None}
+    if not ages:
+        return None
+    # Of equal ages, which some stores give by the second, the later stage's.
+    newest = min(reversed(ages), key=ages.__getitem__)
+    unit = {"evolve": "generation", "evaluate": "episode"}.get(newest.name, "step")
+    return f"{newest.name}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
 def _owner(session: Session) -> str:

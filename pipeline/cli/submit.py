@@ -47,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         default=[],
         metavar="NAME[=VALUE]",
         help="environment variable for the job and its workers (default value: its value here); may be repeated. "
-        "AWS_REGION and AWS_ENDPOINT_URL are always passed, secrets never: name a profile or a file",
+        "the AWS settings of region, endpoint and retries are always passed, secrets never: name a profile or a file",
     )
     submit.set_defaults(perform=_submit)
 

@@ -59,7 +59,10 @@ def _read(preset: str) -> tuple[str, str, str]:
     if not path.exists() or path.is_dir():
         close = difflib.get_close_matches(preset, preset_names(), n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{preset!r} is neither a preset nor a YAML file.{hint} Presets: {', '.join(preset_names())}")
+        found = "that path is a folder" if path.is_dir() else "there is no such file"
+        raise ConfigError(
+            f"{preset!r} is neither a preset nor a YAML file: {found}.{hint} Presets: {', '.join(preset_names())}"
+        )
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

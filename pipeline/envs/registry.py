@@ -30,8 +30,13 @@ def environment_class(env_id: str) -> EnvironmentClass:
             raise ImportError("not a registered id, and not of the form module:Class")
         return cast(EnvironmentClass, getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError, ValueError, TypeError) as error:
+        reason = str(error)
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+            reason += ", so start the command with PYTHONPATH=FOLDER, the folder that holds it"
+        elif isinstance(error, ImportError) and separator:
+            reason = f"importing {module} failed: {error}"
         raise ConfigError(
-            f"env.id = {env_id!r}: {error}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
+            f"env.id = {env_id!r}: {reason}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
             "or use module:Class for a class with the methods in pipeline/envs/environment.py"
         ) from error
 

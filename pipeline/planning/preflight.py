@@ -142,7 +142,8 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
 def describe(config: RunConfig, run_dir: str) -> str:
     """Write the estimates as a table."""
     rows = estimate(config)
-    workers = f"{num_workers(config)} workers here" if not _on_a_cluster(config) else "the cluster's workers"
+    count = num_workers(config)
+    workers = f"{count} worker{'s' * (count != 1)} here" if not _on_a_cluster(config) else "the cluster's workers"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",

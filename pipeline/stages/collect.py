@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base import seeding
+from pipeline.base.errors import EpisodeError
 from pipeline.base.progress import Metrics, Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import ROLLOUTS, shard_name
@@ -70,16 +72,22 @@ class CollectWorker:
         episodes = []
         for episode_id in shard_episodes(config, shard):
             policy = make_policy(config, self._env, seeding.generator(config.seed, "collect/policy", episode_id))
-            episodes.append(
-                record_episode(
+            try:
+                episode = record_episode(
                     self._env,
                     policy,
                     episode_id=episode_id,
                     track=seeding.track(config.seed, config.tracks.training, "collect/track", episode_id),
                     max_actions=config.env.actions_in(config.collect.episode_steps),
                     start=_start(config, episode_id),
+                    job_id=shard,
                 )
-            )
+            except EpisodeError:
+                with suppress(Exception):
+                    self._env.close()
+                self._env = make_environment(config.env)
+                raise
+            episodes.append(episode)
         returns = [float(episode.rewards.sum(dtype="float64")) for episode in episodes]
         return partial(
             commit,

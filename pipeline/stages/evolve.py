@@ -145,9 +145,10 @@ def _evolve(
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
+                best = "none" if state.best_validation is None else f"{state.best_validation:.1f}"
                 raise SessionEnded(
                     f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
-                    f"{config.evolve.generations}, best validation so far {state.best_validation}. "
+                    f"{config.evolve.generations}, best validation so far {best}. "
                     "The run is not complete: run the same command again to resume."
                 )
 

@@ -258,6 +258,8 @@ def copy_run(source: Store, target: Store) -> int:
         DamagedDataError: An object of the copy differs from the source.
     """
     require_run(source)
+    if source.locate() == target.locate():
+        raise StorageError(f"{target.locate()} is the run itself: choose another place for the copy")
     last = sessions.last_session(source)
     if last is not None and not last.over:
         raise StorageError(
@@ -331,7 +333,7 @@ def check_lines(check: Check, store: Store) -> list[str]:
     lines = [f"damaged: {problem}" for problem in check.problems]
     lines.append(
         f"{store.locate()}: {check.objects:,} objects, {check.size_bytes / 1e6:,.1f} MB, {check.rows:,} rows verified, "
-        f"{check.manifests} stages sealed, {len(check.problems)} problems"
+        f"{check.manifests} stages sealed, {len(check.problems)} problem{'s' * (len(check.problems) != 1)}"
     )
     if check.unnamed:
         lines.append(f"{len(check.unnamed)} objects that no record names: `world-models storage gc` lists them")

@@ -304,7 +304,7 @@ def as_run_dir(text: str) -> str:
         text: Path or URL.
 
     Raises:
-        ConfigError: The text resembles a URL but is not valid, or names an unknown home directory.
+        ConfigError: The text resembles a URL but is not valid, names an unknown home directory, or is a file.
     """
     scheme, colon, rest = text.partition(":")
     if "://" in text:
@@ -314,12 +314,13 @@ def as_run_dir(text: str) -> str:
         raise ConfigError(
             f"{text} looks like a URL but is not valid. Did you mean {url}? For a folder of that name use ./{text}"
         )
-    if not text.startswith("~"):
-        return text
     try:
-        return str(Path(text).expanduser())
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:
         raise ConfigError(f"{text}: there is no such home directory; for a folder of that name use ./{text}") from error
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
+    return str(path) if text.startswith("~") else text
 
 
 def open_store(run_dir: str) -> Store:

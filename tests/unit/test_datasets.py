@@ -28,7 +28,7 @@ def config() -> RunConfig:
 @pytest.fixture
 def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     """A made run where the README's example looks for one."""
-    store = LocalStore(tmp_path / "runs/smoke")
+    store = LocalStore(tmp_path / "runs/tiny")
     put_data(store, config)
     put_evaluation(store, 6, {"mean": [1.0, 2.0]})
     put_evaluation(store, 6, {"mean": [1.0, 2.0, 3.0]})  # of more episodes, the first two once more
@@ -54,4 +54,4 @@ def test_the_readmes_example_works_as_written(smoke: LocalStore) -> None:
 def test_a_folder_of_data_holds_parquet_alone(smoke: LocalStore, folder: str) -> None:
     keys = smoke.list(f"{folder}/")
     assert keys and all(key.endswith(".parquet") for key in keys)
-    assert ds.dataset(f"runs/smoke/{folder}").count_rows() > 0
+    assert ds.dataset(f"runs/tiny/{folder}").count_rows() > 0

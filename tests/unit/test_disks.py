@@ -151,3 +151,10 @@ def test_a_home_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_looks_like_a_bucket_and_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"looks like a URL but is not valid\. Did you mean s3://bucket/x\?"):
         as_run_dir(text)
+
+
+def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"notes\.txt is not a folder: choose a folder"):
+        as_run_dir(str(tmp_path / "notes.txt"))
+    assert as_run_dir(str(tmp_path)) == str(tmp_path)

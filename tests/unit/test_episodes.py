@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
-from pipeline.base.errors import StorageError
-from pipeline.config.schema import RunConfig
+from pipeline.base.errors import EpisodeError, StorageError
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.episodes import Episode
 from pipeline.data.shards import episode_steps, read_episodes
-from pipeline.envs.environment import Environment
+from pipeline.envs.environment import Environment, Step
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Pool, Worker
 from pipeline.rollouts.recording import record_episode
@@ -104,6 +104,39 @@ def test_recording_after_a_cut_episode_begins_anew() -> None:
     env = CountingEnv(counting_config().env)
     record(3, max_steps=5, env=env)
     check_steps(record(6, env=env), 6)
+
+
+class BrokenEnv(CountingEnv):
+    """Raises in a step, or returns a frame that is none."""
+
+    def __init__(self, config: EnvConfig, fault: str) -> None:
+        super().__init__(config)
+        self._fault = fault
+
+    def reset(self, track: int) -> NDArray[np.uint8]:
+        frame = super().reset(track)
+        return frame[:60] if self._fault == "frame" else frame
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        step = super().step(action)
+        if self._fault == "step" and self._step == 3:
+            raise RuntimeError("boo")
+        return step
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("step", r"collected episode 10, on track seed 3, in step 3: RuntimeError\('boo'\)"),
+        (
+            "frame",
+            r"collected episode 10, on track seed 3, in reset: .*frame \(60, 64, 3\) uint8; \(64",
+        ),
+    ],
+)
+def test_an_environment_that_fails_is_named_with_its_episode_track_and_step(fault: str, said: str) -> None:
+    with pytest.raises(EpisodeError, match=said):
+        record(3, env=BrokenEnv(counting_config().env, fault))
 
 
 # ---- the collect stage

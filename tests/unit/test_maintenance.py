@@ -226,6 +226,11 @@ def test_a_damaged_object_is_not_copied(made: Store, target: LocalStore) -> None
     assert not target.exists(CONFIG)
 
 
+def test_a_run_is_not_copied_onto_itself(made: Store) -> None:
+    with pytest.raises(StorageError, match="is the run itself"):
+        copy_run(made, made)
+
+
 def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: LocalStore) -> None:
     target.write("thesis.tex", b"ten years")
     with pytest.raises(StorageError, match=r"thesis\.tex"):
