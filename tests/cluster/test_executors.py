@@ -193,7 +193,7 @@ def test_a_job_that_kills_every_worker_is_named_with_the_log(tmp_path: Path) -> 
     ):
         list(arriving(pool.map([Number(i) for i in range(12)]), tmp_path))
     assert log_exists(str(caught.value))
-    assert str(caught.value).endswith("run the same command again to go on."), "it may have been the machine"
+    assert str(caught.value).endswith("run the same command again to resume."), "it may have been the machine"
     assert len(list(tmp_path.glob("life-*"))) == 6, "one life a try"
 
 

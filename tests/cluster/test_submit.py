@@ -254,7 +254,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     ("changes", "said"),
     [
         ({"run_dir": "runs/x"}, r"--run-dir runs/x: on a cluster this must be s3://"),
-        ({"run_dir": "s3://key:secret@bucket/x"}, r"credentials do not belong in a URL"),
+        ({"run_dir": "s3://key:secret@bucket/x"}, r"do not put credentials in a URL"),
         ({"preset": "tiney"}, r"Did you mean tiny"),
         ({"overrides": ["execution.executor=in-process"]}, r"execution.executor is 'in-process'"),
         ({"variables": ["AWS_SECRET_ACCESS_KEY"]}, r"must not hold a secret"),

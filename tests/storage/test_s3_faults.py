@@ -287,7 +287,7 @@ def test_a_create_that_is_always_crossed_is_an_error(store: S3Store, proxy: Faul
     [
         (answer(403, "AccessDenied"), "refuses the credentials (403"),
         (answer(400, "ExpiredToken"), "refuses the credentials (400"),
-        (answer(501, "NotImplemented"), "refuses it (501"),
+        (answer(501, "NotImplemented"), "refuses the request (501"),
         (answer(400, "InvalidArgument"), "(400"),
     ],
 )
