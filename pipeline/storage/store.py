@@ -304,7 +304,7 @@ def as_run_dir(text: str) -> str:
         text: Path or URL.
 
     Raises:
-        ConfigError: The text resembles a URL but is not valid, names an unknown home directory, or is a file.
+        ConfigError: The text resembles a URL but is not valid, or names an unknown home directory.
     """
     scheme, colon, rest = text.partition(":")
     if "://" in text:
@@ -314,13 +314,12 @@ def as_run_dir(text: str) -> str:
         raise ConfigError(
             f"{text} looks like a URL but is not valid. Did you mean {url}? For a folder of that name use ./{text}"
         )
+    if not text.startswith("~"):
+        return text
     try:
-        path = Path(text).expanduser() if text.startswith("~") else Path(text)
+        return str(Path(text).expanduser())
     except RuntimeError as error:
         raise ConfigError(f"{text}: there is no such home directory; for a folder of that name use ./{text}") from error
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
-    return str(path) if text.startswith("~") else text
 
 
 def open_store(run_dir: str) -> Store:
@@ -330,7 +329,7 @@ def open_store(run_dir: str) -> Store:
         run_dir: Path, or ``s3://bucket/prefix``.
 
     Raises:
-        ConfigError: The URL is invalid or its scheme is not supported.
+        ConfigError: The URL is invalid, its scheme is not supported, or the path is a file.
     """
     scheme, separator, _ = run_dir.partition("://")
     if scheme == "s3" and separator:
@@ -341,6 +340,8 @@ def open_store(run_dir: str) -> Store:
         raise ConfigError(
             f"--run-dir {run_dir}: {scheme}:// is not supported; use a path to a local folder or s3://bucket/prefix"
         )
+    if Path(run_dir).exists() and not Path(run_dir).is_dir():
+        raise ConfigError(f"{run_dir} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
     return LocalStore(run_dir)
 
 

@@ -117,7 +117,8 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
 def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
-    (tmp_path / "in-the-way").touch()
+    (tmp_path / "in-the-way/sessions").mkdir(parents=True)
+    (tmp_path / "in-the-way/sessions/000001").touch()  # where the driver's first write makes a folder
     arguments = ("submit", *SMALL, "--address", head.jobs, "--follow", "--run-dir")
     code, output = command.run(*arguments, str(tmp_path / "in-the-way"))
     assert code == 1, output

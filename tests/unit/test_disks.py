@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.storage import store as store_module
-from pipeline.storage.store import LocalStore, as_run_dir
+from pipeline.storage.store import LocalStore, as_run_dir, open_store
 
 
 def failing(number: int) -> Any:
@@ -156,5 +156,4 @@ def test_what_looks_like_a_bucket_and_is_none_is_refused(text: str) -> None:
 def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ConfigError, match=r"notes\.txt is not a folder: choose a folder"):
-        as_run_dir(str(tmp_path / "notes.txt"))
-    assert as_run_dir(str(tmp_path)) == str(tmp_path)
+        open_store(str(tmp_path / "notes.txt"))
