@@ -57,6 +57,11 @@ class EpisodeError(JobError):
         super().__init__(message)
         self.job_id = job_id
 
+    @classmethod
+    def raised(cls, episode: str, when: str, error: Exception, job_id: Hashable) -> EpisodeError:
+        """Error of an environment that raised ``error`` in an episode, named in words, ``when`` it was used."""
+        return cls(f"the environment raised in {episode}, {when}: {error!r}", job_id)
+
 
 class SessionEnded(WorldModelsError):
     """A wall-clock limit ended this session. The run is not over: the same command resumes it."""

@@ -54,16 +54,13 @@ def check_consistency(config: RunConfig) -> None:
     ):
         if episodes > tracks.size:
             raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
-    held_out = round(config.collect.episodes * config.vae.validation_fraction)
-    if not 0 < held_out < config.collect.episodes:
-        raise ValueError(
-            f"vae.validation_fraction {config.vae.validation_fraction} of collect.episodes {config.collect.episodes} "
-            f"holds out {held_out} episodes: at least one must be held out, and at least one must remain for training"
-        )
-    held_out = round(config.collect.episodes * config.mdnrnn.validation_fraction)
-    if not 0 < held_out < config.collect.episodes:
-        raise ValueError(
-            f"mdnrnn.validation_fraction {config.mdnrnn.validation_fraction} of collect.episodes "
-            f"{config.collect.episodes} holds out {held_out} episodes: at least one must be held out, and at least "
-            "one must remain for training"
-        )
+    for section, fraction in (
+        ("vae", config.vae.validation_fraction),
+        ("mdnrnn", config.mdnrnn.validation_fraction),
+    ):
+        held_out = round(config.collect.episodes * fraction)
+        if not 0 < held_out < config.collect.episodes:
+            raise ValueError(
+                f"{section}.validation_fraction {fraction} of collect.episodes {config.collect.episodes} holds out "
+                f"{held_out} episodes: at least one must be held out, and at least one must remain for training"
+            )

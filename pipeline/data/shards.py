@@ -113,6 +113,18 @@ def _column(table: pa.Table, name: str) -> NDArray[np.generic]:
     return np.asarray(table[name].to_numpy())
 
 
+def _fields(table: pa.Table) -> dict[str, Any]:
+    """Fields that frames and latents have in common: the inverse of ``_steps``."""
+    return {
+        "id": int(_column(table, "episode_id")[0]),
+        "track": int(_column(table, "track")[0]),
+        "actions": _matrix(table["action"]),
+        "rewards": _column(table, "reward").astype(np.float32),
+        "terminated": _column(table, "terminated").astype(np.bool_),
+        "truncated": _column(table, "truncated").astype(np.bool_),
+    }
+
+
 def _frames(table: pa.Table) -> NDArray[np.uint8]:
     chunk = table["frame"].combine_chunks()
     buffer = chunk.buffers()[1]
@@ -132,13 +144,8 @@ def episodes_in(data: bytes, where: str) -> Iterator[Episode]:
     """
     for table in read_row_groups(data, where):
         yield Episode(
-            id=int(_column(table, "episode_id")[0]),
-            track=int(_column(table, "track")[0]),
+            **_fields(table),
             frames=_frames(table),
-            actions=_matrix(table["action"]),
-            rewards=_column(table, "reward").astype(np.float32),
-            terminated=_column(table, "terminated").astype(np.bool_),
-            truncated=_column(table, "truncated").astype(np.bool_),
             final_frame=np.frombuffer(table["final_frame"][-1].as_buffer(), np.uint8).reshape(FRAME_SHAPE),
         )
 
@@ -186,14 +193,9 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
     """
     for table in read_row_groups(data, where):
         yield LatentEpisode(
-            id=int(_column(table, "episode_id")[0]),
-            track=int(_column(table, "track")[0]),
+            **_fields(table),
             mu=_matrix(table["mu"]),
             logvar=_matrix(table["logvar"]),
-            actions=_matrix(table["action"]),
-            rewards=_column(table, "reward").astype(np.float32),
-            terminated=_column(table, "terminated").astype(np.bool_),
-            truncated=_column(table, "truncated").astype(np.bool_),
         )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pipeline.base.formatting import number
-from pipeline.evolution.state import Generation
 from pipeline.reporting.dream_film import DreamFilm
 from pipeline.reporting.findings import FilmedDrive, Findings, Values
 
@@ -19,7 +18,7 @@ def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
         f"Learning curve, return by {by.replace('env_', 'environment ')}: mean fitness goes from "
         f"{number(first.fitness_mean, 1)} to {number(last.fitness_mean, 1)} in {where}."
     )
-    best = best_validation(run.history)
+    best = run.best_validation
     if best is not None and best.validation_mean is not None:
         at = f"generation {number(best.generation)}" if by == "generation" else f"{number(best.env_steps)} steps"
         text += f" Validation is at its best with {number(best.validation_mean, 1)} in {at}."
@@ -28,12 +27,6 @@ def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
         at = f"generation {number(generation)}" if by == "generation" else "the end"
         text += f" The paper's CMA mean reaches {number(mean, 1)} at {at}."
     return text
-
-
-def best_validation(history: Sequence[Generation]) -> Generation | None:
-    """The generation with the highest validation mean; None if there was no validation."""
-    validated = [row for row in history if row.validation_mean is not None]
-    return max(validated, key=lambda row: row.validation_mean or 0.0, default=None)
 
 
 def returns(rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | None]]) -> str:

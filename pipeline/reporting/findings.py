@@ -182,6 +182,11 @@ class Findings:
         """Generations with a validation."""
         return [row for row in self.history if row.validation_mean is not None]
 
+    @property
+    def best_validation(self) -> Generation | None:
+        """The generation with the highest validation mean; None if there was no validation."""
+        return max(self.validations, key=lambda row: row.validation_mean or 0.0, default=None)
+
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
         values = asdict(self)

@@ -67,7 +67,7 @@ def make_page(
         "run": run,
         "names": NAMES,
         "differs": {score.controller: _differs(config, run, score) for score in run.scores},
-        "best_validation": alt_texts.best_validation(run.history),
+        "best_validation": run.best_validation,
         "scale": _scale(config, run, run.published.scale) if run.published else [],
         "verdict": _verdict(run, run.published.scale) if run.published else "",
         "figures": _figures(run),
@@ -148,7 +148,7 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     population = f"{config.evolve.population_size} x {config.evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
-        chosen = alt_texts.best_validation(run.history)
+        chosen = run.best_validation
         assert chosen is not None, "there is a best controller where there was validation"
         first = max(1, chosen.generation + 1 - config.evolve.average_means)
         what = f"the CMA mean of generation {number(chosen.generation)}"

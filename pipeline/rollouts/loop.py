@@ -234,4 +234,4 @@ class RolloutWorker:
         self._broken = env
         with suppress(Exception):
             env.close()
-        return EpisodeError(f"the environment raised in {job.name}, {when}: {error!r}", job.id)
+        return EpisodeError.raised(job.name, when, error, job.id)

@@ -44,11 +44,12 @@ def record_episode(
     rewards = np.empty(max_actions, np.float32)
     terminated = np.zeros(max_actions, np.bool_)
     truncated = np.zeros(max_actions, np.bool_)
+    name = f"collected episode {episode_id}, on track seed {track}"
     taken = 0
     try:
         frame = _checked(_reset(env, track, start))
     except Exception as error:
-        raise _episode_error(episode_id, track, "in reset", error, job_id) from error
+        raise EpisodeError.raised(name, "in reset", error, job_id) from error
     while taken < max_actions:
         frames[taken] = frame
         actions[taken] = policy.act(frame)
@@ -56,7 +57,7 @@ def record_episode(
             frame, rewards[taken], terminated[taken], truncated[taken] = env.step(actions[taken])
             _checked(frame)
         except Exception as error:
-            raise _episode_error(episode_id, track, f"in step {taken + 1}", error, job_id) from error
+            raise EpisodeError.raised(name, f"in step {taken + 1}", error, job_id) from error
         taken += 1
         if terminated[taken - 1] or truncated[taken - 1]:
             break
@@ -83,9 +84,3 @@ def _checked(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if frame.shape != FRAME_SHAPE or frame.dtype != np.uint8:
         raise TypeError(f"it returned a frame {frame.shape} {frame.dtype}; {FRAME_SHAPE} uint8 was expected")
     return frame
-
-
-def _episode_error(episode_id: int, track: int, when: str, error: Exception, job_id: Hashable) -> EpisodeError:
-    return EpisodeError(
-        f"the environment raised in collected episode {episode_id}, on track seed {track}, {when}: {error!r}", job_id
-    )
