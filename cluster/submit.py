@@ -23,7 +23,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.config.presets import dump, load_config, preset_names
-from pipeline.storage.store import check_lasting
+from pipeline.storage.run_dir import check_lasting
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import psutil
 
 from pipeline.bench.s3_server import S3Server
 from pipeline.storage.maintenance import check_run
-from pipeline.storage.store import open_store
+from pipeline.storage.run_dir import open_store
 from tests.e2e import command
 
 _WORKER_SHARE = 0.3  # of kills that hit a worker and not the driver

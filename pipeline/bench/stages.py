@@ -18,7 +18,7 @@ from pipeline.models.dream import Dream
 from pipeline.models.weights import new_mdnrnn
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 
 _DREAMS = 256
 _DREAM_STEPS = 20

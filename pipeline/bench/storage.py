@@ -27,8 +27,10 @@ from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards
 from pipeline.stages.encode import EncodeJob, EncodeWorker
 from pipeline.stages.train_vae import HeldOut, VaeObjective, frame_stream
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import commit, read_records
-from pipeline.storage.store import LocalStore, Store, open_store
+from pipeline.storage.run_dir import open_store
+from pipeline.storage.store import Store
 
 _STORED_FRAMES = 1000
 _RUN = RunConfig.model_validate(

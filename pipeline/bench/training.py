@@ -17,7 +17,7 @@ from pipeline.models.vae import frames_to_input, sample_z, vae_loss
 from pipeline.models.weights import new_mdnrnn, new_vae
 from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock
 from pipeline.stages.train_vae import HeldOut, VaeObjective
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from pipeline.training.hardware import precision_name
 from pipeline.training.loop import Objective
 

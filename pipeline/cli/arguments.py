@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.presets import preset_names
-from pipeline.storage.store import as_run_dir
+from pipeline.storage.run_dir import as_run_dir
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -66,7 +66,7 @@ def _bench(options: argparse.Namespace) -> int:
     from pipeline.bench.fanout import check_workers
     from pipeline.bench.run import run_benches
     from pipeline.storage.manifest import read_manifest
-    from pipeline.storage.store import open_store
+    from pipeline.storage.run_dir import open_store
 
     names = [name for name in HELP if name != FANOUT] if options.name == "all" else [options.name]
     if FANOUT in names:

@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _resume(options: argparse.Namespace) -> int:
     from pipeline.storage.maintenance import require_run
-    from pipeline.storage.store import open_store
+    from pipeline.storage.run_dir import open_store
 
     store = open_store(options.run_dir)
     require_run(store)
@@ -72,9 +72,9 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     """
     from pipeline.envs.registry import check_environment
     from pipeline.planning import preflight
+    from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_driven
-    from pipeline.storage.store import open_store
 
     # All checks come before the first write.
     store = open_store(run_dir)

@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     from pipeline.cli.describe import describe_run
-    from pipeline.storage.store import open_store
+    from pipeline.storage.run_dir import open_store
 
     print(describe_run(open_store(options.run_dir)))
     return 0

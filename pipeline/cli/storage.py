@@ -40,8 +40,8 @@ def add_parser(commands: Commands) -> None:
 def _storage(options: argparse.Namespace) -> int:
     from pipeline.storage import maintenance
     from pipeline.storage.checkpoints import KEEP
+    from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import lease_for
-    from pipeline.storage.store import open_store
 
     if options.action == "copy":
         source, target = open_store(options.source), open_store(options.target)

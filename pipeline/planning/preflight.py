@@ -17,7 +17,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import environment_class
 from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
-from pipeline.storage.store import check_lasting
+from pipeline.storage.run_dir import check_lasting
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
 _AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}

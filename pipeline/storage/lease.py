@@ -1,6 +1,6 @@
 """Lease of a run: a run has one driver at a time, and a driver that lost its lease writes nothing more.
 
-The driver and its workers, on any machine, write through a ``FencedStore``, which refuses every change after a later
+The driver and its workers, on any machine, write through a fenced store, which refuses every change after a later
 session has begun. No decision depends on the clock of a driver: the store's own clock measures the age of a heartbeat.
 """
 
@@ -22,7 +22,7 @@ from pipeline.base.failpoints import failpoint
 from pipeline.base.machine import machine_name, process_started, stop_grace_s
 from pipeline.base.progress import Progress, Update
 from pipeline.storage import sealed
-from pipeline.storage.fence import FencedStore
+from pipeline.storage.fence import Fence, fenced
 from pipeline.storage.layout import session_key
 from pipeline.storage.sessions import BEGUN, HEARTBEAT, Owner, Session, driven_error, last_session, read_session
 from pipeline.storage.store import Store
@@ -63,7 +63,7 @@ class Lease:
         self._ended: str | None = None
         self._count = 0
 
-    def __enter__(self) -> FencedStore:
+    def __enter__(self) -> Store:
         """Take the lease; if the last owner is silent and may be dead, wait until its lease expires.
 
         Raises:
@@ -74,7 +74,7 @@ class Lease:
         self._beat()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="heartbeat", daemon=True)
         self._thread.start()
-        return FencedStore(self._store, self._owner.number)
+        return fenced(self._store, self._owner.number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -167,7 +167,7 @@ class Lease:
         self._beats.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
 
     def _refuse_if_late(self) -> None:
-        """Refuse to retry a late heartbeat: the next one is due. The last one has a longer limit.
+        """Refuse to write a late heartbeat: the next one is due. The last one has a longer limit.
 
         Raises:
             StorageError: The heartbeat is late.
@@ -177,7 +177,7 @@ class Lease:
             raise StorageError("the heartbeat was late")
 
     def _beat_until_stopped(self) -> None:
-        fence = FencedStore(self._store, self._owner.number)
+        fence = Fence(self._store, self._owner.number)
         while True:
             stopped = self._is_last = self._stopped.wait(self._heartbeat_s)
             try:
@@ -187,6 +187,8 @@ class Lease:
                 logger.error("%s", error)
                 return
             except StorageError as error:
+                if self._stopped.is_set() and not stopped:
+                    continue  # the last heartbeat is due instead
                 logger.warning("cannot write a heartbeat, the lease may be lost: %s", error)
             if stopped:
                 return

@@ -35,7 +35,7 @@ from pipeline.storage.manifest import (
 )
 from pipeline.storage.parquet import num_rows
 from pipeline.storage.saved_config import saved_config
-from pipeline.storage.store import Store
+from pipeline.storage.store import TEMPORARY, Store
 
 Item = TypeVar("Item")
 
@@ -181,7 +181,7 @@ class Garbage:
     Attributes:
         data: Keys of data that no record names.
         checkpoints: Old checkpoints as (prefix of the stage, name).
-        leftovers: Temporary files of killed writers.
+        leftovers: Keys of temporary files of killed writers.
     """
 
     data: list[str]
@@ -214,7 +214,7 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
                 old.append((prefix, name))
             elif _is_whole(checkpoints, name):
                 whole += 1
-    return Garbage(unnamed_data(store, keys), old, store.leftovers())
+    return Garbage(unnamed_data(store, keys), old, store.list(TEMPORARY))
 
 
 def _is_whole(checkpoints: Checkpoints, name: str) -> bool:
@@ -232,12 +232,10 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         store: Store of the run, fenced by the session.
         garbage: Objects to remove.
     """
-    for key in garbage.data:
+    for key in [*garbage.data, *garbage.leftovers]:
         store.delete(key)
     for prefix, name in garbage.checkpoints:
         Checkpoints(store, prefix).remove(name)
-    for name in garbage.leftovers:
-        store.remove_leftover(name)
 
 
 def copy_run(source: Store, target: Store) -> int:
@@ -347,7 +345,7 @@ def garbage_lines(garbage: Garbage, store: Store, *, deleted: bool) -> list[str]
     verb = "removed" if deleted else "would remove"
     lines = [f"{verb} data that no record names: {store.locate(key)}" for key in garbage.data]
     lines += [f"{verb} an old checkpoint: {store.locate(prefix)} {name}" for prefix, name in garbage.checkpoints]
-    lines += [f"{verb} a temporary file of a killed writer: {name}" for name in garbage.leftovers]
+    lines += [f"{verb} a temporary file of a killed writer: {key}" for key in garbage.leftovers]
     hint = "" if deleted or not len(garbage) else "; nothing was changed; --delete removes them"
     return [*lines, f"{store.locate()}: {len(garbage)} {'removed' if deleted else 'to remove'}{hint}"]
 

@@ -5,18 +5,18 @@ Credentials, region and endpoint come from the standard AWS environment, files a
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
+from pipeline.storage.store import Guarded
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _SILENT_TRIES = 4
 _jitter = random.SystemRandom()  # independent of the generators that a run seeds
 
 
-class S3Store:
+class S3Store(Guarded):
     """Store whose objects lie under a prefix of a bucket. Create-only writes are conditional puts.
 
     Every write carries a unique ID. If the response to a create is lost, the retry finds the object that the first
@@ -53,20 +53,11 @@ class S3Store:
         ConfigError: The URL is invalid.
     """
 
-    session = 0
-
     def __init__(self, url: str, *, connect_timeout: float = 5.0, read_timeout: float = 15.0) -> None:
         self.bucket, self.prefix = _parse(url)
         self._timeouts = (connect_timeout, read_timeout)
         self._bucket_seen = False
         self._reached = False
-        self._check: Callable[[], None] | None = None
-
-    def guarded(self, check: Callable[[], None]) -> S3Store:
-        """See ``Store.guarded``."""
-        guarded = copy.copy(self)
-        guarded._check = check
-        return guarded
 
     def read(self, key: str) -> bytes:
         """See ``Store.read``."""
@@ -84,10 +75,12 @@ class S3Store:
 
     def write(self, key: str, data: bytes) -> None:
         """See ``Store.write``."""
+        self.require_allowed()
         self._with_retries("write", key, lambda client: self._put(client, key, data, uuid4().hex))
 
     def create(self, key: str, data: bytes) -> None:
         """See ``Store.create``."""
+        self.require_allowed()
         write_id = uuid4().hex
 
         def ask(client: Any) -> None:
@@ -110,6 +103,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""
+        self.require_allowed()
 
         def ask(client: Any) -> None:
             try:
@@ -152,13 +146,6 @@ class S3Store:
             raise StorageError(f"cannot tell the age of {self.locate(key)}: the response of the server has no date")
         age: float = (parsedate_to_datetime(date) - head["LastModified"]).total_seconds()
         return max(0.0, age)
-
-    def leftovers(self) -> Sequence[str]:
-        """See ``Store.leftovers``."""
-        return []  # a put is atomic
-
-    def remove_leftover(self, name: str) -> None:
-        """See ``Store.remove_leftover``."""
 
     def _full(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -214,8 +201,7 @@ class S3Store:
                 if tries >= _SILENT_TRIES:
                     logger.warning("cannot %s (%s); trying again in %.1f s", what, s3_errors.kind(error), wait)
             time.sleep(wait)
-            if self._check is not None:
-                self._check()
+            self.require_allowed()
             tries += 1
 
 

@@ -1,26 +1,12 @@
-"""Stores: a key-value view of a run directory, and its implementation for local folders."""
+"""Stores: a key-value view of a run directory. ``local.py`` and ``s3.py`` implement it."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import os
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
-from uuid import uuid4
+import copy
+from collections.abc import Callable
+from typing import Protocol, Self
 
-from pipeline.base.errors import AlreadyExistsError, ConfigError, DamagedDataError, StorageError
-from pipeline.base.failpoints import failpoint
-
-# Error numbers of link() on file systems without hard links.
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
-_CLAIM_S = 10.0  # age at which a claim counts as abandoned; a live one lasts for two system calls
-
-_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs", "file", "http", "https", "hf"})
+TEMPORARY = ".tmp/"  # prefix of the files that a killed writer leaves behind
 
 
 class Store(Protocol):
@@ -36,8 +22,13 @@ class Store(Protocol):
     def session(self) -> int:
         """Number of the session that writes to this store; 0 outside a session."""
 
-    def guarded(self, check: Callable[[], None]) -> Store:
-        """Copy of this store that calls ``check()`` before every retry; an exception from it aborts the operation."""
+    def guarded(self, check: Callable[[], None], session: int = 0) -> Self:
+        """Copy of this store that calls ``check()`` before every change, and before every retry of any request.
+
+        Args:
+            check: Picklable function; an exception from it aborts the operation.
+            session: Number of the session that writes to the copy.
+        """
 
     def read(self, key: str) -> bytes:
         """Bytes of an object; ``FileNotFoundError`` if there is none."""
@@ -61,7 +52,7 @@ class Store(Protocol):
         """Whether there is an object under this key."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys with a prefix, sorted."""
+        """All keys with a prefix, sorted. Temporary files of writers appear only under the prefix ``TEMPORARY``."""
 
     def locate(self, key: str = "") -> str:
         """Path or URL of an object, which a user can paste into a shell."""
@@ -72,290 +63,20 @@ class Store(Protocol):
         The writers' clocks play no part, so machines whose clocks disagree get the same age.
         """
 
-    def leftovers(self) -> Sequence[str]:
-        """Names of temporary files that killed writers left behind."""
 
-    def remove_leftover(self, name: str) -> None:
-        """Remove one of ``leftovers``; only while no other process writes."""
+class Guarded:
+    """Check and session of a store, see ``Store.guarded``."""
 
-
-class LocalStore:
-    """Store in a folder. A create-only write is a temporary file, an fsync and a hard link.
-
-    Args:
-        root: Path of the folder.
-    """
-
-    TEMPORARY = ".tmp"
     session = 0
+    _check: Callable[[], None] | None = None
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).absolute()
-
-    def guarded(self, check: Callable[[], None]) -> LocalStore:
+    def guarded(self, check: Callable[[], None], session: int = 0) -> Self:
         """See ``Store.guarded``."""
-        return self  # disk operations are not retried
+        guarded = copy.copy(self)
+        guarded._check, guarded.session = check, session
+        return guarded
 
-    def read(self, key: str) -> bytes:
-        """See ``Store.read``."""
-        target = self.root / key
-        try:
-            return target.read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-            raise FileNotFoundError(f"{target} does not exist") from error
-        except OSError as error:
-            damaged = error.errno == errno.EIO  # the disk has lost the data
-            kind = DamagedDataError if damaged else StorageError
-            raise kind(f"cannot read {target}: {error.strerror or error}") from error
-
-    def write(self, key: str, data: bytes) -> None:
-        """See ``Store.write``."""
-        with self._temporary(key, data) as (temporary, target):
-            Path(temporary).replace(target)
-            _sync_folder(target.parent)
-
-    def create(self, key: str, data: bytes) -> None:
-        """See ``Store.create``."""
-        with self._temporary(key, data) as (temporary, target):
-            try:
-                os.link(temporary, target)
-            except FileExistsError as error:
-                raise AlreadyExistsError(f"{target} exists already") from error
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                self._create_without_links(key, Path(temporary), target)
-            _sync_folder(target.parent)
-
-    def _create_without_links(self, key: str, temporary: Path, target: Path) -> None:
-        """Rename onto a free name, for file systems without hard links: exFAT, network folders, Colab's Drive.
-
-        Only the process that created the claim file of a key may rename. A claim whose process has died is renamed
-        away, which succeeds for one waiting process. A process that pauses for longer than ``_CLAIM_S`` may find its
-        claim gone, and then gives up.
-        """
-        claims = self.root / self.TEMPORARY
-        claim = claims / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        mine = uuid4().hex.encode()
-        seen: bytes | None = None
-        since = 0.0
-        while True:
-            try:
-                with claim.open("xb") as file:
-                    file.write(mine)
-                break
-            except FileExistsError:
-                with contextlib.suppress(FileNotFoundError):
-                    there = claim.read_bytes()
-                    if there != seen:
-                        seen, since = there, time.monotonic()
-                    elif time.monotonic() - since > _CLAIM_S:
-                        claim.rename(claims / f"{claim.name}-of-{uuid4().hex}")
-            time.sleep(0.01)
-        try:
-            if target.exists():
-                raise AlreadyExistsError(f"{target} exists already")
-            if claim.read_bytes() != mine:
-                raise OSError(errno.ESTALE, "this process was paused for too long")
-            temporary.replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if claim.read_bytes() == mine:
-                    claim.unlink()
-
-    def grow(self, key: str, data: bytes, present: int) -> None:
-        """See ``Store.grow``."""
-        target = self.root / key
-        try:
-            if not target.is_file() or target.stat().st_size != present:
-                self.write(key, data)
-                return
-            with target.open("ab") as file:
-                file.write(memoryview(data)[present:])
-        except OSError as error:
-            raise _write_error(target, error) from error
-
-    def delete(self, key: str) -> None:
-        """See ``Store.delete``."""
-        target = self.root / key
-        try:
-            target.unlink(missing_ok=True)
-        except NotADirectoryError:
-            return
-        except OSError as error:
-            raise _write_error(target, error) from error
-
-    def exists(self, key: str) -> bool:
-        """See ``Store.exists``."""
-        return (self.root / key).is_file()
-
-    def list(self, prefix: str = "") -> list[str]:
-        """See ``Store.list``."""
-        # A prefix can end inside a name, as on S3: walk the deepest folder that contains all its keys.
-        folder = self.root / prefix.rpartition("/")[0]
-        keys = []
-        for path, folders, files in os.walk(folder, onerror=_raise_list_error):
-            folders[:] = [name for name in folders if name != self.TEMPORARY]
-            keys += [(Path(path) / name).relative_to(self.root).as_posix() for name in files]
-        return sorted(key for key in keys if key.startswith(prefix))
-
-    def locate(self, key: str = "") -> str:
-        """See ``Store.locate``."""
-        return str(self.root / key)
-
-    def age_s(self, key: str) -> float:
-        """See ``Store.age_s``."""
-        target = self.root / key
-        if not target.is_file():
-            raise FileNotFoundError(f"{target} does not exist")
-        written = target.stat().st_mtime
-        # On a network file system the server sets file times: a new file shows its clock.
-        try:
-            with self._temporary(key, b"") as (temporary, _):
-                now = Path(temporary).stat().st_mtime
-        except StorageError:
-            now = time.time()  # the user has no write permission
-        return max(0.0, now - written)
-
-    def leftovers(self) -> Sequence[str]:
-        """See ``Store.leftovers``."""
-        folder = self.root / self.TEMPORARY
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-    def remove_leftover(self, name: str) -> None:
-        """See ``Store.remove_leftover``."""
-        (self.root / self.TEMPORARY / name).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _temporary(self, key: str, data: bytes):  # type: ignore[no-untyped-def]
-        """Synced temporary file with the data, and its target path, whose folder exists."""
-        target = self.root / key
-        temporary = None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            folder = self.root / self.TEMPORARY
-            folder.mkdir(exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=folder)
-            half = len(data) // 2
-            with os.fdopen(handle, "wb") as file:
-                file.write(memoryview(data)[:half])
-                failpoint("object-half-written")
-                file.write(memoryview(data)[half:])
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(OSError):  # some file systems have no modes, which does no harm
-                Path(temporary).chmod(0o644)
-            yield temporary, target
-        except AlreadyExistsError:
-            raise
-        except OSError as error:
-            raise _write_error(target, error) from error
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    Path(temporary).unlink()
-
-
-def _raise_list_error(error: OSError) -> None:
-    """Error handler of ``os.walk``: a missing folder is empty, but an unreadable one is an error."""
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise StorageError(f"cannot list {error.filename}: {error.strerror or error}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
-            raise
-    finally:
-        os.close(handle)
-
-
-_ELSEWHERE = "choose another --run-dir"
-_ADVICE = {
-    errno.ENOSPC: f"free the disk or {_ELSEWHERE}",
-    errno.EDQUOT: f"your disk quota is used up: free some of it or {_ELSEWHERE}",
-    errno.EROFS: f"it is mounted read-only: {_ELSEWHERE}, or mount it read-write",
-    errno.EACCES: f"this user has no write permission: change the permissions or {_ELSEWHERE}",
-    errno.EPERM: f"its file system or owner does not permit it: {_ELSEWHERE}",
-    errno.ENOTDIR: f"a file is where a folder is needed: {_ELSEWHERE}",
-    errno.ENAMETOOLONG: "choose a shorter --run-dir",
-    errno.EMFILE: "this process has too many open files: raise `ulimit -n`",
-    errno.ENFILE: "this machine has too many open files: end other programs",
-    errno.EIO: f"the disk is failing: copy its data and {_ELSEWHERE}",
-    errno.ESTALE: "the network folder was exported again: remount it",
-}
-
-
-def _write_error(path: Path, error: OSError) -> StorageError:
-    advice = _ADVICE.get(error.errno or 0, f"fix the cause or {_ELSEWHERE}")
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}. Completed work is saved; {advice}, then "
-        "run the same command again."
-    )
-
-
-def as_run_dir(text: str) -> str:
-    """Run directory from user input, with ``~`` expanded.
-
-    Args:
-        text: Path or URL.
-
-    Raises:
-        ConfigError: The text resembles a URL but is not valid, or names an unknown home directory.
-    """
-    scheme, colon, rest = text.partition(":")
-    if "://" in text:
-        return text
-    if colon and (rest.startswith("/") or scheme.lower() in _SCHEMES) and len(scheme) > 1 and scheme.isalnum():
-        url = f"{scheme.lower()}://{rest.lstrip('/')}"
-        raise ConfigError(
-            f"{text} looks like a URL but is not valid. Did you mean {url}? For a folder of that name use ./{text}"
-        )
-    if not text.startswith("~"):
-        return text
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError as error:
-        raise ConfigError(f"{text}: there is no such home directory; for a folder of that name use ./{text}") from error
-
-
-def open_store(run_dir: str) -> Store:
-    """Open the store of a run directory.
-
-    Args:
-        run_dir: Path, or ``s3://bucket/prefix``.
-
-    Raises:
-        ConfigError: The URL is invalid, its scheme is not supported, or the path is a file.
-    """
-    scheme, separator, _ = run_dir.partition("://")
-    if scheme == "s3" and separator:
-        from pipeline.storage.s3 import S3Store
-
-        return S3Store(run_dir)
-    if separator:
-        raise ConfigError(
-            f"--run-dir {run_dir}: {scheme}:// is not supported; use a path to a local folder or s3://bucket/prefix"
-        )
-    if Path(run_dir).exists() and not Path(run_dir).is_dir():
-        raise ConfigError(f"{run_dir} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
-    return LocalStore(run_dir)
-
-
-def check_lasting(run_dir: str) -> None:
-    """Refuse a run directory inside a job's copy of the sources, which is deleted after the job.
-
-    Args:
-        run_dir: Path, or ``s3://bucket/prefix``.
-
-    Raises:
-        ConfigError: The run directory is a relative path.
-    """
-    if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
-        raise ConfigError(
-            f"--run-dir {run_dir}: on a cluster this must be s3://bucket/prefix, or the absolute path of a folder that "
-            "all nodes share: a relative path is lost with the job's copy of the sources"
-        )
+    def require_allowed(self) -> None:
+        """Call the check, if there is one."""
+        if self._check is not None:
+            self._check()

@@ -23,8 +23,8 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Resources
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import require_manifest
-from pipeline.storage.store import LocalStore
 from tests.cluster import many_nodes
 from tests.cluster.clocks import no_copies
 from tests.cluster.gated import ENV_ID, gate, gates_folder, open_all_gates

@@ -17,8 +17,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import require_manifest
-from pipeline.storage.store import LocalStore
 from tests.cluster.elastic import config
 from tests.cluster.gated import gate
 from tests.cluster.head import Head

@@ -18,8 +18,8 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.precision import native_precisions
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest, read_verified
-from pipeline.storage.store import LocalStore
 
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
 

@@ -16,7 +16,7 @@ from actors.placement import WORKERS_LABEL, Placement
 from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.cluster import many_nodes
 from tests.cluster.elastic import (
     BEFORE_EVOLVE,

@@ -26,8 +26,8 @@ from pipeline.config.identity import code_version
 from pipeline.config.presets import dump, load_config
 from pipeline.stages.table import STAGES
 from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore
 from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command

@@ -29,8 +29,8 @@ from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
-from pipeline.storage.store import LocalStore
 from tests.cluster.clocks import no_copies, silent_once_they_hang
 from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder, hung_folder
 from tests.counting import ACTION_SIZE

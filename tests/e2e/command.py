@@ -20,8 +20,9 @@ import psutil
 
 from pipeline.base.failpoints import VARIABLE, WORKER_VARIABLE
 from pipeline.config.presets import dump
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest, read_verified
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 from tests.counting import counting_config
 from tests.e2e.forked import ForkedProcess
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.base.failpoints import VARIABLE
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
-from pipeline.storage.store import LocalStore
 from tests.e2e import command
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.layout import foreign_keys
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.e2e import command
 
 # macOS, its resource forks on foreign disks, NFS, Windows, an editor, Dropbox, a person

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 from pipeline.base.failpoints import FAILPOINTS, VARIABLE
+from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.sessions import session_numbers
-from pipeline.storage.store import LocalStore
 from tests.e2e import command
 
 # Each names a place and which pass of it, counted from the start of that session: the comments say what that hits. A

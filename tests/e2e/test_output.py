@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest
-from pipeline.storage.store import LocalStore
 from tests.e2e import command
 
 

@@ -21,8 +21,8 @@ import pytest
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.machine import process_started
 from pipeline.storage import sealed, sessions
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore
 from tests.e2e import command
 from tests.storage.proxy import wait_until
 

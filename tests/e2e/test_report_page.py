@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.stages import report
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.browser import browser, resize
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 

@@ -15,8 +15,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from pipeline.storage.local import LocalStore
 from pipeline.storage.metrics import MetricsLog
-from pipeline.storage.store import LocalStore
 
 # Only ever reached by a TensorBoard that hangs.
 LIMIT_S = 240

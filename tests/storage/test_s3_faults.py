@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.storage import s3, sealed
-from pipeline.storage.fence import FencedStore
+from pipeline.storage.fence import fenced
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
 from tests.storage.proxy import (
@@ -326,8 +326,8 @@ def test_an_answer_without_a_date_is_no_age(store: S3Store, proxy: FaultProxy) -
 def test_a_driver_that_loses_its_lease_while_it_tries_again_does_not_get_through(
     proxy: FaultProxy, s3_store: S3Store, client: Any
 ) -> None:
-    fenced = FencedStore(s3_store, 1)
-    fenced.write("k", b"1")
+    held = fenced(s3_store, 1)
+    held.write("k", b"1")
 
     def succeeded(exchange: Exchange) -> None:
         key = f"{s3_store.prefix}/sessions/000002/begun.json"
@@ -336,5 +336,5 @@ def test_a_driver_that_loses_its_lease_while_it_tries_again_does_not_get_through
 
     proxy.fail(succeeded, only("DELETE", "/k"))
     with pytest.raises(LeaseError, match="has lost"):
-        fenced.delete("k")
+        held.delete("k")
     assert s3_store.read("k") == b"1"

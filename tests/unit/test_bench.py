@@ -18,7 +18,7 @@ from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.cli import bench as bench_command
 from pipeline.cli import main as cli
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 
 
 def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import check_environment, environment_class, make_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.stages import collect
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore
 from tests.counting import CountingEnv, counting_config
 
 TRACK = 4

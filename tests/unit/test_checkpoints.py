@@ -8,13 +8,13 @@ import pytest
 
 from pipeline.base.errors import DamagedDataError
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.fence import FencedStore
+from pipeline.storage.fence import fenced
 from pipeline.storage.store import Store
 
 
 def in_session(store: Store, session: int) -> Store:
     """The store as a session has it while the fence has not seen its successor: a pause at the worst moment."""
-    return FencedStore(store, session)
+    return fenced(store, session)
 
 
 def data_keys(store: Store, step: int) -> list[str]:

@@ -12,8 +12,8 @@ from pipeline.envs.registry import check_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest
-from pipeline.storage.store import LocalStore
 from tests.counting import counting_config
 
 ROOT = Path(__file__).parents[2]

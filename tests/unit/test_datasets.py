@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import read_episodes
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore
 from tests.made_run import make_config, put_data, put_evaluation
 
 README = Path(__file__).parents[2] / "README.md"

@@ -9,7 +9,7 @@ from pipeline.cli import describe
 from pipeline.data.artifacts import EVALUATION, EVOLUTION
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import record_key
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 
 
 def test_the_last_checkpoint_is_the_newest_of_all_stages(local_store: LocalStore) -> None:

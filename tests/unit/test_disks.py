@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
-from pipeline.storage import store as store_module
-from pipeline.storage.store import LocalStore, as_run_dir, open_store
+from pipeline.storage import local as local
+from pipeline.storage.local import LocalStore
+from pipeline.storage.run_dir import as_run_dir, open_store
+from pipeline.storage.store import TEMPORARY
 
 
 def failing(number: int) -> Any:
@@ -41,7 +43,7 @@ def test_a_key_is_created_once_without_links_too(without_links: LocalStore) -> N
     without_links.delete("a/k")
     without_links.create("a/k", b"third")
     assert without_links.read("a/k") == b"third"
-    assert without_links.leftovers() == []
+    assert without_links.list(TEMPORARY) == []
 
 
 def test_of_many_who_create_one_key_without_links_exactly_one_wins(without_links: LocalStore) -> None:
@@ -66,13 +68,13 @@ def die_with_a_claim(store: LocalStore, key: str) -> None:
         patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
         with pytest.raises(StorageError):
             store.create(key, b"never")
-    assert any(name.startswith("claim-") for name in store.leftovers())
+    assert any(name.startswith(".tmp/claim-") for name in store.list(TEMPORARY))
 
 
 def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
     without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_CLAIM_S", 0.2)
+    monkeypatch.setattr(local, "_CLAIM_S", 0.2)
     die_with_a_claim(without_links, "k")
     without_links.create("k", b"mine")
     assert without_links.read("k") == b"mine"
@@ -81,7 +83,7 @@ def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
 def test_of_many_who_wait_at_the_claim_of_a_dead_process_exactly_one_wins(
     without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_CLAIM_S", 0.5)
+    monkeypatch.setattr(local, "_CLAIM_S", 0.5)
     die_with_a_claim(without_links, "k")
     together = Barrier(8)
 

@@ -22,8 +22,9 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Pool, Worker
 from pipeline.rollouts.recording import record_episode
 from pipeline.stages import collect
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 from tests.counting import (
     CountingEnv,
     counting_config,

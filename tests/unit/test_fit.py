@@ -16,7 +16,8 @@ from pipeline.base.errors import ConfigError, DamagedDataError, TrainingError
 from pipeline.base.progress import Update
 from pipeline.base.seeding import derive
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Store
 from pipeline.training.loop import Fit, Schedule
 from tests.unit.test_blocks import RECORDS, Items, make_stream
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,11 +22,12 @@ import pytest
 from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.base.machine import machine_name, process_started, stop_grace_s
 from pipeline.storage import lease, sealed, sessions
-from pipeline.storage.fence import FencedStore
+from pipeline.storage.fence import fenced
 from pipeline.storage.lease import Lease
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.sessions import Owner, last_session
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 
 HERE = Owner(
     number=1,
@@ -95,15 +94,15 @@ def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> N
     put(store, dead, count=5)
     sessions.refuse_if_driven(store)
     began = time.monotonic()
-    with new_lease(store) as fenced:
-        assert fenced.session == 2
+    with new_lease(store) as held:
+        assert held.session == 2
     assert time.monotonic() - began < 600, "it did not wait for the expiry"
 
 
 def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(store: Store) -> None:
     put(store, replace(HERE, process_started=HERE.process_started - 1000, expiry_s=3600.0), count=1)
-    with new_lease(store) as fenced:
-        assert fenced.session == 2
+    with new_lease(store) as held:
+        assert held.session == 2
 
 
 @pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
@@ -112,8 +111,8 @@ def test_a_silent_driver_elsewhere_is_succeeded_after_its_expiry(store: Store, h
     sessions.refuse_if_driven(store)  # it may be dead: that takes waiting to find out
     session = last_session(store)
     assert session is not None and not session.over
-    with new_lease(store) as fenced:
-        assert fenced.session == 2
+    with new_lease(store) as held:
+        assert held.session == 2
     assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
 
 
@@ -131,14 +130,14 @@ def test_the_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> 
     put(store, replace(ELSEWHERE, began=time.time() + skew_s), count=5, time=time.time() + skew_s)
     session = last_session(store)
     assert session is not None and session.age_s < 2.5 and not session.over
-    with new_lease(store) as fenced:
-        assert fenced.session == 2
+    with new_lease(store) as held:
+        assert held.session == 2
 
 
 def test_a_session_that_ended_is_succeeded_at_once_wherever_it_was(store: Store) -> None:
     put(store, replace(ELSEWHERE, expiry_s=3600.0), count=5, ended="complete")
-    with new_lease(store) as fenced:
-        assert fenced.session == 2
+    with new_lease(store) as held:
+        assert held.session == 2
 
 
 def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
@@ -166,7 +165,7 @@ def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
 
 
 def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> None:
-    first = FencedStore(store, 1)
+    first = fenced(store, 1)
     put(store, HERE, count=1)
     commit(first, "stage", "one.bin", b"one")
     before = {key: store.read(key) for key in store.list()}
@@ -177,7 +176,7 @@ def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> No
         lambda: first.write("config.yaml", b""),
         lambda: first.grow("stage/metrics.jsonl", b"row", 0),
         lambda: first.delete("stage/records/one.bin.json"),
-        lambda: first.remove_leftover("tmpabc"),
+        lambda: first.delete(".tmp/tmpabc"),
     )
     for seal in seals:
         with pytest.raises(LeaseError, match=r"lost .* to `run` on far-away, pid 7"):
@@ -191,8 +190,8 @@ def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> No
 def test_what_is_committed_carries_the_epoch(store: Store) -> None:
     with new_lease(store):
         pass
-    with new_lease(store) as fenced:
-        assert commit(fenced, "stage", "one.bin", b"one").session == 2
+    with new_lease(store) as held:
+        assert commit(held, "stage", "one.bin", b"one").session == 2
     assert read_records(store, "stage")["one.bin"].session == 2
 
 
@@ -281,27 +280,21 @@ class Retrying(LocalStore):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.check: Callable[[], None] = lambda: None
         self.trying = threading.Event()
-
-    def guarded(self, check: Callable[[], None]) -> LocalStore:
-        guarded = copy.copy(self)
-        guarded.check = check
-        return guarded
 
     def write(self, key: str, data: bytes) -> None:
         beat = json.loads(data)
         while key.endswith("heartbeat.json") and beat["count"] > 1 and beat["ended"] is None:
             self.trying.set()
-            self.check()
+            self.require_allowed()
             time.sleep(0.01)
         super().write(key, data)
 
 
 def test_a_heartbeat_under_way_does_not_use_up_the_time_of_the_last_one(tmp_path: Path) -> None:
     store = Retrying(tmp_path)
-    with new_lease(store, heartbeat_s=100.0, expiry_s=600.0) as fenced:
-        assert fenced.session == 1
+    with new_lease(store, heartbeat_s=100.0, expiry_s=600.0) as held:
+        assert held.session == 1
     assert sessions.read_session(store, 1).ended == "complete"
     with new_lease(store, heartbeat_s=0.01, expiry_s=600.0):
         store.trying.wait(600)  # each of these is late at once, and dropped

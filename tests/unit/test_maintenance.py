@@ -16,10 +16,11 @@ from pipeline.storage import maintenance, sealed
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.lease import Lease
+from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run, copy_run, find_garbage, remove_garbage
 from pipeline.storage.manifest import commit, read_manifest, read_records, seal
 from pipeline.storage.sessions import last_session
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 from tests.made_run import make_config, put_data, put_evaluation
 from tests.unit.test_lease import ELSEWHERE, HERE, put
 
@@ -172,7 +173,7 @@ def test_what_killed_writers_left_is_removed(local_store: LocalStore) -> None:
     local_store.write(CONFIG, b"{}")
     (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
     garbage = find_garbage(local_store, keep(2))
-    assert garbage.leftovers == ["tmpabc"]
+    assert garbage.leftovers == [".tmp/tmpabc"]
     remove_garbage(local_store, garbage)
     assert list((local_store.root / ".tmp").iterdir()) == []
 

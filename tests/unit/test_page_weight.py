@@ -15,7 +15,7 @@ from pipeline.rollouts.loop import RolloutJob
 from pipeline.rollouts.policies import make_policy
 from pipeline.rollouts.recording import record_episode
 from pipeline.stages import report
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 
 

@@ -28,7 +28,7 @@ from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import CONFIG
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 PAPER = load_config("paper", [])

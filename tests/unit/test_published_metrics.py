@@ -14,8 +14,8 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.layout import manifest_key
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import newest, read_records, require_manifest
-from pipeline.storage.store import LocalStore
 from tests.counting import counting_config
 
 # Prefix to stage, of those that drive an environment.

@@ -18,7 +18,7 @@ from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.run import run_stages
 from pipeline.stages import evolve
 from pipeline.stages.table import STAGES
-from pipeline.storage.store import LocalStore
+from pipeline.storage.local import LocalStore
 from tests.counting import counting_config
 
 CANDIDATES = np.zeros((3, 4))

@@ -29,8 +29,9 @@ from pipeline.models.vae import output_to_frames
 from pipeline.reporting import findings
 from pipeline.reporting.dream_film import film_dream
 from pipeline.stages import report, train_mdnrnn
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 from pipeline.training.blocks import held_out_episodes
 from tests.made_run import (
     PER_SHARD,

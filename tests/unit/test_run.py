@@ -16,8 +16,8 @@ from pipeline.planning import preflight
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES, stage_named
 from pipeline.storage.layout import manifest_key
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import commit, read_records
-from pipeline.storage.store import LocalStore
 from pipeline.training.hardware import check_devices, resolve_device
 from tests.counting import counting_config
 

@@ -26,8 +26,9 @@ from pipeline.data.shards import (
     read_frames,
     read_latents,
 )
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Record, commit, read_records
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 
 LENGTHS = [7, 1, 12]
 

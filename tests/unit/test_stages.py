@@ -30,8 +30,9 @@ from pipeline.stages.description import describe_controller, describe_mdnrnn, de
 from pipeline.stages.evaluate import summarise
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Manifest, Record, commit, read_records, read_verified, require_manifest, seal
-from pipeline.storage.store import LocalStore, Store
+from pipeline.storage.store import Store
 from tests.counting import counting_config, episode_length
 
 

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
-from pipeline.storage.store import LocalStore, Store, open_store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.run_dir import open_store
+from pipeline.storage.store import TEMPORARY, Store
 
 # ---- every store
 
@@ -91,13 +93,12 @@ def test_the_age_of_an_object_is_that_of_its_last_write(store: Store) -> None:
 
 
 def test_writers_that_were_not_killed_leave_nothing_behind(store: Store) -> None:
-    assert store.leftovers() == []
+    assert store.list(TEMPORARY) == []
     store.write("k", b"1")
     store.create("k2", b"2")
     with pytest.raises(AlreadyExistsError):
         store.create("k", b"3")
-    assert store.leftovers() == []
-    store.remove_leftover("never-was")
+    assert store.list(TEMPORARY) == []
     assert store.list() == ["k", "k2"]
 
 

@@ -13,8 +13,8 @@ import pytest
 from pipeline.base.errors import DamagedDataError
 from pipeline.data import streaming
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Record, commit
-from pipeline.storage.store import LocalStore
 
 NUM_OBJECTS = 3 * READ_AHEAD
 

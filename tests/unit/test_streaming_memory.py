@@ -22,7 +22,8 @@ from pipeline.data.frames import FRAME_SIZE
 from pipeline.data.shards import episodes_to_bytes
 from pipeline.stages import collect, train_vae
 from pipeline.storage.manifest import Manifest, commit, read_records, seal
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.run_dir import open_store
+from pipeline.storage.store import Store
 from tests.counting import counting_config
 
 STATUS = Path("/proc/self/status")

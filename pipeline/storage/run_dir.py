@@ -1,0 +1,74 @@
+"""The run directory as a user names it: a path, or the URL of a prefix in a bucket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.base.errors import ConfigError
+from pipeline.storage.local import LocalStore
+from pipeline.storage.s3 import S3Store
+from pipeline.storage.store import Store
+
+_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "hdfs", "file", "http", "https", "hf"})
+
+
+def as_run_dir(text: str) -> str:
+    """Run directory from user input, with ``~`` expanded.
+
+    Args:
+        text: Path or URL.
+
+    Raises:
+        ConfigError: The text resembles a URL but is not valid, or names an unknown home directory.
+    """
+    scheme, colon, rest = text.partition(":")
+    if "://" in text:
+        return text
+    if colon and (rest.startswith("/") or scheme.lower() in _SCHEMES) and len(scheme) > 1 and scheme.isalnum():
+        url = f"{scheme.lower()}://{rest.lstrip('/')}"
+        raise ConfigError(
+            f"{text} looks like a URL but is not valid. Did you mean {url}? For a folder of that name use ./{text}"
+        )
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no such home directory; for a folder of that name use ./{text}") from error
+
+
+def open_store(run_dir: str) -> Store:
+    """Open the store of a run directory.
+
+    Args:
+        run_dir: Path, or ``s3://bucket/prefix``.
+
+    Raises:
+        ConfigError: The URL is invalid, its scheme is not supported, or the path is a file.
+    """
+    scheme, separator, _ = run_dir.partition("://")
+    if scheme == "s3" and separator:
+        return S3Store(run_dir)
+    if separator:
+        raise ConfigError(
+            f"--run-dir {run_dir}: {scheme}:// is not supported; use a path to a local folder or s3://bucket/prefix"
+        )
+    if Path(run_dir).exists() and not Path(run_dir).is_dir():
+        raise ConfigError(f"{run_dir} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
+    return LocalStore(run_dir)
+
+
+def check_lasting(run_dir: str) -> None:
+    """Refuse a run directory inside a job's copy of the sources, which is deleted after the job.
+
+    Args:
+        run_dir: Path, or ``s3://bucket/prefix``.
+
+    Raises:
+        ConfigError: The run directory is a relative path.
+    """
+    if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
+        raise ConfigError(
+            f"--run-dir {run_dir}: on a cluster this must be s3://bucket/prefix, or the absolute path of a folder that "
+            "all nodes share: a relative path is lost with the job's copy of the sources"
+        )
