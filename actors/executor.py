@@ -7,25 +7,25 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError
 
 from actors.connection import connect
+from actors.failures import Failure, FailureKind, classify, hung
 from actors.identity import WorkerIdentity
-from actors.listening import LISTEN_S, WORKER_LOST_ERRORS, silence_message
+from actors.listening import LISTEN_S
 from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.task import Silent, TaskTry
 from actors.telemetry import Telemetry
-from actors.worker import as_fatal_error
 from pipeline.base.errors import ConfigError, EpisodeError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import RunConfig
-from pipeline.execution.jobs import cause_message, gave_up_message
+from pipeline.execution.jobs import gave_up
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,6 @@ class RayExecutor:
         causes: set[str] = set()
         while True:
             attempt = TaskTry(task, arguments, resources=resources, check=check, timeout_s=timeout_s)
-            what, cause = "it ended without a result", cast(BaseException | None, None)
             try:
                 for kind, value in attempt.messages():
                     if kind == "result":
@@ -95,55 +94,57 @@ class RayExecutor:
                         on_update(value)
                     elif not self._local and (worker := attempt.worker) is not None:
                         worker.warn_if_starved(driver)
-            except RayTaskError as error:
-                fatal = as_fatal_error(error)
-                if fatal is not None:
-                    raise fatal from error
-                what, cause = cause_message(error.cause), error.cause
-                if not isinstance(cause, EpisodeError):
-                    raise JobError(f"{attempt.name} failed: {cause!r}; {attempt.where()}") from error
-            except WORKER_LOST_ERRORS as error:
-                if self._is_of_a_lost_node(error, attempt):
-                    nodes_lost += 1
-                    if attempt.worker is not None:  # else it was sent to a node whose loss Ray had not noticed yet
-                        self._telemetry.lost_worker(preempted=True)
-                    if nodes_lost == _MAX_LOST_NODES:
-                        raise JobError(
-                            f"{attempt.name} was lost with its node {nodes_lost} times. Check whether this task is "
-                            f"killing the nodes, for example by running out of memory. {attempt.where()}. Completed "
-                            "work is saved; the same command resumes."
-                        ) from error
-                    logger.warning("%s: node lost; restarting (not counted as an attempt): %s", attempt.name, error)
-                    self._telemetry.retried(1)
-                    attempt.forget()
-                    time.sleep(LISTEN_S)
-                    continue
-                what, cause = f"its worker died: {error}", error
+                failure = Failure(FailureKind.WORKER_LOST, "it ended without a result", None)
             except RayError as error:
-                raise JobError(
-                    f"{attempt.name} failed on Ray: {error}; {attempt.where()}. Completed work is saved; the same "
-                    "command resumes."
-                ) from error
+                failure = classify(error)
             except Silent:
-                what = silence_message(timeout_s)
-                if not attempt.end():
-                    raise JobError(
-                        f"{attempt.name} gave no sign of life for {timeout_s:g} s, and its process cannot be ended. A "
-                        f"second process would write the same files. {attempt.where()}. End the process, then run the "
-                        "same command again to resume. Completed work is saved."
-                    ) from None
+                failure = hung(timeout_s)
+                self._require_end(attempt, timeout_s)
             except BaseException:
                 # Refused or interrupted: the task must not continue to write without its driver.
                 attempt.cancel()
                 raise
-            what = f"{what}; {attempt.where()}"
+            if failure.kind is FailureKind.FATAL and failure.cause is not None:
+                raise failure.cause
+            what = f"{failure.what}; {attempt.where()}"
+            if failure.kind is FailureKind.WORKER_LOST and self._is_of_a_lost_node(failure, attempt):
+                nodes_lost += 1
+                if attempt.worker is not None:  # else it was sent to a node whose loss Ray had not noticed yet
+                    self._telemetry.lost_worker(preempted=True)
+                if nodes_lost == _MAX_LOST_NODES:
+                    raise JobError(
+                        f"{attempt.name} was lost with its node {nodes_lost} times. Check whether this task is "
+                        f"killing the nodes, for example by running out of memory. {attempt.where()}",
+                        resume_after="",
+                    ) from failure.cause
+                logger.warning("%s: node lost; restarting (not counted as an attempt): %s", attempt.name, what)
+                self._telemetry.retried(1)
+                attempt.forget()
+                time.sleep(LISTEN_S)
+                continue
+            by_environment = isinstance(failure.cause, EpisodeError)
+            if failure.kind is FailureKind.OTHER or (failure.kind is FailureKind.RAISED and not by_environment):
+                raise JobError(f"{attempt.name}: {what}", resume_after="") from failure.cause
             attempt.forget()
             tries += 1
-            causes.add(repr(cause) if isinstance(cause, EpisodeError) else what)
+            causes.add(repr(failure.cause) if by_environment else what)
             if tries == max_attempts:
-                raise JobError(f"{attempt.name} {gave_up_message(tries, what, causes)}") from cause
+                raise gave_up(attempt.name, tries, what, causes) from failure.cause
             logger.warning("%s, try %d of %d: %s", attempt.name, tries, max_attempts, what)
             self._telemetry.retried(1)
+
+    def _require_end(self, attempt: TaskTry, timeout_s: float) -> None:
+        """End the process of a task that hangs.
+
+        Raises:
+            JobError: The process cannot be ended.
+        """
+        if not attempt.end():
+            raise JobError(
+                f"{attempt.name} gave no sign of life for {timeout_s:g} s, and its process cannot be ended. A "
+                f"second process would write the same files. {attempt.where()}",
+                resume_after="end the process",
+            )
 
     @contextmanager
     def pool(
@@ -169,11 +170,11 @@ class RayExecutor:
         """See ``pipeline.execution.protocol.Executor.publish``."""
         self._telemetry.publish(stage, metrics)
 
-    def _is_of_a_lost_node(self, error: Exception, lost: TaskTry) -> bool:
+    def _is_of_a_lost_node(self, failure: Failure, lost: TaskTry) -> bool:
         """Whether a task was lost because its node was."""
-        if isinstance(error, NodeDiedError):
+        if isinstance(failure.cause, NodeDiedError):
             return True
-        return not (self._local or isinstance(error, OutOfMemoryError)) and lost.lost_its_node()
+        return not (self._local or isinstance(failure.cause, OutOfMemoryError | None)) and lost.lost_its_node()
 
     def close(self) -> None:
         """Leave the cluster if this executor joined it; stop a local Ray if this executor started it."""

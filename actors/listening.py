@@ -1,4 +1,4 @@
-"""Waiting for answers of actors and tasks, and the errors by which their loss shows."""
+"""Waiting for answers of actors and tasks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
-
-# Errors that Ray raises for a lost worker. Out of memory has its own class, also for actors.
-WORKER_LOST_ERRORS = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
+from ray.exceptions import RayError
 
 LISTEN_S = 1.0
 SAY_EVERY_S = 60.0  # interval of the warnings while something is waited for
@@ -80,16 +77,3 @@ def batching_delay_s(workers: int, timeout_s: float) -> float:
 def has_answer(waitable: Any) -> bool:
     """Whether an answer is ready now."""
     return bool(ray.wait([waitable], timeout=0, fetch_local=False)[0])
-
-
-def silence_message(timeout_s: float) -> str:
-    """Message about a hung worker."""
-    return (
-        f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
-        "(execution.timeout_s: raise it if a job takes longer)"
-    )
-
-
-def first_line(error: RayError) -> str:
-    """First line of a Ray error; hints and logs follow it."""
-    return str(error).strip().splitlines()[0]

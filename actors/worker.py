@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from actors.identity import WorkerIdentity
 from actors.mailbox import Mailbox
@@ -186,9 +185,3 @@ def _traceback_logged() -> Iterator[None]:
         if isinstance(error, JobError) or not isinstance(error, WorldModelsError):
             logger.exception("this worker raised an error")
         raise
-
-
-def as_fatal_error(error: RayTaskError) -> WorldModelsError | None:
-    """The project error that a worker raised, if it must not be retried; else None."""
-    cause = error.cause
-    return cause if isinstance(cause, WorldModelsError) and not isinstance(cause, JobError) else None

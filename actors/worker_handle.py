@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Hashable, Sequence
+from enum import Enum
 from itertools import islice
 from typing import Any
 from uuid import uuid4
 
+import ray
+
+from actors.failures import Failure
 from actors.identity import WorkerIdentity, session_logs
 from actors.placement import Place
 from actors.worker import WorkerActor
 from pipeline.execution.protocol import Worker
+
+
+class WorkerState(Enum):
+    """State of a worker, as its driver sees it."""
+
+    REQUESTED = "its actor is created, and may wait for a node"
+    BUILDING = "its process is up and builds the worker"
+    READY = "it receives jobs and returns results"
+    SLOW = "it was silent for long: its jobs also run elsewhere, until it answers"
+    DRAINING = "its node is going away or is not for workers: it gets no new jobs"
+    UNREACHABLE = "its connection failed: did the worker die, or its node?"
+    REMOVED = "its actor is killed"
 
 
 class WorkerHandle:
@@ -28,15 +44,15 @@ class WorkerHandle:
     Attributes:
         actor: Ray's actor handle.
         identity: Identity of the worker's process; None until the process is up.
-        ready: Whether the worker is built.
+        state: State of the worker.
+        built: Whether the worker was built, in whatever state it is now.
         waiting_for: Reference of the next answer; None if nothing was requested.
         jobs: Jobs that were dispatched to the worker and have no result from it, by ID, in the order of their start.
         heard_at: Pool clock at the last answer, or when the worker last had nothing to answer.
-        draining: Whether the worker gets no new jobs, because its node is going away or is not for workers.
-        slow: Whether the worker has been silent for long, so that its jobs were also dispatched to others.
+        copied: Whether the worker's jobs were also dispatched to others, because it has been silent for long.
         on_head: Whether the worker is on the head because there is no other node.
         exclusive: Whether the worker has a job that must be its only one.
-        connection_error: Connection error under investigation: did the worker die, or its node? None if reachable.
+        connection_failure: Failure of the connection; None in other states than ``UNREACHABLE``.
         begun_when_lost: IDs of the jobs that the worker had begun when its connection failed.
     """
 
@@ -46,13 +62,13 @@ class WorkerHandle:
         # Ray names tasks after the actor's label only once the worker reports it.
         self._exchange = self.actor.exchange.options(name=f"{label}.run")
         self.identity: WorkerIdentity | None = None
-        self.ready = False
+        self.state = WorkerState.REQUESTED
+        self.built = self.copied = self.exclusive = False
         self.waiting_for: Any = self.actor.identity.remote()
         self.jobs: dict[Hashable, Any] = {}
         self.heard_at = 0.0
-        self.draining = self.slow = self.exclusive = False
         self.on_head = place.on_head
-        self.connection_error: BaseException | None = None
+        self.connection_failure: Failure | None = None
         self.begun_when_lost: list[Hashable] = []
         self._jobs_at_once = jobs_at_once
         self._failures = 0
@@ -66,24 +82,58 @@ class WorkerHandle:
     @property
     def takes_jobs(self) -> bool:
         """Whether jobs can be dispatched to the worker."""
-        return self.ready and not (self.draining or self.slow or self.exclusive)
+        return self.state is WorkerState.READY and not self.exclusive
 
     @property
     def unreachable(self) -> bool:
         """Whether the connection to the worker failed."""
-        return self.connection_error is not None
+        return self.state is WorkerState.UNREACHABLE
+
+    @property
+    def staying(self) -> bool:
+        """Whether the worker is, or may become, one that receives jobs."""
+        return self.state not in (WorkerState.DRAINING, WorkerState.UNREACHABLE, WorkerState.REMOVED)
 
     def build(self, factory: Callable[..., Worker], arguments: Any) -> None:
-        """Have the actor build its worker."""
+        """Have the actor build its worker: REQUESTED to BUILDING."""
+        self.state = WorkerState.BUILDING
         self.waiting_for = self.actor.build.remote(factory, arguments)
 
-    def mark_unreachable(self, error: BaseException) -> None:
-        """Note a failed connection, and ping the worker.
+    def mark_built(self) -> None:
+        """Note that the worker is built: BUILDING to READY; a draining worker stays DRAINING."""
+        self.built = True
+        if self.state is WorkerState.BUILDING:
+            self.state = WorkerState.READY
+
+    def mark_slow(self) -> None:
+        """Note that the worker's jobs are also dispatched to others: READY to SLOW; others keep their state."""
+        self.copied = True
+        if self.state is WorkerState.READY:
+            self.state = WorkerState.SLOW
+
+    def mark_answered(self) -> None:
+        """Note results: SLOW to READY; others keep their state."""
+        self.copied = False
+        if self.state is WorkerState.SLOW:
+            self.state = WorkerState.READY
+
+    def drain(self) -> None:
+        """Give the worker no more jobs: any state that stays to DRAINING."""
+        self.state = WorkerState.DRAINING
+
+    def kill(self) -> None:
+        """Kill the actor: any state to REMOVED."""
+        self.state = WorkerState.REMOVED
+        ray.kill(self.actor)
+
+    def mark_unreachable(self, failure: Failure) -> None:
+        """Note a failed connection, and ping the worker: any state to UNREACHABLE.
 
         Ray will know in a moment whether the process has ended, and in some seconds whether its node was lost. It
         reports that as the answer to any call.
         """
-        self.connection_error, self.begun_when_lost, self.draining = error, self.begun(), True
+        self.state = WorkerState.UNREACHABLE
+        self.connection_failure, self.begun_when_lost = failure, self.begun()
         self.ping()
 
     def ping(self) -> None:
@@ -117,6 +167,7 @@ class WorkerHandle:
     def clear_jobs(self) -> None:
         """Forget all jobs and messages of a worker that raised: it has dropped them."""
         self.jobs, self.waiting_for, self.exclusive = {}, None, False
+        self.mark_answered()
         self._failures += 1
 
     def begun(self) -> list[Hashable]:
@@ -146,3 +197,17 @@ class WorkerHandle:
         if self.identity is None:
             return f"the worker's log is under {session_logs()}"
         return self.identity.log_location()
+
+
+class WorkerFailed(Exception):
+    """A call to a worker of a pool failed.
+
+    Attributes:
+        worker: Worker that was called.
+        failure: Failure.
+    """
+
+    def __init__(self, worker: WorkerHandle, failure: Failure) -> None:
+        super().__init__(f"{failure.what}; {worker.where()}")
+        self.worker = worker
+        self.failure = failure

@@ -6,9 +6,22 @@ from collections.abc import Hashable
 
 
 class WorldModelsError(Exception):
-    """An error that a user can act on: the message says what, where, what was expected and what to do next."""
+    """An error that a user can act on: the message says what, where, what was expected and what to do next.
+
+    Args:
+        message: Message without the hint how to resume.
+        resume_after: Imperative clause: what to do before the same command resumes, or "" for nothing. The hint is
+            added to the message. None: no hint.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, resume_after: str | None = None) -> None:
+        if resume_after is not None:
+            first = f"{resume_after}, then " if resume_after else ""
+            stop = "" if message.endswith("?") else "."
+            message = f"{message}{stop} Completed work is saved: {first}run the same command again to resume."
+        super().__init__(message)
 
 
 class ConfigError(WorldModelsError):

@@ -131,8 +131,8 @@ def run_episodes(
         if require_finite and not math.isfinite(result.episode_return):
             raise JobError(
                 f"the return of {job.name} is {result.episode_return} after {result.steps} steps, twice: the "
-                "environment or the controller produces non-finite numbers, and no score is substituted. Completed "
-                "work is saved: fix the cause and run the same command again."
+                "environment or the controller produces non-finite numbers, and no score is substituted",
+                resume_after="fix the cause",
             )
         results[job.id] = result
         on_result(job, result)
@@ -185,8 +185,8 @@ def _min_finite(returns: Iterable[float]) -> float:
     finite = list(filter(math.isfinite, returns))
     if not finite:
         raise JobError(
-            "no return is finite: the environment or the controllers produce non-finite numbers. Completed work is "
-            "saved: fix the cause and run the same command again."
+            "no return is finite: the environment or the controllers produce non-finite numbers",
+            resume_after="fix the cause",
         )
     return min(finite)
 

@@ -107,8 +107,8 @@ class Search:
             search._es = pickle.loads(data)
         except Exception as error:  # a pickle of other versions can fail in any way
             raise DamagedDataError(
-                f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}. Install the "
-                "versions that the run was started with (listed in RUN_DIR/sessions/000001/begun.json) and run the "
-                "same command again."
+                f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}",
+                resume_after="install the versions that the run was started with (listed in "
+                "RUN_DIR/sessions/000001/begun.json)",
             ) from error
         return search

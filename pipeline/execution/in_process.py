@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
-from pipeline.execution.jobs import JobQueue, cause_message, gave_up_message
+from pipeline.execution.jobs import MapJobs, cause_message, gave_up
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class InProcessExecutor:
             except EpisodeError as error:
                 causes.add(repr(error))
                 if tries == self._max_attempts:
-                    raise JobError(f"{task.__name__} {gave_up_message(tries, cause_message(error), causes)}") from error
+                    raise gave_up(task.__name__, tries, cause_message(error), causes) from error
                 logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_message(error))
         raise AssertionError("max_attempts is at least 1")
 
@@ -94,15 +94,16 @@ class _InProcessPool:
         self._max_attempts = max_attempts
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        queue = JobQueue(jobs, self._max_attempts)
+        map_jobs = MapJobs(jobs, self._max_attempts)
         shown: set[str] = set()
-        while queue:
-            left = {job.id: job for job in queue.take(len(queue))}
+        while map_jobs:
+            left = {job.id: job for job in map_jobs.take(map_jobs.num_waiting)}
             waiting = iter([*left.values()])
             try:
                 with num_threads(1):
                     for job_id, result in self._worker.run(waiting):
                         del left[job_id]
+                        map_jobs.finish(job_id)
                         yield job_id, result
             except Exception as error:
                 if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
@@ -116,9 +117,9 @@ class _InProcessPool:
                     begun = [error.job_id]
                 else:
                     self._worker = self._make_worker()  # the state of the old one is unknown
-                queue.failed(begun, cause_message(error), error)
+                map_jobs.failed(begun, cause_message(error), error)
                 self.retries += len(begun)
-                queue.requeue([*left.values()])
+                map_jobs.requeue(left.values())
             else:
                 if left:
                     raise JobError(f"a worker ended without results for {list(left)}")

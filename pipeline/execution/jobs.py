@@ -1,4 +1,4 @@
-"""Jobs of one map: the queue, the count of failures, and the size of a worker's next batch."""
+"""Jobs of one map: the queue, the results that are missing, the failures, and the size of a worker's next batch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.execution.protocol import Job
 logger = logging.getLogger(__name__)
 
 
-class JobQueue:
-    """Queued jobs of one ``Pool.map``, and the number of failures of each job.
+class MapJobs:
+    """Jobs of one ``Pool.map``: the ones that wait for a worker, the ones without a result, and their failures.
 
     Args:
         jobs: Jobs in the order of their dispatch.
@@ -23,6 +23,7 @@ class JobQueue:
 
     def __init__(self, jobs: Iterable[Any], max_attempts: int) -> None:
         self._waiting = deque(jobs)
+        self._unfinished = {job.id for job in self._waiting}
         self._max_attempts = max_attempts
         self._failures: Counter[Hashable] = Counter()
         self._causes: defaultdict[Hashable, set[str]] = defaultdict(set)
@@ -30,7 +31,21 @@ class JobQueue:
         self._exclusive: set[Hashable] = set()
 
     def __len__(self) -> int:
+        """Number of jobs without a result."""
+        return len(self._unfinished)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of jobs that wait for a worker."""
         return len(self._waiting)
+
+    def __contains__(self, job_id: Hashable) -> bool:
+        """Whether a job of this map has no result yet."""
+        return job_id in self._unfinished
+
+    def unfinished(self, jobs: Iterable[Any]) -> list[Any]:
+        """The given jobs that have no result yet."""
+        return [job for job in jobs if job.id in self._unfinished]
 
     def take(self, count: int, *, has_others: bool = False) -> list[Any]:
         """Take the next jobs from the queue.
@@ -74,31 +89,45 @@ class JobQueue:
         tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
             causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
-            raise JobError(f"{_name(begun)} {gave_up_message(tries, what, causes)}") from cause
+            raise gave_up(_name(begun), tries, what, causes) from cause
         if begun:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
-    def requeue(self, jobs: Sequence[Any], *, alone: bool = False) -> None:
-        """Put jobs without a result at the front of the queue.
+    def requeue(self, jobs: Iterable[Any], *, alone: bool = False) -> list[Any]:
+        """Put jobs at the front of the queue.
 
         Args:
-            jobs: Jobs in the order of their dispatch.
+            jobs: Jobs in the order of their dispatch. The ones that have a result, or are of an earlier map, are left
+                out.
             alone: Whether each job goes alone from now on, because any of them may kill its worker.
+
+        Returns:
+            Requeued jobs.
         """
+        jobs = self.unfinished(jobs)
         self._waiting.extendleft(reversed(jobs))
         self._requeued.update(job.id for job in jobs)
         if alone:
             self._exclusive.update(job.id for job in jobs)
+        return jobs
 
-    def ids(self) -> set[Hashable]:
-        """IDs of the queued jobs."""
+    def waiting_ids(self) -> set[Hashable]:
+        """IDs of the jobs that wait for a worker."""
         return {job.id for job in self._waiting}
 
-    def done(self, job_id: Hashable) -> None:
-        """Note that a job has a result, and remove it from the queue if it was requeued."""
+    def finish(self, job_id: Hashable) -> bool:
+        """Note that a job has a result, and remove it from the queue if it was requeued.
+
+        Returns:
+            Whether the result is the first one of the job, and the job is of this map.
+        """
+        if job_id not in self._unfinished:
+            return False
+        self._unfinished.remove(job_id)
         if job_id in self._requeued:
             self._requeued.remove(job_id)
             self._waiting = deque(job for job in self._waiting if job.id != job_id)
+        return True
 
     @property
     def has_failures(self) -> bool:
@@ -151,22 +180,20 @@ def _name(ids: Sequence[Hashable]) -> str:
     return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
 
 
-def gave_up_message(tries: int, what: str, causes: Collection[str]) -> str:
-    """End of the message about a job or a task that is abandoned.
+def gave_up(name: str, tries: int, what: str, causes: Collection[str]) -> JobError:
+    """Error about a job or a task that is abandoned.
 
     Args:
+        name: Name of the job or the task.
         tries: Number of attempts.
         what: Description of the last failure.
         causes: Distinct errors of the attempts. If there is only one, another attempt would fail in the same way.
     """
+    message = f"{name} was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}"
     if tries > 1 and len(causes) == 1:
-        kept = (
-            "It failed in the same way each time and would fail again: fix the cause first. Completed work is saved; "
-            "the same command then resumes."
-        )
-    else:
-        kept = "Completed work is saved: run the same command again to resume."
-    return f"was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}. {kept}"
+        message += ". It failed in the same way each time and would fail again"
+        return JobError(message, resume_after="fix the cause")
+    return JobError(message, resume_after="")
 
 
 def cause_message(error: BaseException) -> str:

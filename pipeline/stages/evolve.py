@@ -149,7 +149,8 @@ def _evolve(
                 raise SessionEnded(
                     f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {best}. "
-                    "The run is not complete: run the same command again to resume."
+                    "The run is not complete",
+                    resume_after="",
                 )
 
 

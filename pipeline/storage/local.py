@@ -66,38 +66,42 @@ class LocalStore(Guarded):
     def _create_without_links(self, key: str, temporary: Path, target: Path) -> None:
         """Rename onto a free name, for file systems without hard links: exFAT, network folders, Colab's Drive.
 
-        Only the process that created the claim file of a key may rename. A claim whose process has died is renamed
-        away, which succeeds for one waiting process. A process that pauses for longer than ``_CLAIM_S`` may find its
-        claim gone, and then gives up.
+        Only the process that created the newest claim file of a key may rename.
         """
-        claims = self.root / TEMPORARY
-        claim = claims / f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        mine = uuid4().hex.encode()
+        stem = f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}-"
+        while True:
+            mine = self._claim(stem)
+            try:
+                if target.exists():
+                    raise AlreadyExistsError(f"{target} exists already")
+                if self._claims(stem)[-1:] == [mine]:  # else this process was paused for too long
+                    temporary.replace(target)
+                    return
+            finally:
+                for claim in self._claims(stem):
+                    if claim <= mine:
+                        claim.unlink(missing_ok=True)
+
+    def _claim(self, stem: str) -> Path:
+        """Wait until no live process has a claim, and create one. The claim of a dead process is superseded."""
         seen: bytes | None = None
         since = 0.0
         while True:
-            try:
-                with claim.open("xb") as file:
-                    file.write(mine)
-                break
-            except FileExistsError:
-                with contextlib.suppress(FileNotFoundError):
-                    there = claim.read_bytes()
-                    if there != seen:
-                        seen, since = there, time.monotonic()
-                    elif time.monotonic() - since > _CLAIM_S:
-                        claim.rename(claims / f"{claim.name}-of-{uuid4().hex}")
+            present = self._claims(stem)
+            with contextlib.suppress(FileNotFoundError):  # removed in the meantime
+                newest = present[-1].read_bytes() if present else None
+                if newest != seen:
+                    seen, since = newest, time.monotonic()
+                if newest is None or time.monotonic() - since > _CLAIM_S:
+                    number = int(present[-1].name.removeprefix(stem)) + 1 if present else 0
+                    mine = self.root / TEMPORARY / f"{stem}{number:06d}"
+                    with contextlib.suppress(FileExistsError), mine.open("xb") as file:  # another process was faster
+                        file.write(uuid4().bytes)
+                        return mine
             time.sleep(0.01)
-        try:
-            if target.exists():
-                raise AlreadyExistsError(f"{target} exists already")
-            if claim.read_bytes() != mine:
-                raise OSError(errno.ESTALE, "this process was paused for too long")
-            temporary.replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                if claim.read_bytes() == mine:
-                    claim.unlink()
+
+    def _claims(self, stem: str) -> list[Path]:
+        return sorted((self.root / TEMPORARY).glob(f"{stem}*"))
 
     def grow(self, key: str, data: bytes, present: int) -> None:
         """See ``Store.grow``."""
@@ -220,7 +224,4 @@ _ADVICE = {
 
 def _write_error(path: Path, error: OSError) -> StorageError:
     advice = _ADVICE.get(error.errno or 0, f"fix the cause or {_ELSEWHERE}")
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}. Completed work is saved; {advice}, then "
-        "run the same command again."
-    )
+    return StorageError(f"cannot write {path}: {error.strerror or error}", resume_after=advice)

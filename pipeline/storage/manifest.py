@@ -235,8 +235,8 @@ def require_records(store: Store, prefix: str, names: Collection[str]) -> None:
     if missing:
         raise StorageError(
             f"{store.locate(prefix)} lacks {len(missing)} of {len(names)} records, {missing[0]} first, though workers "
-            "committed them: does every node see the same run directory at this path? Use a bucket or a folder that "
-            "all nodes share, and run the same command again."
+            "committed them: does every node see the same run directory at this path?",
+            resume_after="use a bucket or a folder that all nodes share",
         )
 
 

@@ -59,8 +59,6 @@ _CREDENTIAL_CODES = {
 }
 _TOLERATED_SKEW_S = 900  # limit of S3
 
-_RESUME_HINT = "Completed work is saved: run the same command again to resume."
-
 
 def public(text: str) -> str:
     """Text without user names and passwords in URLs."""
@@ -110,8 +108,8 @@ def no_credentials(what: str, error: Exception) -> StorageError:
     detail = type(error).__name__ if retrieval else str(error).rstrip(".")
     return StorageError(
         f"cannot {what}: there are no AWS credentials to use ({detail}). Set AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role; every node of a cluster needs them. "
-        "Then run the same command again."
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role; every node of a cluster needs them",
+        resume_after="",
     )
 
 
@@ -129,7 +127,7 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
         lasting = _permanent_cause(error) if tries == 1 else None
         trouble, advice = lasting or _temporary_cause(error)
         tried = "" if lasting else f"; {tries} tries"
-        return StorageError(f"cannot {what}: {endpoint} {trouble} ({kind(error)}{tried}). {advice}. {_RESUME_HINT}")
+        return StorageError(f"cannot {what}: {endpoint} {trouble} ({kind(error)}{tried}). {advice}", resume_after="")
     if isinstance(error, NO_CREDENTIALS):
         return no_credentials(what, error)
     if not isinstance(error, ClientError):
@@ -137,13 +135,15 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
     if code(error) in _CLOCK_CODES or (code(error) in _CREDENTIAL_CODES and _skew_s(error) > _TOLERATED_SKEW_S):
         return StorageError(
             f"cannot {what}: the clock of this machine is {_skew_s(error):.0f} s away from that of {endpoint} "
-            f"({kind(error)}). Set the clock. {_RESUME_HINT}"
+            f"({kind(error)})",
+            resume_after="set the clock",
         )
     if code(error) in _CREDENTIAL_CODES:
         return StorageError(
             f"cannot {what}: {endpoint} refuses the credentials ({kind(error)}). Check AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or AWS_PROFILE, and AWS_DEFAULT_REGION, and that they allow "
-            f"reading, writing, deleting and listing in s3://{bucket}. {_RESUME_HINT}"
+            f"reading, writing, deleting and listing in s3://{bucket}",
+            resume_after="",
         )
     if status(error) == 404:
         return StorageError(
@@ -152,7 +152,7 @@ def explained(error: Exception, what: str, bucket: str, endpoint: str, tries: in
         )
     if transient(error, reached=True):
         return StorageError(
-            f"cannot {what}: {endpoint} still fails after {tries} tries ({kind(error)}). {_RESUME_HINT}"
+            f"cannot {what}: {endpoint} still fails after {tries} tries ({kind(error)})", resume_after=""
         )
     message = error.response.get("Error", {}).get("Message", "no reason given")
     return StorageError(f"cannot {what}: {endpoint} refuses the request ({kind(error)}: {public(message)}).")

@@ -23,7 +23,7 @@ from pipeline.base.errors import DamagedDataError, JobError
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.execution.jobs import JobQueue
+from pipeline.execution.jobs import MapJobs
 from pipeline.execution.protocol import Executor, Pool, Resources
 from tests.cluster.clocks import no_copies, silent_once_they_hang
 from tests.cluster.elastic import patched_to_many
@@ -141,7 +141,7 @@ def test_where_every_try_is_the_last_one_jobs_are_not_parted(tmp_path: Path) -> 
         pytest.raises(JobError, match=r"^job 2 was tried 1 time;"),
     ):
         list(pool.map([Number(i) for i in range(6)]))
-    queue = JobQueue([Number(i) for i in range(6)], max_attempts=1)
+    queue = MapJobs([Number(i) for i in range(6)], max_attempts=1)
     assert queue.take(3) == [Number(0), Number(1), Number(2)]
     with pytest.raises(JobError, match=r"^one of the jobs 0, 1, 2, 3 and 1 more was tried 1 time; the last time it"):
         queue.failed(range(5), "it was unlucky", None)

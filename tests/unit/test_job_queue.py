@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.execution.jobs import JobQueue, batch_for_worker
+from pipeline.execution.jobs import MapJobs, batch_for_worker
 from tests.cluster.toys import Number
 
 
 def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
-    queue = JobQueue([Number(i) for i in range(9)], max_attempts=3)
+    queue = MapJobs([Number(i) for i in range(10)], max_attempts=3)
     for _ in range(2):
         call = {job.id: job for job in queue.take(4)}
         assert list(call) == [0, 1, 2, 3]
@@ -17,14 +17,24 @@ def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
         queue.requeue([*call.values()])
     assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
     assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
-    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8]]
+    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8, 9]]
     assert queue.take(4) == []
 
     queue.failed([9], "it was unlucky", None)
     queue.failed([9], "it was unlucky", None)
     queue.requeue([Number(9)])
-    assert queue.take(4, has_others=True) == [] and len(queue) == 1
+    assert queue.take(4, has_others=True) == [] and queue.num_waiting == 1
     assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
+
+
+def test_the_first_result_of_a_job_counts_and_ends_its_copies() -> None:
+    jobs = MapJobs([Number(i) for i in range(3)], max_attempts=3)
+    taken = jobs.take(2)
+    assert jobs.requeue(taken, alone=True) == taken and jobs.num_waiting == 3
+    assert jobs.finish(0) and not jobs.finish(0) and not jobs.finish("of an earlier map")
+    assert len(jobs) == 2 and 0 not in jobs and 1 in jobs
+    assert jobs.requeue([Number(0), Number(7)]) == [], "neither a finished job nor one of an earlier map is queued"
+    assert [jobs.take(3) for _ in range(2)] == [[Number(1)], [Number(2)]]
 
 
 @pytest.mark.parametrize(
