@@ -177,9 +177,9 @@ def put_data(
     seal_stage(store, "latents", frames=sum(steps))
     picture = io.BytesIO()
     Image.new("RGB", (128, 128), "green").save(picture, "PNG")
-    commit(store, "vae", "vae.safetensors", weights.to_bytes(weights.new_vae(config)))
+    commit(store, "vae", "vae.safetensors", weights.to_bytes(weights.new_vae(config.agent)))
     commit(store, "vae", "reconstructions.png", picture.getvalue())
-    commit(store, "mdnrnn", "mdnrnn.safetensors", weights.to_bytes(weights.new_mdnrnn(config, A)))
+    commit(store, "mdnrnn", "mdnrnn.safetensors", weights.to_bytes(weights.new_mdnrnn(config.agent, A)))
     seal_stage(store, "vae", steps=40, device="cpu", best_epoch=1)
     seal_stage(store, "mdnrnn", steps=20, init=config.mdnrnn.init)
     return all_returns

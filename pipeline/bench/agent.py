@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count, islice
 
 import gymnasium
@@ -43,12 +44,12 @@ def bench_agent(seconds: float) -> Comparison:
     )
     vae, mdnrnn = untrained_networks(config)
     rng = generator(0, "bench")
-    shape = ControllerShape.of_run(config, CarRacing.action_size)
+    shape = ControllerShape.of_agent(config.agent, CarRacing.action_size)
     population = rng.normal(0, 0.1, (_EPISODES_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
     def lanes(engine: str, precision: str) -> Side:
         rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
-        worker = RolloutWorker(config.model_copy(update={"rollouts": rollouts}), to_bytes(vae), to_bytes(mdnrnn))
+        worker = RolloutWorker(config.env, replace(config.agent, rollouts=rollouts), to_bytes(vae), to_bytes(mdnrnn))
         generations = count(1)
         return Side(
             f"{config.rollouts.lanes} lanes, {_ENGINES[engine]} {precision}",
@@ -77,9 +78,9 @@ def bench_agent(seconds: float) -> Comparison:
 
 def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
     """Make V and M with initial weights, V calibrated so that every precision accepts it."""
-    vae = new_vae(config)
+    vae = new_vae(config.agent)
     vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, 64, 64, 3), np.uint8)))
-    return vae, new_mdnrnn(config, environment_class(config.env.id).action_size)
+    return vae, new_mdnrnn(config.agent, environment_class(config.env.id).action_size)
 
 
 def naive_loop(

@@ -158,7 +158,7 @@ def _some_frames(store: Store) -> NDArray[np.uint8]:
 
 def _mu(config: RunConfig, run: TrainedRun, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     with num_threads(1):
-        return encode_all(make_encoder(config, run.vae_weights, config.rollouts.micro_batch), frames)[0]
+        return encode_all(make_encoder(config.agent, run.vae_weights, config.rollouts.micro_batch), frames)[0]
 
 
 def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> list[float]:
@@ -173,7 +173,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
     )
     on = executor(config)
     try:
-        with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
+        with rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
             results = run_episodes(pool, jobs, lambda *_: None, require_finite=True)
     finally:
         on.close()

@@ -55,7 +55,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
         naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
     on = executor(config)
     try:
-        with rollout_pool(on, config, run.vae_weights, run.mdnrnn_weights) as pool:
+        with rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
             # Wait until every worker is up, as in all generations after the first.
             warm_up = [replace(job, purpose="warm-up", max_steps=1) for job in jobs]
             run_episodes(pool, warm_up, lambda *_: None, require_finite=True)
@@ -105,7 +105,7 @@ def _paper_size(config: RunConfig) -> RunConfig:
 
 
 def _naive_loop(config: RunConfig, run: TrainedRun) -> Callable[[], int]:
-    vae, mdnrnn = new_vae(config), new_mdnrnn(config, environment_class(config.env.id).action_size)
+    vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, environment_class(config.env.id).action_size)
     load_into(vae, run.vae_weights, "the VAE's weights")
     load_into(mdnrnn, run.mdnrnn_weights, "the MDN-RNN's weights")
     return naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, run.search.mean.astype(np.float32))

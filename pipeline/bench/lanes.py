@@ -55,7 +55,7 @@ def worker_rates(config: RunConfig, seconds: float) -> tuple[float, float]:
     """Measure one worker in this process, as ``measure_rates`` does."""
     with num_threads(1):
         vae, mdnrnn = untrained_networks(config)
-        worker = RolloutWorker(config, to_bytes(vae), to_bytes(mdnrnn))
+        worker = RolloutWorker(config.env, config.agent, to_bytes(vae), to_bytes(mdnrnn))
         lanes = config.rollouts.lanes
         return _rate(worker, config, lanes, seconds), _rate(worker, config, 1, seconds)
 
@@ -64,7 +64,7 @@ def _rate(worker: RolloutWorker, config: RunConfig, lanes: int, seconds: float) 
     """Measure agent-steps/s on a new track for each episode, so that no track is reused."""
     evolve = config.evolve.model_copy(update={"episodes": lanes, "episodes_from": []})
     config = config.model_copy(update={"evolve": evolve})
-    shape = ControllerShape.of_run(config, environment_class(config.env.id).action_size)
+    shape = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size)
     candidate = generator(0, "bench").normal(0, 0.1, (1, shape.num_parameters))
     list(worker.run([replace(job, max_steps=_WARM_UP_STEPS) for job in training_jobs(config, 1, candidate)]))
     steps = 0

@@ -42,7 +42,9 @@ def bench_collect(seconds: float) -> Comparison:
             episodes = shard_episodes(config, num_shards(config) - 1 - next(shards))
             steps = 0
             for episode in episodes:
-                policy = make_policy(config, env, seeding.generator(config.seed, "collect/policy", episode))
+                policy = make_policy(
+                    config.collect.policy, config.agent, env, seeding.generator(config.seed, "collect/policy", episode)
+                )
                 frame = env.reset(seeding.track(config.seed, config.tracks.training, "collect/track", episode))
                 for _ in range(config.collect.episode_steps):
                     frame, _, terminated, truncated = env.step(policy.act(frame))
@@ -72,8 +74,8 @@ def bench_collect(seconds: float) -> Comparison:
 def bench_dream(seconds: float) -> Comparison:
     """Compare one dream at a time with many in lockstep: M, sampling and controllers."""
     config = RunConfig()
-    mdnrnn = new_mdnrnn(config, CarRacing.action_size)
-    shape = ControllerShape.of_run(config, CarRacing.action_size)
+    mdnrnn = new_mdnrnn(config.agent, CarRacing.action_size)
+    shape = ControllerShape.of_agent(config.agent, CarRacing.action_size)
     rng = seeding.generator(0, "bench")
 
     def dreams(batch_size: int) -> Callable[[], int]:

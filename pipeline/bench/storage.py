@@ -110,7 +110,7 @@ def _bucket(folder: Path) -> Iterator[Store]:
 
 def _driven_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     env = CarRacing(_RUN.env)
-    policy = make_policy(_RUN, env, seeding.generator(0, "bench"))
+    policy = make_policy(_RUN.collect.policy, _RUN.agent, env, seeding.generator(0, "bench"))
     frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
     frame = env.reset(0)
     for row in frames:
@@ -144,7 +144,7 @@ def _waits(store: Store) -> dict[str, float]:
         shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
 
         records = read_records(store, "rollouts")
-        encode = EncodeWorker(_RUN, store, weights.to_bytes(weights.new_vae(_RUN)))
+        encode = EncodeWorker(_RUN, store, weights.to_bytes(weights.new_vae(_RUN.agent)))
         began = time.perf_counter()
         list(encode.run([EncodeJob(name, record) for name, record in records.items()]))
         shares["encode"] = encode.waiting.seconds / (time.perf_counter() - began)

@@ -11,6 +11,7 @@ Defaults are the paper's (arXiv 1803.10122 and its published code) wherever the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -144,7 +145,10 @@ class VaeConfig(Section):
     max_validation_frames: int = Field(10_000, ge=1, description="maximum held-out frames that are evaluated")
     shuffle_frames: int = Field(50_000, ge=1, description="frames in memory at a time, shuffled among themselves")
     patience: int | None = Field(None, ge=1, description="epochs without a better held-out loss before stopping early")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where it is native")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="auto: bfloat16 on a GPU, or on a CPU where it is faster than float32 (AMX, or AMD with AVX-512)",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     threads: int = Field(2, ge=1, description="CPU threads; an identity key, because their number changes bits")
     log_every_steps: int = runtime(20, ge=1, description="training steps from one logged loss to the next")
@@ -213,10 +217,11 @@ class RolloutsConfig(Section):
 
     micro_batch: int = Field(4, ge=1, le=256, description="rows in a forward pass; an identity key: it changes bits")
     engine: Literal["openvino", "torch"] = Field(
-        "openvino", description="library that computes the networks in rollouts"
+        "openvino", description="format of V's encoder in rollouts and encoding; auto: int8 with VNNI, else as in vae"
     )
     precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="number format of V's encoder in rollouts and encoding; auto: the fastest native one"
+        "auto",
+        description="number format of V's encoder in rollouts and encoding; auto: int8 with VNNI, else as in vae",
     )
     lanes: int = runtime(8, ge=1, description="environments that one worker steps in lockstep")
 
@@ -341,6 +346,21 @@ class StorageConfig(Section):
         return self
 
 
+@dataclass(frozen=True)
+class AgentConfig:
+    """The sections that describe an agent: its networks, its controller, and how rollouts compute them.
+
+    Attributes:
+        seed: Seed of the run, for initial weights.
+    """
+
+    seed: int
+    vae: VaeConfig
+    mdnrnn: MdnRnnConfig
+    controller: ControllerConfig
+    rollouts: RolloutsConfig
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -363,3 +383,13 @@ class RunConfig(Section):
     def _consistent(self) -> Self:
         check_consistency(self)
         return self
+
+    @property
+    def agent(self) -> AgentConfig:
+        """Sections that describe the agent."""
+        return AgentConfig(self.seed, self.vae, self.mdnrnn, self.controller, self.rollouts)
+
+    @property
+    def test_env(self) -> EnvConfig:
+        """Environment of the test episodes: the run's, drawn as ``evaluate.rendering`` says."""
+        return self.env.model_copy(update={"rendering": self.evaluate.rendering})

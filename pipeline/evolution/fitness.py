@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import seeding
 from pipeline.base.errors import JobError
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig, EnvConfig, RunConfig
 from pipeline.execution.protocol import Executor, Pool
 from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
 
@@ -78,7 +78,7 @@ def scored_jobs(
 
 
 def rollout_pool(
-    executor: Executor, config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes
+    executor: Executor, env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes
 ) -> AbstractContextManager[Pool]:
     """Create a pool of rollout workers.
 
@@ -87,11 +87,12 @@ def rollout_pool(
     """
     return executor.pool(
         RolloutWorker,
-        config,
+        env,
+        agent,
         vae_weights,
         mdnrnn_weights,
-        jobs_at_once=config.rollouts.lanes,
-        jobs_per_worker=config.rollouts.micro_batch,
+        jobs_at_once=agent.rollouts.lanes,
+        jobs_per_worker=agent.rollouts.micro_batch,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import ControllerConfig, RunConfig
+from pipeline.config.schema import AgentConfig, ControllerConfig
 
 Array = NDArray[np.float32]
 
@@ -43,8 +43,8 @@ class ControllerShape:
         )
 
     @classmethod
-    def of_run(cls, config: RunConfig, action_size: int) -> ControllerShape:
-        """Create the shape of a run's controllers."""
+    def of_agent(cls, config: AgentConfig, action_size: int) -> ControllerShape:
+        """Create the shape of an agent's controllers."""
         return cls.of(
             config.controller, z_size=config.vae.z_size, rnn_size=config.mdnrnn.hidden_size, action_size=action_size
         )

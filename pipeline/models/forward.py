@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.precision import resolve_precision
 
@@ -55,11 +55,11 @@ class RnnStep(Protocol):
         """
 
 
-def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Encoder:
+def make_encoder(config: AgentConfig, vae_weights: bytes, batch_size: int) -> Encoder:
     """Create V's encoder on the engine and at the precision of ``config.rollouts``.
 
     Args:
-        config: Config of the run.
+        config: Sections of the agent.
         vae_weights: Weights of V as safetensors bytes.
         batch_size: Rows per call, B.
 
@@ -81,11 +81,11 @@ def make_encoder(config: RunConfig, vae_weights: bytes, batch_size: int) -> Enco
     return TorchEncoder(vae, batch_size, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
 
-def make_rnn_step(config: RunConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int) -> RnnStep:
+def make_rnn_step(config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int) -> RnnStep:
     """Create M's step on the engine of ``config.rollouts``, always in float32.
 
     Args:
-        config: Config of the run.
+        config: Sections of the agent.
         mdnrnn_weights: Weights of M as safetensors bytes.
         batch_size: Rows per call, B.
         action_size: Length of an action, A.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import DamagedDataError
 from pipeline.base.seeding import derive
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.vae import Vae
@@ -47,14 +47,14 @@ def load_into(module: nn.Module, data: bytes, what: str) -> None:
         raise DamagedDataError(f"{what} do not belong to this config: {error}") from error
 
 
-def new_vae(config: RunConfig) -> Vae:
+def new_vae(config: AgentConfig) -> Vae:
     """Create V with initial weights that depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "vae/init"))
         return Vae(config.vae.z_size)
 
 
-def new_mdnrnn(config: RunConfig, action_size: int) -> MdnRnn:
+def new_mdnrnn(config: AgentConfig, action_size: int) -> MdnRnn:
     """Create M with initial weights that depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "mdnrnn/init"))

@@ -85,7 +85,7 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
     longest = config.env.actions_in(config.env.max_episode_steps)
     evolve_steps = training_steps + validations * longest
-    parameters = ControllerShape.of_run(config, environment_class(config.env.id).action_size).num_parameters
+    parameters = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
     windows = collect.episodes * -(-episode_frames // rnn.window)  # upper limit of a batch

@@ -150,7 +150,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
 @torch.inference_mode()
 def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
     """Dream z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
-    mdnrnn = new_mdnrnn(config, latents.actions.shape[1])
+    mdnrnn = new_mdnrnn(config.agent, latents.actions.shape[1])
     load_into(mdnrnn, mdnrnn_weights(store), "the MDN-RNN's weights")
     state = mdnrnn.eval().initial_state(1)
     if warm_up > 1:
@@ -165,7 +165,7 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
 @torch.inference_mode()
 def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
     """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
-    vae = new_vae(config).eval()
+    vae = new_vae(config.agent).eval()
     load_into(vae, vae_weights(store), "the VAE's weights")
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))

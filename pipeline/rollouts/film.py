@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.progress import Update
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig, EnvConfig
 from pipeline.envs.environment import Environment
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_into, new_vae
@@ -70,30 +70,33 @@ class Camera:
 
 
 def film(
-    config: RunConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
+    env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
 ) -> Generator[Update, None, Film]:
     """Run a job's episode and film it; a task for an executor."""
-    every = max(1, _STEPS_PER_PICTURE // config.env.action_repeat)
+    every = max(1, _STEPS_PER_PICTURE // env.action_repeat)
     camera = Camera(every)
     yield Update(0, 1)
-    worker = RolloutWorker(config, vae_weights, mdnrnn_weights, watch=camera)
+    worker = RolloutWorker(env, agent, vae_weights, mdnrnn_weights, watch=camera)
     ((_, result),) = worker.run([job])
-    decoded = _decode(config, vae_weights, camera.frames)
+    decoded = _decode(agent, vae_weights, camera.frames)
     pictures = _compose(camera.scenes, camera.frames, decoded)
-    steps = every * config.env.action_repeat
+    steps = every * env.action_repeat
     video = encode_video(map(np.asarray, pictures), Fraction(STEPS_PER_SECOND, steps))
     gif = _to_gif(pictures, 1000 * steps // STEPS_PER_SECOND)
     yield Update(1, 1, {"return": f"{result.episode_return:.1f}"})
     return Film(video, gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps})
 
 
+_BATCH = 64  # frames that are decoded at once
+
+
 @torch.inference_mode()
-def _decode(config: RunConfig, vae_weights: bytes, frames: list[Frame]) -> list[Frame]:
+def _decode(config: AgentConfig, vae_weights: bytes, frames: list[Frame]) -> list[Frame]:
     vae = new_vae(config).eval()
     load_into(vae, vae_weights, "the VAE's weights")
     decoded: list[Frame] = []
-    for start in range(0, len(frames), config.encode.batch_size):
-        mu, _ = vae.encode(frames_to_input(np.stack(frames[start : start + config.encode.batch_size])))
+    for start in range(0, len(frames), _BATCH):
+        mu, _ = vae.encode(frames_to_input(np.stack(frames[start : start + _BATCH])))
         decoded += list(output_to_frames(vae.decode(mu)))
     return decoded
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import EpisodeError
 from pipeline.base.progress import Metrics
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig, EnvConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
@@ -102,37 +102,40 @@ class RolloutWorker:
     next job; if there is none, the last active lane moves into its slot.
 
     Args:
-        config: Config of the run.
+        env: Section of the environment.
+        agent: Sections of the agent.
         vae_weights, mdnrnn_weights: Weights of V and M as safetensors bytes.
         watch: Callback with a lane's environment and frame before each of its steps.
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        env: EnvConfig,
+        agent: AgentConfig,
         vae_weights: bytes,
         mdnrnn_weights: bytes,
         watch: Callable[[Environment, NDArray[np.uint8]], None] | None = None,
     ) -> None:
-        self._config = config
+        self._env_config = env
+        self._num_lanes = agent.rollouts.lanes
         self._watch = watch
-        self._batch_size = config.rollouts.micro_batch
-        self._action_repeat = config.env.action_repeat
-        probe = make_environment(config.env)
+        self._batch_size = agent.rollouts.micro_batch
+        self._action_repeat = env.action_repeat
+        probe = make_environment(env)
         self._idle = [probe]
         self._broken: Environment | None = None
         self._squash = probe.squash
 
-        self._encoder = make_encoder(config, vae_weights, self._batch_size)
-        self._rnn_step = make_rnn_step(config, mdnrnn_weights, self._batch_size, probe.action_size)
-        shape = ControllerShape.of_run(config, probe.action_size)
+        self._encoder = make_encoder(agent, vae_weights, self._batch_size)
+        self._rnn_step = make_rnn_step(agent, mdnrnn_weights, self._batch_size, probe.action_size)
+        shape = ControllerShape.of_agent(agent, probe.action_size)
         self._features = shape.features
-        self._sample = config.controller.z == "sample"
+        self._sample = agent.controller.z == "sample"
 
-        slots = -(-config.rollouts.lanes // self._batch_size) * self._batch_size
+        slots = -(-self._num_lanes // self._batch_size) * self._batch_size
         self._frames = np.zeros((slots, *FRAME_SHAPE), np.uint8)
-        self._noise = np.zeros((slots, config.vae.z_size), np.float32)
-        self._h = np.zeros((slots, config.mdnrnn.hidden_size), np.float32)
+        self._noise = np.zeros((slots, agent.vae.z_size), np.float32)
+        self._h = np.zeros((slots, agent.mdnrnn.hidden_size), np.float32)
         self._c = np.zeros_like(self._h)
         self._actions = np.zeros((slots, probe.action_size), np.float32)
         self._can_act = np.zeros(slots, bool)
@@ -148,7 +151,7 @@ class RolloutWorker:
         lanes: list[_Lane] = []
         try:
             while True:
-                while len(lanes) < self._config.rollouts.lanes and (job := next(waiting, None)) is not None:
+                while len(lanes) < self._num_lanes and (job := next(waiting, None)) is not None:
                     lanes.append(self._begin(len(lanes), job, self._take_environment()))
                 if not lanes:
                     return
@@ -169,7 +172,7 @@ class RolloutWorker:
             self._broken = None
 
     def _take_environment(self) -> Environment:
-        return self._idle.pop() if self._idle else make_environment(self._config.env)
+        return self._idle.pop() if self._idle else make_environment(self._env_config)
 
     def _begin(self, slot: int, job: RolloutJob, env: Environment) -> _Lane:
         try:

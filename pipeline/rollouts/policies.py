@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import AgentConfig
 from pipeline.envs.environment import Environment
 
 BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
@@ -69,11 +69,11 @@ class RandomControllerPolicy:
 
     Args:
         env: Environment that squashes the controller's output.
-        config: Config of the run, for the sizes of V, M and C.
+        config: Sections of the agent, for the sizes of V, M and C.
         rng: Random stream of the episode.
     """
 
-    def __init__(self, env: Environment, config: RunConfig, rng: np.random.Generator) -> None:
+    def __init__(self, env: Environment, config: AgentConfig, rng: np.random.Generator) -> None:
         # torch is imported here, not at the top: the other policies do not need it.
         import torch
 
@@ -88,7 +88,7 @@ class RandomControllerPolicy:
             for parameter in [*vae.parameters(), *mdnrnn.parameters()]:
                 values = (scale / 10_000 * rng.standard_cauchy(tuple(parameter.shape))).astype(np.float32)
                 parameter.copy_(torch.from_numpy(values))
-        shape = ControllerShape.of_run(config, env.action_size)
+        shape = ControllerShape.of_agent(config, env.action_size)
         self._env, self._rng, self._features = env, rng, shape.features
         self._encoder, self._rnn_step, self._sample_z = TorchEncoder(vae, 1), TorchRnnStep(mdnrnn, 1), sample_z
         self._controller = ControllerBatch(shape, 1)
@@ -108,10 +108,10 @@ class RandomControllerPolicy:
         return first
 
 
-def make_policy(config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:
+def make_policy(name: str, agent: AgentConfig, env: Environment, rng: np.random.Generator) -> Policy:
     """Create the policy that ``collect.policy`` names, for one episode."""
-    if config.collect.policy == "brownian":
+    if name == "brownian":
         return BrownianPolicy(env, rng)
-    if config.collect.policy == "white":
+    if name == "white":
         return WhitePolicy(env, rng)
-    return RandomControllerPolicy(env, config, rng)
+    return RandomControllerPolicy(env, agent, rng)

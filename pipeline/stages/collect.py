@@ -71,7 +71,12 @@ class CollectWorker:
         config = self._config
         episodes = []
         for episode_id in shard_episodes(config, shard):
-            policy = make_policy(config, self._env, seeding.generator(config.seed, "collect/policy", episode_id))
+            policy = make_policy(
+                config.collect.policy,
+                config.agent,
+                self._env,
+                seeding.generator(config.seed, "collect/policy", episode_id),
+            )
             try:
                 episode = record_episode(
                     self._env,

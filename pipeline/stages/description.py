@@ -50,7 +50,7 @@ def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
 
 def describe_controller(config: RunConfig) -> Description:
     """Describe C: the order of its features, the layout of its parameters, and the squashing of its outputs."""
-    shape = ControllerShape.of_run(config, environment_class(config.env.id).action_size)
+    shape = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size)
     return {
         "model": "controller",
         "environment": config.env.id,

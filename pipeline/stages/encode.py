@@ -52,7 +52,7 @@ class EncodeWorker:
 
     def __init__(self, config: RunConfig, store: Store, vae_weights: bytes) -> None:
         self.waiting = StorageWait()
-        self._encoder = make_encoder(config, vae_weights, config.encode.batch_size)
+        self._encoder = make_encoder(config.agent, vae_weights, config.encode.batch_size)
         self._store = store
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:

@@ -59,8 +59,6 @@ EpisodeRow = dict[str, Any]
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Run the test episodes that are not done yet, film one drive, and commit the summary."""
-    env = config.env.model_copy(update={"rendering": config.evaluate.rendering})
-    config = config.model_copy(update={"env": env})
     v, m = vae_weights(store), mdnrnn_weights(store)
     evolution = require_manifest(store, EVOLUTION)
     controllers, generation = _controllers(config, store, evolution)
@@ -98,7 +96,8 @@ def _film(
     with Progress("film a drive", "drive") as show:
         made = executor.run(
             film,
-            config,
+            config.test_env,
+            config.agent,
             vae_weights,
             mdnrnn_weights,
             job,
@@ -202,7 +201,7 @@ def _run_test_episodes(
                 save()
 
         if missing:
-            with rollout_pool(executor, config, vae_weights, mdnrnn_weights) as pool:
+            with rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
                 run_episodes(pool, missing, take, require_finite=True)
                 retries = pool.retries
             save()

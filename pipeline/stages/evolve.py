@@ -62,7 +62,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
             with (
-                rollout_pool(executor, config, v, m) as pool,
+                rollout_pool(executor, config.env, config.agent, v, m) as pool,
                 num_threads(1),  # the bits of CMA-ES's linear algebra depend on the number of threads
             ):
                 _evolve(config, state, pool, checkpoints, metrics, executor.publish)
@@ -85,7 +85,7 @@ def _new_state(config: RunConfig) -> EvolutionState:
     action_size = environment_class(config.env.id).action_size
     return EvolutionState(
         Search(
-            num_parameters=ControllerShape.of_run(config, action_size).num_parameters,
+            num_parameters=ControllerShape.of_agent(config.agent, action_size).num_parameters,
             sigma=config.evolve.sigma,
             population_size=config.evolve.population_size,
             seed=seeding.derive(config.seed, "evolve/cma"),

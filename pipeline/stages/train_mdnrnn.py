@@ -122,7 +122,7 @@ class MdnRnnObjective:
         self.device = resolve_device(config.mdnrnn.device)
         self.precision = resolve_precision(config.mdnrnn.precision, self.device)
         check_lstm(self.precision, self.device)
-        self.module = weights.new_mdnrnn(config, action_size).to(self.device)
+        self.module = weights.new_mdnrnn(config.agent, action_size).to(self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 
     def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
@@ -177,7 +177,9 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     action_size = example.actions.shape[1]
     description = describe_mdnrnn(config, action_size)
     if config.mdnrnn.init == "random":
-        commit(store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config, action_size), description))
+        commit(
+            store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config.agent, action_size), description)
+        )
         yield Update(1, 1, {"weights": "untrained"})
         return {"steps": 0, "init": "random"}
 

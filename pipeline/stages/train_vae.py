@@ -88,7 +88,7 @@ class VaeObjective:
         self._held_out = held_out
         self.device = resolve_device(config.vae.device)
         self.precision = resolve_precision(config.vae.precision, self.device)
-        self.module = weights.new_vae(config).to(self.device)
+        self.module = weights.new_vae(config.agent).to(self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.vae.learning_rate, fused=True)
 
     def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:

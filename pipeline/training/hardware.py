@@ -12,6 +12,7 @@ import torch
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor
+from pipeline.models.precision import has_fast_bfloat16
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,11 @@ def precision_name(precision: torch.dtype) -> str:
 
 
 def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
-    """Resolve a precision setting: ``auto`` is bfloat16 if the device multiplies it natively, else float32."""
+    """Resolve a precision setting: ``auto`` is bfloat16 if it is faster on the device, else float32."""
     if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            capabilities = torch.cpu.get_capabilities()
-            native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-        return torch.bfloat16 if native else torch.float32
+        on_gpu = device.type == "cuda"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else has_fast_bfloat16()
+        return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 

@@ -282,14 +282,14 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     )
 
     def returns(jobs: list[RolloutJob]) -> list[float]:
-        results = dict(RolloutWorker(chosen, vae, mdnrnn).run(jobs))
+        results = dict(RolloutWorker(chosen.env, chosen.agent, vae, mdnrnn).run(jobs))
         assert sum(result.steps for result in results.values()) > 0
         return [results[job.id].episode_return for job in jobs]
 
     # By hand, and without faults: five candidates of three episodes each.
     with num_threads(1):
         search = Search(
-            num_parameters=ControllerShape.of_run(chosen, ACTION_SIZE).num_parameters,
+            num_parameters=ControllerShape.of_agent(chosen.agent, ACTION_SIZE).num_parameters,
             sigma=chosen.evolve.sigma,
             population_size=POPULATION,
             seed=seeding.derive(chosen.seed, "evolve/cma"),

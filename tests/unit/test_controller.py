@@ -78,7 +78,7 @@ def test_the_takecover_controller_has_1088_parameters() -> None:
 
 def test_the_shape_of_a_run_has_the_sizes_of_its_config() -> None:
     config: RunConfig = counting_config({"controller.features": "zch", "controller.hidden_size": 4})
-    shape = ControllerShape.of_run(config, action_size=2)
+    shape = ControllerShape.of_agent(config.agent, action_size=2)
     assert (shape.feature_size, shape.layers) == (5 + 7 + 7, [(4, 19), (2, 4)])
 
 

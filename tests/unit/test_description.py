@@ -51,7 +51,7 @@ def test_a_controller_applied_as_the_metadata_says_acts_like_the_pipelines(
     says = described(config)["controller"]
     rng = np.random.default_rng(0)
     values = {name: rng.standard_normal(says["sizes"][name], np.float32) for name in says["features"]}
-    shape = ControllerShape.of_run(config, 3)
+    shape = ControllerShape.of_agent(config.agent, 3)
     parameters = rng.standard_normal(shape.num_parameters, np.float32)
 
     x = np.concatenate([values[name] for name in says["features"]]).astype(np.float64)
@@ -99,7 +99,7 @@ def test_an_environment_without_words_for_its_frames_is_described_without_them()
 
 def test_the_same_weights_and_config_are_the_same_bytes() -> None:
     config = counting_config()
-    first, second = (to_bytes(new_vae(config), describe_vae(config)) for _ in range(2))
+    first, second = (to_bytes(new_vae(config.agent), describe_vae(config)) for _ in range(2))
     assert first == second
     elsewhere = config.model_copy(update={"env": RunConfig().env})
-    assert first != to_bytes(new_vae(config), describe_vae(elsewhere))
+    assert first != to_bytes(new_vae(config.agent), describe_vae(elsewhere))

@@ -21,6 +21,8 @@ from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.precision import native_precisions
 from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, to_bytes
+from pipeline.training import hardware
+from pipeline.training.hardware import precision_name
 
 Array = NDArray[np.float32]
 
@@ -71,7 +73,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 
 def encoder_of(vae: Vae, choice: tuple[str, str], batch_size: int) -> Encoder:
-    return make_encoder(config_of(*choice), to_bytes(vae), batch_size)
+    return make_encoder(config_of(*choice).agent, to_bytes(vae), batch_size)
 
 
 def step_of(mdnrnn: MdnRnn, engine: str, batch_size: int) -> RnnStep:
@@ -81,7 +83,7 @@ def step_of(mdnrnn: MdnRnn, engine: str, batch_size: int) -> RnnStep:
         "rollouts": {"engine": engine},
     }
     action_size = mdnrnn.lstm.input_size - mdnrnn.z_size
-    return make_rnn_step(RunConfig.model_validate(sizes), to_bytes(mdnrnn), batch_size, action_size)
+    return make_rnn_step(RunConfig.model_validate(sizes).agent, to_bytes(mdnrnn), batch_size, action_size)
 
 
 def copies(pair: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -205,6 +207,29 @@ def test_a_precision_without_instructions_is_refused_with_those_there_are(monkey
     assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("GenuineIntel", "avx2", False),
+        ("GenuineIntel", "avx512f avx512_bf16", False),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16", True),
+        ("AuthenticAMD", "avx2", False),
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+    ],
+)
+def test_auto_is_bfloat16_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, fast: bool
+) -> None:
+    monkeypatch.setattr(precision_module, "cpu_info", lambda: {"vendor_id": vendor, "flags": flags})
+    monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32", "bfloat16"])
+    expected = "bfloat16" if fast else "float32"
+    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == expected
+    assert precision_name(hardware.resolve_precision("auto", torch.device("cpu"))) == expected
+    assert precision_module.resolve_precision(config_of("openvino", "bfloat16").rollouts) == "bfloat16"
+    monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32", "bfloat16", "int8"])
+    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == "int8"
+
+
 def test_torch_has_no_int8() -> None:
     with pytest.raises(ConfigError, match=r"int8.*openvino"):
         precision_module.resolve_precision(config_of("torch", "int8").rollouts)
@@ -218,7 +243,7 @@ def test_a_missing_openvino_names_the_command_and_the_other_engine(monkeypatch: 
 
 def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:
     with pytest.raises(DamagedDataError, match="VAE"):
-        make_encoder(config_of(*choice), b"nothing of the kind", 4)
+        make_encoder(config_of(*choice).agent, b"nothing of the kind", 4)
 
 
 _DRIVES_ONE_EPISODE = """
@@ -228,7 +253,7 @@ from pathlib import Path
 from pipeline.config.schema import RunConfig
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 
-worker = RolloutWorker(RunConfig(), Path("vae").read_bytes(), Path("mdnrnn").read_bytes())
+worker = RolloutWorker(RunConfig().env, RunConfig().agent, Path("vae").read_bytes(), Path("mdnrnn").read_bytes())
 job = RolloutJob("train", 1, 0, 0, track=1, noise_seed=1, parameters=np.zeros(867, np.float32), max_steps=3)
 [(_, result)] = worker.run([job])
 print(result.steps, "torch" in sys.modules)
@@ -237,7 +262,7 @@ print(result.steps, "torch" in sys.modules)
 
 def test_a_worker_that_drives_does_not_load_torch(tmp_path: Path, vae: Vae) -> None:
     (tmp_path / "vae").write_bytes(to_bytes(vae))
-    (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig(), CarRacing.action_size)))
+    (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig().agent, CarRacing.action_size)))
     driven = subprocess.run(
         [sys.executable, "-c", _DRIVES_ONE_EPISODE], cwd=tmp_path, check=False, capture_output=True, text=True
     )

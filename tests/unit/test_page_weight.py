@@ -22,17 +22,17 @@ from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
     """With a real drive of the preset's length, and real frames in the dream."""
     tiny = load_config("tiny")
-    vae, mdnrnn = weights.new_vae(tiny), weights.new_mdnrnn(tiny, 3)
+    vae, mdnrnn = weights.new_vae(tiny.agent), weights.new_mdnrnn(tiny.agent, 3)
     rng = np.random.default_rng(0)
     steps = round(50 * tiny.evaluate.film_seconds)
-    parameters = rng.normal(0, 0.1, ControllerShape.of_run(tiny, 3).num_parameters).astype(np.float32)
+    parameters = rng.normal(0, 0.1, ControllerShape.of_agent(tiny.agent, 3).num_parameters).astype(np.float32)
     job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
     made = executor.run(
         film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=Resources(), on_update=print
     )
     assert made.info["steps"] == steps
     env = make_environment(tiny.env)
-    policy = make_policy(tiny, env, rng)
+    policy = make_policy(tiny.collect.policy, tiny.agent, env, rng)
     seen = record_episode(env, policy, episode_id=0, track=1, max_actions=300).frames
     put_data(local_store, make_config(), [len(seen)] * 6, seen)
     put_metrics(local_store)

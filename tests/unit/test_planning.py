@@ -76,11 +76,10 @@ def test_one_worker_as_reckoned_by_hand() -> None:
 
 def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(population_size=7, episodes=3, common_tracks=False)
-    shape = ControllerShape.of_run(config, ACTION_SIZE)
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     jobs = training_jobs(config, 1, np.zeros((7, shape.num_parameters)))
-    worker = RolloutWorker(
-        config, weights.to_bytes(weights.new_vae(config)), weights.to_bytes(weights.new_mdnrnn(config, ACTION_SIZE))
-    )
+    vae, mdnrnn = weights.new_vae(config.agent), weights.new_mdnrnn(config.agent, ACTION_SIZE)
+    worker = RolloutWorker(config.env, config.agent, weights.to_bytes(vae), weights.to_bytes(mdnrnn))
     act = worker._act
     active: list[int] = []
 

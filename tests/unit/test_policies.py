@@ -19,7 +19,9 @@ POLICIES = ["white", "brownian", "random-controller"]
 def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> NDArray[np.float32]:
     """(steps, 2) actions of one episode."""
     config = counting_config({"collect.policy": policy, **overrides})
-    made = make_policy(config, CountingEnv(config.env), generator(config.seed, "policy", episode))
+    made = make_policy(
+        config.collect.policy, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode)
+    )
     taken = [made.act(frame_of(3, step)) for step in range(steps)]
     assert all(action.dtype == np.float32 and action.shape == (2,) for action in taken)
     return np.stack(taken)
@@ -73,7 +75,9 @@ def test_a_random_controllers_scale_is_uniform_below_1_in_100(one_thread: None) 
     config = counting_config({"vae.z_size": 32, "mdnrnn.hidden_size": 64, "collect.policy": "random-controller"})
     scales = []
     for episode in range(12):
-        policy = make_policy(config, CountingEnv(config.env), generator(config.seed, "policy", episode))
+        policy = make_policy(
+            config.collect.policy, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode)
+        )
         # The median of |Cauchy| is 1: that of 192 weights is the scale to within 25 % or so.
         scales.append(np.median(np.abs(policy._controller._weights[0])))  # type: ignore[attr-defined]
     assert max(scales) < 0.0135

@@ -344,7 +344,7 @@ def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, m
     assert dream.warm_up_steps + dream.dream_steps == len(latents) == dream.shown_steps[-1] + 1
     assert len(dream.latent_errors) == dream.dream_steps and min(dream.latent_errors) > 0
     with torch.inference_mode():
-        decoded = output_to_frames(weights.new_vae(config).eval().decode(torch.from_numpy(latents.mu)))
+        decoded = output_to_frames(weights.new_vae(config.agent).eval().decode(torch.from_numpy(latents.mu)))
     for step, picture in zip(dream.shown_steps, dream.decoded, strict=True):
         far = int(np.abs(np.asarray(Image.open(io.BytesIO(picture)), np.int64) - decoded[step]).max())
         assert (far <= 1) == (step < dream.warm_up_steps), step

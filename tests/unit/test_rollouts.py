@@ -39,11 +39,17 @@ Results = dict[tuple[str, int, int, int], RolloutResult]
 
 
 def make_worker(config: RunConfig, **arguments: Any) -> RolloutWorker:
-    return RolloutWorker(config, to_bytes(new_vae(config)), to_bytes(new_mdnrnn(config, ACTION_SIZE)), **arguments)
+    return RolloutWorker(
+        config.env,
+        config.agent,
+        to_bytes(new_vae(config.agent)),
+        to_bytes(new_mdnrnn(config.agent, ACTION_SIZE)),
+        **arguments,
+    )
 
 
 def num_parameters(config: RunConfig) -> int:
-    return ControllerShape.of_run(config, ACTION_SIZE).num_parameters
+    return ControllerShape.of_agent(config.agent, ACTION_SIZE).num_parameters
 
 
 def make_jobs(config: RunConfig, count: int, *, spread: float = 2.0, **changes: Any) -> list[RolloutJob]:
@@ -77,8 +83,8 @@ def drive(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
 
 def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
     """One episode as the paper's code drives it: z of the frame; the action from z, c and h; then M's step with it."""
-    vae, mdnrnn = new_vae(config), new_mdnrnn(config, ACTION_SIZE)
-    shape = ControllerShape.of_run(config, ACTION_SIZE)
+    vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, ACTION_SIZE)
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     noise = np.random.Generator(np.random.PCG64(job.noise_seed))
     env = CountingEnv(config.env)
     frame = env.reset(job.track)
@@ -131,7 +137,7 @@ def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_la
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
     (result,) = drive(make_worker(config), [job]).values()
-    shape = ControllerShape.of_run(config, ACTION_SIZE)
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     blind = job.parameters.copy()
     weights = blind[: shape.action_size * shape.feature_size].reshape(shape.action_size, shape.feature_size)
     weights[:, config.vae.z_size :] = 0
@@ -372,19 +378,21 @@ def test_watch_sees_each_frame_of_a_lone_episode_before_its_step() -> None:
 def test_weights_of_another_config_are_refused() -> None:
     config, other = counting_config(), counting_config({"vae.z_size": 6})
     with pytest.raises(DamagedDataError, match="VAE"):
-        RolloutWorker(config, to_bytes(new_vae(other)), to_bytes(new_mdnrnn(config, ACTION_SIZE)))
+        RolloutWorker(
+            config.env, config.agent, to_bytes(new_vae(other.agent)), to_bytes(new_mdnrnn(config.agent, ACTION_SIZE))
+        )
     with pytest.raises(DamagedDataError, match="MDN-RNN"):
-        RolloutWorker(config, to_bytes(new_vae(config)), b"not weights")
+        RolloutWorker(config.env, config.agent, to_bytes(new_vae(config.agent)), b"not weights")
 
 
 def test_initial_weights_come_from_the_seed_alone() -> None:
     config = counting_config()
     torch.manual_seed(5)
-    first = to_bytes(new_vae(config)), to_bytes(new_mdnrnn(config, ACTION_SIZE))
+    first = to_bytes(new_vae(config.agent)), to_bytes(new_mdnrnn(config.agent, ACTION_SIZE))
     after = torch.rand(1)
     torch.manual_seed(5)
     assert torch.rand(1) == after, "torch's own stream was not moved"
-    assert (to_bytes(new_vae(config)), to_bytes(new_mdnrnn(config, ACTION_SIZE))) == first
+    assert (to_bytes(new_vae(config.agent)), to_bytes(new_mdnrnn(config.agent, ACTION_SIZE))) == first
     other = counting_config({"seed": 2})
-    assert to_bytes(new_vae(other)) != first[0]
-    assert to_bytes(new_mdnrnn(other, ACTION_SIZE)) != first[1]
+    assert to_bytes(new_vae(other.agent)) != first[0]
+    assert to_bytes(new_mdnrnn(other.agent, ACTION_SIZE)) != first[1]

@@ -78,7 +78,7 @@ def ready(store: Store, executor: InProcessExecutor, smoke_config: RunConfig) ->
     """A store with collected frames and a VAE as it was initialised."""
     collect.run(smoke_config, store, executor)
     seal_as_it_is(store, "rollouts")
-    commit(store, "vae", "vae.safetensors", to_bytes(new_vae(smoke_config)))
+    commit(store, "vae", "vae.safetensors", to_bytes(new_vae(smoke_config.agent)))
     seal_as_it_is(store, "vae")
     return store
 
@@ -91,7 +91,7 @@ def test_encode_keeps_every_row_beside_its_own_latents(
     assert {name: (r.rows, r.info["episodes"]) for name, r in frames.items()} == {
         name: (r.rows, r.info["episodes"]) for name, r in latents.items()
     }
-    vae = new_vae(smoke_config)
+    vae = new_vae(smoke_config.agent)
     for name in frames:
         pairs = zip(read_episodes(ready, frames[name]), read_latents(ready, latents[name]), strict=True)
         for drive, encoded in pairs:
@@ -153,7 +153,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
     )  # fmt: skip
-    with rollout_pool(executor, config, *weights) as pool:
+    with rollout_pool(executor, config.env, config.agent, *weights) as pool:
         driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
