@@ -19,8 +19,7 @@ from ray.job_config import JobConfig
 import actors
 from actors.nodes import sigterm_left_alone
 from pipeline.base.errors import ClusterError, ConfigError
-from pipeline.base.machine import num_cores
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.cluster import cluster_address
 
 logger = logging.getLogger(__name__)
@@ -52,8 +51,12 @@ class _OurSourcesFirst(JobConfig):  # type: ignore[misc]
         return super()._get_proto_job_config()
 
 
-def connect(config: RunConfig) -> bool:
+def connect(execution: ExecutionConfig, num_cpus: int) -> bool:
     """Join the cluster that the config or the environment names, or start a local Ray.
+
+    Args:
+        execution: Settings, which may name a cluster.
+        num_cpus: Number of CPUs of a local Ray.
 
     Returns:
         Whether Ray is local.
@@ -62,12 +65,12 @@ def connect(config: RunConfig) -> bool:
         ConfigError: The cluster at the address cannot be joined.
         ClusterError: No local Ray starts.
     """
-    address = cluster_address(config.execution)
+    address = cluster_address(execution)
     with sigterm_left_alone():
         if address is not None:
             _join(address)
             return False
-        _start(config)
+        _start(num_cpus)
         return True
 
 
@@ -130,12 +133,12 @@ def _why_not(host: str, port: int) -> str | None:
         time.sleep(0.5)
 
 
-def _start(config: RunConfig) -> None:
+def _start(num_cpus: int) -> None:
     """Start a Ray for this run only: without dashboard, on loopback (prepared by the CLI before it imports Ray)."""
     logger.info("starting a local Ray")
     for last in (False, True):
         try:
-            _init(config)
+            _init(num_cpus)
             break
         except Exception as error:  # Ray raises errors of many classes
             ray.shutdown()
@@ -149,7 +152,7 @@ def _start(config: RunConfig) -> None:
     internal_kv._internal_kv_put(_PRIVATE, str(os.getpid()).encode())
 
 
-def _init(config: RunConfig) -> None:
+def _init(num_cpus: int) -> None:
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")  # Ray's default, 30, is too short on a busy machine
     slow = threading.Timer(_SLOW_S, logger.warning, ["the local Ray starts slowly: is this machine busy?"])
     slow.daemon = True
@@ -157,7 +160,7 @@ def _init(config: RunConfig) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=max(num_cores(), config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1),
+            num_cpus=num_cpus,
             include_dashboard=False,
             job_config=_OurSourcesFirst(),
             logging_level=logging.WARNING,

@@ -50,7 +50,9 @@ class RayExecutor:
         self._owns_ray = not ray.is_initialized()
         self._local = False
         if self._owns_ray:
-            self._local = connect(config)
+            # A local Ray may have more CPUs (for training) than there are cores.
+            threads = (config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1)
+            self._local = connect(config.execution, max(num_cores(), *threads))
         if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
             self.close()
             raise ConfigError(
@@ -61,8 +63,7 @@ class RayExecutor:
             )
         self.can_grow = not self._local
         self.has_gpu = any(node.num_gpus > 0 for node in nodes() if node.alive)
-        # A local Ray may have more CPUs (for training) than there are cores. A cluster may grow, so that only the jobs
-        # limit the number of workers.
+        # A cluster may grow, so that only the jobs limit the number of workers.
         self._max_workers = config.execution.workers or (num_cores() if self._local else None)
         self._telemetry = Telemetry(config.name)
 

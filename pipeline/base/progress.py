@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -54,13 +54,11 @@ class Progress:
     Args:
         title: Name of the step, for example the stage's name.
         unit: Name of one unit, for example ``"frame"``.
-        publish: Receiver of metrics; see ``pipeline.execution.protocol.Executor.publish``.
     """
 
-    def __init__(self, title: str, unit: str, publish: Callable[[str, Metrics], None] | None = None) -> None:
+    def __init__(self, title: str, unit: str) -> None:
         self.title = title
         self.unit = unit
-        self._publish = publish
         self._bar: tqdm[Any] | None = None
         self._terminal = sys.stderr.isatty()
         self._began = time.monotonic()
@@ -82,8 +80,6 @@ class Progress:
     def __call__(self, update: Update) -> None:
         """Show an update; cheap enough to call for every result."""
         self._last = update
-        if self._publish is not None:
-            self._publish(self.title, {"progress_ratio": update.done / update.total, **update.metrics})
         if self._terminal:
             if self._bar is None:
                 self._bar = tqdm(

@@ -94,7 +94,7 @@ def bench_fanout(
         executor: Factory of an executor on Ray.
         show: Receiver of each row's line as soon as it is measured.
     """
-    from actors.actor_pool import actor_pool
+    from pipeline.bench.actor_pool import actor_pool
 
     # Hundreds of processes that start at once on a few cores take longer to register than Ray waits by default.
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "900")

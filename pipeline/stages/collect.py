@@ -15,13 +15,14 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.base.errors import EpisodeError
-from pipeline.base.progress import Metrics, Progress, Update
+from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import ROLLOUTS, shard_name
 from pipeline.data.shards import episodes_to_bytes
 from pipeline.data.streaming import StorageWait, commit_behind
 from pipeline.envs.registry import make_environment
 from pipeline.execution.protocol import Executor
+from pipeline.execution.watching import watched
 from pipeline.rollouts.policies import make_policy
 from pipeline.rollouts.recording import record_episode
 from pipeline.storage.manifest import Record, commit, read_records, require_records
@@ -132,7 +133,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     done = sum(len(record.info["episodes"]) for record in present.values())
     total = config.collect.episodes
     rows = _metrics_rows(present.values(), repeat)
-    with Progress("collect", "episode", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "collect", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
         if missing:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.base.progress import Progress, Update
+from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, vae_weights
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episodes_in, latents_to_bytes
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.execution.protocol import Executor
+from pipeline.execution.watching import watched
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records
@@ -96,7 +97,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
     rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
-    with Progress("encode", "frame", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "encode", "frame") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
             with executor.pool(EncodeWorker, config, store, vae_weights(store), jobs_at_once=SHARDS_AT_ONCE) as pool:

@@ -32,6 +32,7 @@ from pipeline.data.artifacts import (
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.protocol import Executor, Resources
+from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
@@ -187,7 +188,7 @@ def _run_test_episodes(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with Progress("evaluate", "episode", executor.publish) as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "evaluate", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from pipeline.base import seeding
 from pipeline.base.errors import SessionEnded
 from pipeline.base.failpoints import failpoint
-from pipeline.base.progress import Metrics, Progress, Update
+from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, mdnrnn_weights, vae_weights
@@ -34,6 +34,7 @@ from pipeline.evolution.replay import remember, replayed_tracks
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.execution.protocol import Executor, Pool
+from pipeline.execution.watching import watched
 from pipeline.models.controller import ControllerShape
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
@@ -65,7 +66,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                 rollout_pool(executor, config.env, config.agent, v, m) as pool,
                 num_threads(1),  # the bits of CMA-ES's linear algebra depend on the number of threads
             ):
-                _evolve(config, state, pool, checkpoints, metrics, executor.publish)
+                _evolve(config, state, pool, checkpoints, metrics, executor)
                 retries, workers = pool.retries, pool.num_workers
     _commit(store, state, description)
     return {
@@ -116,14 +117,14 @@ def _evolve(
     pool: Pool,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
-    publish: Callable[[str, Metrics], None],
+    executor: Executor,
 ) -> None:
     session_began = time.monotonic()
     total = _episodes_until(config, config.evolve.generations)
     restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
     lengths: dict[int, int] = {}
-    with Progress("evolve", "episode", publish) as show:
+    with watched(executor, "evolve", "episode") as show:
 
         def tick(result: RolloutResult) -> None:
             nonlocal done

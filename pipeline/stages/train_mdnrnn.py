@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.base import seeding
-from pipeline.base.progress import Progress, Update
+from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episode_steps, read_latents, with_any
 from pipeline.execution.protocol import Executor, Resources
+from pipeline.execution.watching import watched
 from pipeline.models import weights
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
@@ -227,5 +228,5 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Train M as one task, on a GPU if there is one."""
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
-    with Progress("train-mdnrnn", "step", executor.publish) as show:
+    with watched(executor, "train-mdnrnn", "step") as show:
         return executor.run(train, config, store, resources=resources, on_update=show)

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.base import seeding
-from pipeline.base.progress import Progress, Update
+from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.execution.protocol import Executor, Resources
+from pipeline.execution.watching import watched
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae
@@ -192,5 +193,5 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Train V as one task, on a GPU if there is one."""
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
-    with Progress("train-vae", "step", executor.publish) as show:
+    with watched(executor, "train-vae", "step") as show:
         return executor.run(train, config, store, resources=resources, on_update=show)
