@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipeline.base.errors import SessionEnded
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, REPORT, ROLLOUTS
 from pipeline.evolution.state import read_progress
 from pipeline.stages.collect import num_shards
@@ -70,11 +71,20 @@ def _newest_checkpoint(store: Store) -> str | None:
     return f"{newest.name}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
+_ENDINGS = {
+    "complete": "ended",
+    "interrupted": "was interrupted",
+    "copied": "was copied",
+    SessionEnded.__name__: "reached its time limit",
+}
+
+
 def _owner(session: Session) -> str:
     """The run's driver, or its last one, and whether it is alive, in words."""
     owner = session.owner
     if session.ended is not None:
-        return f"no driver; the last was {owner}, which ended ({session.ended}) {_ago(session.age_s)}"
+        how = _ENDINGS.get(session.ended, f"ended with {session.ended}")
+        return f"no driver; the last was {owner}, which {how} {_ago(session.age_s)}"
     sign = f"last sign of life {_ago(session.age_s)}"
     if owner.alive_here is False:
         return f"no driver; the last was {owner}, which died; {sign}"

@@ -122,11 +122,19 @@ def validate(
             path = detail["loc"]
             while path and path not in places:
                 path = path[:-1]
-            lines.append(f"{places.get(path, source)}: {_explain(detail)}")
+            place = places.get(path, source)
+            named = path == detail["loc"] and place.startswith("-o ")
+            lines.append(f"{place}: {_explain(detail, named=named)}")
         raise ConfigError("\n".join(lines)) from error
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, *, named: bool) -> str:
+    """Description of an error.
+
+    Args:
+        detail: One of the errors of pydantic.
+        named: Whether the message has named the key and its value already.
+    """
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
@@ -140,7 +148,36 @@ def _explain(detail: Any) -> str:
         return f"{key}: {message}" if key else message
     if detail["type"] == "model_type":
         return f"{key} = {detail['input']!r}: {key} is a section. Set its keys: {', '.join(_keys_of(location))}"
-    return f"{key} = {detail['input']!r}: {detail['msg']}"
+    expected = f"expected {_expected(detail)}"
+    return expected if named else f"{key} = {detail['input']!r}: {expected}"
+
+
+# Expected values by the type of pydantic's error; the limits are in its context.
+_EXPECTED = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "missing": "a value",
+}
+
+
+def _expected(detail: Any) -> str:
+    """Description of the valid values of a key that has another value."""
+    template = _EXPECTED.get(detail["type"])
+    return template.format(**detail.get("ctx", {})) if template is not None else detail["msg"]
 
 
 def _sections_with(key: str) -> list[str]:

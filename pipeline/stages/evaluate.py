@@ -38,7 +38,7 @@ from pipeline.rollouts.film import STEPS_PER_SECOND, film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
-from pipeline.storage.metrics import MetricsLog
+from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -174,11 +174,19 @@ def _run_test_episodes(
     wanted = [job for some in jobs.values() for job in some]
     missing = [job for job in wanted if (job.candidate, job.episode) not in done]
     restored = len(wanted) - len(missing)
-    returns = [done[j.candidate, j.episode].episode_return for j in wanted if (j.candidate, j.episode) in done]
-    rows = [
-        {"step": count, "time": time.time(), "mean_return": fmean(returns[:count])}
-        for count in range(1, len(returns) + 1)
-    ]
+    names = {job.candidate: name for name, some in jobs.items() for job in some}
+    returns: dict[str, list[float]] = {name: [] for name in jobs}
+    rows: list[MetricsRow] = []
+
+    def mean_return(job: RolloutJob, result: RolloutResult) -> dict[str, float]:
+        """Mean return of the job's controller so far, by the name of its curve."""
+        name = names[job.candidate]
+        returns[name].append(result.episode_return)
+        return {f"mean_return_{name}": fmean(returns[name])}
+
+    for job in wanted:
+        if (result := done.get((job.candidate, job.episode))) is not None:
+            rows.append({"step": len(rows) + 1, "time": time.time(), **mean_return(job, result)})
     saved = time.monotonic()
     retries = 0
 
@@ -193,11 +201,11 @@ def _run_test_episodes(
 
         def take(job: RolloutJob, result: RolloutResult) -> None:
             done[job.candidate, job.episode] = result
-            returns.append(result.episode_return)
-            mean = fmean(returns)
-            metrics.log(len(returns), {"mean_return": mean})
-            shown = {"mean return": f"{mean:.1f}"}
-            show(Update(len(returns), len(wanted), shown, restored=restored, metrics=result.metrics))
+            row = mean_return(job, result)
+            count = sum(map(len, returns.values()))
+            metrics.log(count, row)
+            shown = {f"mean return of {name}": f"{fmean(some):.1f}" for name, some in returns.items() if some}
+            show(Update(count, len(wanted), shown, restored=restored, metrics=result.metrics))
             if time.monotonic() - saved >= _SAVE_EVERY_S:
                 save()
 

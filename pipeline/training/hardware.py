@@ -49,7 +49,10 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
     present = executor.has_gpu
     for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
         if device == "cuda" and not (present or executor.can_grow):
-            raise ConfigError(f"{key} = 'cuda', but no GPU is available; choose 'auto' or 'cpu', or add a GPU node")
+            raise ConfigError(
+                f"{key} = 'cuda', but there is no GPU here; choose 'auto' or 'cpu', or run on a machine or a cluster "
+                "with a GPU"
+            )
         if not executor.can_grow:  # the training process sees the same devices as this process
             resolve_device(device)
         if device == "auto" and not present:
