@@ -295,7 +295,7 @@ def test_a_config_without_a_name_has_that_of_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
 def test_a_name_that_would_leave_the_folder_of_runs_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="^-o name="):
+    with pytest.raises(ConfigError, match=r"^-o name="):
         load_config("smoke", [f"name='{name}'"])
 
 
