@@ -205,7 +205,7 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
             drain(hit, many_nodes.address(), reason="a test", deadline_s=time.time() + 1200)
         there = [worker for worker in pool._workers if worker.node_id == hit]
         begun = {each.job for each in all_begun(folder)}
-        if all(worker.draining and begun.issuperset(worker.jobs) for worker in there):
+        if all(not worker.staying and begun.issuperset(worker.jobs) for worker in there):
             went_on = time.time()
             (folder / "closed").unlink()
 
@@ -312,7 +312,7 @@ def wait_until_gone(node_id: str) -> None:
 
 
 def _up(pool: Any) -> list[Any]:
-    return [worker for worker in pool._workers if worker.ready and not worker.unreachable]
+    return [worker for worker in pool._workers if worker.built and not worker.unreachable]
 
 
 def _busy_node(pool: Any) -> str:
