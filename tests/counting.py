@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.frames import FRAME_SHAPE, FRAME_SIZE
+from pipeline.envs.actions import Actions, BoxActions
 from pipeline.envs.environment import Step
 
 ENV_ID = "tests.counting:CountingEnv"
@@ -70,10 +71,9 @@ def reward_of(track: int, step: int, action: NDArray[np.float32]) -> float:
 class CountingEnv:
     """See the module's docstring, and ``pipeline/envs/environment.py`` for the methods."""
 
-    action_size = ACTION_SIZE
+    actions: Actions = BoxActions([-1.0, 0.0], [1.0, 1.0])
+    steps_per_second = 50.0
     repeats_actions = True
-    action_low = np.array([-1.0, 0.0], np.float32)
-    action_high = np.array([1.0, 1.0], np.float32)
 
     def __init__(self, config: EnvConfig) -> None:
         self._max_episode_steps = config.max_episode_steps
@@ -89,7 +89,7 @@ class CountingEnv:
     def step(self, action: NDArray[np.float32]) -> Step:
         assert self._track is not None and not self._over, "stepped an episode that is over, or that never began"
         assert action.shape == (ACTION_SIZE,) and action.dtype == np.float32, (action.shape, action.dtype)
-        assert np.all((self.action_low <= action) & (action <= self.action_high)), f"out of bounds: {action}"
+        assert np.all((self.actions.low <= action) & (action <= self.actions.high)), f"out of bounds: {action}"
         reward, terminated, truncated = 0.0, False, False
         for _ in range(self._action_repeat):
             reward += reward_of(self._track, self._step, action)
@@ -100,11 +100,6 @@ class CountingEnv:
                 break
         self._over = terminated or truncated
         return Step(frame_of(self._track, self._step), reward, terminated, truncated)
-
-    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        action: NDArray[np.float32] = np.tanh(output)
-        action[..., 1] = (action[..., 1] + 1) / 2
-        return action
 
     def render(self) -> NDArray[np.uint8]:
         assert self._track is not None

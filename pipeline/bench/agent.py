@@ -15,9 +15,8 @@ from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config.schema import RunConfig
-from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.car_sprites import reduce_observation
-from pipeline.envs.registry import environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
@@ -44,7 +43,7 @@ def bench_agent(seconds: float) -> Comparison:
     )
     vae, mdnrnn = untrained_networks(config)
     rng = generator(0, "bench")
-    shape = ControllerShape.of_agent(config.agent, CarRacing.action_size)
+    shape = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size)
     population = rng.normal(0, 0.1, (_EPISODES_PER_LANE * config.rollouts.lanes, shape.num_parameters))
 
     def lanes(engine: str, precision: str) -> Side:
@@ -80,7 +79,7 @@ def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
     """Make V and M with initial weights, V calibrated so that every precision accepts it."""
     vae = new_vae(config.agent)
     vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, 64, 64, 3), np.uint8)))
-    return vae, new_mdnrnn(config.agent, environment_class(config.env.id).action_size)
+    return vae, new_mdnrnn(config.agent, traits_of(config.env).actions.size)
 
 
 def naive_loop(

@@ -15,7 +15,7 @@ from pipeline.bench.agent import naive_loop
 from pipeline.bench.measure import Comparison
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
-from pipeline.envs.registry import environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import rollout_pool, run_episodes, training_jobs
 from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
@@ -105,7 +105,7 @@ def _paper_size(config: RunConfig) -> RunConfig:
 
 
 def _naive_loop(config: RunConfig, run: TrainedRun) -> Callable[[], int]:
-    vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, environment_class(config.env.id).action_size)
+    vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, traits_of(config.env).actions.size)
     load_into(vae, run.vae_weights, "the VAE's weights")
     load_into(mdnrnn, run.mdnrnn_weights, "the MDN-RNN's weights")
     return naive_loop(config.env.view, _EPISODE_STEPS, vae, mdnrnn, run.search.mean.astype(np.float32))

@@ -15,7 +15,7 @@ from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.agent import untrained_networks
 from pipeline.config.schema import RunConfig
-from pipeline.envs.registry import environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import training_jobs
 from pipeline.models.controller import ControllerShape
 from pipeline.models.weights import to_bytes
@@ -64,7 +64,7 @@ def _rate(worker: RolloutWorker, config: RunConfig, lanes: int, seconds: float) 
     """Measure agent-steps/s on a new track for each episode, so that no track is reused."""
     evolve = config.evolve.model_copy(update={"episodes": lanes, "episodes_from": []})
     config = config.model_copy(update={"evolve": evolve})
-    shape = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size)
+    shape = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size)
     candidate = generator(0, "bench").normal(0, 0.1, (1, shape.num_parameters))
     list(worker.run([replace(job, max_steps=_WARM_UP_STEPS) for job in training_jobs(config, 1, candidate)]))
     steps = 0

@@ -13,6 +13,7 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
+from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.dream import Dream
 from pipeline.models.weights import new_mdnrnn
@@ -43,7 +44,7 @@ def bench_collect(seconds: float) -> Comparison:
             steps = 0
             for episode in episodes:
                 policy = make_policy(
-                    config.collect.policy, config.agent, env, seeding.generator(config.seed, "collect/policy", episode)
+                    config.collect, config.agent, env, seeding.generator(config.seed, "collect/policy", episode)
                 )
                 frame = env.reset(seeding.track(config.seed, config.tracks.training, "collect/track", episode))
                 for _ in range(config.collect.episode_steps):
@@ -74,8 +75,9 @@ def bench_collect(seconds: float) -> Comparison:
 def bench_dream(seconds: float) -> Comparison:
     """Compare one dream at a time with many in lockstep: M, sampling and controllers."""
     config = RunConfig()
-    mdnrnn = new_mdnrnn(config.agent, CarRacing.action_size)
-    shape = ControllerShape.of_agent(config.agent, CarRacing.action_size)
+    action_size = traits_of(config.env).actions.size
+    mdnrnn = new_mdnrnn(config.agent, action_size)
+    shape = ControllerShape.of_agent(config.agent, action_size)
     rng = seeding.generator(0, "bench")
 
     def dreams(batch_size: int) -> Callable[[], int]:

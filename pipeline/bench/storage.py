@@ -110,7 +110,7 @@ def _bucket(folder: Path) -> Iterator[Store]:
 
 def _driven_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     env = CarRacing(_RUN.env)
-    policy = make_policy(_RUN.collect.policy, _RUN.agent, env, seeding.generator(0, "bench"))
+    policy = make_policy(_RUN.collect, _RUN.agent, env, seeding.generator(0, "bench"))
     frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
     frame = env.reset(0)
     for row in frames:

@@ -70,7 +70,8 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     Raises:
         WorldModelsError: The run is refused, fails, or reaches its wall-clock limit.
     """
-    from pipeline.envs.registry import check_environment
+    from pipeline.envs.determinism import check_determinism
+    from pipeline.envs.registry import CAR_RACING, check_environment
     from pipeline.planning import preflight
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
@@ -82,8 +83,10 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     refuse_if_driven(store)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
+    env_rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
+    rate = None if config.env.id == CAR_RACING else env_rate
     preflight.check(config, run_dir)
-    logger.info(preflight.describe(config, store.locate()))
+    logger.info(preflight.describe(config, store.locate(), rate))
 
     executor = make_executor(config)
     try:

@@ -102,6 +102,8 @@ def _type(kind: Any) -> str:
         return " or ".join(_type(part) for part in get_args(kind))
     if get_origin(kind) is list:
         return f"list of {_type(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "mapping"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return "{" + ", ".join(f"{name}: {_values(field)}" for name, field in kind.model_fields.items()) + "}"
     names = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", type(None): "`null`"}

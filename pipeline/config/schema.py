@@ -40,12 +40,27 @@ class Section(BaseModel):
 class EnvConfig(Section):
     """The environment, the same in every stage."""
 
-    id: str = Field("CarRacing-v3", description="a registered environment (pipeline/envs/registry.py), or module:Class")
+    id: str = Field("CarRacing-v3", description="an id of Gymnasium, module:Id, or module:Class (docs/environments.md)")
+    options: dict[str, Any] = Field({}, description="arguments of gymnasium.make")
+    frame_key: str | None = Field(
+        None, description="entry of a Dict observation that is the frame; null: the only image, or else render()"
+    )
+    crop: list[int] | None = Field(
+        None,
+        min_length=4,
+        max_length=4,
+        description="part of the image that frames show: first row, row after the last, first column, column after "
+        "the last",
+    )
+    fresh: bool = Field(False, description="a new instance for each episode, where a used one gives other frames")
     view: Literal["playfield", "full"] = Field(
-        "playfield", description="playfield: the frame without the status bar (the paper); full: the whole frame"
+        "playfield",
+        description="CarRacing only. playfield: the frame without the status bar (the paper); full: the whole frame",
     )
     rendering: Literal["texture", "gymnasium"] = Field(
-        "texture", description="how frames are drawn: from a texture of the track, or by Gymnasium, 50 times slower"
+        "texture",
+        description="CarRacing only. How frames are drawn: from a texture of the track, or by Gymnasium, 50 times "
+        "slower",
     )
     max_episode_steps: int = Field(1000, ge=2, description="steps after which an episode is truncated")
     action_repeat: int = Field(
@@ -54,7 +69,16 @@ class EnvConfig(Section):
         description="steps that each action is held for; the agent sees the frame of the last one. Episode lengths "
         "still count environment steps, but mdnrnn.window counts actions",
     )
-    domain_randomize: bool = Field(False, description="random colours of road, background and grass, per track")
+    domain_randomize: bool = Field(
+        False, description="CarRacing only. Random colours of road, background and grass, per track"
+    )
+
+    @field_validator("crop")
+    @classmethod
+    def _ordered(cls, crop: list[int] | None) -> list[int] | None:
+        if crop is not None and not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3]):
+            raise ValueError(f"{crop} is no part of an image: expected [top, bottom, left, right], each pair in order")
+        return crop
 
     def actions_in(self, steps: int) -> int:
         """Number of agent actions in a number of environment steps."""
@@ -117,18 +141,21 @@ class TracksConfig(Section):
 class CollectConfig(Section):
     """Stage 1: episodes of a random policy, written to shards."""
 
-    policy: Literal["brownian", "white", "random-controller"] = Field(
+    policy: Literal["brownian", "white", "repeat", "random-controller"] = Field(
         "random-controller",
-        description="brownian: a random walk of the action, dt 1/50; white: independent actions; "
-        "random-controller: random V, M and C weights each episode, the paper's",
+        description="brownian: a random walk of the action, dt 1/50; white: independent uniform actions; repeat: a "
+        "uniform action, held for 1 to collect.max_repeats actions, the paper's for TakeCover; random-controller: "
+        "random V, M and C weights each episode, the paper's for CarRacing",
     )
+    max_repeats: int = Field(10, ge=1, description="largest number of actions that policy repeat holds an action for")
     episodes: int = Field(10_000, ge=2, description="episodes to collect")
     episode_steps: int = Field(1000, ge=2, description="maximum steps of a collected episode")
     exploring_starts: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="fraction of episodes that begin anywhere on the road, at a random offset, heading and speed",
+        description="CarRacing only. Fraction of episodes that begin anywhere on the road, at a random offset, heading "
+        "and speed",
     )
     episodes_per_shard: int = Field(10, ge=1, description="episodes in one Parquet file")
 

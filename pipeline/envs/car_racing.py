@@ -8,7 +8,6 @@ drawn at its final size.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from gymnasium.envs.box2d.car_racing import SCALE, STATE_H, STATE_W, WINDOW_H, W
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
 
+from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
+from pipeline.envs.actions import Actions, BoxActions, actions_of
 from pipeline.envs.car_sprites import (
     BAR_TOP,
     PLAYFIELD_ROWS,
@@ -33,7 +34,7 @@ from pipeline.envs.car_sprites import (
     reduce_observation,
     status_bar,
 )
-from pipeline.envs.environment import Step
+from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
 
 ID = "FastCarRacing-v3"
@@ -241,6 +242,22 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         return frame
 
 
+class CarActions(BoxActions):
+    """Steering, gas and brake, squashed as in the paper's carracing code."""
+
+    formula = "steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0)"
+
+    def __init__(self) -> None:
+        super().__init__([-1.0, 0.0, 0.0], [1.0, 1.0, 1.0])
+
+    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Apply ``formula``."""
+        action = np.tanh(output)
+        action[..., 1] = (action[..., 1] + 1) / 2
+        np.maximum(action[..., 2], 0, out=action[..., 2])
+        return action
+
+
 class CarRacing:
     """The pipeline's CarRacing environment; see ``pipeline.envs.environment`` for the methods.
 
@@ -248,29 +265,31 @@ class CarRacing:
         config: Section ``env`` of a config.
     """
 
-    action_size = 3
     repeats_actions = True
-    action_low = np.array([-1.0, 0.0, 0.0], np.float32)
-    action_high = np.array([1.0, 1.0, 1.0], np.float32)
-    squashing = "steering tanh(x); gas (tanh(x) + 1) / 2; brake max(tanh(x), 0)"
+    steps_per_second = 50.0
 
     def __init__(self, config: EnvConfig) -> None:
         self._view = config.view
         self._max_steps = config.max_episode_steps
         self._action_repeat = config.action_repeat
         self._fast = config.rendering == "texture"
-        options: dict[str, Any] = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize}
         # Without Gymnasium's wrappers: this class applies the step limit.
-        _configure_headless()
-        self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
+        configure_headless()
+        options = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize, **config.options}
+        try:
+            self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
+        except TypeError as error:
+            raise ConfigError(f"env.options {config.options}: CarRacing-v3 does not take them: {error}") from error
+        self.actions: Actions = (
+            CarActions() if self._game.continuous else actions_of(self._game.action_space, config.id)
+        )
         self._steps = 0
 
-    @staticmethod
-    def describe_frames(config: EnvConfig) -> dict[str, Any]:
-        """See ``EnvironmentClass``."""
-        rows = PLAYFIELD_ROWS if config.view == "playfield" else STATE_H
+    def describe_frames(self) -> dict[str, Any]:
+        """See ``Environment``."""
+        rows = PLAYFIELD_ROWS if self._view == "playfield" else STATE_H
         return {
-            "view": config.view,
+            "view": self._view,
             "crop": {"of": "Gymnasium's observation, 96x96", "rows": [0, rows], "columns": [0, STATE_W]},
             "reduced": "by area averaging",
         }
@@ -311,10 +330,10 @@ class CarRacing:
 
     def step(self, action: NDArray[np.float32]) -> Step:
         """See ``Environment.step``."""
-        earned = 0.0
+        earned, native = 0.0, self.actions.native(action)
         for left in reversed(range(min(self._action_repeat, self._max_steps - self._steps))):
             self._game.unseen = left > 0
-            observation, reward, terminated, _, _ = self._game.step(action)
+            observation, reward, terminated, _, _ = self._game.step(native)
             self._steps += 1
             earned += float(reward)
             if terminated:
@@ -323,13 +342,6 @@ class CarRacing:
             self._game.unseen = False
             observation = self._game._render("state_pixels")
         return Step(self._frame(observation), earned, bool(terminated), self._steps >= self._max_steps)
-
-    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Apply the formula in ``squashing``, as in the paper's carracing code."""
-        action = np.tanh(output)
-        action[..., 1] = (action[..., 1] + 1) / 2
-        np.maximum(action[..., 2], 0, out=action[..., 2])
-        return action
 
     def render(self) -> NDArray[np.uint8]:
         """See ``Environment.render``."""
@@ -355,17 +367,6 @@ def _move_car(car: Any, position: Box2D.b2Vec2, angle: float, velocity: Box2D.b2
         body.angularVelocity = yaw_rate
     for wheel in car.wheels:
         wheel.omega = wheel.linearVelocity.dot(wheel.GetWorldVector((0, 1))) / wheel.wheel_rad
-
-
-def _configure_headless() -> None:
-    """Configure this process: SDL without screen and sound, pygame without its greeting, OpenCV without threads."""
-    for name, value in (
-        ("SDL_VIDEODRIVER", "dummy"),
-        ("SDL_AUDIODRIVER", "dummy"),
-        ("PYGAME_HIDE_SUPPORT_PROMPT", "1"),
-    ):
-        os.environ.setdefault(name, value)
-    cv2.setNumThreads(1)
 
 
 def forget_tracks() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.schema import EnvConfig
+from pipeline.envs.actions import Actions
 
 
 class Step(NamedTuple):
@@ -29,14 +33,17 @@ class Step(NamedTuple):
 class Environment(Protocol):
     """Environment of one lane.
 
+    A class that supports ``env.action_repeat`` also has the attribute ``repeats_actions = True``. A method
+    ``describe_frames()`` is optional: it returns a dict of plain values that describes how frames are cut from a larger
+    image, for the metadata of weights.
+
     Attributes:
-        action_size: Length of an action, A.
-        action_low, action_high: Bounds of an action, (A,) float32.
+        actions: Actions, A numbers each.
+        steps_per_second: Steps per second of the game's own clock, for films.
     """
 
-    action_size: int
-    action_low: NDArray[np.float32]
-    action_high: NDArray[np.float32]
+    actions: Actions
+    steps_per_second: float
 
     def reset(self, track: int) -> NDArray[np.uint8]:
         """Begin an episode.
@@ -54,11 +61,8 @@ class Environment(Protocol):
     def step(self, action: NDArray[np.float32]) -> Step:
         """Apply an action, (A,) float32, for ``env.action_repeat`` steps or until the episode ends."""
 
-    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Convert a controller's raw outputs, (..., A) float32, to actions, (..., A) float32."""
-
     def render(self) -> NDArray[np.uint8]:
-        """Render the scene for people, (H, W, 3) uint8 RGB, larger than a frame."""
+        """Render the scene for people, (H, W, 3) uint8 RGB."""
 
     def close(self) -> None:
         """Release the environment's resources."""
@@ -73,22 +77,27 @@ class ExploringEnvironment(Environment, Protocol):
 
 
 class EnvironmentClass(Protocol):
-    """Class that creates environments from the ``env`` section of a config; an entry of the registry.
-
-    A class that supports ``env.action_repeat`` has the attribute ``repeats_actions = True``. Two optional members are
-    included in the metadata of weights: a static method ``describe_frames(config) -> dict``, which describes how frames
-    are cropped from a larger image, and a string ``squashing``, the formula of ``squash``.
-
-    Attributes:
-        action_size: Length of an action, A.
-        action_low, action_high: Bounds of an action, (A,) float32.
-    """
+    """Class that creates environments from the ``env`` section of a config."""
 
     __module__: str
     __name__: str
-    action_size: int
-    action_low: NDArray[np.float32]
-    action_high: NDArray[np.float32]
 
     def __call__(self, config: EnvConfig) -> Environment:
         """Create an environment."""
+
+
+def frames_of(env: Environment) -> Mapping[str, Any]:
+    """Description of an environment's frames; empty if it has none."""
+    describe = getattr(env, "describe_frames", None)
+    return describe() if describe is not None else {}
+
+
+def configure_headless() -> None:
+    """Configure this process: SDL without screen and sound, pygame without its greeting, OpenCV without threads."""
+    for name, value in (
+        ("SDL_VIDEODRIVER", "dummy"),
+        ("SDL_AUDIODRIVER", "dummy"),
+        ("PYGAME_HIDE_SUPPORT_PROMPT", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    cv2.setNumThreads(1)

@@ -1,44 +1,127 @@
-"""Registry of environments by id."""
+"""Environments by id: classes of this project and of users, and all ids of Gymnasium."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from pipeline.base.errors import ConfigError
-from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.envs.environment import Environment, EnvironmentClass
+from pipeline.config.schema import EnvConfig, EvaluateConfig, RunConfig
+from pipeline.envs.actions import Actions
+from pipeline.envs.environment import Environment, EnvironmentClass, ExploringEnvironment, frames_of
+
+CAR_RACING = "CarRacing-v3"
 
 # id -> module:Class. Strings, so that only the environment of the run is imported.
 ENVIRONMENTS = {
-    "CarRacing-v3": "pipeline.envs.car_racing:CarRacing",
+    CAR_RACING: "pipeline.envs.car_racing:CarRacing",
+    "TakeCover": "pipeline.envs.take_cover:TakeCover",
 }
+
+# Keys that only our CarRacing has.
+_CAR_RACING_KEYS = ("view", "rendering", "domain_randomize")
+# Keys that only Gymnasium's ids have.
+_GYMNASIUM_KEYS = ("frame_key", "crop", "fresh")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """Facts about an environment, from an instance of it.
+
+    Attributes:
+        actions: Actions of the environment.
+        squashing: Function that squashes a controller's outputs, as ``module:Class.squash``.
+        frames: Description of its frames.
+        steps_per_second: Steps per second of the game's own clock.
+        repeats_actions: Whether it supports ``env.action_repeat``.
+        explores: Whether episodes can begin anywhere, see ``ExploringEnvironment``.
+    """
+
+    actions: Actions
+    squashing: str
+    frames: Mapping[str, Any]
+    steps_per_second: float
+    repeats_actions: bool
+    explores: bool
 
 
 def environment_class(env_id: str) -> EnvironmentClass:
-    """Look up the class of an id or of ``module:Class``.
+    """Look up the class of an id: one of ours, ``module:Class``, or any id of Gymnasium.
 
     Raises:
-        ConfigError: There is no such environment; names the valid ids.
+        ConfigError: There is no such environment; names what was looked up, and the valid forms.
     """
     path = ENVIRONMENTS.get(env_id, env_id)
     module, separator, name = path.partition(":")
-    try:
-        if not separator:
-            raise ImportError("not a registered id, and not of the form module:Class")
-        return cast(EnvironmentClass, getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        reason = str(error)
-        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
-            reason += ", so start the command with PYTHONPATH=FOLDER, the folder that holds it"
-        elif isinstance(error, ImportError) and separator:
+    reason = ""
+    if separator:
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except (ImportError, ValueError, TypeError) as error:
             reason = f"importing {module} failed: {error}"
-        raise ConfigError(
-            f"env.id = {env_id!r}: {reason}. Registered: {', '.join(sorted(ENVIRONMENTS))}; "
-            "or use module:Class for a class with the methods in pipeline/envs/environment.py"
-        ) from error
+            if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+                reason = f"{error}, so start the command with PYTHONPATH=FOLDER, the folder that holds it"
+            raise _unknown(env_id, reason) from error
+        if found is not None:
+            return cast(EnvironmentClass, found)
+        reason = f"{module} has no class {name}, and "
+    from pipeline.envs import gymnasium_env  # imports all of Gymnasium
+
+    if gymnasium_env.is_registered(env_id):
+        return gymnasium_env.GymnasiumEnvironment
+    raise _unknown(env_id, reason + gymnasium_env.why_not_registered(env_id))
+
+
+def _unknown(env_id: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"env.id = {env_id!r}: {reason}. Expected {' or '.join(ENVIRONMENTS)}; an id of Gymnasium, such as "
+        "CartPole-v1; module:Id, where the module registers the id; or module:Class for a class with the methods in "
+        "pipeline/envs/environment.py"
+    )
+
+
+def make_environment(config: EnvConfig) -> Environment:
+    """Create an environment."""
+    return environment_class(config.id)(config)
+
+
+def traits_of(config: EnvConfig) -> Traits:
+    """Facts about an environment. The first call in a process makes an instance.
+
+    Raises:
+        ConfigError: The environment does not exist or cannot be made.
+    """
+    return _traits(config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _traits(config_json: str) -> Traits:
+    config = EnvConfig.model_validate_json(config_json)
+    env = make_environment(config)
+    try:
+        lacking = [name for name in ("actions", "steps_per_second", "reset", "step", "render", "close")
+                   if not hasattr(env, name)]  # fmt: skip
+        if lacking:
+            raise ConfigError(
+                f"env.id = {config.id!r}: the class has no {' and no '.join(lacking)}; "
+                "see pipeline/envs/environment.py for the required members"
+            )
+        kind = type(env.actions)
+        return Traits(
+            actions=env.actions,
+            squashing=f"{kind.__module__}:{kind.__name__}.squash",
+            frames=frames_of(env),
+            steps_per_second=env.steps_per_second,
+            repeats_actions=getattr(env, "repeats_actions", False),
+            explores=isinstance(env, ExploringEnvironment),
+        )
+    finally:
+        if hasattr(env, "close"):
+            env.close()
 
 
 def check_environment(config: RunConfig) -> None:
@@ -47,39 +130,48 @@ def check_environment(config: RunConfig) -> None:
     Raises:
         ConfigError: The environment does not exist or does not support the config.
     """
-    found = environment_class(config.env.id)
-    lacking = [name for name in ("action_size", "action_low", "action_high", "squash") if not hasattr(found, name)]
-    if lacking:
-        raise ConfigError(
-            f"env.id = {config.env.id!r}: the class has no {' and no '.join(lacking)}; "
-            "see pipeline/envs/environment.py for the required members"
-        )
+    env, collect = config.env, config.collect
+    _check_keys(config)
+    traits = traits_of(env)
     try:
-        json.dumps(describe_frames(config.env))
+        json.dumps(dict(traits.frames))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"env.id = {config.env.id!r}: the result of describe_frames cannot be stored as JSON ({error}): expected "
+            f"env.id = {env.id!r}: the result of describe_frames cannot be stored as JSON ({error}): expected "
             "plain numbers, strings, lists and dicts"
         ) from error
-    if config.env.action_repeat > 1 and not getattr(found, "repeats_actions", False):
+    if env.action_repeat > 1 and not traits.repeats_actions:
         raise ConfigError(
-            f"env.action_repeat {config.env.action_repeat}: {config.env.id} does not repeat actions (it has no "
+            f"env.action_repeat {env.action_repeat}: {env.id} does not repeat actions (it has no "
             "repeats_actions = True; see pipeline/envs/environment.py). Leave it at 1, or implement repeated actions "
             "in its step method."
         )
-    if config.collect.exploring_starts and not hasattr(found, "reset_anywhere"):
+    if collect.exploring_starts and not traits.explores:
         raise ConfigError(
-            f"collect.exploring_starts: {config.env.id} cannot begin anywhere (it has no reset_anywhere; see "
+            f"collect.exploring_starts: {env.id} cannot begin anywhere (it has no reset_anywhere; see "
             "pipeline/envs/environment.py). Leave it at 0, or add that method."
+        )
+    if collect.policy == "brownian" and traits.actions.discrete:
+        raise ConfigError(
+            f"collect.policy = 'brownian': {env.id} has discrete actions, of which a random walk means nothing. Choose "
+            "repeat (an action held for some steps), white or random-controller"
         )
 
 
-def describe_frames(config: EnvConfig) -> Mapping[str, Any]:
-    """Description of the frames by the environment's class; empty if the class has no ``describe_frames``."""
-    describe = getattr(environment_class(config.id), "describe_frames", None)
-    return describe(config) if describe is not None else {}
-
-
-def make_environment(config: EnvConfig) -> Environment:
-    """Create an environment."""
-    return environment_class(config.id)(config)
+def _check_keys(config: RunConfig) -> None:
+    """Refuse keys of other environments, which would have no effect."""
+    env = config.env
+    known = environment_class(env.id)
+    ours, gymnasiums = env.id == CAR_RACING, known.__name__ == "GymnasiumEnvironment"
+    default = EnvConfig()
+    for keys, apply, of in (
+        (_CAR_RACING_KEYS, ours, CAR_RACING),
+        (_GYMNASIUM_KEYS, gymnasiums, "ids of Gymnasium"),
+    ):
+        changed = [key for key in keys if getattr(env, key) != getattr(default, key)]
+        if changed and not apply:
+            raise ConfigError(f"env.{changed[0]} is a key of {of} only: {env.id} does not know it. Remove it.")
+    if config.evaluate.rendering != EvaluateConfig().rendering and not ours:
+        raise ConfigError(f"evaluate.rendering is a key of {CAR_RACING} only: {env.id} does not know it. Remove it.")
+    if env.options and not (gymnasiums or env.id in ENVIRONMENTS):
+        raise ConfigError(f"env.options go to gymnasium.make: the class {env.id} has none. Remove them.")

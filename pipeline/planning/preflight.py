@@ -14,14 +14,15 @@ from pipeline.base.formatting import binary_size, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import RunConfig
-from pipeline.envs.registry import environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.run_dir import check_lasting
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
-_AGENT_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
-_RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "random-controller": 700.0}
+_CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}  # of an agent
+_NETWORK_STEPS_PER_S = 6_000.0  # of an agent whose environment costs nothing
+_RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "repeat": 3_000.0, "random-controller": 700.0}
 _VAE_FRAMES_PER_S = 320.0
 _ENCODED_FRAMES_PER_S = 5_000.0
 _RNN_STEPS_PER_S = 15_000.0
@@ -67,8 +68,13 @@ def num_workers(config: RunConfig) -> int:
     return config.execution.workers or num_cores()
 
 
-def estimate(config: RunConfig) -> list[StageEstimate]:
-    """Estimate each stage roughly, with all episodes at their limit."""
+def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEstimate]:
+    """Estimate each stage roughly, with all episodes at their limit.
+
+    Args:
+        config: Config of the run.
+        env_rate: Measured steps per second of the environment; None: the known rates of CarRacing.
+    """
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
@@ -85,12 +91,15 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
     longest = config.env.actions_in(config.env.max_episode_steps)
     evolve_steps = training_steps + validations * longest
-    parameters = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size).num_parameters
+    parameters = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
     windows = collect.episodes * -(-episode_frames // rnn.window)  # upper limit of a batch
-    rate = _AGENT_STEPS_PER_S
-    collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], 1.4 * rate[config.env.rendering])
+    rate = _CAR_RACING_STEPS_PER_S
+    if env_rate is not None:
+        rate = dict.fromkeys(rate, 1 / (1 / env_rate + 1 / _NETWORK_STEPS_PER_S))
+    # A policy's own cost, and the environment's without that of an agent.
+    collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], env_rate or 1.4 * rate[config.env.rendering])
     num_controllers = 2 if config.evaluate.controllers == "both" else 1
     evaluate_steps = num_controllers * config.evaluate.episodes * longest
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
@@ -139,9 +148,9 @@ def estimate(config: RunConfig) -> list[StageEstimate]:
     return [replace(stage, seconds=stage.seconds + start) for stage in stages]
 
 
-def describe(config: RunConfig, run_dir: str) -> str:
-    """Write the estimates as a table."""
-    rows = estimate(config)
+def describe(config: RunConfig, run_dir: str, env_rate: float | None = None) -> str:
+    """Write the estimates as a table; arguments as for ``estimate``."""
+    rows = estimate(config, env_rate)
     count = num_workers(config)
     workers = f"{count} worker{'s' * (count != 1)} here" if not _on_a_cluster(config) else "the cluster's workers"
     lines = [

@@ -18,10 +18,10 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, mdnrnn_weights, vae_weights
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
+from pipeline.envs.registry import traits_of
 from pipeline.models.dream import Dream
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
-from pipeline.rollouts.film import STEPS_PER_SECOND
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
@@ -117,7 +117,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         latent_errors=[float(error) for error in errors],
         real=[_png(real[step]) for step in shown],
         decoded=[_png(decoded[step]) for step in shown],
-        video=_video(real[:steps], decoded, warm_up, config.env.action_repeat),
+        video=_video(real[:steps], decoded, warm_up, traits_of(config.env).steps_per_second / config.env.action_repeat),
     )
 
 
@@ -183,7 +183,7 @@ def _png(frame: Frames) -> bytes:
     return buffer.getvalue()
 
 
-def _video(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> bytes:
+def _video(real: Frames, decoded: Frames, warm_up: int, actions_per_second: float) -> bytes:
     """Encode both side by side at the environment's speed, with each pixel enlarged to a square."""
     steps, height, width, _ = real.shape
     every = max(1, -(-steps // _VIDEO_PICTURES))
@@ -194,4 +194,4 @@ def _video(real: Frames, decoded: Frames, warm_up: int, action_repeat: int) -> b
         canvas[_BAR:, :width] = real[step]
         canvas[_BAR:, width + _GAP :] = decoded[step]
         pictures.append(canvas.repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1))
-    return encode_video(pictures, Fraction(STEPS_PER_SECOND, every * action_repeat))
+    return encode_video(pictures, Fraction(actions_per_second / every).limit_denominator(1000))

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.base.progress import Update
 from pipeline.config.schema import AgentConfig, EnvConfig
 from pipeline.envs.environment import Environment
+from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_into, new_vae
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
@@ -23,10 +24,10 @@ from pipeline.rollouts.video import encode_video
 
 Frame = NDArray[np.uint8]
 
-STEPS_PER_SECOND = 50  # CarRacing's own clock
 _STEPS_PER_PICTURE = 4
 _SCENE = (360, 240)  # width, height
 _TILE = 120
+_BATCH = 64  # frames that are decoded at once
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Camera:
     def __call__(self, env: Environment, frame: Frame) -> None:
         """Count one action of the lane, and take a picture if it is due."""
         if self._actions % self._every == 0:
-            self.scenes.append(Image.fromarray(env.render()).resize(_SCENE, Image.Resampling.BOX))
+            self.scenes.append(_fitted(Image.fromarray(env.render())))
             self.frames.append(frame.copy())
         self._actions += 1
 
@@ -81,13 +82,21 @@ def film(
     decoded = _decode(agent, vae_weights, camera.frames)
     pictures = _compose(camera.scenes, camera.frames, decoded)
     steps = every * env.action_repeat
-    video = encode_video(map(np.asarray, pictures), Fraction(STEPS_PER_SECOND, steps))
-    gif = _to_gif(pictures, 1000 * steps // STEPS_PER_SECOND)
+    per_second = traits_of(env).steps_per_second
+    video = encode_video(map(np.asarray, pictures), Fraction(per_second / steps).limit_denominator(1000))
+    gif = _to_gif(pictures, int(1000 * steps / per_second))
     yield Update(1, 1, {"return": f"{result.episode_return:.1f}"})
     return Film(video, gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps})
 
 
-_BATCH = 64  # frames that are decoded at once
+def _fitted(scene: Image.Image) -> Image.Image:
+    """Resize a scene to fill the picture's height or width, with black bars beside it."""
+    scale = min(_SCENE[0] / scene.width, _SCENE[1] / scene.height)
+    size = round(scene.width * scale), round(scene.height * scale)
+    picture = Image.new("RGB", _SCENE)
+    resized = scene.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
+    picture.paste(resized, ((_SCENE[0] - size[0]) // 2, (_SCENE[1] - size[1]) // 2))
+    return picture
 
 
 @torch.inference_mode()

@@ -124,11 +124,11 @@ class RolloutWorker:
         probe = make_environment(env)
         self._idle = [probe]
         self._broken: Environment | None = None
-        self._squash = probe.squash
+        self._squash = probe.actions.squash
 
         self._encoder = make_encoder(agent, vae_weights, self._batch_size)
-        self._rnn_step = make_rnn_step(agent, mdnrnn_weights, self._batch_size, probe.action_size)
-        shape = ControllerShape.of_agent(agent, probe.action_size)
+        self._rnn_step = make_rnn_step(agent, mdnrnn_weights, self._batch_size, probe.actions.size)
+        shape = ControllerShape.of_agent(agent, probe.actions.size)
         self._features = shape.features
         self._sample = agent.controller.z == "sample"
 
@@ -137,7 +137,7 @@ class RolloutWorker:
         self._noise = np.zeros((slots, agent.vae.z_size), np.float32)
         self._h = np.zeros((slots, agent.mdnrnn.hidden_size), np.float32)
         self._c = np.zeros_like(self._h)
-        self._actions = np.zeros((slots, probe.action_size), np.float32)
+        self._actions = np.zeros((slots, probe.actions.size), np.float32)
         self._can_act = np.zeros(slots, bool)
         self._controllers = ControllerBatch(shape, slots)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import AgentConfig
+from pipeline.config.schema import AgentConfig, CollectConfig
 from pipeline.envs.environment import Environment
 
 BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
@@ -24,17 +24,40 @@ class WhitePolicy:
     """Independent uniform actions.
 
     Args:
-        env: Environment whose action bounds apply.
+        env: Environment whose actions are drawn.
         rng: Random stream of the episode.
     """
 
     def __init__(self, env: Environment, rng: np.random.Generator) -> None:
-        self._low, self._high = env.action_low, env.action_high
-        self._rng = rng
+        self._actions, self._rng = env.actions, rng
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Policy.act``."""
-        return self._rng.uniform(self._low, self._high).astype(np.float32)
+        return self._actions.random(self._rng)
+
+
+class RepeatPolicy:
+    """Uniform actions, each held for a uniform number of actions.
+
+    The paper collects its TakeCover data so, with at most 10 repeats.
+
+    Args:
+        env: Environment whose actions are drawn.
+        max_repeats: Largest number of actions that one is held for.
+        rng: Random stream of the episode.
+    """
+
+    def __init__(self, env: Environment, max_repeats: int, rng: np.random.Generator) -> None:
+        self._actions, self._max_repeats, self._rng = env.actions, max_repeats, rng
+        self._left = 0
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Policy.act``."""
+        if self._left == 0:
+            self._action = self._actions.random(self._rng)
+            self._left = int(self._rng.integers(1, self._max_repeats, endpoint=True))
+        self._left -= 1
+        return self._action
 
 
 class BrownianPolicy:
@@ -48,7 +71,7 @@ class BrownianPolicy:
     """
 
     def __init__(self, env: Environment, rng: np.random.Generator) -> None:
-        self._low, self._high = env.action_low, env.action_high
+        self._low, self._high = env.actions.low, env.actions.high
         self._rng = rng
         self._action = rng.uniform(self._low, self._high)
 
@@ -83,13 +106,13 @@ class RandomControllerPolicy:
         from pipeline.models.weights import new_mdnrnn, new_vae
 
         scale = 0.01 * rng.random()
-        vae, mdnrnn = new_vae(config), new_mdnrnn(config, env.action_size)
+        vae, mdnrnn = new_vae(config), new_mdnrnn(config, env.actions.size)
         with torch.no_grad():
             for parameter in [*vae.parameters(), *mdnrnn.parameters()]:
                 values = (scale / 10_000 * rng.standard_cauchy(tuple(parameter.shape))).astype(np.float32)
                 parameter.copy_(torch.from_numpy(values))
-        shape = ControllerShape.of_agent(config, env.action_size)
-        self._env, self._rng, self._features = env, rng, shape.features
+        shape = ControllerShape.of_agent(config, env.actions.size)
+        self._actions, self._rng, self._features = env.actions, rng, shape.features
         self._encoder, self._rnn_step, self._sample_z = TorchEncoder(vae, 1), TorchRnnStep(mdnrnn, 1), sample_z
         self._controller = ControllerBatch(shape, 1)
         self._controller.set_row(0, (scale * rng.standard_cauchy(shape.num_parameters)).astype(np.float32))
@@ -102,16 +125,18 @@ class RandomControllerPolicy:
         z = self._sample_z(mu, logvar, self._rng.standard_normal(mu.shape, np.float32))
         parts = {"z": z, "h": self._h, "c": self._c}
         features = np.concatenate([parts[name] for name in self._features], axis=1)
-        action = self._env.squash(np.nan_to_num(self._controller.outputs(features)))
+        action = self._actions.squash(np.nan_to_num(self._controller.outputs(features)))
         self._h, self._c = self._rnn_step(z, action, self._h, self._c)
         first: NDArray[np.float32] = action[0]
         return first
 
 
-def make_policy(name: str, agent: AgentConfig, env: Environment, rng: np.random.Generator) -> Policy:
+def make_policy(collect: CollectConfig, agent: AgentConfig, env: Environment, rng: np.random.Generator) -> Policy:
     """Create the policy that ``collect.policy`` names, for one episode."""
-    if name == "brownian":
+    if collect.policy == "brownian":
         return BrownianPolicy(env, rng)
-    if name == "white":
+    if collect.policy == "white":
         return WhitePolicy(env, rng)
+    if collect.policy == "repeat":
+        return RepeatPolicy(env, collect.max_repeats, rng)
     return RandomControllerPolicy(env, agent, rng)

@@ -40,7 +40,7 @@ def record_episode(
         EpisodeError: The environment raised, or returned a frame of another shape or type.
     """
     frames = np.empty((max_actions, *FRAME_SHAPE), np.uint8)
-    actions = np.empty((max_actions, env.action_size), np.float32)
+    actions = np.empty((max_actions, env.actions.size), np.float32)
     rewards = np.empty(max_actions, np.float32)
     terminated = np.zeros(max_actions, np.bool_)
     truncated = np.zeros(max_actions, np.bool_)

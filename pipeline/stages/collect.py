@@ -73,7 +73,7 @@ class CollectWorker:
         episodes = []
         for episode_id in shard_episodes(config, shard):
             policy = make_policy(
-                config.collect.policy,
+                config.collect,
                 config.agent,
                 self._env,
                 seeding.generator(config.seed, "collect/policy", episode_id),

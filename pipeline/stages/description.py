@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
-from pipeline.envs.registry import describe_frames, environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
 from pipeline.models.metadata import Description
 
@@ -24,7 +24,7 @@ def describe_vae(config: RunConfig) -> Description:
             "channels": "RGB",
             "input": "float32 (N, 3, H, W): the uint8 values / 255",
             "rendering": config.env.rendering,
-            **describe_frames(config.env),
+            **traits_of(config.env).frames,
         },
         "z_size": config.vae.z_size,
         "outputs": "mu and logvar of z; z = mu + exp(logvar / 2) * standard normal",
@@ -50,7 +50,7 @@ def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
 
 def describe_controller(config: RunConfig) -> Description:
     """Describe C: the order of its features, the layout of its parameters, and the squashing of its outputs."""
-    shape = ControllerShape.of_agent(config.agent, environment_class(config.env.id).action_size)
+    shape = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size)
     return {
         "model": "controller",
         "environment": config.env.id,
@@ -68,12 +68,9 @@ def describe_controller(config: RunConfig) -> Description:
 
 
 def _describe_actions(config: RunConfig) -> Description:
-    found = environment_class(config.env.id)
+    traits = traits_of(config.env)
     return {
-        "low": found.action_low.tolist(),
-        "high": found.action_high.tolist(),
-        "squashing": {
-            "function": f"{found.__module__}:{found.__name__}.squash",
-            "formula": getattr(found, "squashing", None),
-        },
+        "low": traits.actions.low.tolist(),
+        "high": traits.actions.high.tolist(),
+        "squashing": {"function": traits.squashing, "formula": traits.actions.formula},
     }

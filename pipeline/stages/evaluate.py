@@ -30,11 +30,12 @@ from pipeline.data.artifacts import (
     vae_weights,
 )
 from pipeline.data.shards import DESCRIPTION_KEY
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
-from pipeline.rollouts.film import STEPS_PER_SECOND, film
+from pipeline.rollouts.film import film
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
@@ -149,7 +150,9 @@ def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob
 def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
     """Select the episode to film: the one with the median return (the upper of two), not the best."""
     job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
-    steps = min(config.env.max_episode_steps, round(config.evaluate.film_seconds * STEPS_PER_SECOND))
+    steps = min(
+        config.env.max_episode_steps, round(config.evaluate.film_seconds * traits_of(config.env).steps_per_second)
+    )
     return RolloutJob(**{**vars(job), "max_steps": steps})
 
 

@@ -19,7 +19,7 @@ from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, mdnrnn_weights, vae_weights
-from pipeline.envs.registry import environment_class
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import (
     JobId,
     candidate_fitness,
@@ -83,7 +83,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
 
 
 def _new_state(config: RunConfig) -> EvolutionState:
-    action_size = environment_class(config.env.id).action_size
+    action_size = traits_of(config.env).actions.size
     return EvolutionState(
         Search(
             num_parameters=ControllerShape.of_agent(config.agent, action_size).num_parameters,

@@ -17,9 +17,9 @@ from tests.e2e import command
     ("override", "said"),
     [
         ("evolve.populaton_size=8", "Did you mean population_size?"),
-        ("evolve.population_size=2", "greater than or equal to 3"),
-        ("evolve.sigma=1e300", "less than or equal to 1000000"),
-        ("evolve.population_size=many", "valid integer"),
+        ("evolve.population_size=2", "expected at least 3"),
+        ("evolve.sigma=1e300", "expected at most 1000000"),
+        ("evolve.population_size=many", "expected a whole number"),
         ("mdnrnn.window=41", "longer than any episode"),
         ("tracks.test={start: 0, stop: 100001}", "overlap"),
         ("tracks.test={start: 5, stop: 5}", "empty seed range"),

@@ -17,7 +17,8 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.presets import load_config
 from pipeline.config.schema import EnvConfig
 from pipeline.data.shards import read_episodes
-from pipeline.envs.car_racing import CarRacing, forget_tracks
+from pipeline.envs import registry
+from pipeline.envs.car_racing import CarActions, CarRacing, forget_tracks
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import check_environment, environment_class, make_environment
 from pipeline.execution.in_process import InProcessExecutor
@@ -163,31 +164,31 @@ def test_the_scene_for_people_is_large_and_gymnasiums_own(env: CarRacing) -> Non
 def test_squashing_is_the_papers(env: CarRacing) -> None:
     outputs = np.random.default_rng(0).normal(0, 2, (50, 3)).astype(np.float32)
     kept = outputs.copy()
-    actions = env.squash(outputs)
+    actions = env.actions.squash(outputs)
     assert actions.dtype == np.float32
     np.testing.assert_array_equal(outputs, kept)
     for (steer, gas, brake), action in zip(outputs.astype(np.float64), actions, strict=True):
         want = [np.tanh(steer), (np.tanh(gas) + 1) / 2, min(max(np.tanh(brake), 0), 1)]
         np.testing.assert_allclose(action, want, atol=1e-6)
     assert (actions[:, 2] == 0).any()
-    assert np.all((env.action_low <= actions) & (actions <= env.action_high))
-    np.testing.assert_array_equal(env.squash(np.zeros(3, np.float32)), np.array([0, 0.5, 0], np.float32))
+    assert np.all((env.actions.low <= actions) & (actions <= env.actions.high))
+    np.testing.assert_array_equal(env.actions.squash(np.zeros(3, np.float32)), np.array([0, 0.5, 0], np.float32))
 
 
 def test_a_squashed_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_its_place(env: CarRacing) -> None:
     outputs = np.random.default_rng(0).normal(0, 2, (33, 3)).astype(np.float32)
-    whole = env.squash(outputs)
+    whole = env.actions.squash(outputs)
     for row in range(33):
-        assert env.squash(outputs[row]).tobytes() == whole[row].tobytes()
-        assert env.squash(outputs[row : row + 4])[0].tobytes() == whole[row].tobytes()
+        assert env.actions.squash(outputs[row]).tobytes() == whole[row].tobytes()
+        assert env.actions.squash(outputs[row : row + 4])[0].tobytes() == whole[row].tobytes()
 
 
 def test_bounds_are_those_of_gymnasium() -> None:
     space = gymnasium.make("CarRacing-v3").action_space
     assert isinstance(space, gymnasium.spaces.Box)
-    np.testing.assert_array_equal(CarRacing.action_low, space.low)
-    np.testing.assert_array_equal(CarRacing.action_high, space.high)
-    assert space.shape == (CarRacing.action_size,)
+    np.testing.assert_array_equal(CarActions().low, space.low)
+    np.testing.assert_array_equal(CarActions().high, space.high)
+    assert space.shape == (CarActions().size,)
 
 
 # ---- repeated actions
@@ -225,6 +226,7 @@ def test_an_environment_that_does_not_repeat_actions_is_not_asked_to(monkeypatch
     repeating = counting_config({"env.action_repeat": 2, "mdnrnn.window": 3})
     check_environment(repeating)
     monkeypatch.delattr(CountingEnv, "repeats_actions")
+    registry._traits.cache_clear()
     with pytest.raises(ConfigError, match=r"env.action_repeat 2: tests.counting:CountingEnv does not repeat actions"):
         check_environment(repeating)
     check_environment(counting_config())

@@ -1,4 +1,4 @@
-"""The environment that CONTRIBUTING shows, taken through every stage that learns from it and drives it."""
+"""The environments that CONTRIBUTING and the documentation show, taken through every stage."""
 
 from __future__ import annotations
 
@@ -19,15 +19,24 @@ from tests.counting import counting_config
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize(
+    ("page", "module", "env_id"), [("CONTRIBUTING.md", "dot", "Dot"), ("docs/environments.md", "drift", "Drift-v0")]
+)
 def test_the_example_environment_runs_through_all_stages(
-    tmp_path: Path, local_store: LocalStore, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    module: str,
+    env_id: str,
+    tmp_path: Path,
+    local_store: LocalStore,
+    executor: InProcessExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    (example,) = [block for block in blocks if "class Dot" in block]
-    (tmp_path / "dot.py").write_text(example)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if f"class {module.title()}" in block]
+    (tmp_path / f"{module}.py").write_text(example)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "dot", raising=False)
-    config = counting_config({"env.id": "dot:Dot"})
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    config = counting_config({"env.id": f"{module}:{env_id}", "collect.policy": "repeat"})
     check_environment(config)
     run_stages(config, local_store, executor, STAGES)
     assert read_manifest(local_store, "report") is not None

@@ -71,7 +71,7 @@ def test_a_controller_applied_as_the_metadata_says_acts_like_the_pipelines(
     controllers = ControllerBatch(shape, 1)
     controllers.set_row(0, parameters)
     row = np.concatenate([values[name] for name in features])[None]
-    actions = make_environment(config.env).squash(controllers.outputs(row, 0))[0]
+    actions = make_environment(config.env).actions.squash(controllers.outputs(row, 0))[0]
     np.testing.assert_allclose(actions, expected, atol=1e-5)
 
 
@@ -92,8 +92,8 @@ def test_an_environment_without_words_for_its_frames_is_described_without_them()
     says = described(counting_config())
     assert "view" not in says["vae"]["frames"] and says["vae"]["frames"]["size"] == [64, 64]
     assert says["controller"]["actions"]["squashing"] == {
-        "function": "tests.counting:CountingEnv.squash",
-        "formula": None,
+        "function": "pipeline.envs.actions:BoxActions.squash",
+        "formula": "low + (tanh(x) + 1) / 2 * (high - low)",
     }
 
 

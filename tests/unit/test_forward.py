@@ -262,7 +262,7 @@ print(result.steps, "torch" in sys.modules)
 
 def test_a_worker_that_drives_does_not_load_torch(tmp_path: Path, vae: Vae) -> None:
     (tmp_path / "vae").write_bytes(to_bytes(vae))
-    (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig().agent, CarRacing.action_size)))
+    (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig().agent, 3)))
     driven = subprocess.run(
         [sys.executable, "-c", _DRIVES_ONE_EPISODE], cwd=tmp_path, check=False, capture_output=True, text=True
     )

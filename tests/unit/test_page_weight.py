@@ -32,7 +32,7 @@ def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor:
     )
     assert made.info["steps"] == steps
     env = make_environment(tiny.env)
-    policy = make_policy(tiny.collect.policy, tiny.agent, env, rng)
+    policy = make_policy(tiny.collect, tiny.agent, env, rng)
     seen = record_episode(env, policy, episode_id=0, track=1, max_actions=300).frames
     put_data(local_store, make_config(), [len(seen)] * 6, seen)
     put_metrics(local_store)

@@ -19,9 +19,7 @@ POLICIES = ["white", "brownian", "random-controller"]
 def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> NDArray[np.float32]:
     """(steps, 2) actions of one episode."""
     config = counting_config({"collect.policy": policy, **overrides})
-    made = make_policy(
-        config.collect.policy, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode)
-    )
+    made = make_policy(config.collect, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode))
     taken = [made.act(frame_of(3, step)) for step in range(steps)]
     assert all(action.dtype == np.float32 and action.shape == (2,) for action in taken)
     return np.stack(taken)
@@ -30,7 +28,7 @@ def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> N
 @pytest.mark.parametrize("policy", POLICIES)
 def test_actions_keep_the_bounds_and_come_from_the_stream_alone(policy: str, one_thread: None) -> None:
     first = actions(policy, 30)
-    assert np.all((CountingEnv.action_low <= first) & (first <= CountingEnv.action_high))
+    assert np.all((CountingEnv.actions.low <= first) & (first <= CountingEnv.actions.high))
     np.random.seed(3)  # noqa: NPY002
     np.testing.assert_array_equal(actions(policy, 30), first)
     assert not np.array_equal(actions(policy, 30, episode=1), first)
@@ -38,7 +36,7 @@ def test_actions_keep_the_bounds_and_come_from_the_stream_alone(policy: str, one
 
 def test_white_actions_are_uniform_and_independent() -> None:
     taken = actions("white", 4000)
-    unit = (taken - CountingEnv.action_low) / (CountingEnv.action_high - CountingEnv.action_low)
+    unit = (taken - CountingEnv.actions.low) / (CountingEnv.actions.high - CountingEnv.actions.low)
     for values in unit.T:
         counts = np.histogram(values, 10, (0, 1))[0]
         assert np.all(np.abs(counts - 400) < 100)  # five standard deviations
@@ -76,7 +74,7 @@ def test_a_random_controllers_scale_is_uniform_below_1_in_100(one_thread: None) 
     scales = []
     for episode in range(12):
         policy = make_policy(
-            config.collect.policy, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode)
+            config.collect, config.agent, CountingEnv(config.env), generator(config.seed, "policy", episode)
         )
         # The median of |Cauchy| is 1: that of 192 weights is the scale to within 25 % or so.
         scales.append(np.median(np.abs(policy._controller._weights[0])))  # type: ignore[attr-defined]

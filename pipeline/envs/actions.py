@@ -1,0 +1,177 @@
+"""Action spaces: a controller's raw outputs to the actions that M sees, and to the values that an environment takes.
+
+An action is always a vector of floats, so that M and the shards need not know the kind: a bounded number as it is, a
+discrete choice as a one-hot block, a switch as 0 or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.base.errors import ConfigError
+
+Vector = NDArray[np.float32]
+
+
+class Actions(Protocol):
+    """Actions of an environment.
+
+    Attributes:
+        size: Length of an action, A.
+        low, high: Bounds of an action, (A,) float32.
+        discrete: Whether an action is a choice, so that a random walk of it means nothing.
+        formula: Formula of ``squash``, for people.
+    """
+
+    size: int
+    low: Vector
+    high: Vector
+    discrete: bool
+    formula: str
+
+    def squash(self, output: Vector) -> Vector:
+        """Convert a controller's raw outputs, (..., A) float32, to actions, (..., A) float32; NaN stays NaN."""
+
+    def random(self, rng: np.random.Generator) -> Vector:
+        """Draw an action uniformly, (A,) float32."""
+
+    def native(self, action: Vector) -> Any:
+        """Convert an action, (A,) float32, to the value that the environment takes."""
+
+
+class BoxActions:
+    """Bounded numbers. The controller's outputs are squashed by tanh.
+
+    Args:
+        low, high: Bounds, of one shape.
+        dtype: Type of the numbers that the environment takes.
+
+    Raises:
+        ValueError: A bound is not finite, or not below the other.
+    """
+
+    discrete = False
+    formula = "low + (tanh(x) + 1) / 2 * (high - low)"
+
+    def __init__(self, low: ArrayLike, high: ArrayLike, dtype: Any = np.float32) -> None:
+        first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        if not (np.isfinite(first).all() and np.isfinite(last).all() and (first < last).all()):
+            raise ValueError(f"the bounds {first.tolist()} and {last.tolist()} are not finite, or not in order")
+        self._shape, self._dtype = first.shape, dtype
+        self.low, self.high = first.reshape(-1), last.reshape(-1)
+        self.size = self.low.size
+
+    def squash(self, output: Vector) -> Vector:
+        """See ``Actions.squash``."""
+        action = self.low + (np.tanh(output) + 1) / 2 * (self.high - self.low)
+        clipped: Vector = np.clip(action, self.low, self.high)  # rounding may leave the bounds
+        return clipped
+
+    def random(self, rng: np.random.Generator) -> Vector:
+        """See ``Actions.random``."""
+        return rng.uniform(self.low, self.high).astype(np.float32)
+
+    def native(self, action: Vector) -> Any:
+        """See ``Actions.native``."""
+        return action.reshape(self._shape).astype(self._dtype)
+
+
+class ChoiceActions:
+    """One choice or several, each a one-hot block. The controller's largest output of a block is its choice.
+
+    Args:
+        counts: Number of choices of each block.
+        starts: Number of the first choice of each block.
+        shape: Shape of the value that the environment takes; () for an integer.
+    """
+
+    discrete = True
+    formula = "one-hot of the largest output; with several blocks, in each of them"
+
+    def __init__(self, counts: Sequence[int], starts: Sequence[int], shape: tuple[int, ...] = ()) -> None:
+        self._counts, self._starts, self._shape = list(counts), np.asarray(starts, np.int64), shape
+        self._ends = np.cumsum(self._counts)
+        self.size = int(self._ends[-1])
+        self.low, self.high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
+
+    def squash(self, output: Vector) -> Vector:
+        """See ``Actions.squash``. Of equal outputs the first counts."""
+        action = np.zeros_like(output)
+        for end, count in zip(self._ends, self._counts, strict=True):
+            block = slice(end - count, end)
+            chosen = output[..., block].argmax(axis=-1)
+            np.put_along_axis(action[..., block], chosen[..., None], np.float32(1), axis=-1)
+        action[np.isnan(output).any(axis=-1)] = np.nan
+        return action
+
+    def random(self, rng: np.random.Generator) -> Vector:
+        """See ``Actions.random``."""
+        action = np.zeros(self.size, np.float32)
+        for end, count in zip(self._ends, self._counts, strict=True):
+            action[end - count + int(rng.integers(count))] = 1
+        return action
+
+    def native(self, action: Vector) -> Any:
+        """See ``Actions.native``."""
+        blocks = np.split(action, self._ends[:-1])
+        chosen = self._starts + [int(block.argmax()) for block in blocks]
+        return chosen.reshape(self._shape) if self._shape else int(chosen[0])
+
+
+class SwitchActions:
+    """Independent switches. A positive output turns one on.
+
+    Args:
+        shape: Shape of the value that the environment takes.
+    """
+
+    discrete = True
+    formula = "1 where x > 0, else 0"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self.size = int(np.prod(shape))
+        self.low, self.high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
+
+    def squash(self, output: Vector) -> Vector:
+        """See ``Actions.squash``."""
+        return np.where(np.isnan(output), np.float32(np.nan), (output > 0).astype(np.float32))
+
+    def random(self, rng: np.random.Generator) -> Vector:
+        """See ``Actions.random``."""
+        return rng.integers(2, size=self.size).astype(np.float32)
+
+    def native(self, action: Vector) -> Any:
+        """See ``Actions.native``."""
+        return action.astype(np.int8).reshape(self._shape)
+
+
+def actions_of(space: gymnasium.Space[Any], env_id: str) -> Actions:
+    """Actions of a Gymnasium space.
+
+    Args:
+        space: Action space.
+        env_id: Id of the environment, for messages.
+
+    Raises:
+        ConfigError: The space is of a kind that a controller cannot act in.
+    """
+    if isinstance(space, spaces.Discrete):
+        return ChoiceActions([int(space.n)], [int(space.start)])
+    if isinstance(space, spaces.MultiDiscrete):
+        return ChoiceActions(space.nvec.reshape(-1).tolist(), space.start.reshape(-1).tolist(), space.nvec.shape)
+    if isinstance(space, spaces.MultiBinary):
+        return SwitchActions(space.shape)
+    reason = "actions are Box with finite bounds, Discrete, MultiBinary or MultiDiscrete"
+    if isinstance(space, spaces.Box):
+        try:
+            return BoxActions(space.low, space.high, space.dtype)
+        except ValueError as error:
+            reason = f"{error}. Wrap the environment with gymnasium.wrappers.RescaleAction or ClipAction"
+    raise ConfigError(f"env.id = {env_id!r}: its action space is {space}, which a controller cannot act in: {reason}")

@@ -1,0 +1,79 @@
+"""Check that an environment is deterministic: the same seed and actions give the same episode, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.errors import ConfigError
+from pipeline.base.seeding import generator
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.environment import Environment
+from pipeline.envs.gymnasium_env import GymnasiumEnvironment
+from pipeline.envs.registry import make_environment
+
+_STEPS = 50
+
+
+def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
+    """Run the first 50 steps of a track in a used and in a new instance, and compare frames, rewards and ends.
+
+    Args:
+        config: Section of the environment.
+        track: Track seed.
+        exact: Whether a run must be exact (``execution.exact``).
+
+    Returns:
+        Environment steps per second, including the start of the episodes.
+
+    Raises:
+        ConfigError: A used instance gives another episode than a new one; or two new instances give two episodes,
+            and ``exact`` is set.
+    """
+    env = make_environment(config)
+    try:
+        actions = [env.actions.random(generator(0, "determinism", step)) for step in range(_STEPS)]
+        began = time.perf_counter()
+        new, steps = _fingerprint(env, track, actions)
+        used, more = _fingerprint(env, track, actions)
+        rate = (steps + more) * config.action_repeat / (time.perf_counter() - began)
+    finally:
+        env.close()
+    if new == used:
+        return rate
+    other = make_environment(config)
+    try:
+        again, _ = _fingerprint(other, track, actions)
+    finally:
+        other.close()
+    if again == new and not config.fresh:
+        remedy = "Set -o env.fresh=true: each episode then has a new instance"
+        if not isinstance(env, GymnasiumEnvironment):
+            remedy = "Its reset must restore all state: an episode may depend on its track and actions alone"
+        raise ConfigError(
+            f"env.id = {config.id!r}: an instance that was used before gives another episode than a new one, for the "
+            f"same seed and actions. {remedy}"
+        )
+    if exact:
+        raise ConfigError(
+            f"env.id = {config.id!r} is not deterministic: the same seed and actions gave two different episodes. A "
+            "run of it cannot be repeated bit for bit. To accept that: -o execution.exact=false"
+        )
+    return rate
+
+
+def _fingerprint(env: Environment, track: int, actions: Sequence[NDArray[np.float32]]) -> tuple[bytes, int]:
+    """Digest of an episode's first steps, and their number."""
+    digest = hashlib.sha256(env.reset(track).tobytes())
+    steps = 0
+    for action in actions:
+        frame, reward, terminated, truncated = env.step(action)
+        steps += 1
+        digest.update(frame.tobytes() + repr((reward, terminated, truncated)).encode())
+        if terminated or truncated:
+            break
+    return digest.digest(), steps

@@ -1,0 +1,261 @@
+"""Any Gymnasium environment as an environment of the pipeline, with frames from its observations or from ``render()``.
+
+Use its registered id as ``env.id``. Ids of packages that register them on import may be given as ``module:Id``, which
+is Gymnasium's own form; the packages of ``PLUGINS`` are imported for their ids.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.actions import Actions, actions_of
+from pipeline.envs.engines import starting_engines
+from pipeline.envs.environment import Step, configure_headless
+from pipeline.envs.frames import to_frame, to_rgb
+
+Image = NDArray[np.uint8]
+
+_MIN_SIDE = 32  # smaller arrays are codes of cells rather than pixels, such as MiniGrid's (7, 7, 3)
+_RENDERED = ""  # frames are drawn by render()
+
+
+class Plugin(NamedTuple):
+    """Package that registers environments when it is imported.
+
+    Attributes:
+        module: Module to import.
+        extra: Extra of this project that installs it.
+    """
+
+    module: str
+    extra: str
+
+
+# By the start of their ids.
+PLUGINS = {
+    "ALE/": Plugin("ale_py", "atari"),
+    "Vizdoom": Plugin("vizdoom.gymnasium_wrapper", "doom"),
+    "MiniGrid-": Plugin("minigrid", "minigrid"),
+    "BabyAI-": Plugin("minigrid", "minigrid"),
+}
+
+
+def is_registered(env_id: str) -> bool:
+    """Whether Gymnasium knows an id, after the import of the package that registers it.
+
+    Raises:
+        ConfigError: The package is not installed; names the command that installs it.
+    """
+    module, separator, name = env_id.rpartition(":")
+    if separator:
+        importlib.import_module(module)
+    else:
+        for start, plugin in PLUGINS.items():
+            if env_id.startswith(start):
+                _import_plugin(env_id, plugin)
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error:
+        return False
+    return True
+
+
+def why_not_registered(env_id: str) -> str:
+    """Gymnasium's own reason why there is no such id, for messages."""
+    try:
+        gymnasium.spec(env_id.rpartition(":")[2])
+    except gymnasium.error.Error as error:
+        return str(error).strip().rstrip(".")
+    return ""
+
+
+def _import_plugin(env_id: str, plugin: Plugin) -> None:
+    try:
+        importlib.import_module(plugin.module)
+    except ImportError as error:
+        raise ConfigError(
+            f"env.id = {env_id!r} needs the package {plugin.module.partition('.')[0]}, which cannot be imported here "
+            f"({error}). Install it on every node: pip install 'world-models-ray[{plugin.extra}]'"
+        ) from error
+
+
+class GymnasiumEnvironment:
+    """A Gymnasium environment with frames of 64x64; see ``pipeline.envs.environment`` for the methods.
+
+    Frames are the observation if it is an image, else the image in a ``Dict`` observation, else ``render()``. They are
+    cropped (``env.crop``), made RGB, and reduced to 64x64 by area averaging.
+
+    Args:
+        config: Section ``env`` of a config.
+
+    Raises:
+        ConfigError: The environment cannot be made with ``env.options``, its actions are of a kind that a controller
+            cannot act in, or it has no frames.
+    """
+
+    repeats_actions = True
+
+    def __init__(self, config: EnvConfig) -> None:
+        configure_headless()
+        self._config = config
+        self._game = _make(config)
+        self.actions: Actions = actions_of(self._game.action_space, config.id)
+        self._key = _frame_key(self._game, config)
+        self.steps_per_second = float(self._game.metadata.get("render_fps") or 30)
+        self._fresh = True
+        self._steps = 0
+        self._seen: Image | None = None
+
+    def describe_frames(self) -> dict[str, Any]:
+        """See ``Environment.describe_frames``."""
+        source = "render()" if self._key == _RENDERED else f"the observation{f'[{self._key!r}]' if self._key else ''}"
+        return {"from": source, "crop": self._config.crop, "reduced": "by area averaging"}
+
+    def reset(self, track: int) -> Image:
+        """See ``Environment.reset``. With ``env.fresh``, each episode has a new instance."""
+        if self._config.fresh and not self._fresh:
+            self._game.close()
+            self._game = _make(self._config)
+        self._fresh = False
+        self._steps = 0
+        with _engines(self._config):
+            observation, _ = self._game.reset(seed=track)
+        return self._frame(observation)
+
+    def step(self, action: NDArray[np.float32]) -> Step:
+        """See ``Environment.step``."""
+        native = self.actions.native(action)
+        earned, limit = 0.0, self._config.max_episode_steps
+        terminated = truncated = False
+        for _ in range(min(self._config.action_repeat, limit - self._steps)):
+            observation, reward, terminated, truncated, _ = self._game.step(native)
+            self._steps += 1
+            earned += float(reward)
+            if terminated or truncated:
+                break
+        if not math.isfinite(earned):
+            raise ValueError(f"it returned the reward {earned}")
+        # Some environments set both flags at their own time limit, which is not an end that the agent caused.
+        return Step(
+            self._frame(observation), earned, bool(terminated and not truncated),
+            bool(truncated or self._steps >= limit),
+        )  # fmt: skip
+
+    def render(self) -> Image:
+        """See ``Environment.render``. The picture of the frame where the environment draws none."""
+        picture = self._game.render() if self._game.render_mode == "rgb_array" else None
+        if picture is None:
+            assert self._seen is not None
+            return self._seen
+        return to_rgb(np.asarray(picture))
+
+    def close(self) -> None:
+        """See ``Environment.close``."""
+        self._game.close()
+
+    def _frame(self, observation: Any) -> Image:
+        if self._key == _RENDERED:
+            image = self._game.render()
+            if image is None:
+                raise TypeError("render() returned no image")
+        else:
+            image = observation if self._key is None else observation[self._key]
+        self._seen = to_rgb(np.asarray(image))
+        return to_frame(self._seen, self._config.crop)
+
+
+def _make(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    # The pipeline applies the step limit and checks the environment itself.
+    arguments: dict[str, Any] = {"disable_env_checker": True, "max_episode_steps": -1, **config.options}
+    spec = gymnasium.spec(config.id.rpartition(":")[2])
+    modes = _render_modes(spec)
+    if modes is None or "rgb_array" in modes:
+        arguments.setdefault("render_mode", "rgb_array")
+    try:
+        with _engines(config):
+            return gymnasium.make(spec, **arguments)
+    except Exception as error:  # an environment's constructor may raise anything
+        raise ConfigError(
+            f"env.id = {config.id!r} cannot be made with env.options {config.options}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _engines(config: EnvConfig) -> AbstractContextManager[None]:
+    """Guard of the engines that an environment starts, in its constructor or in its first reset."""
+    return starting_engines() if config.id.startswith("Vizdoom") else nullcontext()
+
+
+def _render_modes(spec: Any) -> list[str] | None:
+    """Render modes of an environment's class; None if they are not known before it is made."""
+    try:
+        creator = (
+            gymnasium.envs.registration.load_env_creator(spec.entry_point)
+            if isinstance(spec.entry_point, str)
+            else spec.entry_point
+        )
+    except (ImportError, AttributeError):  # reported by gymnasium.make
+        return None
+    metadata = getattr(creator, "metadata", None)
+    modes: list[str] | None = metadata.get("render_modes") if isinstance(metadata, dict) else None
+    return modes
+
+
+def _frame_key(game: gymnasium.Env[Any, Any], config: EnvConfig) -> str | None:
+    """Key of the frame in observations; None if the observation is the frame, ``_RENDERED`` if it is drawn.
+
+    Raises:
+        ConfigError: ``env.frame_key`` names no image, several entries look like images, or nothing draws a frame.
+    """
+    space = game.observation_space
+    named = config.frame_key
+    if isinstance(space, spaces.Dict):
+        images = [key for key, entry in space.spaces.items() if _is_image(entry)]
+        if named is not None:
+            if named not in images:
+                raise ConfigError(
+                    f"env.frame_key = {named!r}: no image of {config.id}'s observation. Images: "
+                    f"{', '.join(images) or 'none'}; leave it null to draw frames with render()"
+                )
+            return named
+        if len(images) > 1:
+            raise ConfigError(
+                f"env.id = {config.id!r}: several entries of its observation look like images: set env.frame_key to "
+                f"one of {', '.join(images)}"
+            )
+        if images:
+            return str(images[0])
+    elif named is not None:
+        raise ConfigError(f"env.frame_key = {named!r}: {config.id}'s observation is no Dict; leave it null")
+    elif _is_image(space):
+        return None
+    if game.render_mode != "rgb_array":
+        raise ConfigError(
+            f"env.id = {config.id!r}: its observation is no image of at least {_MIN_SIDE}x{_MIN_SIDE} pixels, and it "
+            "has no render mode rgb_array: there are no frames to learn from"
+        )
+    return _RENDERED
+
+
+def _is_image(space: Any) -> bool:
+    """Whether a space holds images: uint8, (H, W), (H, W, 1) or (H, W, 3), or with the channels first."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
+        return False
+    shape = space.shape
+    if len(shape) == 3:
+        if shape[2] in (1, 3):
+            shape = shape[:2]
+        elif shape[0] in (1, 3):
+            shape = shape[1:]
+        else:
+            return False
+    return bool(min(shape) >= _MIN_SIDE)

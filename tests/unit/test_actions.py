@@ -1,0 +1,96 @@
+"""Raw outputs become actions, and actions what an environment takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pipeline.base.errors import ConfigError
+from pipeline.envs.actions import Actions, actions_of
+
+SPACES: list[Any] = [
+    spaces.Box(-2.0, 2.0, (1,)),
+    spaces.Box(np.array([[-1, 0], [5, -7]], np.float32), np.array([[1, 3], [6, 9]], np.float32)),
+    spaces.Box(0.0, 1.0, (3,), np.float64),
+    spaces.Discrete(4),
+    spaces.Discrete(3, start=-1),
+    spaces.MultiBinary(5),
+    spaces.MultiBinary([2, 3]),
+    spaces.MultiDiscrete([3, 2, 4]),
+    spaces.MultiDiscrete([[2, 3], [4, 2]]),
+]
+
+
+@pytest.fixture(params=SPACES, ids=str)
+def space(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def actions(space: Any) -> Actions:
+    return actions_of(space, "Any-v0")
+
+
+def outputs(actions: Actions, rows: int = 200) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(1).normal(0, 2, (rows, actions.size)).astype(np.float32)
+
+
+def test_what_a_controller_or_chance_chooses_is_within_the_bounds_and_the_space(actions: Actions, space: Any) -> None:
+    rng = np.random.default_rng(2)
+    for action in [*actions.squash(outputs(actions)), *(actions.random(rng) for _ in range(200))]:
+        assert action.shape == (actions.size,) and action.dtype == np.float32
+        assert np.all((actions.low <= action) & (action <= actions.high))
+        assert space.contains(actions.native(action)), (action, actions.native(action))
+
+
+def test_every_value_of_a_small_space_is_reached(actions: Actions, space: Any) -> None:
+    if isinstance(space, spaces.Box):
+        squashed = actions.squash(np.array([[-50.0] * actions.size, [50.0] * actions.size], np.float32))
+        np.testing.assert_array_equal(squashed, [actions.low, actions.high])
+        return
+    rng = np.random.default_rng(3)
+    drawn = {np.asarray(actions.native(actions.random(rng))).tobytes() for _ in range(3000)}
+    chosen = {np.asarray(actions.native(row)).tobytes() for row in actions.squash(outputs(actions, 3000))}
+    sampled = {np.asarray(space.sample(), np.asarray(actions.native(actions.random(rng))).dtype).tobytes()
+               for _ in range(3000)}  # fmt: skip
+    assert drawn == chosen == sampled
+
+
+def test_the_bits_of_a_row_depend_neither_on_other_rows_nor_on_its_place(actions: Actions) -> None:
+    raw = outputs(actions, 16)
+    whole = actions.squash(raw)
+    for row in range(16):
+        assert actions.squash(raw[row]).tobytes() == whole[row].tobytes()
+        assert actions.squash(raw[row : row + 3])[0].tobytes() == whole[row].tobytes()
+
+
+def test_a_nan_stays_one_so_that_the_episode_ends(actions: Actions) -> None:
+    raw = outputs(actions, 3)
+    raw[1, 0] = np.nan
+    assert np.isfinite(actions.squash(raw)).all(axis=1).tolist() == [True, False, True]
+
+
+def test_a_choice_is_one_hot_and_the_first_of_equals() -> None:
+    actions = actions_of(spaces.MultiDiscrete([3, 2]), "Any-v0")
+    raw = np.array([[1, 5, 5, -1, -2], [0, 0, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(actions.squash(raw), [[0, 1, 0, 1, 0], [1, 0, 0, 1, 0]])
+
+
+def test_numbers_are_squashed_by_tanh_between_their_bounds() -> None:
+    actions = actions_of(spaces.Box(-2.0, 6.0, (1,)), "Any-v0")
+    raw = np.linspace(-3, 3, 7, dtype=np.float32)[:, None]
+    np.testing.assert_allclose(actions.squash(raw), 2 + 4 * np.tanh(raw), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Box(-np.inf, np.inf, (2,)), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]),
+     spaces.Text(5), spaces.Box(1.0, 1.0, (2,))],
+)  # fmt: skip
+def test_other_spaces_are_refused_by_name(space: gymnasium.Space[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"env\.id = 'Any-v0': its action space is .*Discrete, MultiB|finite"):
+        actions_of(space, "Any-v0")

@@ -1,0 +1,70 @@
+"""Environments of others, for real: each is taken through every stage, from collecting to the report."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import gymnasium
+import pytest
+
+from pipeline.cli.run import run_config
+from pipeline.envs.registry import check_environment, traits_of
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.planning import preflight
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
+from pipeline.storage.local import LocalStore
+from pipeline.storage.manifest import read_manifest, read_records
+from tests.counting import counting_config
+from tests.unit.test_gymnasium_env import Ramp
+
+IDS: list[tuple[str, dict[str, Any], int]] = [
+    ("ALE/Breakout-v5", {}, 4),
+    ("CarRacing-v3", {"env.options": {"continuous": False}}, 5),
+    ("MiniGrid-Empty-8x8-v0", {}, 7),
+    ("VizdoomTakeCover-v1", {"env.options": {"screen_resolution": "RES_160X120"}}, 3),
+    ("CartPole-v1", {}, 2),
+    ("Pendulum-v1", {}, 1),
+    ("TakeCover", {}, 1),
+    ("OwnRamp-v0", {"env.options": {"shows": "dict", "ends_at": 9}, "env.crop": [0, 70, 0, 100]}, 3),
+]
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Any:
+    gymnasium.register("OwnRamp-v0", entry_point=Ramp)
+    yield
+    del gymnasium.registry["OwnRamp-v0"]
+
+
+@pytest.mark.parametrize(("env_id", "more", "actions"), IDS, ids=[env_id for env_id, _, _ in IDS])
+def test_an_environment_runs_through_all_stages(
+    env_id: str, more: dict[str, Any], actions: int, local_store: LocalStore, executor: InProcessExecutor
+) -> None:
+    config = counting_config({"env.id": env_id, "collect.policy": "repeat", "collect.episodes_per_shard": 5, **more})
+    check_environment(config)
+    assert traits_of(config.env).actions.size == actions
+    run_stages(config, local_store, executor, STAGES)
+    manifest = read_manifest(local_store, "evaluation")
+    assert manifest is not None and manifest.info["env_steps"] > 0
+    page = local_store.read("report/index.html").decode()
+    assert env_id in page
+    if env_id != "CarRacing-v3":
+        assert "CarRacing" not in page, "no figures of another game"
+    weights = local_store.read(read_records(local_store, "vae")["vae.safetensors"].key)
+    assert json.dumps(env_id).encode() in weights.replace(b"\\", b"")
+
+
+def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    slow, fast = (
+        sum(row.seconds for row in preflight.estimate(counting_config({"env.id": "CartPole-v1"}), rate))
+        for rate in (10.0, 1000.0)
+    )
+    assert slow > fast
+    with caplog.at_level("INFO"):
+        run_config(
+            counting_config({"env.id": "CartPole-v1", "collect.policy": "white", "execution.executor": "in-process"}),
+            str(tmp_path / "run"), "collect",
+        )  # fmt: skip
+    assert "CartPole-v1" in caplog.text

@@ -1,0 +1,186 @@
+"""TakeCover as the paper played it: its scores at random, its bits, and no engine that outlives its worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.base.errors import ConfigError
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.take_cover import TakeCover
+from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
+
+CONFIG = EnvConfig(id="TakeCover", max_episode_steps=2100)
+FIRST_GAME = 20_000
+
+
+@pytest.fixture
+def env() -> Iterator[TakeCover]:
+    made = TakeCover(CONFIG)
+    yield made
+    made.close()
+
+
+def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
+    """Play a game to its end; tics survived, and how it ended."""
+    frame, earned = env.reset(track), 0.0
+    while True:
+        frame, reward, terminated, truncated = env.step(policy.act(frame))
+        earned += reward
+        if terminated or truncated:
+            return int(earned), terminated, truncated
+
+
+class Constant:
+    """Always the same number."""
+
+    def __init__(self, value: float) -> None:
+        self._action = np.array([value], np.float32)
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._action
+
+
+@pytest.mark.parametrize(
+    ("policy", "paper", "tolerance"),
+    [
+        (WhitePolicy, 210, 20),
+        (lambda env, rng: RepeatPolicy(env, 10, rng), 317, 35),
+    ],
+    ids=["random", "collecting"],
+)
+def test_chance_scores_what_it_does_in_the_paper(
+    env: TakeCover, policy: Callable[[TakeCover, np.random.Generator], Policy], paper: float, tolerance: float
+) -> None:
+    games = [play(env, FIRST_GAME + game, policy(env, np.random.default_rng(game))) for game in range(150)]
+    assert np.mean([tics for tics, _, _ in games]) == pytest.approx(paper, abs=tolerance)
+    assert all(terminated and not truncated for tics, terminated, truncated in games if tics < 2100)
+
+
+def test_a_game_is_the_same_to_the_bit_in_a_used_instance_and_in_another_process_of_the_engine(env: TakeCover) -> None:
+    def bits(game: TakeCover, track: int) -> bytes:
+        rng = np.random.default_rng(track)
+        frames = [game.reset(track).tobytes()]
+        frames += [game.step(game.actions.random(rng)).frame.tobytes() for _ in range(60)]
+        return b"".join(frames)
+
+    first = bits(env, 5)
+    assert bits(env, 6) != first
+    assert bits(env, 5) == first
+    other = TakeCover(CONFIG)
+    try:
+        assert bits(other, 5) == first
+    finally:
+        other.close()
+
+
+def test_frames_are_colour_without_the_status_bar(env: TakeCover) -> None:
+    frame = env.reset(3)
+    assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
+    assert env.render().shape == (120, 160, 3)
+    red, _, blue = frame.reshape(-1, 3).astype(int).mean(axis=0)
+    assert red > blue, "the walls of this map are brown"
+
+
+def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thresholds(env: TakeCover) -> None:
+    assert [env.actions.native(np.array([value], np.float32)) for value in (-1, -0.34, -0.33, 0, 0.33, 0.34, 1)] == [
+        [False, True], [False, True], [False, False], [False, False], [False, False], [True, False], [True, False]
+    ]  # fmt: skip
+
+    def after(value: float) -> NDArray[np.int64]:
+        env.reset(3)
+        for _ in range(25):
+            frame = env.step(np.array([value], np.float32)).frame
+        return frame.astype(np.int64)
+
+    still, right = after(0.0), after(1.0)
+    # Of the frames shifted to either side, the one shifted to the left resembles the view after a walk to the right.
+    shift = [np.abs(np.roll(still, columns, axis=1)[:, 12:-12] - right[:, 12:-12]).mean() for columns in (-8, 8)]
+    assert shift[0] != shift[1] and np.abs(still - right).mean() > 1
+
+
+def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:
+    env = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=30))
+    try:
+        assert play(env, 3, Constant(0.0)) == (30, False, True)
+    finally:
+        env.close()
+    repeated = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=30, action_repeat=4))
+    try:
+        repeated.reset(3)
+        assert repeated.step(np.zeros(1, np.float32)).reward == 4.0
+        assert play(repeated, 3, Constant(0.0)) == (30, False, True)
+    finally:
+        repeated.close()
+
+
+@pytest.mark.parametrize("options", [{"resolution": "1x1"}, {"skill": 5}])
+def test_other_options_are_refused_with_the_one_there_is(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"takes resolution alone, one of ViZDoom's, such as 160x120"):
+        TakeCover(EnvConfig(id="TakeCover", options=options))
+
+
+# ---- engines
+
+WORKER = """
+import sys, time
+import psutil
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.registry import make_environment
+envs = [make_environment(EnvConfig(id=id, options=options)) for id, options in (
+    ("TakeCover", {}), ("TakeCover", {}), ("VizdoomTakeCover-v1", {"screen_resolution": "RES_160X120"}))]
+for env in envs:
+    env.reset(1)
+print(*(child.pid for child in psutil.Process().children() if "vizdoom" in child.name()), flush=True)
+if sys.argv[1] == "raises":
+    raise SystemExit(3)
+if sys.argv[1] == "closes":
+    for env in envs:
+        env.close()
+    sys.exit()
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("end", ["closes", "raises", "SIGTERM", "SIGKILL", "stopped, then SIGKILL"])
+def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    here = tmp_path / "home"
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, end], stdout=subprocess.PIPE, text=True, cwd=here, env=environment
+    )
+    assert worker.stdout is not None
+    engines = [psutil.Process(int(pid)) for pid in worker.stdout.readline().split() if psutil.pid_exists(int(pid))]
+    memory = [path for engine in engines if end not in ("closes", "raises") for path in shared_memory(engine)]
+    if end not in ("closes", "raises"):
+        assert len(engines) == 3 and len(memory) == 9, (engines, memory)
+    if end.startswith("stopped"):
+        worker.send_signal(signal.SIGSTOP)
+    if "SIG" in end:
+        worker.send_signal(signal.SIGTERM if end == "SIGTERM" else signal.SIGKILL)
+    worker.wait(600)
+    deadline = time.monotonic() + 120  # only against a hang: they end at once
+    while any(engine.is_running() for engine in engines) or any(path.exists() for path in memory):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while left := list(tmp_path.glob("world-models-engines-*")):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert list(here.iterdir()) == [], "nothing is written to the working directory"
+
+
+def shared_memory(engine: psutil.Process) -> list[Path]:
+    """The files of an engine's shared memory."""
+    arguments = engine.cmdline()
+    return list(Path("/dev/shm").glob(f"ViZDoom*{arguments[arguments.index('+viz_instance_id') + 1]}"))
