@@ -146,7 +146,7 @@ def test_a_clock_that_is_too_far_off(
     monkeypatch.setattr("pipeline.storage.s3_errors.time", SimpleNamespace(time=lambda: true_time() + 3600 * hours))
     message = _refusal(s3_store, call)
     assert "the clock of this machine is 7" in message
-    assert "Set the clock" in message
+    assert "set the clock, then run the same command again" in message
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://me:hunter2@", "http://me:hunter2@host name"])

@@ -28,8 +28,9 @@ def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor:
     parameters = rng.normal(0, 0.1, ControllerShape.of_agent(tiny.agent, 3).num_parameters).astype(np.float32)
     job = RolloutJob("test", 0, 0, 0, track=1, noise_seed=1, parameters=parameters, max_steps=steps)
     made = executor.run(
-        film, tiny, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job, resources=Resources(), on_update=print
-    )
+        film, tiny.env, tiny.agent, weights.to_bytes(vae), weights.to_bytes(mdnrnn), job,
+        resources=Resources(), on_update=print,
+    )  # fmt: skip
     assert made.info["steps"] == steps
     env = make_environment(tiny.env)
     policy = make_policy(tiny.collect, tiny.agent, env, rng)

@@ -70,7 +70,7 @@ def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
 
 @pytest.mark.parametrize("section", ["vae", "mdnrnn"])
 def test_a_gpu_that_is_not_there_is_refused(executor: InProcessExecutor, section: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but no GPU is available"):
+    with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but there is no GPU here"):
         check_devices(counting_config({f"{section}.device": "cuda"}), executor)
 
 
