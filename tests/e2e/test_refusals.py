@@ -23,7 +23,7 @@ from tests.e2e import command
         ("mdnrnn.window=41", "longer than any episode"),
         ("tracks.test={start: 0, stop: 100001}", "overlap"),
         ("tracks.test={start: 5, stop: 5}", "empty seed range"),
-        ("env.id=CarRacing-v9", "Registered: CarRacing-v3"),
+        ("env.id=CarRacing-v9", "Expected CarRacing-v3"),
         ("execution.workers=100000", "lower execution.workers, which takes"),
         ("run_dir=s3", "unknown key run_dir"),
     ],
