@@ -26,6 +26,7 @@ from pipeline.models import weights
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
+from pipeline.training.assessment import Assessment
 
 SHARDS, PER_SHARD, Z, A = 3, 2, 4, 3
 SECONDS = {"rollouts": 11.5, "vae": 22.25, "latents": 3.0, "mdnrnn": 4.5, "evolution": 77.0, "evaluation": 9.0}
@@ -173,7 +174,7 @@ def put_data(
         all_returns += returns
         commit(store, "rollouts", shard_name(shard), episodes_to_bytes(frames), returns=returns, **facts)
         commit(store, "latents", shard_name(shard), latents_to_bytes(latents), **facts)
-    seal_stage(store, "rollouts", env_steps=sum(steps), env_steps_this_session=7)
+    seal_stage(store, "rollouts", env_steps=sum(steps), env_steps_this_session=7, steps_per_second=50.0)
     seal_stage(store, "latents", frames=sum(steps))
     picture = io.BytesIO()
     Image.new("RGB", (128, 128), "green").save(picture, "PNG")
@@ -181,9 +182,15 @@ def put_data(
     commit(store, "vae", "reconstructions.png", picture.getvalue())
     commit(store, "mdnrnn", "mdnrnn.safetensors", weights.to_bytes(weights.new_mdnrnn(config.agent, A)))
     seal_stage(store, "vae", steps=40, device="cpu", best_epoch=1)
-    seal_stage(store, "mdnrnn", steps=20, init=config.mdnrnn.init)
+    quality = {"held_out": vars(HELD_OUT)} if config.mdnrnn.init == "trained" else {}
+    seal_stage(store, "mdnrnn", steps=20, init=config.mdnrnn.init, **quality)
     return all_returns
 
+
+HELD_OUT = Assessment(
+    episodes=17, nll=1.234, reward_error=0.25, reward_correlation=0.75, ends=16, end_recall=0.875, end_precision=None,
+    dream_error=0.5, copy_error=1.5,
+)  # fmt: skip
 
 VAE_ROWS: list[dict[str, float]] = [
     {"step": 20, "time": 1.0, "loss": 130.5, "reconstruction": 120.0, "kl": 9.5},

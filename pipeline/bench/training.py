@@ -15,11 +15,12 @@ from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import frames_to_input, sample_z, vae_loss
 from pipeline.models.weights import new_mdnrnn, new_vae
-from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock
+from pipeline.stages.train_mdnrnn import MdnRnnObjective
 from pipeline.stages.train_vae import HeldOut, VaeObjective
 from pipeline.storage.local import LocalStore
 from pipeline.training.hardware import precision_name
 from pipeline.training.loop import Objective
+from pipeline.training.windows import WindowBlock
 
 _ACTION_SIZE = 3
 

@@ -207,8 +207,9 @@ class MdnRnnConfig(Section):
     epochs: int = Field(20, ge=1, description="passes over the latents, at most")
     gradient_clip: float = Field(1.0, gt=0, description="each gradient element is clipped to +- this (the paper)")
     reward_weight: float = Field(0.0, ge=0, description="weight of the loss of rewards; 0: no reward head")
-    done_weight: float = Field(
-        0.0, ge=0, description="weight of the loss of ends; 0: no done head (the paper's Doom model: 10)"
+    done_weight: float = Field(0.0, ge=0, description="weight of the loss of ends; 0: no done head")
+    done_positive_weight: float = Field(
+        1.0, gt=0, description="weight of a step that ends an episode, in that loss (the paper's Doom model: 10)"
     )
     validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
     shuffle_frames: int = Field(200_000, ge=1, description="latents in memory at a time, shuffled in windows")

@@ -18,7 +18,6 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, mdnrnn_weights, vae_weights
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
-from pipeline.envs.registry import traits_of
 from pipeline.models.dream import Dream
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
@@ -88,7 +87,8 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         Film; None if every episode has fewer than two steps.
     """
     yield Update(0, 1)
-    rollouts = require_manifest(store, ROLLOUTS).records
+    collected = require_manifest(store, ROLLOUTS)
+    rollouts, actions_per_second = collected.records, collected.info["steps_per_second"] / config.env.action_repeat
     chosen = _choose(config, rollouts)
     if chosen is None:
         return None
@@ -117,7 +117,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         latent_errors=[float(error) for error in errors],
         real=[_png(real[step]) for step in shown],
         decoded=[_png(decoded[step]) for step in shown],
-        video=_video(real[:steps], decoded, warm_up, traits_of(config.env).steps_per_second / config.env.action_repeat),
+        video=_video(real[:steps], decoded, warm_up, actions_per_second),
     )
 
 

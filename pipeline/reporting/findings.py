@@ -33,6 +33,7 @@ from pipeline.reporting.published import PUBLISHED, Published
 from pipeline.storage.layout import metrics_key
 from pipeline.storage.manifest import Manifest, Record, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
+from pipeline.training.assessment import Assessment
 
 PREFIXES = (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)
 
@@ -130,6 +131,7 @@ class Findings:
         returns: Returns of each controller's test episodes, in the order of tracks.
         history: Statistics of each generation.
         frames: Number of collected frames.
+        mdnrnn_held_out: Quality of M on held-out episodes; None if it was not trained.
         engine, precision: Engine and resolved precision of V's encoder on the test tracks.
         directory: Run directory for commands: its URL, or ``.`` for a folder, in which commands are to be run.
         files: Key in the store of each file of interest, by description.
@@ -151,6 +153,7 @@ class Findings:
     vae: LossCurve
     mdnrnn: LossCurve
     mdnrnn_init: str
+    mdnrnn_held_out: Assessment | None
     drive: FilmedDrive | None
     files: dict[str, str]
     stages: list[StageRow]
@@ -218,6 +221,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
             "it was not made by this pipeline. Remove its MANIFEST.json and run the same command again."
         )
     summary = json.loads(read_verified(store, summary_record))
+    held_out = manifests[MDNRNN].info.get("held_out")
     infos = [manifest.info for manifest in manifests.values()]
     return Findings(
         name=config.name,
@@ -235,6 +239,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         vae=read_losses(store, VAE),
         mdnrnn=read_losses(store, MDNRNN),
         mdnrnn_init=config.mdnrnn.init,
+        mdnrnn_held_out=Assessment(**held_out) if held_out is not None else None,
         drive=_drive(newest(evaluation, DRIVE, ".webm")),
         files=_files(manifests),
         stages=[_stage(manifest) for manifest in manifests.values()],

@@ -21,6 +21,7 @@ from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
 from pipeline.reporting.findings import Findings, LossCurve, Score
 from pipeline.reporting.published import PublishedScale
+from pipeline.training.assessment import DREAM_STEPS, Assessment
 
 NAMES = {"mean": "CMA mean", "best": "best on validation"}
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
@@ -88,6 +89,7 @@ def make_page(
         "ridge_from": figures.RIDGE_FROM,
         "best_vae": best_vae,
         "best_mdnrnn": best_mdnrnn,
+        "held_out": _held_out(run.mdnrnn_held_out) if run.mdnrnn_held_out else [],
         "grey_levels": grey_levels,
         "free_nats": config.vae.kl_tolerance * config.vae.z_size,
         "unit_gaussian": UNIT_GAUSSIAN_NATS,
@@ -96,6 +98,32 @@ def make_page(
         "commands": _commands(config, run.directory),
     }
     return Page(environment.from_string((package / "page.html").read_text("utf-8")), values)
+
+
+def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
+    """Rows of the table of M's quality: what M predicts, how well, and what to compare it with."""
+    rows: list[tuple[str, str, str]] = []
+    if found.nll is not None:
+        rows.append(("Next z, negative log-likelihood per dimension", f"{found.nll:.3f} nats", "lower is better"))
+    if found.dream_error is not None and found.copy_error is not None:
+        rows.append(
+            (
+                f"Dream of {DREAM_STEPS} steps, distance from the true z",
+                f"{found.dream_error:.3f}",
+                f"{found.copy_error:.3f} for a copy of the last true frame",
+            )
+        )
+    if found.reward_error is not None:
+        correlation = "–" if found.reward_correlation is None else f"{found.reward_correlation:.3f}"
+        rows.append(("Reward, root of the mean squared error", f"{found.reward_error:.3f}", "0 is exact"))
+        rows.append(("Reward, correlation with the true one", correlation, "1 is exact"))
+    if found.end_recall is not None:
+        rows.append(
+            ("Ends that M predicts (recall)", f"{found.end_recall:.1%}", f"of {found.ends:,} ends by the environment")
+        )
+        precision = "–" if found.end_precision is None else f"{found.end_precision:.1%}"
+        rows.append(("Predicted ends that are true (precision)", precision, "100% is exact"))
+    return rows
 
 
 def _figures(run: Findings) -> dict[str, Markup | None]:

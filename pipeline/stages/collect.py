@@ -20,7 +20,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import ROLLOUTS, shard_name
 from pipeline.data.shards import episodes_to_bytes
 from pipeline.data.streaming import StorageWait, commit_behind
-from pipeline.envs.registry import make_environment
+from pipeline.envs.registry import make_environment, traits_of
 from pipeline.execution.protocol import Executor
 from pipeline.execution.watching import watched
 from pipeline.rollouts.policies import make_policy
@@ -147,7 +147,11 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     new: Metrics = {"episodes": episodes, "env_steps": env_steps}
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, metrics=new))
     require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
-    return {"env_steps": steps, "env_steps_this_session": steps - restored}
+    return {
+        "env_steps": steps,
+        "env_steps_this_session": steps - restored,
+        "steps_per_second": traits_of(config.env).steps_per_second,  # for films, where the environment is not installed
+    }
 
 
 def _metrics(env_steps: int, record: Record) -> dict[str, float]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,86 +24,13 @@ from pipeline.models.vae import sample_z
 from pipeline.stages.description import describe_mdnrnn
 from pipeline.storage.manifest import Record, commit, require_manifest
 from pipeline.storage.store import Store
+from pipeline.training.assessment import assess
 from pipeline.training.blocks import BlockStream, held_out_episodes
 from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.loop import Fit, Schedule
+from pipeline.training.windows import WindowBlock, Windows, num_windows
 
 PREFIX = MDNRNN
-
-Array = NDArray[np.float32]
-
-
-class Windows(NamedTuple):
-    """Batch of B windows of T steps. Each step of a window is one row of a shard.
-
-    Attributes:
-        mu, logvar: Latent distributions, (B, T + 1, Z) float32; the last step is only a target.
-        actions: Actions, (B, T, A) float32.
-        rewards: Rewards, (B, T) float32.
-        done: 1 where the environment terminated, else 0, (B, T) float32.
-        real: 0 where an episode shorter than the window was padded, else 1, (B, T) float32.
-        has_next: 1 where there is a next z to predict (not at an episode's last row), else 0, (B, T) float32.
-    """
-
-    mu: Array
-    logvar: Array
-    actions: Array
-    rewards: Array
-    done: Array
-    real: Array
-    has_next: Array
-
-
-def num_windows(steps: int, window: int) -> int:
-    """Number of windows in an episode: as many as fit without overlap, at least one (padded)."""
-    return max(1, steps // window)
-
-
-class WindowBlock:
-    """Windows of a block of episodes.
-
-    The windows of an episode are contiguous; the offset of the first is drawn again each epoch, so that every row is
-    used.
-
-    Args:
-        episodes: Latent episodes, at least one.
-        window: Steps per window, T.
-        rng: Random stream that draws the offsets.
-    """
-
-    def __init__(self, episodes: Sequence[LatentEpisode], window: int, rng: np.random.Generator) -> None:
-        self._window = window
-        self._items: list[tuple[LatentEpisode, int]] = []
-        for episode in episodes:
-            count = num_windows(len(episode), window)
-            slack = max(0, len(episode) - count * window)
-            first = int(rng.integers(0, slack + 1))
-            self._items += [(episode, first + index * window) for index in range(count)]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def batch(self, items: NDArray[np.int64]) -> Windows:
-        """See ``LoadedBlock.batch``."""
-        size, length = len(items), self._window
-        example = self._items[0][0]
-        z_size, action_size = example.mu.shape[1], example.actions.shape[1]
-        mu = np.zeros((size, length + 1, z_size), np.float32)
-        logvar = np.zeros_like(mu)
-        actions = np.zeros((size, length, action_size), np.float32)
-        rewards, done, real, has_next = (np.zeros((size, length), np.float32) for _ in range(4))
-        for row, item in enumerate(items):
-            episode, start = self._items[item]
-            rows = min(length, len(episode) - start)
-            targets = min(length + 1, len(episode) - start)
-            mu[row, :targets] = episode.mu[start : start + targets]
-            logvar[row, :targets] = episode.logvar[start : start + targets]
-            actions[row, :rows] = episode.actions[start : start + rows]
-            rewards[row, :rows] = episode.rewards[start : start + rows]
-            done[row, :rows] = episode.terminated[start : start + rows]
-            real[row, :rows] = 1
-            has_next[row, : targets - 1] = 1
-        return Windows(mu, logvar, actions, rewards, done, real, has_next)
 
 
 class MdnRnnObjective:
@@ -124,6 +50,7 @@ class MdnRnnObjective:
         self.precision = resolve_precision(config.mdnrnn.precision, self.device)
         check_lstm(self.precision, self.device)
         self.module = weights.new_mdnrnn(config.agent, action_size).to(self.device)
+        self._positive_weight = torch.tensor(config.mdnrnn.done_positive_weight, device=self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 
     def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
@@ -144,7 +71,9 @@ class MdnRnnObjective:
             losses["reward"] = _masked_mean((prediction.reward - rewards).square(), real)
             losses["loss"] = losses["loss"] + self._config.reward_weight * losses["reward"]
         if prediction.done_logit is not None:
-            error = functional.binary_cross_entropy_with_logits(prediction.done_logit, done, reduction="none")
+            error = functional.binary_cross_entropy_with_logits(
+                prediction.done_logit, done, reduction="none", pos_weight=self._positive_weight
+            )
             losses["done"] = _masked_mean(error, real)
             losses["loss"] = losses["loss"] + self._config.done_weight * losses["done"]
         return losses
@@ -155,9 +84,9 @@ class MdnRnnObjective:
 
     def held_out(self) -> Iterator[tuple[int, Windows]]:
         """See ``Objective.held_out``."""
-        size = self._config.batch_size
-        for start in range(0, len(self._held_out), size):
-            batch = self._held_out.batch(np.arange(start, min(start + size, len(self._held_out))))
+        size, items = self._config.batch_size, self._held_out.by_length()
+        for start in range(0, len(items), size):
+            batch = self._held_out.batch(items[start : start + size])
             yield int(batch.has_next.sum()), batch
 
 
@@ -202,6 +131,11 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         seed=config.seed,
         purpose="mdnrnn",
     )
+
+    def held_out_latents() -> list[LatentEpisode]:
+        found = read_latents(store, *with_any(list(records.values()), left_out))
+        return [episode for episode in found if episode.id in left_out]
+
     held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
     objective = MdnRnnObjective(config, action_size, held_out_windows)
     fit = Fit(
@@ -219,6 +153,7 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     return {
         **summary,
         "init": "trained",
+        "held_out": asdict(assess(objective.module, held_out_latents(), config.seed)),
         "device": str(objective.device),
         "precision": precision_name(objective.precision),
         "storage_wait_s": stream.waiting.seconds,

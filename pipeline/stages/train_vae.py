@@ -46,6 +46,10 @@ class _FrameBlock:
 
     frames: Frames
 
+    def arrange(self, order: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+        """See ``LoadedBlock.arrange``: frames are alike."""
+        return order
+
     def batch(self, items: NDArray[np.int64]) -> Frames:
         return self.frames[items]
 

@@ -25,6 +25,17 @@ Batch = TypeVar("Batch", covariant=True)
 class LoadedBlock(Protocol[Batch]):
     """A block in memory."""
 
+    def arrange(self, order: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+        """Arrange items so that the items of a batch fit together.
+
+        Args:
+            order: Items in random order, a whole number of batches, (N,) int64.
+            batch_size: Items per batch.
+
+        Returns:
+            The same items in another order, (N,) int64.
+        """
+
     def batch(self, items: NDArray[np.int64]) -> Batch:
         """Create the batch of some items.
 
@@ -130,8 +141,10 @@ class BlockStream(Generic[Batch]):
                 loaded = self.waiting.result(ahead)
                 ahead = read(position + 1) if position + 1 < len(wanted) else None
                 order = generator(self._seed, f"{self._purpose}/items", epoch, index).permutation(block.num_items)
+                size = min(self._batch_size, block.num_items)
+                order = loaded.arrange(order[: block.num_batches * size], size)
                 for number in range(first, block.num_batches):
-                    yield loaded.batch(order[number * self._batch_size : (number + 1) * self._batch_size])
+                    yield loaded.batch(order[number * size : (number + 1) * size])
 
 
 def held_out_episodes(episodes: Sequence[int], fraction: float, seed: int, purpose: str) -> list[int]:

@@ -48,6 +48,10 @@ class ItemBlock:
             np.int64,
         )
 
+    def arrange(self, order: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+        assert len(order) % batch_size == 0
+        return order
+
     def batch(self, items: NDArray[np.int64]) -> Items:
         return self.items[items]
 

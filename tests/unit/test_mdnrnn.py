@@ -15,8 +15,9 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import MdnRnn, Mixture, mixture_nll, sample_mixture
-from pipeline.stages.train_mdnrnn import MdnRnnObjective, WindowBlock, Windows
+from pipeline.stages.train_mdnrnn import MdnRnnObjective
 from pipeline.training import hardware
+from pipeline.training.windows import WindowBlock, Windows
 from tests.counting import counting_config
 
 Kind = Literal["factored", "joint"]
@@ -327,28 +328,27 @@ def test_in_bfloat16_the_loss_is_near_that_in_float32() -> None:
 @pytest.mark.parametrize("kind", ["factored", "joint"])
 def test_the_training_loss_is_the_masked_mean_of_densities_by_torch_distributions(kind: Kind) -> None:
     batch = some_windows()._replace(logvar=np.full((3, 7, 2), -80.0, np.float32))  # z is mu, to the bit
-    fit = objective(kind, reward_weight=0.7, done_weight=10.0)
+    fit = objective(kind, reward_weight=0.7, done_weight=2.0, done_positive_weight=10.0)
     losses = fit.losses(batch, 0)
     z = torch.from_numpy(batch.mu)
     prediction, _ = fit.module(z[:, :-1], torch.from_numpy(batch.actions))
     log_density = exact(prediction.mixture).log_prob(z[:, 1:].double()).detach()
     nll, squared, entropy = [], [], []
-    assert prediction.reward is not None
-    assert prediction.done_logit is not None
+    assert prediction.reward is not None and prediction.done_logit is not None
     steps = [6, 6, 4]  # rows of the two windows of the long episode, and of the short one
     has_next = [6, 5, 3]  # the last row of an episode has no successor
     for row in range(3):
         for t in range(steps[row]):
             p = 1 / (1 + math.exp(-prediction.done_logit[row, t].item()))
             done = (row, t) in ((1, 5), (2, 3))
-            entropy.append(-math.log(p if done else 1 - p))
+            entropy.append(-10 * math.log(p) if done else -math.log(1 - p))
             squared.append((prediction.reward[row, t].item() - float(batch.rewards[row, t])) ** 2)
         nll += [float(-log_density[row, t].sum() / 2) for t in range(has_next[row])]
     assert int(batch.has_next.sum()) == len(nll)
     np.testing.assert_allclose(losses["nll"].item(), np.mean(nll), rtol=1e-5)
     np.testing.assert_allclose(losses["reward"].item(), np.mean(squared), rtol=1e-5)
     np.testing.assert_allclose(losses["done"].item(), np.mean(entropy), rtol=1e-5)
-    total = np.mean(nll) + 0.7 * np.mean(squared) + 10 * np.mean(entropy)
+    total = np.mean(nll) + 0.7 * np.mean(squared) + 2 * np.mean(entropy)
     np.testing.assert_allclose(losses["loss"].item(), total, rtol=1e-5)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.data.episodes import LatentEpisode
-from pipeline.stages.train_mdnrnn import WindowBlock, Windows, num_windows
+from pipeline.training.windows import WindowBlock, Windows, num_windows
 
 Z, A = 3, 2
 _COLUMN = np.arange(1, 4, dtype=np.float32)
@@ -50,6 +51,7 @@ def test_every_row_of_a_window_is_of_one_step_and_its_target_is_the_next_row(
     episodes = [make_episode(i, steps) for i, steps in enumerate(lengths)]
     block, windows = block_of(episodes, window, seed)
     assert len(block) == sum(num_windows(steps, window) for steps in lengths)
+    window = min(window, max(lengths))  # no batch is longer than its longest window
     assert windows.mu.shape == windows.logvar.shape == (len(block), window + 1, Z)
     assert windows.actions.shape == (len(block), window, A)
     assert {a.shape for a in windows[3:]} == {(len(block), window)}
@@ -92,12 +94,46 @@ def test_every_row_is_reached_by_some_draw_of_the_starts(steps: int, window: int
     assert seen == {number(0, row) for row in range(steps)}
 
 
-def test_padding_is_only_for_an_episode_shorter_than_the_window() -> None:
+def test_padding_is_only_for_windows_shorter_than_the_longest_of_their_batch() -> None:
     _, long = block_of([make_episode(0, 23)], 5)
     assert long.real.all()
     _, short = block_of([make_episode(0, 3)], 5)
-    assert short.real.tolist() == [[1, 1, 1, 0, 0]]
-    assert short.has_next.tolist() == [[1, 1, 0, 0, 0]]
+    assert short.real.tolist() == [[1, 1, 1]] and short.has_next.tolist() == [[1, 1, 0]]
+    _, both = block_of([make_episode(0, 3), make_episode(1, 5)], 5)
+    assert both.real.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    assert both.has_next.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]
+
+
+def take_cover_lengths(games: int) -> list[int]:
+    """Lengths as of TakeCover's collected games: 40 to 2,100 tics, 317 on average."""
+    drawn = np.random.default_rng(5).gamma(3.5, 90.0, games)
+    return [int(length) for length in np.clip(drawn, 40, 2100)]
+
+
+@pytest.mark.parametrize("batch_size", [16, 100])
+def test_windows_of_games_of_many_lengths_are_hardly_padded(batch_size: int) -> None:
+    block = WindowBlock(
+        [make_episode(i, steps) for i, steps in enumerate(take_cover_lengths(600))], 500, np.random.default_rng(1)
+    )
+    order = np.random.default_rng(2).permutation(len(block))
+    order = order[: len(order) // batch_size * batch_size]
+    arranged = block.arrange(order, batch_size)
+    assert sorted(arranged) == sorted(order)
+
+    def padded(items: NDArray[np.int64]) -> float:
+        real = [block.batch(batch).real for batch in items.reshape(-1, batch_size)]
+        return 1 - float(sum(part.sum() for part in real)) / sum(part.size for part in real)
+
+    assert padded(order) > 0.3
+    assert padded(arranged) < 0.15
+    firsts = [block.batch(batch).real.shape[1] for batch in arranged.reshape(-1, batch_size)]
+    assert firsts != sorted(firsts), "the batches come in random order"
+
+
+def test_windows_of_one_length_stay_in_their_random_order() -> None:
+    block = WindowBlock([make_episode(i, 20) for i in range(12)], 5, np.random.default_rng(1))
+    order = np.random.default_rng(2).permutation(len(block))
+    np.testing.assert_array_equal(block.arrange(order, 8), order)
 
 
 def test_done_is_for_termination_and_not_for_truncation() -> None:

@@ -1,0 +1,118 @@
+"""What M is credited with on held-out games: known answers, and worlds that it knows or does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.episodes import LatentEpisode
+from pipeline.models.mdnrnn import MdnRnn, Prediction
+from pipeline.training.assessment import DREAM_STEPS, WARM_UP_STEPS, assess
+
+Z, A = 2, 1
+
+
+def world(steps: int, *, seed: int, terminated: bool = True, noise: float = 0.0) -> LatentEpisode:
+    """A game in which z moves by the action, which also earns a reward; its end shows in the last action."""
+    rng = np.random.default_rng(seed)
+    actions = rng.choice([-0.1, 0.1], (steps, A)).astype(np.float32)
+    if terminated:
+        actions[-1] = 5
+    mu = np.zeros((steps, Z), np.float32)
+    mu[1:] = np.cumsum(actions[:-1], axis=0) + rng.normal(0, noise, (steps - 1, Z))
+    ends = np.arange(steps) == steps - 1
+    return LatentEpisode(
+        id=seed,
+        track=seed,
+        mu=mu,
+        logvar=np.full((steps, Z), -80.0, np.float32),
+        actions=actions,
+        rewards=actions[:, 0],
+        terminated=ends & terminated,
+        truncated=ends & (not terminated),
+    )
+
+
+class Oracle(MdnRnn):
+    """An M that knows ``world``: z plus the action, the action as the reward, and the end by the last action.
+
+    Args:
+        ends_at: Actions above which it predicts an end.
+    """
+
+    def __init__(self, ends_at: float = 1.0, **more: Any) -> None:
+        super().__init__(
+            z_size=Z, action_size=A, hidden_size=Z + A, mixtures=1, reward_head=True, done_head=True, **more
+        )
+        self._ends_at = ends_at
+        self.lstm = Passing()  # type: ignore[assignment]
+
+    def _outputs(self, hidden: torch.Tensor) -> Prediction:
+        z, action = hidden[..., :Z], hidden[..., Z:]
+        made = super()._outputs(torch.zeros(*hidden.shape[:-1], self.hidden_size))
+        mixture = made.mixture._replace(mu=(z + action)[..., None], log_sigma=torch.full((*z.shape, 1), -4.0))
+        return Prediction(mixture, action[..., 0], 10 * (action[..., 0] - self._ends_at))
+
+
+class Passing(torch.nn.Module):
+    """An LSTM whose hidden state is its input."""
+
+    def forward(self, inputs: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+        zeros = torch.zeros(1, len(inputs), Z + A)
+        return inputs, (zeros, zeros)
+
+
+GAMES = [world(steps, seed=seed) for seed, steps in enumerate([5, 100, 80, 2, 90, 75] * 7)]
+
+
+def test_a_model_that_knows_the_world_is_found_to_know_it() -> None:
+    found = assess(Oracle(), GAMES, seed=1)
+    assert (found.episodes, found.ends) == (42, 42)
+    assert (found.end_recall, found.end_precision) == (1.0, 1.0)
+    assert found.reward_error == pytest.approx(0, abs=1e-6)
+    assert found.reward_correlation == pytest.approx(1)
+    sigma = math.exp(Oracle()._bound(torch.tensor(-4.0)).item())
+    assert found.nll == pytest.approx(math.log(sigma) + 0.5 * math.log(2 * math.pi), abs=1e-3)
+    assert found.dream_error is not None and found.copy_error is not None
+    # A random walk of steps of the noise's size, against one of steps of 0.1.
+    walk = np.sqrt(np.mean(np.arange(1, DREAM_STEPS + 1)))
+    assert found.dream_error == pytest.approx(sigma * walk, rel=0.25)
+    assert found.copy_error == pytest.approx(0.1 * walk, rel=0.25)
+
+
+@pytest.mark.parametrize(("ends_at", "recall", "precision"), [(9.0, 0.0, None), (-9.0, 1.0, 42 / sum(map(len, GAMES)))])
+def test_a_model_that_sees_no_end_or_only_ends_is_found_out(
+    ends_at: float, recall: float, precision: float | None
+) -> None:
+    found = assess(Oracle(ends_at), GAMES, seed=1)
+    assert found.end_recall == recall
+    assert found.end_precision == (None if precision is None else pytest.approx(precision))
+
+
+def test_what_cannot_be_measured_is_none() -> None:
+    bare = MdnRnn(z_size=Z, action_size=A, hidden_size=3, mixtures=2)
+    found = assess(bare, [world(3, seed=1, terminated=False), world(1, seed=2, terminated=False)], seed=1)
+    assert found.nll is not None and found.ends == 0
+    assert (found.reward_error, found.reward_correlation, found.end_recall, found.end_precision) == (None,) * 4
+    assert (found.dream_error, found.copy_error) == (None, None)
+    only = assess(bare, [world(1, seed=2)], seed=1)
+    assert only.nll is None
+    with_heads = MdnRnn(z_size=Z, action_size=A, hidden_size=3, mixtures=2, done_head=True)
+    assert assess(with_heads, [world(3, seed=1, terminated=False)], seed=1).end_recall is None
+
+
+def test_it_is_the_same_to_the_bit_again_and_padding_does_not_count() -> None:
+    torch.manual_seed(1)
+    model = MdnRnn(z_size=Z, action_size=A, hidden_size=9, mixtures=2, reward_head=True, done_head=True)
+    noisy = [world(steps, seed=seed, noise=0.1) for seed, steps in enumerate([6, 100, 30])]
+    assert assess(model, noisy, seed=3) == assess(model, noisy, seed=3)
+    alone = [assess(model, [game], seed=3) for game in noisy]
+    together = assess(model, noisy, seed=3)
+    steps = [len(game) - 1 for game in noisy]
+    mean = sum(found.nll * count for found, count in zip(alone, steps, strict=True) if found.nll is not None)
+    assert together.nll == pytest.approx(mean / sum(steps), rel=0.05)
+    assert sum(len(game) > WARM_UP_STEPS + DREAM_STEPS for game in noisy) == 1
