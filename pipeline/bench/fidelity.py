@@ -14,7 +14,8 @@ from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
 from pipeline.data.shards import episode_steps, read_frames
-from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
+from pipeline.evolution.fitness import run_episodes, scored_jobs
+from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import native_precisions, resolve_precision

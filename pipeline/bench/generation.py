@@ -16,7 +16,8 @@ from pipeline.bench.measure import Comparison
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import traits_of
-from pipeline.evolution.fitness import rollout_pool, run_episodes, training_jobs
+from pipeline.evolution.fitness import run_episodes, training_jobs
+from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.rollouts.loop import RolloutJob, RolloutResult

@@ -54,6 +54,18 @@ def check_consistency(config: RunConfig) -> None:
     ):
         if episodes > tracks.size:
             raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
+    if config.evolve.environment == "dream":
+        if config.dream.reward == "model" and config.mdnrnn.reward_weight == 0:
+            raise ValueError("dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0")
+        if config.dream.reward == "survival" and config.mdnrnn.done_weight == 0:
+            raise ValueError(
+                "dream.reward 'survival' needs an M that predicts ends, or all dreams have one return: set "
+                "mdnrnn.done_weight above 0"
+            )
+        if config.evolve.replayed_tracks:
+            raise ValueError("evolve.replayed_tracks: a dream has no track. Set it to 0, or evolve.environment to game")
+    elif config.evolve.select == "dream":
+        raise ValueError("evolve.select 'dream' needs evolve.environment 'dream'")
     for section, fraction in (
         ("vae", config.vae.validation_fraction),
         ("mdnrnn", config.mdnrnn.validation_fraction),

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.base.errors import ConfigError
-from pipeline.config.schema import Kind, RunConfig
+from pipeline.config.schema import RunConfig
+from pipeline.config.section import Kind
 
 # Libraries that affect results bit for bit.
 _LIBRARIES = (

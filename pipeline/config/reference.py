@@ -14,7 +14,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config.schema import RunConfig, Section
+from pipeline.config.schema import RunConfig
+from pipeline.config.section import Section
 
 PATH = Path(__file__).parents[2] / "docs/configuration.md"
 

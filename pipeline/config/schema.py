@@ -11,30 +11,14 @@ Defaults are the paper's (arXiv 1803.10122 and its published code) wherever the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.agent import AgentConfig, ControllerConfig, MdnRnnConfig, RolloutsConfig, VaeConfig
 from pipeline.config.consistency import check_consistency
-
-Kind = Literal["identity", "growable", "runtime"]
-
-
-def growable(default: Any, **constraints: Any) -> Any:
-    """Define a field that may only grow on an existing run."""
-    return Field(default, json_schema_extra={"kind": "growable"}, **constraints)
-
-
-def runtime(default: Any, **constraints: Any) -> Any:
-    """Define a field that no result depends on."""
-    return Field(default, json_schema_extra={"kind": "runtime"}, **constraints)
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys and loose types are errors, values are immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+from pipeline.config.evolution import DreamConfig, EvolveConfig
+from pipeline.config.section import Section, growable, runtime
 
 
 class EnvConfig(Section):
@@ -160,166 +144,10 @@ class CollectConfig(Section):
     episodes_per_shard: int = Field(10, ge=1, description="episodes in one Parquet file")
 
 
-class VaeConfig(Section):
-    """Stage 2: the VAE (V). Paper section A.2; learning rate, batch and tolerance from its code."""
-
-    z_size: int = Field(32, ge=1, description="latent dimensions")
-    learning_rate: float = Field(1e-4, gt=0, description="step size of Adam")
-    batch_size: int = Field(100, ge=1, description="frames in a training step")
-    epochs: int = Field(10, ge=1, description="passes over the frames, at most")
-    kl_tolerance: float = Field(0.5, ge=0, description="free bits: nats per latent dimension below which KL is free")
-    validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
-    max_validation_frames: int = Field(10_000, ge=1, description="maximum held-out frames that are evaluated")
-    shuffle_frames: int = Field(50_000, ge=1, description="frames in memory at a time, shuffled among themselves")
-    patience: int | None = Field(None, ge=1, description="epochs without a better held-out loss before stopping early")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="auto: bfloat16 on a GPU, or on a CPU where it is faster than float32 (AMX, or AMD with AVX-512)",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    threads: int = Field(2, ge=1, description="CPU threads; an identity key, because their number changes bits")
-    log_every_steps: int = runtime(20, ge=1, description="training steps from one logged loss to the next")
-    checkpoint_every_s: float = runtime(60.0, gt=0, description="seconds from one checkpoint to the next")
-
-
 class EncodeConfig(Section):
     """Stage 3: frames to latents."""
 
     batch_size: int = Field(64, ge=1, description="frames in a batch; an identity key, because it changes bits")
-
-
-class MdnRnnConfig(Section):
-    """Stage 4: the MDN-RNN (M). Paper section A.3."""
-
-    init: Literal["trained", "random"] = Field(
-        "trained", description="random: keep the initial weights (a published ablation)"
-    )
-    hidden_size: int = Field(256, ge=1, description="units of the LSTM")
-    mixtures: int = Field(5, ge=1, description="Gaussians in a mixture")
-    mixture: Literal["factored", "joint"] = Field(
-        "factored", description="factored: a mixture per latent dimension (the paper); joint: one over the whole z"
-    )
-    log_sigma_min: float = Field(-7.0, description="lower bound of log sigma, which bounds the likelihood")
-    log_sigma_max: float = Field(7.0, description="upper bound of log sigma")
-    window: int = Field(999, ge=2, description="steps in a training window")
-    learning_rate: float = Field(1e-3, gt=0, description="step size of Adam")
-    batch_size: int = Field(100, ge=1, description="windows in a training step")
-    epochs: int = Field(20, ge=1, description="passes over the latents, at most")
-    gradient_clip: float = Field(1.0, gt=0, description="each gradient element is clipped to +- this (the paper)")
-    reward_weight: float = Field(0.0, ge=0, description="weight of the loss of rewards; 0: no reward head")
-    done_weight: float = Field(0.0, ge=0, description="weight of the loss of ends; 0: no done head")
-    done_positive_weight: float = Field(
-        1.0, gt=0, description="weight of a step that ends an episode, in that loss (the paper's Doom model: 10)"
-    )
-    validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
-    shuffle_frames: int = Field(200_000, ge=1, description="latents in memory at a time, shuffled in windows")
-    patience: int | None = Field(None, ge=1, description="as in vae")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="number format of the LSTM; the heads are float32"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
-    threads: int = Field(2, ge=1, description="CPU threads; an identity key, because their number changes bits")
-    log_every_steps: int = runtime(20, ge=1, description="training steps from one logged loss to the next")
-    checkpoint_every_s: float = runtime(60.0, gt=0, description="seconds from one checkpoint to the next")
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
-        if self.log_sigma_min >= self.log_sigma_max:
-            raise ValueError(f"log_sigma_min {self.log_sigma_min} must be below log_sigma_max {self.log_sigma_max}")
-        return self
-
-
-class ControllerConfig(Section):
-    """The controller (C). Paper section A.4: tanh(W [z, h] + b)."""
-
-    features: Literal["z", "zh", "zch"] = Field("zh", description="inputs: z of V, h and c of M")
-    hidden_size: int = Field(0, ge=0, description="units of a hidden tanh layer; 0: linear (the paper)")
-    bias: bool = Field(True, description="whether layers have biases")
-    z: Literal["sample", "mu"] = Field(
-        "sample", description="latent that the controller sees: a sample, or the mean mu"
-    )
-
-
-class RolloutsConfig(Section):
-    """Rollouts in a worker: several environments in lockstep, networks in micro-batches of one fixed size."""
-
-    micro_batch: int = Field(4, ge=1, le=256, description="rows in a forward pass; an identity key: it changes bits")
-    engine: Literal["openvino", "torch"] = Field(
-        "openvino", description="format of V's encoder in rollouts and encoding; auto: int8 with VNNI, else as in vae"
-    )
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto",
-        description="number format of V's encoder in rollouts and encoding; auto: int8 with VNNI, else as in vae",
-    )
-    lanes: int = runtime(8, ge=1, description="environments that one worker steps in lockstep")
-
-
-class EpisodesFrom(Section):
-    """Another number of episodes per candidate from a generation on."""
-
-    generation: int = Field(ge=2)
-    episodes: int = Field(ge=1)
-
-
-class SigmaFrom(Section):
-    """Another step size from a generation on; CMA-ES continues from it."""
-
-    generation: int = Field(ge=2)
-    sigma: float = Field(ge=1e-12, le=1e6)
-
-
-class EvolveConfig(Section):
-    """Stage 5: CMA-ES over controllers."""
-
-    population_size: int = Field(64, ge=3, description="candidates in a generation; CMA-ES needs three")
-    episodes: int = Field(16, ge=1, description="episodes per candidate; fitness is their mean return")
-    episodes_from: list[EpisodesFrom] = Field(
-        [], description="episodes per candidate from later generations on: {generation, episodes}"
-    )
-    sigma: float = Field(0.1, ge=1e-12, le=1e6, description="initial step size of CMA-ES")
-    sigma_from: list[SigmaFrom] = Field(
-        [],
-        description="step size set before later generations: {generation, sigma}; CMA-ES adapts it slowly",
-    )
-    generations: int = growable(1800, ge=1, description="generations to evolve")
-    target_return: float | None = growable(None, description="stop once a validation mean reaches it; null: never")
-    episode_steps: int | None = Field(None, ge=2, description="maximum steps of a training episode; null: whole ones")
-    stall_steps: int | None = Field(None, ge=1, description="steps without reward that end a training episode")
-    common_tracks: bool = Field(True, description="whether all candidates of a generation get the same tracks")
-    replayed_tracks: int = Field(
-        0, ge=0, description="episodes of a candidate that are on earlier tracks, harder ones more often"
-    )
-    replay_window: int = Field(16, ge=1, description="generations whose tracks can be replayed")
-    average_means: int = Field(
-        1, ge=1, description="last CMA means whose average is validated: less noise than one mean"
-    )
-    validate_every: int = Field(25, ge=1, description="generations from one validation to the next")
-    validation_episodes: int = Field(100, ge=1, description="episodes of a validation")
-    max_seconds: float | None = runtime(
-        None, gt=0, description="seconds after which the session ends (exit code 3); resume later"
-    )
-    keep_checkpoints: int = runtime(3, ge=2, description="checkpoints to keep")
-
-    @field_validator("episodes_from", "sigma_from")
-    @classmethod
-    def _each_generation_once(cls, changes: list[Any]) -> list[Any]:
-        generations = [change.generation for change in changes]
-        if twice := sorted({each for each in generations if generations.count(each) > 1}):
-            raise ValueError(f"generation {twice[0]} is given twice")
-        return changes
-
-    def episodes_at(self, generation: int) -> int:
-        """Episodes per candidate in a generation, the first being 1."""
-        begun = [change for change in self.episodes_from if change.generation <= generation]
-        return max(begun, key=lambda change: change.generation).episodes if begun else self.episodes
-
-    def sigma_at(self, generation: int) -> float | None:
-        """Step size to set before a generation, the first being 1; None if CMA-ES keeps its own."""
-        return next((change.sigma for change in self.sigma_from if change.generation == generation), None)
-
-    def episodes_until(self, generation: int) -> int:
-        """Episodes per candidate in all generations up to this one."""
-        return sum(self.episodes_at(g) for g in range(1, generation + 1))
 
 
 class EvaluateConfig(Section):
@@ -374,21 +202,6 @@ class StorageConfig(Section):
         return self
 
 
-@dataclass(frozen=True)
-class AgentConfig:
-    """The sections that describe an agent: its networks, its controller, and how rollouts compute them.
-
-    Attributes:
-        seed: Seed of the run, for initial weights.
-    """
-
-    seed: int
-    vae: VaeConfig
-    mdnrnn: MdnRnnConfig
-    controller: ControllerConfig
-    rollouts: RolloutsConfig
-
-
 class RunConfig(Section):
     """A whole run."""
 
@@ -402,6 +215,7 @@ class RunConfig(Section):
     mdnrnn: MdnRnnConfig = MdnRnnConfig()
     controller: ControllerConfig = ControllerConfig()
     rollouts: RolloutsConfig = RolloutsConfig()
+    dream: DreamConfig = DreamConfig()
     evolve: EvolveConfig = EvolveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     execution: ExecutionConfig = ExecutionConfig()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
 from pipeline.base.errors import JobError
-from pipeline.config.schema import AgentConfig, EnvConfig, RunConfig
-from pipeline.execution.protocol import Executor, Pool
-from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
-
-JobId = tuple[str, int, int, int]
+from pipeline.config.schema import RunConfig
+from pipeline.execution.protocol import Pool
+from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
 
 
 def training_jobs(
@@ -27,6 +24,9 @@ def training_jobs(
     tracks and the same noise (common random numbers), so fitness differences come from the controllers alone.
     """
     jobs = []
+    max_steps = config.evolve.episode_steps or config.env.max_episode_steps
+    if config.evolve.environment == "dream":
+        max_steps = config.dream.max_steps
     first_replayed = config.evolve.episodes_at(generation) - len(replayed)
     for candidate, parameters in enumerate(candidates.astype(np.float32)):
         for episode in range(config.evolve.episodes_at(generation)):
@@ -44,7 +44,7 @@ def training_jobs(
                     ),
                     noise_seed=seeding.derive(config.seed, "evolve/noise", *indices),
                     parameters=parameters,
-                    max_steps=config.evolve.episode_steps or config.env.max_episode_steps,
+                    max_steps=max_steps,
                     stall_steps=config.evolve.stall_steps,
                 )
             )
@@ -77,23 +77,21 @@ def scored_jobs(
     ]
 
 
-def rollout_pool(
-    executor: Executor, env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes
-) -> AbstractContextManager[Pool]:
-    """Create a pool of rollout workers.
-
-    A worker's networks run on full micro-batches, so each additional worker needs at least one micro-batch of
-    episodes.
-    """
-    return executor.pool(
-        RolloutWorker,
-        env,
-        agent,
-        vae_weights,
-        mdnrnn_weights,
-        jobs_at_once=agent.rollouts.lanes,
-        jobs_per_worker=agent.rollouts.micro_batch,
-    )
+def validation_dreams(config: RunConfig, parameters: NDArray[np.float64]) -> list[RolloutJob]:
+    """Create the dreams of a validation, the same ones each time."""
+    return [
+        RolloutJob(
+            purpose="validate-dream",
+            generation=0,
+            candidate=0,
+            episode=episode,
+            track=0,
+            noise_seed=seeding.derive(config.seed, "dream/validation", episode),
+            parameters=parameters.astype(np.float32),
+            max_steps=config.dream.max_steps,
+        )
+        for episode in range(config.evolve.validation_dreams)
+    ]
 
 
 def run_episodes(

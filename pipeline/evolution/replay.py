@@ -14,8 +14,7 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.config.schema import RunConfig
-from pipeline.evolution.fitness import JobId
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Generation:
         sigma: CMA-ES step size after this generation.
         validation_mean, validation_sd: Statistics of the returns on the validation tracks, for the CMA mean or the
             average of the last means; None if this generation was not validated.
+        dream_mean, dream_sd: Statistics of the returns of the same controller in the dreams of a validation; None if
+            candidates are scored in the environment, or if this generation was not validated.
+        dream_steps: Steps in dreams so far.
         time: End of the generation in seconds since the epoch. Not deterministic.
         non_finite: Episodes, including validation, with a non-finite return in both attempts.
     """
@@ -43,6 +46,9 @@ class Generation:
     validation_sd: float | None
     time: float
     non_finite: int = 0
+    dream_mean: float | None = None
+    dream_sd: float | None = None
+    dream_steps: int = 0
 
 
 @dataclass
@@ -58,6 +64,7 @@ class EvolutionState:
         best_generation, best_validation: Generation of that controller and its mean validation return; None before
             the first validation.
         env_steps, seconds: Environment steps and wall-clock seconds so far.
+        dream_steps: Steps in dreams so far.
     """
 
     search: Search
@@ -69,6 +76,7 @@ class EvolutionState:
     best_validation: float | None = None
     env_steps: int = 0
     seconds: float = 0.0
+    dream_steps: int = 0
 
     @property
     def generation(self) -> int:
@@ -97,6 +105,7 @@ class EvolutionState:
             "best_validation": self.best_validation,
             "env_steps": self.env_steps,
             "seconds": self.seconds,
+            "dream_steps": self.dream_steps,
         }
         buffer = io.BytesIO()
         np.savez(
@@ -126,6 +135,7 @@ class EvolutionState:
                 best_validation=progress["best_validation"],
                 env_steps=progress["env_steps"],
                 seconds=progress["seconds"],
+                dream_steps=progress["dream_steps"],
             )
 
 
@@ -134,7 +144,7 @@ def read_progress(data: bytes) -> dict[str, Any]:
 
     Returns:
         Dictionary with the keys ``history`` (list of ``Generation``), ``driven`` (list of ``DrivenTrack``),
-        ``best_generation``, ``best_validation``, ``env_steps`` and ``seconds``.
+        ``best_generation``, ``best_validation``, ``env_steps``, ``seconds`` and ``dream_steps``.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import AgentConfig, ControllerConfig
+from pipeline.config.agent import AgentConfig, ControllerConfig
 
 Array = NDArray[np.float32]
 

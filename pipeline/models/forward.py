@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import AgentConfig
+from pipeline.config.agent import AgentConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.precision import resolve_precision
 

@@ -6,8 +6,9 @@ import importlib.util
 from typing import Literal
 
 from pipeline.base.errors import ConfigError
+from pipeline.config.agent import RolloutsConfig
 from pipeline.config.identity import cpu_info
-from pipeline.config.schema import RolloutsConfig, RunConfig
+from pipeline.config.schema import RunConfig
 
 Precision = Literal["float32", "bfloat16", "int8"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import DamagedDataError
 from pipeline.base.seeding import derive
-from pipeline.config.schema import AgentConfig
+from pipeline.config.agent import AgentConfig
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.vae import Vae

@@ -6,22 +6,31 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pipeline.base.formatting import number
+from pipeline.evolution.state import Generation
+from pipeline.reporting import figures
 from pipeline.reporting.dream_film import DreamFilm
 from pipeline.reporting.findings import FilmedDrive, Findings, Values
 
 
-def learning_curve(run: Findings, by: str, *, with_paper: bool) -> str:
-    """Describe the run's learning curve by ``"generation"`` or ``"env_steps"``."""
+def learning_curve(run: Findings, by: figures.Axis, *, with_paper: bool) -> str:
+    """Describe the run's learning curve by ``"generation"``, ``"env_steps"`` or ``"dream_steps"``."""
     first, last = run.history[0], run.history[-1]
-    where = f"generation {number(last.generation)}" if by == "generation" else f"{number(last.env_steps)} steps"
+
+    def place(row: Generation) -> str:
+        return f"generation {number(row.generation)}" if by == "generation" else f"{number(getattr(row, by))} steps"
+
+    where = place(last)
+    axis = by.replace("env_", "environment ").replace("_", " ")
+    fitness = "mean fitness in dreams" if run.dreaming else "mean fitness"
     text = (
-        f"Learning curve, return by {by.replace('env_', 'environment ')}: mean fitness goes from "
+        f"Learning curve, return by {axis}: {fitness} goes from "
         f"{number(first.fitness_mean, 1)} to {number(last.fitness_mean, 1)} in {where}."
     )
     best = run.best_validation
     if best is not None and best.validation_mean is not None:
-        at = f"generation {number(best.generation)}" if by == "generation" else f"{number(best.env_steps)} steps"
-        text += f" Validation is at its best with {number(best.validation_mean, 1)} in {at}."
+        text += f" Validation is at its best with {number(best.validation_mean, 1)} in {place(best)}."
+        if best.dream_mean is not None:
+            text += f" The same controller scores {number(best.dream_mean, 1)} in dreams."
     if with_paper and run.published is not None:
         generation, mean = run.published.curve[-1]
         at = f"generation {number(generation)}" if by == "generation" else "the end"

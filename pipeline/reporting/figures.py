@@ -24,7 +24,7 @@ from pipeline.reporting.published import Published
 # Colours for the light theme, from Okabe & Ito's palette for all kinds of colour vision. In the SVG each becomes the
 # page's CSS variable of that name, which has another value in the dark theme.
 INK, FAINT, GRID = "#1f2328", "#6b7280", "#d9dde3"
-BLUE, VERMILLION, GREEN = "#0072b2", "#d55e00", "#009e73"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _VARIABLES = {
     INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green"
 }  # fmt: skip
@@ -57,10 +57,14 @@ _DOTS_UP_TO = 300
 _BARS_UP_TO = 15  # validations
 
 
-def learning_curve(
-    history: Sequence[Generation], published: Published | None, x: Literal["generation", "env_steps"], alt: str
-) -> str:
+Axis = Literal["generation", "env_steps", "dream_steps"]
+_AXES: dict[Axis, str] = {"generation": "generation", "env_steps": "environment steps", "dream_steps": "dream steps"}
+
+
+def learning_curve(history: Sequence[Generation], published: Published | None, x: Axis, alt: str) -> str:
     """Draw fitness and validation of the run as SVG, with the paper's curve if there is one.
+
+    If candidates were scored in dreams, the validated controllers' returns in dreams and in the environment are drawn.
 
     Args:
         history: Generations of the run.
@@ -68,6 +72,8 @@ def learning_curve(
         x: Quantity on the x axis.
         alt: Text alternative of the figure.
     """
+    dreamt = [row for row in history if row.dream_mean is not None]
+    where = " in dreams" if dreamt else ""
 
     def draw(axes: Axes) -> None:
         at = [getattr(row, x) for row in history]
@@ -79,7 +85,7 @@ def learning_curve(
             color=BLUE,
             alpha=0.18,
             linewidth=0,
-            label="candidates, worst to best",
+            label=f"candidates{where}, worst to best",
         )
         axes.plot(
             at,
@@ -88,9 +94,20 @@ def learning_curve(
             linewidth=1.6,
             marker="o" if few else "",
             markersize=3,
-            label="mean fitness",
+            label=f"mean fitness{where}",
         )
-        _validation(axes, [row for row in history if row.validation_mean is not None], x)
+        validated = [row for row in history if row.validation_mean is not None]
+        _validation(axes, validated, x, f"validation{' in the environment' if dreamt else ''} ± sd")
+        if dreamt:
+            axes.plot(
+                [getattr(row, x) for row in dreamt],
+                np.array([row.dream_mean for row in dreamt], np.float64),
+                color=PURPLE,
+                linewidth=1.4,
+                marker="s",
+                markersize=3.5,
+                label="the same controllers in dreams",
+            )
         if published is not None:
             generations = [generation for generation, _ in published.curve]
             axes.plot(
@@ -111,21 +128,20 @@ def learning_curve(
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(_short))
-        axes.set_xlabel("generation" if x == "generation" else "environment steps")
+        axes.set_xlabel(_AXES[x])
         axes.set_ylabel("return")
         _legend_above(axes)
 
     return _svg(f"learning-{x}", (6.2, 4.2), draw, alt)
 
 
-def _validation(axes: Axes, rows: Sequence[Generation], x: Literal["generation", "env_steps"]) -> None:
+def _validation(axes: Axes, rows: Sequence[Generation], x: Axis, label: str) -> None:
     """Draw validation as points with bars, or as a line in a band if bars would cover the other curves."""
     if not rows:
         return
     at = [getattr(row, x) for row in rows]
     mean = np.array([row.validation_mean for row in rows], np.float64)
     sd = np.array([row.validation_sd for row in rows], np.float64)
-    label = "validation ± sd"
     if len(rows) <= _BARS_UP_TO:
         axes.errorbar(
             at, mean, yerr=sd, color=VERMILLION, fmt="o", markersize=4.5, linewidth=1.2, capsize=2.5, label=label

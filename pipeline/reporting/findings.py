@@ -181,6 +181,11 @@ class Findings:
         return sum(stage.seconds for stage in self.stages)
 
     @property
+    def dreaming(self) -> bool:
+        """Whether candidates were scored in dreams."""
+        return bool(self.config["evolve"]["environment"] == "dream")
+
+    @property
     def validations(self) -> list[Generation]:
         """Generations with a validation."""
         return [row for row in self.history if row.validation_mean is not None]

@@ -139,15 +139,13 @@ def _figures(run: Findings) -> dict[str, Markup | None]:
         reference = (f"World Models, {first.mean:g}", first.mean)
     rows.append(baseline)
     by_steps = run.published if _published_by_steps(run) else None
+    steps: figures.Axis = "dream_steps" if run.dreaming else "env_steps"
     svgs = {
         "by_generation": figures.learning_curve(
             run.history, run.published, "generation", alt_texts.learning_curve(run, "generation", with_paper=True)
         ),
         "by_env_steps": figures.learning_curve(
-            run.history,
-            by_steps,
-            "env_steps",
-            alt_texts.learning_curve(run, "env_steps", with_paper=by_steps is not None),
+            run.history, by_steps, steps, alt_texts.learning_curve(run, steps, with_paper=by_steps is not None)
         ),
         "returns": figures.returns(rows, reference, alt_texts.returns(rows)),
         "vae": _loss("VAE", run.vae, "loss", "loss", log=True),

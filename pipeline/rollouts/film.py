@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.progress import Update
-from pipeline.config.schema import AgentConfig, EnvConfig
+from pipeline.config.agent import AgentConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames

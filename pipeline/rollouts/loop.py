@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import EpisodeError
 from pipeline.base.progress import Metrics
-from pipeline.config.schema import AgentConfig, EnvConfig
+from pipeline.config.agent import AgentConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
@@ -20,6 +21,8 @@ from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 
 Array = NDArray[np.float32]
+
+JobId = tuple[str, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class RolloutJob:
     stall_steps: int | None = None
 
     @property
-    def id(self) -> tuple[str, int, int, int]:
+    def id(self) -> JobId:
         """Job id: (purpose, generation, candidate, episode)."""
         return self.purpose, self.generation, self.candidate, self.episode
 
@@ -141,7 +144,7 @@ class RolloutWorker:
         self._can_act = np.zeros(slots, bool)
         self._controllers = ControllerBatch(shape, slots)
 
-    def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[tuple[str, int, int, int], RolloutResult]]:
+    def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
         """Run every job's episode, yielding (job id, result) as each ends.
 
         Raises:

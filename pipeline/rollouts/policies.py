@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.schema import AgentConfig, CollectConfig
+from pipeline.config.agent import AgentConfig
+from pipeline.config.schema import CollectConfig
 from pipeline.envs.environment import Environment
 
 BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for

@@ -31,7 +31,8 @@ from pipeline.data.artifacts import (
 )
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.envs.registry import traits_of
-from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
+from pipeline.evolution.fitness import run_episodes, scored_jobs
+from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.base import seeding
@@ -18,27 +19,27 @@ from pipeline.base.failpoints import failpoint
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import (
-    JobId,
     candidate_fitness,
     not_finite,
-    rollout_pool,
     run_episodes,
     scored_jobs,
     training_jobs,
+    validation_dreams,
     validation_returns,
 )
+from pipeline.evolution.pools import Crew
 from pipeline.evolution.replay import remember, replayed_tracks
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
-from pipeline.execution.protocol import Executor, Pool
+from pipeline.execution.protocol import Executor
 from pipeline.execution.watching import watched
 from pipeline.models.controller import ControllerShape
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
 from pipeline.stages.description import describe_controller
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit
@@ -54,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
     """Evolve from the newest checkpoint until a limit of the config is reached."""
-    v, m = vae_weights(store), mdnrnn_weights(store)
     description = describe_controller(config)
     checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _new_state(config)
@@ -62,16 +62,16 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     retries = workers = 0
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
-            with (
-                rollout_pool(executor, config.env, config.agent, v, m) as pool,
-                num_threads(1),  # the bits of CMA-ES's linear algebra depend on the number of threads
-            ):
-                _evolve(config, state, pool, checkpoints, metrics, executor)
-                retries, workers = pool.retries, pool.num_workers
+            crew = Crew.of_run(config, store, executor)
+            with crew.pool, num_threads(1):  # the bits of CMA-ES's linear algebra depend on the number of threads
+                _evolve(config, state, crew, checkpoints, metrics, executor)
+                retries = crew.pool.retries
+            workers = crew.pool.num_workers
     _commit(store, state, description)
     return {
         "env_steps": state.env_steps,
         "env_steps_this_session": state.env_steps - before,
+        "dream_steps": state.dream_steps,
         "generations": state.generation,
         "ended_by": _end_reason(config, state),
         "best_generation": state.best_generation,
@@ -114,7 +114,7 @@ def _end_reason(config: RunConfig, state: EvolutionState) -> str | None:
 def _evolve(
     config: RunConfig,
     state: EvolutionState,
-    pool: Pool,
+    crew: Crew,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     executor: Executor,
@@ -134,15 +134,17 @@ def _evolve(
         while _end_reason(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
-            retries = pool.retries
-            row = _next_generation(config, state, pool, tick, lengths)
-            if pool.retries > retries:
-                logger.warning("generation %d: episodes retried: %d", row.generation, pool.retries - retries)
+            retries = crew.pool.retries
+            row = _next_generation(config, state, crew, tick, lengths)
+            if crew.pool.retries > retries:
+                logger.warning("generation %d: episodes retried: %d", row.generation, crew.pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
+            if row.dream_mean is not None:
+                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.trust})"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
@@ -159,13 +161,14 @@ def _episodes_until(config: RunConfig, generation: int) -> int:
     """Total episodes of the generations up to this one, including validation."""
     evolve = config.evolve
     validations = generation // evolve.validate_every
-    return evolve.episodes_until(generation) * evolve.population_size + validations * evolve.validation_episodes
+    each = evolve.validation_episodes + (evolve.validation_dreams if evolve.environment == "dream" else 0)
+    return evolve.episodes_until(generation) * evolve.population_size + validations * each
 
 
 def _next_generation(
     config: RunConfig,
     state: EvolutionState,
-    pool: Pool,
+    crew: Crew,
     on_episode: Callable[[RolloutResult], None],
     lengths: dict[int, int],
 ) -> Generation:
@@ -174,7 +177,7 @@ def _next_generation(
     Args:
         config: Config of the run.
         state: State of the evolution; updated in place.
-        pool: Workers to run the episodes on.
+        crew: Workers to run the episodes and dreams on.
         on_episode: Callback for the result of each episode.
         lengths: Steps of the most recent validation episode by track; updated in place.
 
@@ -183,30 +186,32 @@ def _next_generation(
     """
     began = time.monotonic()
     generation = state.generation + 1
-    steps = 0
-
-    def count(_: RolloutJob, result: RolloutResult) -> None:
-        nonlocal steps
-        steps += result.steps
-        on_episode(result)
-
+    dreaming = config.evolve.environment == "dream"
+    steps, dream_steps = Steps(on_episode), Steps(on_episode)
     sigma = config.evolve.sigma_at(generation)
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
     jobs = training_jobs(config, generation, candidates, replayed_tracks(config, generation, state.driven))
-    results = run_episodes(pool, jobs, count, require_finite=False)
+    pool = crew.dreamers() if dreaming else crew.drivers()
+    results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
     failpoint("generation-driven")
     state.search.tell(candidates, fitness)
-    state.driven = remember(config, state.driven, jobs, results)
+    if not dreaming:
+        state.driven = remember(config, state.driven, jobs, results)
     state.remember_mean(config.evolve.average_means)
     failpoint("generation-told")
 
-    validation = None
+    validation = dreams = None
     if generation % config.evolve.validate_every == 0:
         controller = state.average_mean
+        if dreaming:
+            dreamt = validation_dreams(config, controller)
+            results = run_episodes(crew.dreamers(), dreamt, dream_steps, require_finite=False)
+            non_finite += _report_non_finite(dreamt, results)
+            dreams = validation_returns(dreamt, results)
         scored = scored_jobs(
             config,
             purpose="validate",
@@ -218,15 +223,17 @@ def _next_generation(
         )
         # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
         by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
-        results = run_episodes(pool, by_length, count, require_finite=False)
+        results = run_episodes(crew.drivers(), by_length, steps, require_finite=False)
         lengths.update((job.track, results[job.id].steps) for job in scored)
         non_finite += _report_non_finite(scored, results)
         validation = validation_returns(scored, results)
-        if state.best_validation is None or validation.mean() > state.best_validation:
+        by = dreams if config.evolve.select == "dream" and dreams is not None else validation
+        if state.best_validation is None or by.mean() > state.best_validation:
             state.best, state.best_generation = controller, generation
-            state.best_validation = float(validation.mean())
+            state.best_validation = float(by.mean())
 
-    state.env_steps += steps
+    state.env_steps += steps.count
+    state.dream_steps += dream_steps.count
     state.seconds += time.monotonic() - began
     state.history.append(
         Generation(
@@ -239,12 +246,39 @@ def _next_generation(
             fitness_sd=float(np.std(fitness)),
             sigma=state.search.sigma,
             validation_mean=None if validation is None else float(validation.mean()),
-            validation_sd=None if validation is None else float(validation.std(ddof=min(1, len(validation) - 1))),
+            validation_sd=None if validation is None else _sd(validation),
             time=time.time(),
             non_finite=non_finite,
+            dream_mean=None if dreams is None else float(dreams.mean()),
+            dream_sd=None if dreams is None else _sd(dreams),
+            dream_steps=state.dream_steps,
         )
     )
     return state.history[-1]
+
+
+class Steps:
+    """Counter of the steps of episodes; call it with each result.
+
+    Args:
+        on_episode: Callback for the result of each episode.
+
+    Attributes:
+        count: Number of steps.
+    """
+
+    def __init__(self, on_episode: Callable[[RolloutResult], None]) -> None:
+        self.count = 0
+        self._on_episode = on_episode
+
+    def __call__(self, job: RolloutJob, result: RolloutResult) -> None:
+        """Count the steps of an episode."""
+        self.count += result.steps
+        self._on_episode(result)
+
+
+def _sd(returns: NDArray[np.float64]) -> float:
+    return float(returns.std(ddof=min(1, len(returns) - 1)))
 
 
 def _report_non_finite(jobs: Sequence[RolloutJob], results: Mapping[JobId, RolloutResult]) -> int:

@@ -50,8 +50,8 @@ STAGES = (
     Stage(
         "evolve",
         EVOLUTION,
-        (VAE, MDNRNN),
-        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve"),
+        (VAE, LATENTS, MDNRNN),
+        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve", "dream"),
         "5: evolve the controller (C) by CMA-ES",
     ),
     Stage(

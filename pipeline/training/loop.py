@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.base.errors import ConfigError, TrainingError
 from pipeline.base.progress import Metrics, Update
-from pipeline.config.schema import MdnRnnConfig, VaeConfig
+from pipeline.config.agent import MdnRnnConfig, VaeConfig
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store

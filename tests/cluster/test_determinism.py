@@ -138,3 +138,30 @@ def test_collecting_and_training_on_ray_give_the_same_bits(trained: Path, tmp_pa
         here, there = (read_manifest(LocalStore(folder), stage.prefix) for folder in (tmp_path, trained))
         assert here is not None and there is not None
         assert here.digest == there.digest, stage.name
+
+
+def dreaming(workers: int = 1, lanes: int = 8) -> RunConfig:
+    """A run whose candidates are scored in dreams, at sizes that fill the CPU's vector registers."""
+    keys = config(workers).model_dump()
+    keys["vae"]["z_size"] = 32
+    keys["mdnrnn"].update(hidden_size=64, done_weight=1.0, reward_weight=1.0)
+    keys["evolve"].update(environment="dream", validation_dreams=6, replayed_tracks=0)
+    keys["dream"].update(reward="model", max_steps=20, micro_batch=8, lanes=lanes)
+    return RunConfig.model_validate(keys)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_dreams_on_ray_with_other_lanes_in_two_sessions_give_the_same_bits(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    run_stages(dreaming(), LocalStore(here), InProcessExecutor(), STAGES[:6])
+    for stage in BEFORE_EVOLVE:
+        shutil.copytree(here / stage.prefix, there / stage.prefix)
+    chosen = dreaming(2, 20)
+    limited = chosen.model_copy(update={"evolve": chosen.evolve.model_copy(update={"max_seconds": 1e-6})})
+    with pytest.raises(SessionEnded, match="after generation 1 of 3"):
+        run_stages(limited, LocalStore(there), RayExecutor(limited), EVOLVE_AND_EVALUATE)
+    run_stages(chosen, LocalStore(there), RayExecutor(chosen), EVOLVE_AND_EVALUATE)
+    assert outcome(there) == outcome(here)
+    history = next(value for name, value in outcome(here).items() if name.startswith("history"))
+    assert [row["dream_mean"] is not None for row in history] == [False, True, False]
+    assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"

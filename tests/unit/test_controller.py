@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.config.schema import ControllerConfig, RunConfig
+from pipeline.config.agent import ControllerConfig
+from pipeline.config.schema import RunConfig
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from tests.counting import counting_config
 

@@ -68,3 +68,31 @@ def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog
             str(tmp_path / "run"), "collect",
         )  # fmt: skip
     assert "CartPole-v1" in caplog.text
+
+
+def test_a_controller_that_learned_in_the_dream_alone_is_tested_in_the_game(
+    local_store: LocalStore, executor: InProcessExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = counting_config(
+        {
+            "env.id": "TakeCover", "env.max_episode_steps": 120, "collect.policy": "repeat",
+            "collect.episode_steps": 120, "mdnrnn.done_weight": 1.0, "mdnrnn.done_positive_weight": 10.0,
+            "evolve.environment": "dream", "evolve.select": "dream", "evolve.validation_dreams": 6,
+            "dream.max_steps": 30, "dream.micro_batch": 4, "dream.lanes": 8,
+        }
+    )  # fmt: skip
+    run_stages(config, local_store, executor, STAGES)
+    evolution, collected = (read_manifest(local_store, prefix) for prefix in ("evolution", "rollouts"))
+    assert evolution is not None and collected is not None
+    info = evolution.info
+    assert info["dream_steps"] > 0
+    history = json.loads(local_store.read("report/report.json"))["history"]
+    dreamt = [row["dream_mean"] for row in history if row["dream_mean"] is not None]
+    assert info["best_validation"] == max(dreamt), "chosen by dreams"
+    assert all(row["validation_mean"] is not None for row in history if row["dream_mean"] is not None)
+    games = [row["env_steps"] for row in history]
+    assert games[0] == 0 and games[-1] == info["env_steps"], "only validations step the environment"
+    page = " ".join(local_store.read("report/index.html").decode().split())
+    assert "Candidates were scored in M's dreams" in page
+    assert "No return in the environment was used for it." in page
+    assert "of the ends" in page or "was not measured" in page, "no return in dreams without M's recall"

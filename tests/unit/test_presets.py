@@ -260,7 +260,7 @@ def test_an_unknown_key_deep_down_is_refused_with_the_valid_ones_there(path: Pat
 def test_a_wrong_value_is_refused_with_key_value_and_what_would_do(path: Path) -> None:
     message = refused(path, "collect.policy=brownien")
     assert "collect.policy=brownien" in message
-    assert "'brownian', 'white' or 'random-controller'" in message
+    assert "'brownian', 'white', 'repeat' or 'random-controller'" in message
 
 
 def test_every_error_is_said_at_once_each_with_where_it_was_given(path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamagedDataError
-from pipeline.config.schema import EvolveConfig
+from pipeline.config.evolution import EvolveConfig
 from pipeline.evolution.replay import DrivenTrack
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation, read_progress

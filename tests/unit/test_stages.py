@@ -19,7 +19,8 @@ from safetensors.numpy import load, save
 from pipeline.cli.describe import summarize_scores
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
-from pipeline.evolution.fitness import rollout_pool, run_episodes, scored_jobs
+from pipeline.evolution.fitness import run_episodes, scored_jobs
+from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.metadata import to_metadata
 from pipeline.models.weights import new_vae, to_bytes

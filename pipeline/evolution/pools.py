@@ -1,0 +1,163 @@
+"""The workers of an evolution: for episodes in the environment, or for dreams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pipeline.base import seeding
+from pipeline.config.agent import AgentConfig
+from pipeline.config.evolution import DreamConfig
+from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.data.artifacts import LATENTS, MDNRNN, mdnrnn_weights, vae_weights
+from pipeline.data.shards import read_latents
+from pipeline.envs.actions import Actions
+from pipeline.envs.registry import traits_of
+from pipeline.execution.protocol import Executor, Pool
+from pipeline.rollouts.dreaming import DreamWorker, Starts
+from pipeline.rollouts.loop import RolloutWorker
+from pipeline.storage.manifest import require_manifest
+from pipeline.storage.store import Store
+
+_STARTS_AN_EPISODE = 4  # with dream.start anywhere
+
+
+def rollout_pool(
+    executor: Executor, env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes
+) -> AbstractContextManager[Pool]:
+    """Create a pool of rollout workers.
+
+    A worker's networks run on full micro-batches, so each additional worker needs at least one micro-batch of
+    episodes.
+    """
+    return executor.pool(
+        RolloutWorker,
+        env,
+        agent,
+        vae_weights,
+        mdnrnn_weights,
+        jobs_at_once=agent.rollouts.lanes,
+        jobs_per_worker=agent.rollouts.micro_batch,
+    )
+
+
+def dream_pool(
+    executor: Executor, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
+) -> AbstractContextManager[Pool]:
+    """Create a pool of dreaming workers, with at least one micro-batch of dreams for each."""
+    return executor.pool(
+        DreamWorker,
+        agent,
+        dream,
+        actions,
+        mdnrnn_weights,
+        starts,
+        jobs_at_once=dream.lanes,
+        jobs_per_worker=dream.micro_batch,
+    )
+
+
+class OnePool:
+    """A context that holds one pool at a time: two would wait for each other's CPUs.
+
+    Attributes:
+        num_workers: Maximum number of workers of a pool that were ready at the same time.
+    """
+
+    def __init__(self) -> None:
+        self.num_workers = 0
+        self._retries = 0
+        self._opened_by: Callable[[], AbstractContextManager[Pool]] | None = None
+        self._context: AbstractContextManager[Pool] | None = None
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def get(self, opening: Callable[[], AbstractContextManager[Pool]]) -> Pool:
+        """Return the pool that ``opening`` opens; another that is open is closed first."""
+        if self._pool is None or opening is not self._opened_by:
+            self._close()
+            self._opened_by, self._context = opening, opening()
+            self._pool = self._context.__enter__()
+        return self._pool
+
+    @property
+    def retries(self) -> int:
+        """Number of times that a job was tried again, in all pools."""
+        return self._retries + (self._pool.retries if self._pool is not None else 0)
+
+    def _close(self) -> None:
+        if self._context is not None and self._pool is not None:
+            self.num_workers = max(self.num_workers, self._pool.num_workers)
+            self._retries += self._pool.retries
+            context, self._context, self._pool = self._context, None, None
+            context.__exit__(None, None, None)
+
+
+class Crew:
+    """Workers of one evolution.
+
+    Args:
+        drivers: Function that opens the pool for episodes in the environment.
+        dreamers: Function that opens the pool for dreams.
+        trust: See the attribute.
+
+    Attributes:
+        pool: Context that holds the open pool.
+        trust: How many ends M predicts, in words: a return in dreams says nothing without it.
+    """
+
+    def __init__(
+        self,
+        drivers: Callable[[], AbstractContextManager[Pool]],
+        dreamers: Callable[[], AbstractContextManager[Pool]],
+        trust: str = "",
+    ) -> None:
+        self.pool = OnePool()
+        self.trust = trust
+        self._drivers, self._dreamers = drivers, dreamers
+
+    @classmethod
+    def of_run(cls, config: RunConfig, store: Store, executor: Executor) -> Crew:
+        """Crew of a run, with the weights and the recorded frames that its store holds."""
+        v, m = vae_weights(store), mdnrnn_weights(store)
+        starts = read_starts(config, store) if config.evolve.environment == "dream" else None
+
+        def dreamers() -> AbstractContextManager[Pool]:
+            assert starts is not None
+            return dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
+
+        held_out = require_manifest(store, MDNRNN).info.get("held_out") or {}
+        recall = held_out.get("end_recall")
+        trust = "M predicts an unknown share of the ends" if recall is None else f"M predicts {recall:.0%} of the ends"
+        return cls(lambda: rollout_pool(executor, config.env, config.agent, v, m), dreamers, trust)
+
+    def drivers(self) -> Pool:
+        """Open the pool for episodes in the environment."""
+        return self.pool.get(self._drivers)
+
+    def dreamers(self) -> Pool:
+        """Open the pool for dreams."""
+        return self.pool.get(self._dreamers)
+
+
+def read_starts(config: RunConfig, store: Store) -> Starts:
+    """Read the latents from which dreams begin: of all first frames, or of frames drawn from all episodes."""
+    mu, logvar = [], []
+    for name, record in sorted(require_manifest(store, LATENTS).records.items()):
+        rng = seeding.generator(config.seed, f"dream/starts/{name}")
+        for episode in read_latents(store, record):
+            rows = slice(0, 1) if config.dream.start == "first" else rng.integers(len(episode), size=_STARTS_AN_EPISODE)
+            mu.append(episode.mu[rows])
+            logvar.append(episode.logvar[rows])
+    return Starts(np.concatenate(mu), np.concatenate(logvar))

@@ -1,0 +1,227 @@
+"""Controllers in dreams: the right M on the right noise, whatever shares a batch, and where a dream ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.evolution import DreamConfig
+from pipeline.envs.actions import BoxActions
+from pipeline.evolution.fitness import training_jobs, validation_dreams
+from pipeline.evolution.pools import OnePool, read_starts
+from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.mdnrnn import MdnRnn, sample_mixture
+from pipeline.models.weights import new_mdnrnn, to_bytes
+from pipeline.rollouts.dreaming import DreamWorker, Starts
+from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.storage.store import Store
+from tests.counting import ACTION_SIZE, counting_config
+from tests.made_run import put_data
+
+ACTIONS = BoxActions([-1.0, 0.0], [1.0, 1.0])
+HEADS = {"mdnrnn.reward_weight": 1.0, "mdnrnn.done_weight": 1.0, "evolve.environment": "dream"}
+
+
+def config_of(**more: Any) -> Any:
+    keys = {f"dream.{key}": value for key, value in more.items() if "." not in key}
+    return counting_config({**HEADS, "controller.features": "zch", **keys, **{k: more[k] for k in more if "." in k}})
+
+
+def m_of(config: Any, *, done_bias: float = 0.0) -> MdnRnn:
+    """An M with weights large enough that its dreams are lively."""
+    mdnrnn = new_mdnrnn(config.agent, ACTION_SIZE)
+    with torch.no_grad():
+        for parameter in mdnrnn.parameters():
+            parameter.mul_(3)
+        mdnrnn.heads.bias[-1] = done_bias
+    return mdnrnn
+
+
+def starts_of(config: Any, count: int = 5) -> Starts:
+    rng = np.random.default_rng(2)
+    mu, logvar = rng.standard_normal((2, count, config.vae.z_size)).astype(np.float32)
+    return Starts(mu, logvar)
+
+
+def jobs_of(config: Any, count: int, max_steps: int = 40) -> list[RolloutJob]:
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
+    rng = np.random.default_rng(3)
+    return [
+        RolloutJob(
+            "train", 1, candidate, 0, track=0, noise_seed=100 + candidate,
+            parameters=rng.normal(0, 1, shape.num_parameters).astype(np.float32), max_steps=max_steps,
+        )
+        for candidate in range(count)
+    ]  # fmt: skip
+
+
+def worker_of(config: Any, mdnrnn: MdnRnn) -> DreamWorker:
+    return DreamWorker(config.agent, config.dream, ACTIONS, to_bytes(mdnrnn), starts_of(config))
+
+
+def dream_alone(config: Any, mdnrnn: MdnRnn, job: RolloutJob) -> RolloutResult:
+    """A dream written down step by step, with the density of ``MdnRnn.forward``."""
+    starts, dream = starts_of(config), config.dream
+    stream = np.random.Generator(np.random.PCG64(job.noise_seed))
+    start = int(stream.integers(len(starts.mu)))
+    noise = stream.standard_normal(config.vae.z_size, np.float32)
+    z = torch.from_numpy(starts.mu[start] + np.exp(starts.logvar[start] / 2) * noise)[None, None]
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
+    controller = ControllerBatch(shape, 1)
+    controller.set_row(0, job.parameters)
+    state = mdnrnn.initial_state(1)
+    total = 0.0
+    for step in range(job.max_steps):
+        if step % 32 == 0:
+            uniform, normal = (
+                np.empty((32, config.vae.z_size), np.float32),
+                np.empty((32, config.vae.z_size), np.float32),
+            )
+            stream.random(dtype=np.float32, out=uniform)
+            stream.standard_normal(dtype=np.float32, out=normal)
+        parts = {"z": z[0].numpy(), "c": state[1][0].numpy(), "h": state[0][0].numpy()}
+        features = np.concatenate([parts[name] for name in "zch"], axis=1)
+        action = torch.from_numpy(ACTIONS.squash(controller.outputs(features)))[None]
+        with torch.no_grad():
+            prediction, state = mdnrnn(z, action, state)
+        chosen, around = (torch.from_numpy(part[step % 32])[None, None] for part in (uniform, normal))
+        z = sample_mixture(prediction.mixture, dream.temperature, chosen, around)
+        assert prediction.reward is not None and prediction.done_logit is not None
+        total += float(prediction.reward) if dream.reward == "model" else 1.0
+        if float(torch.sigmoid(prediction.done_logit)) > dream.end_probability:
+            return RolloutResult(total, step + 1, terminated=True, truncated=False)
+    return RolloutResult(total, job.max_steps, terminated=False, truncated=True)
+
+
+@pytest.mark.parametrize("reward", ["survival", "model"])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
+def test_a_dream_is_m_with_its_own_noise_step_by_step(reward: str, temperature: float) -> None:
+    config = config_of(reward=reward, temperature=temperature, micro_batch=4, lanes=6, end_probability=0.7)
+    mdnrnn = m_of(config)
+    jobs = jobs_of(config, 15)
+    results = dict(worker_of(config, mdnrnn).run(jobs))
+    assert set(results) == {job.id for job in jobs}
+    alone = {job.id: dream_alone(config, mdnrnn, job) for job in jobs}
+    lengths = {result.steps for result in alone.values()}
+    assert len(lengths) > 3 and 40 in lengths, "some end early, at many steps, and some are cut off"
+    for job in jobs:
+        found, expected = results[job.id], alone[job.id]
+        assert (found.steps, found.terminated, found.truncated) == (
+            expected.steps, expected.terminated, expected.truncated
+        )  # fmt: skip
+        assert found.episode_return == pytest.approx(expected.episode_return, rel=1e-3, abs=1e-3)
+
+
+def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_the_number_of_lanes() -> None:
+    config = config_of(reward="model", micro_batch=8, lanes=20, end_probability=0.7, **{"mdnrnn.hidden_size": 64})
+    config = config.model_copy(update={"vae": config.vae.model_copy(update={"z_size": 32})})
+    mdnrnn = m_of(config)
+    jobs = jobs_of(config, 30)
+    whole = dict(worker_of(config, mdnrnn).run(jobs))
+    assert dict(worker_of(config, mdnrnn).run(reversed(jobs))) == whole
+    fewer = config.model_copy(update={"dream": config.dream.model_copy(update={"lanes": 3})})
+    assert dict(worker_of(fewer, mdnrnn).run(jobs)) == whole
+    worker = worker_of(config, mdnrnn)
+    for job in jobs[:6]:
+        ((_, result),) = worker.run([job])
+        assert result == whole[job.id]
+
+
+def test_an_end_that_m_is_sure_of_ends_all_dreams_at_once_and_one_that_it_denies_none() -> None:
+    for bias, steps, terminated in ((50.0, 1, True), (-50.0, 40, False)):
+        config = config_of(micro_batch=4, lanes=4)
+        results = [result for _, result in worker_of(config, m_of(config, done_bias=bias)).run(jobs_of(config, 5))]
+        assert {(r.steps, r.terminated, r.truncated) for r in results} == {(steps, terminated, not terminated)}
+        assert {r.episode_return for r in results} == {float(steps)}, "1 for each step, the last one too"
+
+
+def test_a_controller_whose_action_is_no_number_ends_its_dream_alone() -> None:
+    config = config_of(micro_batch=4, lanes=4)
+    jobs = jobs_of(config, 4)
+    broken = replace(jobs[1], parameters=np.full_like(jobs[1].parameters, np.nan))
+    results = dict(worker_of(config, m_of(config)).run([jobs[0], broken, *jobs[2:]]))
+    assert np.isnan(results[broken.id].episode_return)
+    whole = dict(worker_of(config, m_of(config)).run(jobs))
+    assert all(results[job.id] == whole[job.id] for job in jobs if job is not jobs[1])
+
+
+# ---- jobs, starts and pools
+
+
+def test_all_candidates_dream_the_same_dreams_and_validations_always_the_same() -> None:
+    config = config_of(max_steps=7, **{"evolve.validation_dreams": 5})
+    jobs = training_jobs(config, 3, np.zeros((4, 9)))
+    assert {job.max_steps for job in jobs} == {7}
+    seeds = [[job.noise_seed for job in jobs if job.candidate == candidate] for candidate in range(4)]
+    assert all(one == seeds[0] for one in seeds) and len(set(seeds[0])) == config.evolve.episodes
+    first, second = (validation_dreams(config, np.full(9, value)) for value in (0.0, 1.0))
+    assert [job.noise_seed for job in first] == [job.noise_seed for job in second]
+    assert len({job.id for job in first}) == 5
+
+
+def test_dreams_start_from_first_frames_or_from_any(store: Store) -> None:
+    config = config_of()
+    put_data(store, config)
+    first = read_starts(config, store)
+    anywhere = read_starts(config_of(start="anywhere"), store)
+    assert first.mu.shape == first.logvar.shape and first.mu.shape[1] == anywhere.mu.shape[1]
+    assert len(anywhere.mu) == 4 * len(first.mu)
+    again = read_starts(config_of(start="anywhere"), store)
+    np.testing.assert_array_equal(anywhere.mu, again.mu)
+
+
+class FakePool:
+    """A pool that counts."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers, self.retries = num_workers, 2
+
+
+def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> None:
+    open_now: list[int] = []
+
+    def opening(number: int) -> Any:
+        @contextmanager
+        def opened() -> Iterator[Any]:
+            assert not open_now, "two pools would wait for each other's CPUs"
+            open_now.append(number)
+            yield FakePool(number)
+            open_now.remove(number)
+
+        return opened
+
+    games, dreams = opening(3), opening(5)
+    with OnePool() as pools:
+        first = pools.get(games)
+        assert pools.get(games) is first and pools.retries == 2
+        pools.get(dreams)
+        assert open_now == [5] and pools.retries == 4
+        pools.get(games)
+        assert open_now == [3] and pools.retries == 6
+    assert open_now == [] and (pools.num_workers, pools.retries) == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"mdnrnn.done_weight": 0.0}, "'survival' needs an M that predicts ends.*mdnrnn.done_weight"),
+        ({"mdnrnn.reward_weight": 0.0, "dream.reward": "model"}, "'model' needs an M that predicts rewards"),
+        ({"evolve.replayed_tracks": 1}, "a dream has no track"),
+        ({"evolve.environment": "game", "evolve.select": "dream"}, "evolve.select 'dream' needs evolve.environment"),
+    ],
+)
+def test_dreams_that_would_mean_nothing_are_refused(overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        counting_config({**HEADS, **overrides})
+
+
+def test_the_papers_settings_are_the_defaults() -> None:
+    dream = DreamConfig()
+    assert (dream.temperature, dream.start, dream.reward, dream.max_steps) == (1.15, "first", "survival", 2100)
+    assert isinstance(dream.end_probability, float) and dream.end_probability == 0.5
