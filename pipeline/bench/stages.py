@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.base import seeding
 from pipeline.base.threads import num_threads
@@ -16,13 +19,19 @@ from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.dream import Dream
-from pipeline.models.weights import new_mdnrnn
+from pipeline.models.weights import new_mdnrnn, to_bytes
+from pipeline.rollouts.dreaming import DreamWorker, Starts
+from pipeline.rollouts.loop import RolloutJob
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
 from pipeline.storage.local import LocalStore
 
-_DREAMS = 256
-_DREAM_STEPS = 20
+_CANDIDATES, _DREAMS_EACH, _DREAM_STEPS = 64, 16, 20
+_TAKE_COVER: dict[str, Any] = {
+    "vae": {"z_size": 64},
+    "mdnrnn": {"done_weight": 1.0, "hidden_size": 512},
+    "controller": {"features": "zch", "bias": False},
+}
 
 
 def bench_collect(seconds: float) -> Comparison:
@@ -73,34 +82,61 @@ def bench_collect(seconds: float) -> Comparison:
 
 
 def bench_dream(seconds: float) -> Comparison:
-    """Compare one dream at a time with many in lockstep: M, sampling and controllers."""
-    config = RunConfig()
-    action_size = traits_of(config.env).actions.size
-    mdnrnn = new_mdnrnn(config.agent, action_size)
-    shape = ControllerShape.of_agent(config.agent, action_size)
-    rng = seeding.generator(0, "bench")
+    """Compare one dream at a time with a worker that scores a generation in dreams: M, sampling and controllers.
 
-    def dreams(batch_size: int) -> Callable[[], int]:
-        controllers = ControllerBatch(shape, batch_size)
-        for row in range(batch_size):
-            controllers.set_row(row, rng.normal(0, 0.1, shape.num_parameters).astype(np.float32))
-        dream = Dream(mdnrnn)
-        z = dream.reset(np.zeros((batch_size, config.vae.z_size), np.float32), seeds=range(batch_size))
-
-        def work() -> int:
-            nonlocal z
-            for _ in range(_DREAM_STEPS):
-                z = dream.step(np.tanh(controllers.outputs(np.concatenate([z, dream.h], axis=1)))).z
-            return batch_size * _DREAM_STEPS
-
-        return work
-
+    A generation is the paper's, 64 candidates with 16 dreams each, with dreams of equal length.
+    """
+    small, paper = _dream_config({}), _dream_config(_TAKE_COVER)
     with num_threads(1):
-        return compare(
+        found = compare(
             "dream",
             "steps/s/core",
-            Side("one dream at a time", dreams(1)),
-            Side(f"{_DREAMS} dreams", dreams(_DREAMS)),
+            Side("one dream at a time", _one_dream(small)),
+            Side("64 x 16 dreams, z 32, LSTM 256", _generation(small)),
             seconds=seconds,
             threads=1,
+            others=[Side("64 x 16 dreams, z 64, LSTM 512 (TakeCover)", _generation(paper))],
         )
+    generations = found.ours / (_CANDIDATES * _DREAMS_EACH * _DREAM_STEPS)
+    note = f"{generations:.2f} generations/s of 64 x 16 dreams of {_DREAM_STEPS} steps on a core, z 32 and LSTM 256"
+    return replace(found, notes=[*found.notes, note])
+
+
+def _dream_config(keys: Mapping[str, Any]) -> RunConfig:
+    return RunConfig.model_validate({"mdnrnn": {"done_weight": 1.0}, **keys})
+
+
+def _one_dream(config: RunConfig) -> Callable[[], int]:
+    """A plain loop over one dream."""
+    action_size = traits_of(config.env).actions.size
+    shape = ControllerShape.of_agent(config.agent, action_size)
+    controller = ControllerBatch(shape, 1)
+    controller.set_row(0, np.zeros(shape.num_parameters, np.float32))
+    dream = Dream(new_mdnrnn(config.agent, action_size))
+    z = dream.reset(np.zeros((1, config.vae.z_size), np.float32), seeds=[0])
+
+    def work() -> int:
+        nonlocal z
+        for _ in range(_DREAM_STEPS):
+            z = dream.step(np.tanh(controller.outputs(np.concatenate([z, dream.h], axis=1)))).z
+        return _DREAM_STEPS
+
+    return work
+
+
+def _generation(config: RunConfig) -> Callable[[], int]:
+    """A generation in a worker; M never ends a dream."""
+    actions = traits_of(config.env).actions
+    mdnrnn = new_mdnrnn(config.agent, actions.size)
+    with torch.no_grad():
+        mdnrnn.heads.bias[-1] = -50.0  # the logit of an end
+    starts = Starts(*np.zeros((2, 1, config.vae.z_size), np.float32))
+    worker = DreamWorker(config.agent, config.dream, actions, to_bytes(mdnrnn), starts)
+    shape = ControllerShape.of_agent(config.agent, actions.size)
+    candidates = seeding.generator(0, "bench").normal(0, 0.1, (_CANDIDATES, shape.num_parameters))
+    jobs = [
+        RolloutJob("train", 1, candidate, episode, 0, episode, parameters.astype(np.float32), _DREAM_STEPS)
+        for candidate, parameters in enumerate(candidates)
+        for episode in range(_DREAMS_EACH)
+    ]
+    return lambda: sum(result.steps for _, result in worker.run(jobs))

@@ -7,6 +7,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
+from pipeline.base.errors import ConfigError
 from pipeline.cli.arguments import FORMATTER, above_zero, add_config, not_negative, positive, run_dir
 from pipeline.config.presets import load_config
 
@@ -87,6 +88,11 @@ def _plan(options: argparse.Namespace) -> int:
 
     config = load_config(options.preset, options.override)
     check_environment(config)
+    if config.evolve.environment == "dream":
+        raise ConfigError(
+            "plan computes evolutions in the environment, and evolve.environment is 'dream'. A dream needs no "
+            "environment: `world-models bench dream` measures its steps per second on a core of this machine"
+        )
     episode_steps = None
     if options.run_dir is not None:
         episode_steps = planning.measured_episode_steps(open_store(options.run_dir), config)

@@ -39,7 +39,7 @@ class DreamConfig(Section):
         0.5, gt=0, lt=1, description="probability of an end, as M predicts it, above which a dream ends (the paper)"
     )
     max_steps: int = Field(2100, ge=2, description="actions after which a dream is cut off")
-    micro_batch: int = Field(64, ge=1, description="dreams in a forward pass; an identity key: it changes bits")
+    micro_batch: int = Field(128, ge=1, description="dreams in a forward pass; an identity key: it changes bits")
     lanes: int = runtime(256, ge=1, description="dreams that one worker runs in lockstep")
 
 

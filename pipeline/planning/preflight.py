@@ -31,6 +31,7 @@ _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
+_DREAM_WEIGHTS_PER_S = 1.2e10  # weights of M times dream steps per second
 _START_S = {"ray": 4.0, "in-process": 1.5}  # start of a stage's processes, with their imports
 _VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
 _GIB = 2**30
@@ -83,14 +84,18 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
-    training_steps = (
-        evolve.episodes_until(evolve.generations)
-        * evolve.population_size
-        * config.env.actions_in(evolve.episode_steps or config.env.max_episode_steps)
-    )
-    validations = evolve.generations // evolve.validate_every * evolve.validation_episodes
+    training_episodes = evolve.episodes_until(evolve.generations) * evolve.population_size
+    training_steps = training_episodes * config.env.actions_in(evolve.episode_steps or config.env.max_episode_steps)
+    validations = evolve.generations // evolve.validate_every
     longest = config.env.actions_in(config.env.max_episode_steps)
-    evolve_steps = training_steps + validations * longest
+    evolve_steps = validations * evolve.validation_episodes * longest
+    scored_in, dream_s = "episodes", 0.0
+    if evolve.environment == "dream":
+        dreams = training_episodes + validations * evolve.validation_dreams
+        dream_s = dreams * config.dream.max_steps / (_DREAM_WEIGHTS_PER_S / _lstm_weights(config))
+        scored_in = f"dreams of up to {config.dream.max_steps:,} steps"
+    else:
+        evolve_steps += training_steps
     parameters = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
@@ -134,8 +139,9 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
             },
         ),
         StageEstimate(
-            "evolve", f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} episodes",
-            evolve_steps / rate[config.env.rendering] / cores,
+            "evolve",
+            f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} {scored_in}",
+            (evolve_steps / rate[config.env.rendering] + dream_s) / cores,
             (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers,
         ),
         StageEstimate(
@@ -146,6 +152,12 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
     ]  # fmt: skip
     start = _START_S[config.execution.executor]
     return [replace(stage, seconds=stage.seconds + start) for stage in stages]
+
+
+def _lstm_weights(config: RunConfig) -> float:
+    """Approximate number of weights of M that a step of a dream multiplies."""
+    z_size, hidden_size = config.vae.z_size, config.mdnrnn.hidden_size
+    return 4.0 * hidden_size * (hidden_size + z_size) + 3.0 * hidden_size * z_size * config.mdnrnn.mixtures
 
 
 def describe(config: RunConfig, run_dir: str, env_rate: float | None = None) -> str:

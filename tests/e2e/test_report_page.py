@@ -138,7 +138,7 @@ def test_tables_have_captions_and_scopes_and_pictures_have_words(run_dir: Path) 
         for details in chrome.find_elements(By.TAG_NAME, "summary"):
             details.click()
         tables = chrome.find_elements(By.TAG_NAME, "table")
-        assert len(tables) == 4
+        assert len(tables) == 5
         for table in tables:
             assert table.find_element(By.TAG_NAME, "caption").text
             assert table.aria_role == "table", "it is one for a screen reader however it is laid out"

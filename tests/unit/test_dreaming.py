@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.base.errors import ConfigError
+from pipeline.cli.main import make_parser
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import BoxActions
 from pipeline.evolution.fitness import training_jobs, validation_dreams
@@ -18,6 +20,7 @@ from pipeline.evolution.pools import OnePool, read_starts
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.mdnrnn import MdnRnn, sample_mixture
 from pipeline.models.weights import new_mdnrnn, to_bytes
+from pipeline.planning import preflight
 from pipeline.rollouts.dreaming import DreamWorker, Starts
 from pipeline.rollouts.loop import RolloutJob, RolloutResult
 from pipeline.storage.store import Store
@@ -225,3 +228,17 @@ def test_the_papers_settings_are_the_defaults() -> None:
     dream = DreamConfig()
     assert (dream.temperature, dream.start, dream.reward, dream.max_steps) == (1.15, "first", "survival", 2100)
     assert isinstance(dream.end_probability, float) and dream.end_probability == 0.5
+
+
+def test_estimates_count_dreams_and_plan_says_that_it_does_not() -> None:
+    short, long = (
+        next(row for row in preflight.estimate(config_of(max_steps=steps)) if row.stage == "evolve")
+        for steps in (10, 10_000)
+    )
+    assert long.seconds > short.seconds + 0.2
+    assert "dreams of up to 10,000 steps" in long.work
+    options = make_parser().parse_args(
+        ["plan", "smoke", "-o", "mdnrnn.done_weight=1", "-o", "evolve.environment=dream"]
+    )
+    with pytest.raises(ConfigError, match="world-models bench dream"):
+        options.perform(options)
