@@ -118,7 +118,7 @@ class WorkerHandle:
             self.state = WorkerState.READY
 
     def drain(self) -> None:
-        """Give the worker no more jobs: any state that stays to DRAINING."""
+        """Give the worker no more jobs: any state of ``staying`` to DRAINING."""
         self.state = WorkerState.DRAINING
 
     def kill(self) -> None:

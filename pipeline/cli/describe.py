@@ -49,7 +49,10 @@ def describe_run(store: Store) -> str:
             f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
-            lines.append(f"  best on validation {state['best_validation']:.1f}, generation {state['best_generation']}")
+            lines.append(
+                f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
+                f"{state['best_generation']}"
+            )
     checkpoint = _newest_checkpoint(store)
     if checkpoint is not None:
         lines.append(f"last checkpoint: {checkpoint}")
@@ -71,6 +74,7 @@ def _newest_checkpoint(store: Store) -> str | None:
     return f"{newest.name}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
+_SELECTED_BY = {"game": "on validation", "dream": "in dreams"}
 _ENDINGS = {
     "complete": "ended",
     "interrupted": "was interrupted",
@@ -145,7 +149,7 @@ def summarize_scores(store: Store) -> str:
     lines = []
     evaluation = read_manifest(store, EVALUATION)
     if evaluation is not None:
-        names = {"mean": "CMA mean", "best": "best on validation"}
+        names = {"mean": "CMA mean", "best": f"best {_SELECTED_BY[saved_config(store).evolve.select]}"}
         for name, score in evaluation.info["controllers"].items():
             if score["episodes"] > 1:
                 lines.append(

@@ -64,6 +64,16 @@ def check_consistency(config: RunConfig) -> None:
             )
         if config.evolve.replayed_tracks:
             raise ValueError("evolve.replayed_tracks: a dream has no track. Set it to 0, or evolve.environment to game")
+        for key in ("episode_steps", "stall_steps"):
+            if getattr(config.evolve, key) is not None:
+                raise ValueError(
+                    f"evolve.{key} has no effect in dreams: set it to null (dream.max_steps limits a dream)"
+                )
+        if config.evolve.select == "dream" and config.evolve.target_return is not None:
+            raise ValueError(
+                "evolve.target_return would be compared with returns in dreams, which a flawed M makes arbitrarily "
+                "high: set it to null, or evolve.select to game"
+            )
     elif config.evolve.select == "dream":
         raise ValueError("evolve.select 'dream' needs evolve.environment 'dream'")
     for section, fraction in (

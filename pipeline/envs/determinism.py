@@ -18,6 +18,8 @@ from pipeline.envs.registry import make_environment
 
 _STEPS = 50
 
+Actions = Sequence[NDArray[np.float32]]
+
 
 def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
     """Run the first 50 steps of a track in a used and in a new instance, and compare frames, rewards and ends.
@@ -28,7 +30,7 @@ def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
         exact: Whether a run must be exact (``execution.exact``).
 
     Returns:
-        Environment steps per second, including the start of the episodes.
+        Actions per second, including the start of the episodes.
 
     Raises:
         ConfigError: A used instance gives another episode than a new one; or two new instances give two episodes,
@@ -38,16 +40,16 @@ def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
     try:
         actions = [env.actions.random(generator(0, "determinism", step)) for step in range(_STEPS)]
         began = time.perf_counter()
-        new, steps = _fingerprint(env, track, actions)
-        used, more = _fingerprint(env, track, actions)
-        rate = (steps + more) * config.action_repeat / (time.perf_counter() - began)
+        new, steps = _fingerprint(config, env, track, actions)
+        used, more = _fingerprint(config, env, track, actions)
+        rate = (steps + more) / (time.perf_counter() - began)
     finally:
         env.close()
     if new == used:
         return rate
     other = make_environment(config)
     try:
-        again, _ = _fingerprint(other, track, actions)
+        again, _ = _fingerprint(config, other, track, actions)
     finally:
         other.close()
     if again == new and not config.fresh:
@@ -66,14 +68,26 @@ def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
     return rate
 
 
-def _fingerprint(env: Environment, track: int, actions: Sequence[NDArray[np.float32]]) -> tuple[bytes, int]:
-    """Digest of an episode's first steps, and their number."""
-    digest = hashlib.sha256(env.reset(track).tobytes())
+def _fingerprint(config: EnvConfig, env: Environment, track: int, actions: Actions) -> tuple[bytes, int]:
+    """Digest of an episode's first steps, and their number.
+
+    Raises:
+        ConfigError: The environment raised; names the step and the error.
+    """
     steps = 0
-    for action in actions:
-        frame, reward, terminated, truncated = env.step(action)
-        steps += 1
-        digest.update(frame.tobytes() + repr((reward, terminated, truncated)).encode())
-        if terminated or truncated:
-            break
+    try:
+        digest = hashlib.sha256(env.reset(track).tobytes())
+        for action in actions:
+            frame, reward, terminated, truncated = env.step(action)
+            steps += 1
+            digest.update(frame.tobytes() + repr((reward, terminated, truncated)).encode())
+            if terminated or truncated:
+                break
+    except ConfigError:
+        raise
+    except Exception as error:  # an environment may raise anything
+        when = f"in step {steps + 1}" if steps else "in reset or in the first step"
+        raise ConfigError(
+            f"env.id = {config.id!r} raised on track seed {track}, {when}: {type(error).__name__}: {error}"
+        ) from error
     return digest.digest(), steps

@@ -192,7 +192,7 @@ def _make(config: EnvConfig) -> gymnasium.Env[Any, Any]:
 
 def _engines(config: EnvConfig) -> AbstractContextManager[None]:
     """Guard of the engines that an environment starts, in its constructor or in its first reset."""
-    return starting_engines() if config.id.startswith("Vizdoom") else nullcontext()
+    return starting_engines() if config.id.rpartition(":")[2].startswith("Vizdoom") else nullcontext()
 
 
 def _render_modes(spec: Any) -> list[str] | None:
@@ -203,7 +203,7 @@ def _render_modes(spec: Any) -> list[str] | None:
             if isinstance(spec.entry_point, str)
             else spec.entry_point
         )
-    except (ImportError, AttributeError):  # reported by gymnasium.make
+    except Exception:  # any error of a module that is imported; gymnasium.make meets it again and reports it
         return None
     metadata = getattr(creator, "metadata", None)
     modes: list[str] | None = metadata.get("render_modes") if isinstance(metadata, dict) else None

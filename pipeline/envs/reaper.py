@@ -14,21 +14,23 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+_TRIES = 1000  # 10 s: a killed process ends at once, unless its disk hangs
+
 
 def started(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot; None if there is no such process."""
+    """Start time of a process in clock ticks since boot; None if it has ended, or if the system does not say."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-        return stat.rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def main() -> None:
     """Read registrations, one JSON object a line, until the pipe closes; then clean up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    engines: list[dict[str, str | int]] = []
+    engines: list[dict[str, str | int | None]] = []
     folders: list[str] = []
     for line in sys.stdin:
         entry = json.loads(line)
@@ -37,9 +39,12 @@ def main() -> None:
         else:
             engines.append(entry)
     for engine in engines:
-        while started(int(engine["pid"])) == engine["started"]:
+        for _ in range(_TRIES):
+            # Without its start time, the process could be another one that got the same number.
+            if engine["started"] is None or started(int(engine["pid"] or 0)) != engine["started"]:
+                break
             with suppress(ProcessLookupError):
-                os.kill(int(engine["pid"]), signal.SIGKILL)
+                os.kill(int(engine["pid"] or 0), signal.SIGKILL)
             time.sleep(0.01)
         for path in Path("/dev/shm").glob(str(engine["shared_memory"])):
             path.unlink(missing_ok=True)

@@ -101,7 +101,12 @@ def traits_of(config: EnvConfig) -> Traits:
 @lru_cache(maxsize=8)
 def _traits(config_json: str) -> Traits:
     config = EnvConfig.model_validate_json(config_json)
-    env = make_environment(config)
+    try:
+        env = make_environment(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # a class of a user may raise anything
+        raise ConfigError(f"env.id = {config.id!r} cannot be made: {type(error).__name__}: {error}") from error
     try:
         lacking = [name for name in ("actions", "steps_per_second", "reset", "step", "render", "close")
                    if not hasattr(env, name)]  # fmt: skip

@@ -77,12 +77,12 @@ def scored_jobs(
     ]
 
 
-def validation_dreams(config: RunConfig, parameters: NDArray[np.float64]) -> list[RolloutJob]:
-    """Create the dreams of a validation, the same ones each time."""
+def validation_dreams(config: RunConfig, generation: int, parameters: NDArray[np.float64]) -> list[RolloutJob]:
+    """Create the dreams of a validation, with the same noise each time."""
     return [
         RolloutJob(
             purpose="validate-dream",
-            generation=0,
+            generation=generation,
             candidate=0,
             episode=episode,
             track=0,

@@ -60,9 +60,10 @@ class EvolutionState:
         history: One row per generation.
         means: Last CMA means, (n,) float64 each, newest last; at most the number to average.
         driven: Population's scores on the tracks that can be repeated.
-        best: Controller with the best validation so far, (n,) float64; None before the first validation.
-        best_generation, best_validation: Generation of that controller and its mean validation return; None before
-            the first validation.
+        best: Controller with the best validation so far, by the returns that ``evolve.select`` names, (n,) float64;
+            None before the first validation.
+        best_generation, best_validation: Generation of that controller and its mean of these returns; None before the
+            first validation.
         env_steps, seconds: Environment steps and wall-clock seconds so far.
         dream_steps: Steps in dreams so far.
     """

@@ -74,7 +74,7 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
 
     Args:
         config: Config of the run.
-        env_rate: Measured steps per second of the environment; None: the known rates of CarRacing.
+        env_rate: Measured actions per second of the environment; None: the known rates of CarRacing.
     """
     workers = num_workers(config)
     cores = min(workers, num_cores())

@@ -24,9 +24,9 @@ from pipeline.reporting.published import Published
 # Colours for the light theme, from Okabe & Ito's palette for all kinds of colour vision. In the SVG each becomes the
 # page's CSS variable of that name, which has another value in the dark theme.
 INK, FAINT, GRID = "#1f2328", "#6b7280", "#d9dde3"
-BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a8559a"
 _VARIABLES = {
-    INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green"
+    INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"
 }  # fmt: skip
 
 _RC: dict[Any, Any] = {

@@ -191,6 +191,18 @@ class Findings:
         return [row for row in self.history if row.validation_mean is not None]
 
     @property
+    def selected_by(self) -> str:
+        """Returns by which the best controller was chosen: ``"game"`` or ``"dream"``."""
+        return str(self.config["evolve"]["select"])
+
+    @property
+    def chosen(self) -> Generation | None:
+        """The generation of the best controller; None if there was no validation."""
+        if self.selected_by == "dream":
+            return max(self.validations, key=lambda row: row.dream_mean or 0.0, default=None)
+        return self.best_validation
+
+    @property
     def best_validation(self) -> Generation | None:
         """The generation with the highest validation mean; None if there was no validation."""
         return max(self.validations, key=lambda row: row.validation_mean or 0.0, default=None)

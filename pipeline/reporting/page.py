@@ -23,7 +23,6 @@ from pipeline.reporting.findings import Findings, LossCurve, Score
 from pipeline.reporting.published import PublishedScale
 from pipeline.training.assessment import DREAM_STEPS, Assessment
 
-NAMES = {"mean": "CMA mean", "best": "best on validation"}
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
 
 
@@ -66,7 +65,7 @@ def make_page(
         "css": Markup((package / "page.css").read_text("utf-8")),
         "script": Markup((package / "page.js").read_text("utf-8")),
         "run": run,
-        "names": NAMES,
+        "names": _names(run),
         "differs": {score.controller: _differs(config, run, score) for score in run.scores},
         "best_validation": run.best_validation,
         "scale": _scale(config, run, run.published.scale) if run.published else [],
@@ -100,6 +99,11 @@ def make_page(
     return Page(environment.from_string((package / "page.html").read_text("utf-8")), values)
 
 
+def _names(run: Findings) -> dict[str, str]:
+    """Names of the controllers."""
+    return {"mean": "CMA mean", "best": "best in dreams" if run.selected_by == "dream" else "best on validation"}
+
+
 def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
     """Rows of the table of M's quality: what M predicts, how well, and what to compare it with."""
     rows: list[tuple[str, str, str]] = []
@@ -127,8 +131,9 @@ def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
 
 
 def _figures(run: Findings) -> dict[str, Markup | None]:
+    names = _names(run)
     rows: list[tuple[str, list[float], tuple[float, float] | None]] = [
-        (f"{NAMES[score.controller]} ({score.episodes:,})", run.returns[score.controller], (score.low, score.high))
+        (f"{names[score.controller]} ({score.episodes:,})", run.returns[score.controller], (score.low, score.high))
         for score in run.scores
         if run.returns.get(score.controller)
     ]
@@ -163,7 +168,7 @@ def _loss(name: str, curve: LossCurve, key: str, unit: str, *, log: bool = False
 
 def _published_by_steps(run: Findings) -> bool:
     """Whether to show the paper's points by environment steps too: not if its scale dwarfs the run's."""
-    if run.published is None:
+    if run.published is None or run.dreaming:
         return False
     first, _ = run.published.curve[0]
     return run.history[-1].env_steps >= 0.1 * run.published.curve_env_steps(first)
@@ -174,17 +179,16 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     population = f"{config.evolve.population_size} x {config.evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
-        chosen = run.best_validation
+        chosen = run.chosen
         assert chosen is not None, "there is a best controller where there was validation"
         first = max(1, chosen.generation + 1 - config.evolve.average_means)
         what = f"the CMA mean of generation {number(chosen.generation)}"
         if first < chosen.generation:
             what = f"the average of the CMA means of generations {number(first)} to {number(chosen.generation)}"
-        return (
-            f"{where}; {what}, chosen on "
-            f"{number(config.evolve.validation_episodes)} validation tracks, where it reached "
-            f"{number(chosen.validation_mean or 0.0, 1)}"
-        )
+        places, reached = f"{number(config.evolve.validation_episodes)} validation tracks", chosen.validation_mean
+        if run.selected_by == "dream":
+            places, reached = f"{number(config.evolve.validation_dreams)} dreams", chosen.dream_mean
+        return f"{where}; {what}, chosen on {places}, where it reached {number(reached or 0.0, 1)}"
     text = f"{where}; after {number(len(run.history))} generations of {population} episodes"
     if len(run.scores) > 1:
         return text

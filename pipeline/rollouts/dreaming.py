@@ -96,7 +96,7 @@ class DreamWorker:
             if not lanes:
                 return
             self._step(lanes)
-            # From the last slot down, so that a lane that moves into a freed slot has already been looked at.
+            # From the last slot down, so that a lane that moves into a freed slot has already had its result.
             for slot in reversed(range(len(lanes))):
                 result = self._result(slot, lanes[slot])
                 if result is None:

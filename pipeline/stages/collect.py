@@ -150,7 +150,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     return {
         "env_steps": steps,
         "env_steps_this_session": steps - restored,
-        "steps_per_second": traits_of(config.env).steps_per_second,  # for films, where the environment is not installed
+        "steps_per_second": traits_of(config.env).steps_per_second,  # read by the report, which needs no environment
     }
 
 

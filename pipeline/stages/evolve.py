@@ -1,4 +1,4 @@
-"""Stage 5: evolve the controller with CMA-ES on the returns of whole episodes."""
+"""Stage 5: evolve the controller with CMA-ES on the returns of episodes in the environment or in dreams."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
             crew = Crew.of_run(config, store, executor)
-            with crew.pool, num_threads(1):  # the bits of CMA-ES's linear algebra depend on the number of threads
+            with num_threads(1), crew.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
                 _evolve(config, state, crew, checkpoints, metrics, executor)
                 retries = crew.pool.retries
             workers = crew.pool.num_workers
@@ -208,7 +208,7 @@ def _next_generation(
     if generation % config.evolve.validate_every == 0:
         controller = state.average_mean
         if dreaming:
-            dreamt = validation_dreams(config, controller)
+            dreamt = validation_dreams(config, generation, controller)
             results = run_episodes(crew.dreamers(), dreamt, dream_steps, require_finite=False)
             non_finite += _report_non_finite(dreamt, results)
             dreams = validation_returns(dreamt, results)

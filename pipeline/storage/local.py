@@ -70,20 +70,25 @@ class LocalStore(Guarded):
         """
         stem = f"claim-{hashlib.sha256(key.encode()).hexdigest()[:16]}-"
         while True:
-            mine = self._claim(stem)
+            mine, token = self._claim(stem)
             try:
                 if target.exists():
                     raise AlreadyExistsError(f"{target} exists already")
-                if self._claims(stem)[-1:] == [mine]:  # else this process was paused for too long
+                # Otherwise this process was paused for too long, and its claim was superseded or removed.
+                if self._claims(stem)[-1:] == [mine] and _read_or_none(mine) == token:
                     temporary.replace(target)
                     return
             finally:
                 for claim in self._claims(stem):
-                    if claim <= mine:
+                    if claim < mine or (claim == mine and _read_or_none(mine) == token):
                         claim.unlink(missing_ok=True)
 
-    def _claim(self, stem: str) -> Path:
-        """Wait until no live process has a claim, and create one. The claim of a dead process is superseded."""
+    def _claim(self, stem: str) -> tuple[Path, bytes]:
+        """Wait until no live process has a claim, and create one; returns its path and its content.
+
+        The claim of a dead process is superseded.
+        """
+        token = uuid4().bytes
         seen: bytes | None = None
         since = 0.0
         while True:
@@ -96,8 +101,8 @@ class LocalStore(Guarded):
                     number = int(present[-1].name.removeprefix(stem)) + 1 if present else 0
                     mine = self.root / TEMPORARY / f"{stem}{number:06d}"
                     with contextlib.suppress(FileExistsError), mine.open("xb") as file:  # another process was faster
-                        file.write(uuid4().bytes)
-                        return mine
+                        file.write(token)
+                        return mine, token
             time.sleep(0.01)
 
     def _claims(self, stem: str) -> list[Path]:
@@ -195,6 +200,13 @@ def _raise_list_error(error: OSError) -> None:
         raise StorageError(f"cannot list {error.filename}: {error.strerror or error}") from error
 
 
+def _read_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -209,16 +221,16 @@ def _sync_folder(folder: Path) -> None:
 _ELSEWHERE = "choose another --run-dir"
 _ADVICE = {
     errno.ENOSPC: f"free the disk or {_ELSEWHERE}",
-    errno.EDQUOT: f"your disk quota is used up: free some of it or {_ELSEWHERE}",
-    errno.EROFS: f"it is mounted read-only: {_ELSEWHERE}, or mount it read-write",
-    errno.EACCES: f"this user has no write permission: change the permissions or {_ELSEWHERE}",
-    errno.EPERM: f"its file system or owner does not permit it: {_ELSEWHERE}",
-    errno.ENOTDIR: f"a file is where a folder is needed: {_ELSEWHERE}",
+    errno.EDQUOT: f"free some of this user's disk quota or {_ELSEWHERE}",
+    errno.EROFS: f"{_ELSEWHERE}, or mount it read-write (it is mounted read-only)",
+    errno.EACCES: f"change the permissions (this user has no write permission) or {_ELSEWHERE}",
+    errno.EPERM: f"{_ELSEWHERE} (its file system or owner does not permit writing)",
+    errno.ENOTDIR: f"{_ELSEWHERE} (a file is where a folder is needed)",
     errno.ENAMETOOLONG: "choose a shorter --run-dir",
-    errno.EMFILE: "this process has too many open files: raise `ulimit -n`",
-    errno.ENFILE: "this machine has too many open files: end other programs",
-    errno.EIO: f"the disk is failing: copy its data and {_ELSEWHERE}",
-    errno.ESTALE: "the network folder was exported again: remount it",
+    errno.EMFILE: "raise `ulimit -n` (this process has too many open files)",
+    errno.ENFILE: "end other programs (this machine has too many open files)",
+    errno.EIO: f"copy the data of the failing disk and {_ELSEWHERE}",
+    errno.ESTALE: "remount the network folder, which was exported again",
 }
 
 

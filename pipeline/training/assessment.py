@@ -38,7 +38,8 @@ class Assessment:
         end_precision: Share of the predicted ends that are ends; None if M predicts none.
         dream_error: Distance of a dream of 50 steps from the true latents, after 20 true steps and with the true
             actions: root of the mean squared error per latent dimension; None if no episode is that long.
-        copy_error: The same distance of the last true frame before the dream, which a dream must undercut.
+        copy_error: The same distance of a copy of the last true frame before the dream. A useful dream has a smaller
+            one.
     """
 
     episodes: int

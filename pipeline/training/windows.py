@@ -43,8 +43,8 @@ class WindowBlock:
     """Windows of a block of episodes.
 
     The windows of an episode are contiguous; the offset of the first is drawn again each epoch, so that every row is
-    used. M's state is zero at the start of each window, as it is at the start of a dream, at whatever step of an
-    episode that begins.
+    used. M's state is zero at the start of each window, as it is at the start of a dream, wherever in an episode the
+    window or the dream begins.
 
     Args:
         episodes: Latent episodes, at least one.
@@ -58,7 +58,9 @@ class WindowBlock:
         for episode in episodes:
             count = num_windows(len(episode), window)
             slack = max(0, len(episode) - count * window)
-            first = int(rng.integers(0, slack + 1))
+            # The last row of a game that ended is an end to learn from: half of the draws have it in a window.
+            ends = bool(episode.terminated[-1]) and slack > 0 and rng.random() < 0.5
+            first = slack if ends else int(rng.integers(0, slack + 1))
             self._items += [(episode, first + index * window) for index in range(count)]
 
         self._lengths = np.array([min(window, len(episode) - start) for episode, start in self._items], np.int64)

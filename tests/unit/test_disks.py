@@ -117,7 +117,7 @@ def test_a_disk_without_modes_is_written_all_the_same(
         (errno.EROFS, "mounted read-only"),
         (errno.EACCES, "no write permission"),
         (errno.EMFILE, "ulimit -n"),
-        (errno.ESTALE, "remount it"),
+        (errno.ESTALE, "remount the network folder"),
         (errno.EBUSY, "fix the cause"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",

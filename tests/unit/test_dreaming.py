@@ -163,7 +163,7 @@ def test_all_candidates_dream_the_same_dreams_and_validations_always_the_same() 
     assert {job.max_steps for job in jobs} == {7}
     seeds = [[job.noise_seed for job in jobs if job.candidate == candidate] for candidate in range(4)]
     assert all(one == seeds[0] for one in seeds) and len(set(seeds[0])) == config.evolve.episodes
-    first, second = (validation_dreams(config, np.full(9, value)) for value in (0.0, 1.0))
+    first, second = (validation_dreams(config, 25, np.full(9, value)) for value in (0.0, 1.0))
     assert [job.noise_seed for job in first] == [job.noise_seed for job in second]
     assert len({job.id for job in first}) == 5
 
@@ -216,6 +216,8 @@ def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> Non
         ({"mdnrnn.done_weight": 0.0}, "'survival' needs an M that predicts ends.*mdnrnn.done_weight"),
         ({"mdnrnn.reward_weight": 0.0, "dream.reward": "model"}, "'model' needs an M that predicts rewards"),
         ({"evolve.replayed_tracks": 1}, "a dream has no track"),
+        ({"evolve.stall_steps": 5}, "evolve.stall_steps has no effect in dreams"),
+        ({"evolve.select": "dream", "evolve.target_return": 5.0}, "evolve.target_return would be compared"),
         ({"evolve.environment": "game", "evolve.select": "dream"}, "evolve.select 'dream' needs evolve.environment"),
     ],
 )
@@ -237,8 +239,7 @@ def test_estimates_count_dreams_and_plan_says_that_it_does_not() -> None:
     )
     assert long.seconds > short.seconds + 0.2
     assert "dreams of up to 10,000 steps" in long.work
-    options = make_parser().parse_args(
-        ["plan", "smoke", "-o", "mdnrnn.done_weight=1", "-o", "evolve.environment=dream"]
-    )
+    keys = ("mdnrnn.done_weight=1", "evolve.environment=dream", "evolve.episode_steps=null")
+    options = make_parser().parse_args(["plan", "smoke", *(word for key in keys for word in ("-o", key))])
     with pytest.raises(ConfigError, match="world-models bench dream"):
         options.perform(options)

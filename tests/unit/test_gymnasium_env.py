@@ -199,6 +199,11 @@ def test_a_used_instance_that_differs_needs_a_fresh_one_for_each_episode() -> No
     assert check_determinism(config(), 5, exact=True) > 0
 
 
+def test_what_an_environment_raises_is_refused_before_the_run_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"'Ramp-v0' raised on track seed 5, in reset or.*ValueError: env\.crop"):
+        check_determinism(config(crop=[0, 81, 0, 100]), 5, exact=True)
+
+
 def test_chance_without_a_seed_is_refused_unless_a_run_need_not_be_exact() -> None:
     for fresh in (False, True):
         with pytest.raises(ConfigError, match=r"is not deterministic.*execution\.exact=false"):

@@ -130,6 +130,14 @@ def test_windows_of_games_of_many_lengths_are_hardly_padded(batch_size: int) -> 
     assert firsts != sorted(firsts), "the batches come in random order"
 
 
+def test_half_of_the_draws_have_the_end_of_a_game_that_ended() -> None:
+    for terminated, least, most in ((True, 0.4, 0.6), (False, 0.0, 0.05)):
+        episodes = [make_episode(i, 700, terminated=terminated) for i in range(300)]
+        _, windows = block_of(episodes, 500)
+        reached = (windows.has_next == 0).any(axis=1).mean()
+        assert least <= reached <= most, (terminated, reached)
+
+
 def test_windows_of_one_length_stay_in_their_random_order() -> None:
     block = WindowBlock([make_episode(i, 20) for i in range(12)], 5, np.random.default_rng(1))
     order = np.random.default_rng(2).permutation(len(block))
