@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
+from pipeline.envs import reaper
 from pipeline.envs.take_cover import TakeCover
 from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
 
@@ -178,6 +180,21 @@ def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: 
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
     assert list(here.iterdir()) == [], "nothing is written to the working directory"
+
+
+def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert reaper.started(child.pid) is None, "nobody has waited for it"
+    child.wait()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    entry = json.dumps({"pid": other.pid, "started": None, "shared_memory": "nothing-of-this-name"})
+    subprocess.run([sys.executable, "-S", "-E", reaper.__file__], input=entry, text=True, check=True, timeout=600)
+    assert other.poll() is None
+    known = json.dumps({"pid": other.pid, "started": reaper.started(other.pid), "shared_memory": "nothing"})
+    subprocess.run([sys.executable, "-S", "-E", reaper.__file__], input=known, text=True, check=True, timeout=600)
+    assert other.wait(600) == -signal.SIGKILL
 
 
 def shared_memory(engine: psutil.Process) -> list[Path]:
