@@ -31,6 +31,10 @@ IDS: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
+# The report is the slowest stage, and takes nothing from an environment but what these show.
+REPORTED = ("ALE/Breakout-v5", "CarRacing-v3", "OwnRamp-v0")
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Any:
     gymnasium.register("OwnRamp-v0", entry_point=Ramp)
@@ -45,15 +49,18 @@ def test_an_environment_runs_through_all_stages(
     config = counting_config({"env.id": env_id, "collect.policy": "repeat", "collect.episodes_per_shard": 5, **more})
     check_environment(config)
     assert traits_of(config.env).actions.size == actions
-    run_stages(config, local_store, executor, STAGES)
+    reported = env_id in REPORTED
+    run_stages(config, local_store, executor, STAGES if reported else STAGES[:-1])
     manifest = read_manifest(local_store, "evaluation")
     assert manifest is not None and manifest.info["env_steps"] > 0
+    weights = local_store.read(read_records(local_store, "vae")["vae.safetensors"].key)
+    assert json.dumps(env_id).encode() in weights.replace(b"\\", b"")
+    if not reported:
+        return
     page = local_store.read("report/index.html").decode()
     assert env_id in page
     if env_id != "CarRacing-v3":
         assert "CarRacing" not in page, "no figures of another game"
-    weights = local_store.read(read_records(local_store, "vae")["vae.safetensors"].key)
-    assert json.dumps(env_id).encode() in weights.replace(b"\\", b"")
 
 
 def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
