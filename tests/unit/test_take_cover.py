@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
             return int(earned), terminated, truncated
 
 
+def play_unseen(env: TakeCover, track: int, policy: Policy) -> int:
+    """Play a game without drawing it, which is most of the cost; tics survived."""
+    frame, tics = env.reset(track), 0
+    while not env._game.is_episode_finished() and tics < 2100:
+        env._game.set_action(env.actions.native(policy.act(frame)))
+        env._game.advance_action(1, False)
+        tics += 1
+    return tics
+
+
 class Constant:
     """Always the same number."""
 
@@ -64,9 +75,14 @@ class Constant:
 def test_chance_scores_what_it_does_in_the_paper(
     env: TakeCover, policy: Callable[[TakeCover, np.random.Generator], Policy], paper: float, tolerance: float
 ) -> None:
-    games = [play(env, FIRST_GAME + game, policy(env, np.random.default_rng(game))) for game in range(150)]
-    assert np.mean([tics for tics, _, _ in games]) == pytest.approx(paper, abs=tolerance)
-    assert all(terminated and not truncated for tics, terminated, truncated in games if tics < 2100)
+    def players() -> Iterator[tuple[int, Policy]]:
+        return ((FIRST_GAME + game, policy(env, np.random.default_rng(game))) for game in range(150))
+
+    lengths = [play_unseen(env, track, player) for track, player in players()]
+    assert np.mean(lengths) == pytest.approx(paper, abs=tolerance)
+    seen = [play(env, track, player) for track, player in islice(players(), 12)]
+    assert [tics for tics, _, _ in seen] == lengths[:12], "as the policies do not look, drawing changes nothing"
+    assert all(terminated and not truncated for tics, terminated, truncated in seen if tics < 2100)
 
 
 def test_a_game_is_the_same_to_the_bit_in_a_used_instance_and_in_another_process_of_the_engine(env: TakeCover) -> None:
