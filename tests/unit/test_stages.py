@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from pipeline.cli.describe import summarize_scores
+from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.evolution.fitness import run_episodes, scored_jobs
@@ -223,6 +224,7 @@ def test_the_summary_of_one_episode_has_no_spread() -> None:
 
 def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(local_store: LocalStore) -> None:
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
+    local_store.write("config.yaml", dump(counting_config()).encode())
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
     assert summarize_scores(local_store).splitlines() == [
         "CMA mean: return 5.0 on one test track, too few for a score",
