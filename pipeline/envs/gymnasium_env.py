@@ -20,7 +20,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, actions_of
 from pipeline.envs.engines import starting_engines
-from pipeline.envs.environment import Step, configure_headless
+from pipeline.envs.environment import Step, configure_headless, import_extra
 from pipeline.envs.frames import to_frame, to_rgb
 
 Image = NDArray[np.uint8]
@@ -50,8 +50,8 @@ PLUGINS = {
 }
 
 
-def is_registered(env_id: str) -> bool:
-    """Whether Gymnasium knows an id, after the import of the package that registers it.
+def why_not_registered(env_id: str) -> str | None:
+    """Reason why Gymnasium does not know an id, once its package is imported; None if it knows it.
 
     Raises:
         ConfigError: The package is not installed; names the command that installs it.
@@ -62,31 +62,12 @@ def is_registered(env_id: str) -> bool:
     else:
         for start, plugin in PLUGINS.items():
             if env_id.startswith(start):
-                _import_plugin(env_id, plugin)
+                import_extra(env_id, plugin.module, plugin.extra)
     try:
         gymnasium.spec(name)
-    except gymnasium.error.Error:
-        return False
-    return True
-
-
-def why_not_registered(env_id: str) -> str:
-    """Gymnasium's own reason why there is no such id, for messages."""
-    try:
-        gymnasium.spec(env_id.rpartition(":")[2])
     except gymnasium.error.Error as error:
         return str(error).strip().rstrip(".")
-    return ""
-
-
-def _import_plugin(env_id: str, plugin: Plugin) -> None:
-    try:
-        importlib.import_module(plugin.module)
-    except ImportError as error:
-        raise ConfigError(
-            f"env.id = {env_id!r} needs the package {plugin.module.partition('.')[0]}, which cannot be imported here "
-            f"({error}). Install it on every node: pip install 'world-models-ray[{plugin.extra}]'"
-        ) from error
+    return None
 
 
 class GymnasiumEnvironment:

@@ -16,7 +16,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, BoxActions
 from pipeline.envs.engines import starting_engines
-from pipeline.envs.environment import Step, configure_headless
+from pipeline.envs.environment import Step, configure_headless, import_extra
 from pipeline.envs.frames import to_frame
 
 # Its 64x64 frames look like those of the paper's 640x480, at a tenth of the cost.
@@ -111,13 +111,7 @@ class TakeCover:
 
 
 def _resolution(config: EnvConfig) -> str:
-    try:
-        import vizdoom
-    except ImportError as error:
-        raise ConfigError(
-            f"env.id = {config.id!r} needs the package vizdoom, which cannot be imported here ({error}). Install it on "
-            "every node: pip install 'world-models-ray[doom]'"
-        ) from error
+    vizdoom = import_extra(config.id, "vizdoom", "doom")
     unknown = config.options.keys() - {"resolution"}
     resolution = config.options.get("resolution", _RESOLUTION)
     if unknown or not hasattr(vizdoom.ScreenResolution, f"RES_{str(resolution).upper()}"):

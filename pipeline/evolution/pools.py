@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Self
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 
@@ -61,34 +59,26 @@ def dream_pool(
     )
 
 
-class OnePool:
+class OnePool(ExitStack):
     """A context that holds one pool at a time: two would wait for each other's CPUs.
 
     Attributes:
-        num_workers: Maximum number of workers of a pool that were ready at the same time.
+        num_workers: Maximum number of workers of a closed pool that were ready at the same time.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.num_workers = 0
         self._retries = 0
         self._opened_by: Callable[[], AbstractContextManager[Pool]] | None = None
-        self._context: AbstractContextManager[Pool] | None = None
         self._pool: Pool | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
 
     def get(self, opening: Callable[[], AbstractContextManager[Pool]]) -> Pool:
         """Return the pool that ``opening`` opens; another that is open is closed first."""
         if self._pool is None or opening is not self._opened_by:
-            self._close()
-            self._opened_by, self._context = opening, opening()
-            self._pool = self._context.__enter__()
+            self.close()
+            self._opened_by, self._pool = opening, self.enter_context(opening())
+            self.callback(self._count, self._pool)
         return self._pool
 
     @property
@@ -96,12 +86,11 @@ class OnePool:
         """Number of times that a job was tried again, in all pools."""
         return self._retries + (self._pool.retries if self._pool is not None else 0)
 
-    def _close(self) -> None:
-        if self._context is not None and self._pool is not None:
-            self.num_workers = max(self.num_workers, self._pool.num_workers)
-            self._retries += self._pool.retries
-            context, self._context, self._pool = self._context, None, None
-            context.__exit__(None, None, None)
+    def _count(self, pool: Pool) -> None:
+        """Keep the counts of a pool that is about to be closed."""
+        self.num_workers = max(self.num_workers, pool.num_workers)
+        self._retries += pool.retries
+        self._pool = None
 
 
 class Crew:

@@ -74,10 +74,9 @@ def make_encoder(config: AgentConfig, vae_weights: bytes, batch_size: int) -> En
     import torch
 
     from pipeline.models.torch_forward import TorchEncoder
-    from pipeline.models.weights import load_into, new_vae
+    from pipeline.models.weights import load_vae
 
-    vae = new_vae(config)
-    load_into(vae, vae_weights, "the VAE's weights")
+    vae = load_vae(config, vae_weights)
     return TorchEncoder(vae, batch_size, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
 
@@ -98,11 +97,9 @@ def make_rnn_step(config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, a
 
         return OpenVinoRnnStep(mdnrnn_weights, config.vae.z_size + action_size, config.mdnrnn.hidden_size, batch_size)
     from pipeline.models.torch_forward import TorchRnnStep
-    from pipeline.models.weights import load_into, new_mdnrnn
+    from pipeline.models.weights import load_mdnrnn
 
-    mdnrnn = new_mdnrnn(config, action_size)
-    load_into(mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
-    return TorchRnnStep(mdnrnn, batch_size)
+    return TorchRnnStep(load_mdnrnn(config, action_size, mdnrnn_weights), batch_size)
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:

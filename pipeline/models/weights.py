@@ -68,3 +68,17 @@ def new_mdnrnn(config: AgentConfig, action_size: int) -> MdnRnn:
             reward_head=config.mdnrnn.reward_weight > 0,
             done_head=config.mdnrnn.done_weight > 0,
         )
+
+
+def load_vae(config: AgentConfig, data: bytes) -> Vae:
+    """Create V with stored weights; arguments and errors as for ``load_into``."""
+    vae = new_vae(config)
+    load_into(vae, data, "the VAE's weights")
+    return vae
+
+
+def load_mdnrnn(config: AgentConfig, action_size: int, data: bytes) -> MdnRnn:
+    """Create M with stored weights; arguments and errors as for ``load_into``."""
+    mdnrnn = new_mdnrnn(config, action_size)
+    load_into(mdnrnn, data, "the MDN-RNN's weights")
+    return mdnrnn

@@ -20,7 +20,7 @@ from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
 from pipeline.models.dream import Dream
 from pipeline.models.vae import output_to_frames
-from pipeline.models.weights import load_into, new_mdnrnn, new_vae
+from pipeline.models.weights import load_mdnrnn, load_vae
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
@@ -150,8 +150,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
 @torch.inference_mode()
 def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
     """Dream z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
-    mdnrnn = new_mdnrnn(config.agent, latents.actions.shape[1])
-    load_into(mdnrnn, mdnrnn_weights(store), "the MDN-RNN's weights")
+    mdnrnn = load_mdnrnn(config.agent, latents.actions.shape[1], mdnrnn_weights(store))
     state = mdnrnn.eval().initial_state(1)
     if warm_up > 1:
         z, actions = (torch.from_numpy(array[None, : warm_up - 1]) for array in (latents.mu, latents.actions))
@@ -165,8 +164,7 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
 @torch.inference_mode()
 def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
     """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
-    vae = new_vae(config.agent).eval()
-    load_into(vae, vae_weights(store), "the VAE's weights")
+    vae = load_vae(config.agent, vae_weights(store)).eval()
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
     return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])

@@ -15,7 +15,7 @@ from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import Actions
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import sample_z
-from pipeline.models.weights import load_into, new_mdnrnn
+from pipeline.models.weights import load_mdnrnn
 from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
 
 Array = NDArray[np.float32]
@@ -66,8 +66,7 @@ class DreamWorker:
     ) -> None:
         self._dream, self._actions_of, self._starts = dream, actions, starts
         self._batch_size, self._num_lanes = dream.micro_batch, dream.lanes
-        self._mdnrnn = new_mdnrnn(agent, actions.size).eval()
-        load_into(self._mdnrnn, mdnrnn_weights, "the MDN-RNN's weights")
+        self._mdnrnn = load_mdnrnn(agent, actions.size, mdnrnn_weights).eval()
         self._end_logit = math.log(dream.end_probability / (1 - dream.end_probability))
         shape = ControllerShape.of_agent(agent, actions.size)
         self._features = shape.features

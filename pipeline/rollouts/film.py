@@ -19,7 +19,7 @@ from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames
-from pipeline.models.weights import load_into, new_vae
+from pipeline.models.weights import load_vae
 from pipeline.rollouts.loop import RolloutJob, RolloutWorker
 from pipeline.rollouts.video import encode_video
 
@@ -102,8 +102,7 @@ def _fitted(scene: Image.Image) -> Image.Image:
 
 @torch.inference_mode()
 def _decode(config: AgentConfig, vae_weights: bytes, frames: list[Frame]) -> list[Frame]:
-    vae = new_vae(config).eval()
-    load_into(vae, vae_weights, "the VAE's weights")
+    vae = load_vae(config, vae_weights).eval()
     decoded: list[Frame] = []
     for start in range(0, len(frames), _BATCH):
         mu, _ = vae.encode(frames_to_input(np.stack(frames[start : start + _BATCH])))
