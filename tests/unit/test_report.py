@@ -262,26 +262,6 @@ def test_the_papers_curve_stands_beside_carracing(made: Any) -> None:
     assert "they would start at 23,888,889 steps" in shown(text)  # by steps it dwarfs this run
 
 
-def test_the_quality_of_m_on_held_out_episodes_is_shown_with_what_to_compare_it_with(
-    local_store: LocalStore, executor: InProcessExecutor
-) -> None:
-    put_data(local_store, make_config())
-    put_metrics(local_store)
-    put_evaluation(local_store, 6, RETURNS)
-    report.run(make_config(), local_store, executor)
-    words = " ".join(re.sub(r"<[^>]+>", " ", read_page(local_store)).split())
-    for said in (
-        "M on 17 episodes that it was not trained on",
-        "per dimension 1.234 nats",
-        "distance from the true z 0.500 1.500 for a copy of the last true frame",
-        "root of the mean squared error 0.250",
-        "correlation with the true one 0.750",
-        "(recall) 87.5% of 16 ends by the environment",
-        "(precision) –",
-    ):
-        assert said in words, said
-
-
 def test_an_environment_without_published_numbers(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config(env__id="elsewhere:Else")
     put_data(local_store, config)
