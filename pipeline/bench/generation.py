@@ -20,7 +20,7 @@ from pipeline.evolution.fitness import run_episodes, training_jobs
 from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 
 _POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
 _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64

@@ -19,14 +19,15 @@ from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.dream import Dream
+from pipeline.models.torch_forward import TorchDreamStep
 from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.rollouts.dreaming import DreamWorker, Starts
-from pipeline.rollouts.loop import RolloutJob
+from pipeline.rollouts.jobs import RolloutJob
 from pipeline.rollouts.policies import make_policy
 from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
 from pipeline.storage.local import LocalStore
 
-_CANDIDATES, _DREAMS_EACH, _DREAM_STEPS = 64, 16, 20
+_CANDIDATES, _DREAMS_EACH, _DREAM_STEPS = 64, 16, 100
 _TAKE_COVER: dict[str, Any] = {
     "vae": {"z_size": 64},
     "mdnrnn": {"done_weight": 1.0, "hidden_size": 512},
@@ -112,13 +113,12 @@ def _one_dream(config: RunConfig) -> Callable[[], int]:
     shape = ControllerShape.of_agent(config.agent, action_size)
     controller = ControllerBatch(shape, 1)
     controller.set_row(0, np.zeros(shape.num_parameters, np.float32))
-    dream = Dream(new_mdnrnn(config.agent, action_size))
-    z = dream.reset(np.zeros((1, config.vae.z_size), np.float32), seeds=[0])
+    dream = Dream(TorchDreamStep(new_mdnrnn(config.agent, action_size), 1), 1)
+    dream.reset(np.zeros((1, config.vae.z_size), np.float32), seeds=[0])
 
     def work() -> int:
-        nonlocal z
         for _ in range(_DREAM_STEPS):
-            z = dream.step(np.tanh(controller.outputs(np.concatenate([z, dream.h], axis=1)))).z
+            dream.step(np.tanh(controller.outputs(np.concatenate([dream.z, dream.h], axis=1))))
         return _DREAM_STEPS
 
     return work

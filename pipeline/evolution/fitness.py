@@ -12,7 +12,7 @@ from pipeline.base import seeding
 from pipeline.base.errors import JobError
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Pool
-from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 
 
 def training_jobs(

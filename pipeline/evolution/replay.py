@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.config.schema import RunConfig
-from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 
 
 @dataclass(frozen=True)

@@ -1,136 +1,183 @@
-"""The MDN-RNN as an environment for a batch of dreams (World Models, section 4.2 and appendix A.3)."""
+"""The MDN-RNN as an environment for dreams in lockstep (World Models, section 4.2 and appendix A.3)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from pipeline.models.mdnrnn import MdnRnn, State
 
 Array = NDArray[np.float32]
 
 _STEPS_PER_DRAW = 32  # steps per draw of random numbers: a call costs more than the numbers of one step
 
 
-class DreamStep(NamedTuple):
-    """Result of one action in each dream.
+class DreamSample(NamedTuple):
+    """Result of one action in each dream; the arrays are valid until the next call.
 
     Attributes:
         z: Next latents, (B, Z) float32.
+        h, c: Next hidden and cell states of M, (B, H) float32.
         reward: Rewards that M predicts for the actions, (B,) float32; None if M has no reward head.
-        done: Probabilities that the episodes ended, (B,) float32; None if M has no done head.
+        end_logit: Logits of the episodes' ends, (B,) float32; None if M has no done head.
     """
 
     z: Array
+    h: Array
+    c: Array
     reward: Array | None
-    done: Array | None
+    end_logit: Array | None
+
+
+class DreamStep(Protocol):
+    """M's whole step: the LSTM, the heads and the sample of the next z, in batches of one fixed size.
+
+    At a fixed batch size, the bits of a row's result do not depend on its position or on the other rows.
+
+    Attributes:
+        batch_size: Dreams per call, B.
+        z_size, action_size, hidden_size: Sizes Z, A and H.
+        joint: Whether one component is drawn for the whole z.
+    """
+
+    batch_size: int
+    z_size: int
+    action_size: int
+    hidden_size: int
+    joint: bool
+
+    def __call__(self, z: Array, action: Array, h: Array, c: Array, uniform: Array, noise: Array) -> DreamSample:
+        """Compute the next step.
+
+        Args:
+            z: Latents, (B, Z) float32.
+            action: Actions, (B, A) float32.
+            h: Hidden state, (B, H) float32.
+            c: Cell state, (B, H) float32.
+            uniform: Random numbers in [0, 1) that pick the components, (B, Z) float32, or (B, 1) for a joint mixture.
+            noise: Standard normal random numbers, (B, Z) float32.
+        """
 
 
 class Dream:
-    """A batch of B dreams in lockstep.
+    """Dreams in lockstep, in the slots 0 .. n-1.
 
-    Each dream has its own random stream, so its noise depends on its seed and step only, not on the other dreams. At a
-    fixed B and the paper's sizes, this holds bit-for-bit for all its outputs; at another B, or at sizes that do not
-    fill the CPU's vector registers, the forward pass may round differently.
+    Each dream has its own random stream, so its noise depends on its seed and its step only. M runs on batches of one
+    fixed size, as many as cover the active slots.
 
     Args:
-        mdnrnn: M; set to evaluation mode. Dreams run on its device.
-        temperature: Uncertainty of the dream; 1.0 is M's own density, and the paper trains TakeCover at 1.15.
+        step: M's step.
+        slots: Largest number of dreams, S.
 
-    Raises:
-        ValueError: The temperature is not above 0.
+    Attributes:
+        z: Latents, (S', Z) float32, S' being S rounded up to whole batches.
+        h, c: Hidden and cell states of M, (S', H) float32; inputs of controllers in addition to z.
     """
 
-    def __init__(self, mdnrnn: MdnRnn, *, temperature: float = 1.0) -> None:
-        if temperature <= 0:
-            raise ValueError(f"temperature {temperature} must be above 0")
-        self.temperature = temperature
-        self._mdnrnn = mdnrnn.eval()
-        self._device = mdnrnn.heads.weight.device
-        self._streams: list[np.random.Generator] = []
-        self._z = torch.empty(0)
-        self._state: State = mdnrnn.initial_state(0)
-        self._steps = 0
-        self._uniform = self._noise = torch.empty(0)
+    def __init__(self, step: DreamStep, slots: int) -> None:
+        self._step = step
+        size = step.batch_size
+        rows = -(-slots // size) * size
+        self.z = np.zeros((rows, step.z_size), np.float32)
+        self.h = np.zeros((rows, step.hidden_size), np.float32)
+        self.c = np.zeros_like(self.h)
+        self._actions = np.zeros((rows, step.action_size), np.float32)
+        self._rewards = np.zeros(rows, np.float32)
+        self._end_logits = np.zeros(rows, np.float32)
+        self._streams: list[np.random.Generator | None] = [None] * rows
+        self._drawn = np.zeros(rows, np.int64)
+        self._uniform = np.zeros((rows, _STEPS_PER_DRAW, 1 if step.joint else step.z_size), np.float32)
+        self._noise = np.zeros((rows, _STEPS_PER_DRAW, step.z_size), np.float32)
+        self._rows = np.arange(rows)
 
-    @torch.inference_mode()
-    def reset(self, z: Array, *, seeds: Sequence[int], h: Array | None = None, c: Array | None = None) -> Array:
-        """Begin B dreams.
+    def begin(
+        self, slot: int, z: Array, stream: np.random.Generator, h: Array | None = None, c: Array | None = None
+    ) -> None:
+        """Begin a dream in a slot.
 
         Args:
-            z: Initial latents, (B, Z) float32.
-            seeds: B seeds, one per dream.
-            h: Hidden state of M before ``z``, (B, H) float32; zeros if None.
-            c: Cell state of M before ``z``, (B, H) float32; zeros if None.
+            slot: Slot of the dream.
+            z: Initial latent, (Z,) float32.
+            stream: Random stream of the dream.
+            h: Hidden state of M before ``z``, (H,) float32; zeros if None.
+            c: Cell state of M before ``z``, (H,) float32; zeros if None.
+        """
+        self.z[slot] = z
+        self.h[slot] = 0 if h is None else h
+        self.c[slot] = 0 if c is None else c
+        self._streams[slot], self._drawn[slot] = stream, _STEPS_PER_DRAW
 
-        Returns:
-            Initial latents, ``z``.
+    def reset(self, z: Array, *, seeds: Sequence[int], h: Array | None = None, c: Array | None = None) -> None:
+        """Begin a dream in each of the first slots.
+
+        Args:
+            z: Initial latents, (N, Z) float32.
+            seeds: N seeds, one per dream.
+            h: Hidden states of M before ``z``, (N, H) float32; zeros if None.
+            c: Cell states of M before ``z``, (N, H) float32; zeros if None.
 
         Raises:
             ValueError: The number of seeds differs from the number of dreams.
         """
-        batch_size = len(z)
-        if len(seeds) != batch_size:
-            raise ValueError(f"{len(seeds)} seeds for {batch_size} dreams: each dream needs its own seed")
-        self._streams = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
-        zero_h, zero_c = self._mdnrnn.initial_state(batch_size)
-        # Copies, so that the caller may change its arrays later.
-        self._z = self._tensor(z.copy())
-        self._state = (
-            zero_h if h is None else self._tensor(h.copy())[None],
-            zero_c if c is None else self._tensor(c.copy())[None],
-        )
-        self._steps = 0
-        return z
+        if len(seeds) != len(z):
+            raise ValueError(f"{len(seeds)} seeds for {len(z)} dreams: each dream needs its own seed")
+        for slot, seed in enumerate(seeds):
+            stream = np.random.Generator(np.random.PCG64(seed))
+            self.begin(slot, z[slot], stream, None if h is None else h[slot], None if c is None else c[slot])
 
-    @torch.inference_mode()
-    def step(self, actions: Array) -> DreamStep:
-        """Act once in every dream; actions: (B, A) float32."""
-        ahead = self._steps % _STEPS_PER_DRAW
-        if ahead == 0:
-            self._draw_ahead()
-        self._steps += 1
-        hidden, self._state = self._mdnrnn.lstm(
-            torch.cat([self._z, self._tensor(actions)], dim=1)[:, None], self._state
-        )
-        sample = self._mdnrnn.sample(hidden[:, 0], self.temperature, self._uniform[:, ahead], self._noise[:, ahead])
-        self._z = sample.z
-        return DreamStep(
-            self._array(sample.z),
-            None if sample.reward is None else self._array(sample.reward),
-            None if sample.done_logit is None else self._array(sample.done_logit.sigmoid()),
-        )
+    def move(self, source: int, target: int) -> None:
+        """Move a dream to another slot."""
+        for array in (self.z, self.h, self.c, self._drawn, self._uniform, self._noise):
+            array[target] = array[source]
+        self._streams[target] = self._streams[source]
 
-    def _draw_ahead(self) -> None:
-        """Draw random numbers for the next steps.
+    def step(self, actions: Array) -> DreamSample:
+        """Act once in each of the first N dreams.
 
-        Shapes: uniform (B, steps, Z), or (B, steps) for a joint mixture; noise (B, steps, Z).
+        Args:
+            actions: Actions, (N, A) float32.
+
+        Returns:
+            Results of the N dreams, whose ``z``, ``h`` and ``c`` are views of the attributes.
         """
-        shape = (len(self._streams), _STEPS_PER_DRAW, self._mdnrnn.z_size)
-        uniform = np.empty(shape[:2] if self._mdnrnn.joint else shape, np.float32)
-        noise = np.empty(shape, np.float32)
-        for stream, uniform_numbers, normal_numbers in zip(self._streams, uniform, noise, strict=True):
-            stream.random(dtype=np.float32, out=uniform_numbers)
-            stream.standard_normal(dtype=np.float32, out=normal_numbers)
-        self._uniform, self._noise = self._tensor(uniform), self._tensor(noise)
+        active = len(actions)
+        self._actions[:active] = actions
+        self._draw_ahead(active)
+        at = self._drawn
+        has_reward = has_end = False
+        for start in range(0, active, self._step.batch_size):
+            rows = slice(start, start + self._step.batch_size)
+            each = self._rows[rows]
+            sample = self._step(
+                self.z[rows],
+                self._actions[rows],
+                self.h[rows],
+                self.c[rows],
+                self._uniform[each, at[rows]],
+                self._noise[each, at[rows]],
+            )
+            self.z[rows], self.h[rows], self.c[rows] = sample.z, sample.h, sample.c
+            if has_reward := sample.reward is not None:
+                self._rewards[rows] = sample.reward
+            if has_end := sample.end_logit is not None:
+                self._end_logits[rows] = sample.end_logit
+        self._drawn[:active] += 1
+        return DreamSample(
+            self.z[:active],
+            self.h[:active],
+            self.c[:active],
+            self._rewards[:active] if has_reward else None,
+            self._end_logits[:active] if has_end else None,
+        )
 
-    @property
-    def h(self) -> Array:
-        """Hidden state of M, (B, H) float32; an input of controllers in addition to z."""
-        return self._array(self._state[0][0])
-
-    @property
-    def c(self) -> Array:
-        """Cell state of M, (B, H) float32."""
-        return self._array(self._state[1][0])
-
-    def _tensor(self, array: Array) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
-
-    @staticmethod
-    def _array(tensor: torch.Tensor) -> Array:
-        return np.array(tensor.cpu())
+    def _draw_ahead(self, active: int) -> None:
+        """Draw random numbers for the next steps of the active dreams that have used up theirs."""
+        # Slots beyond the active ones pad the last batch: any random numbers do.
+        self._drawn[active:] = 0
+        for slot in np.flatnonzero(self._drawn[:active] == _STEPS_PER_DRAW):
+            stream = self._streams[slot]
+            assert stream is not None, "an active dream has begun"
+            stream.random(dtype=np.float32, out=self._uniform[slot])
+            stream.standard_normal(dtype=np.float32, out=self._noise[slot])
+            self._drawn[slot] = 0

@@ -1,4 +1,4 @@
-"""Forward pass of rollouts and the encode stage: V's encoder and M's step, in batches of one fixed size.
+"""Forward pass of rollouts, dreams and the encode stage, in batches of one fixed size.
 
 At a fixed batch size, the bits of a row's result do not depend on its position or on the other rows; at another batch
 size they may differ. Callers therefore always pass exactly ``batch_size`` rows and pad the last batch.
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.agent import AgentConfig
 from pipeline.data.frames import FRAME_SHAPE
+from pipeline.models.dream import DreamStep
 from pipeline.models.precision import resolve_precision
 
 Array = NDArray[np.float32]
@@ -100,6 +101,38 @@ def make_rnn_step(config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, a
     from pipeline.models.weights import load_mdnrnn
 
     return TorchRnnStep(load_mdnrnn(config, action_size, mdnrnn_weights), batch_size)
+
+
+def make_dream_step(
+    config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int, temperature: float
+) -> DreamStep:
+    """Create M's whole step on the engine of ``config.rollouts``, always in float32.
+
+    Args:
+        config: Sections of the agent.
+        mdnrnn_weights: Weights of M as safetensors bytes.
+        batch_size: Dreams per call, B.
+        action_size: Length of an action, A.
+        temperature: Uncertainty of the dream; 1.0 is M's own density.
+
+    Raises:
+        DamagedDataError: The weights do not belong to this config.
+    """
+    if config.rollouts.engine == "openvino":
+        from pipeline.models.openvino_dream import OpenVinoDreamStep
+
+        return OpenVinoDreamStep(
+            mdnrnn_weights,
+            config.mdnrnn,
+            z_size=config.vae.z_size,
+            action_size=action_size,
+            batch_size=batch_size,
+            temperature=temperature,
+        )
+    from pipeline.models.torch_forward import TorchDreamStep
+    from pipeline.models.weights import load_mdnrnn
+
+    return TorchDreamStep(load_mdnrnn(config, action_size, mdnrnn_weights), batch_size, temperature)
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:

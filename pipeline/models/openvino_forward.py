@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class OpenVinoEncoder:
         arrays = _read(vae_weights, "the VAE's weights", {"mu.weight": (z_size, 1024), "activation_max": (4,)})
         self.batch_size, self.z_size = batch_size, z_size
         self._frames = np.zeros((batch_size, *FRAME_SHAPE), np.uint8)
-        self._request = _compile(_encoder(arrays, batch_size, precision == "int8"), _HINTS[precision])
+        self._request = compile_model(_encoder(arrays, batch_size, precision == "int8"), _HINTS[precision])
         self._request.set_input_tensor(ov.Tensor(self._frames, shared_memory=True))
         self._mu, self._logvar = (self._request.get_output_tensor(index).data for index in range(2))
 
@@ -66,15 +66,11 @@ class OpenVinoRnnStep:
     """
 
     def __init__(self, mdnrnn_weights: bytes, input_size: int, hidden_size: int, batch_size: int) -> None:
-        shapes = {
-            "lstm.weight_ih_l0": (4 * hidden_size, input_size),
-            "lstm.weight_hh_l0": (4 * hidden_size, hidden_size),
-        }
-        arrays = _read(mdnrnn_weights, "the MDN-RNN's weights", shapes)
+        arrays = read_mdnrnn(mdnrnn_weights, input_size, hidden_size)
         self.batch_size, self.hidden_size = batch_size, hidden_size
         self._input = np.zeros((batch_size, input_size), np.float32)
         self._h, self._c = (np.zeros((batch_size, self.hidden_size), np.float32) for _ in range(2))
-        self._request = _compile(_lstm_step(arrays, batch_size), "f32")
+        self._request = compile_model(_lstm_step(arrays, batch_size), "f32")
         for index, array in enumerate((self._input, self._h, self._c)):
             self._request.set_input_tensor(index, ov.Tensor(array, shared_memory=True))
         self._h_next, self._c_next = (self._request.get_output_tensor(index).data for index in range(2))
@@ -91,6 +87,24 @@ class OpenVinoRnnStep:
         return self._h_next, self._c_next
 
 
+def read_mdnrnn(mdnrnn_weights: bytes, input_size: int, hidden_size: int) -> dict[str, Array]:
+    """Read M's weights by name.
+
+    Args:
+        mdnrnn_weights: Weights of the whole M as safetensors bytes.
+        input_size: Expected size of [z, action], Z + A.
+        hidden_size: Expected size of the hidden state, H.
+
+    Raises:
+        DamagedDataError: The weights do not belong to this config.
+    """
+    shapes = {
+        "lstm.weight_ih_l0": (4 * hidden_size, input_size),
+        "lstm.weight_hh_l0": (4 * hidden_size, hidden_size),
+    }
+    return _read(mdnrnn_weights, "the MDN-RNN's weights", shapes)
+
+
 def _read(weights: bytes, what: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     try:
         arrays: dict[str, Array] = load(weights)
@@ -103,7 +117,8 @@ def _read(weights: bytes, what: str, shapes: Mapping[str, tuple[int, ...]]) -> d
     return arrays
 
 
-def _compile(model: ov.Model, precision: str) -> ov.InferRequest:
+def compile_model(model: ov.Model, precision: str) -> ov.InferRequest:
+    """Compile a model for one thread, with a hint of its precision, such as ``f32``."""
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": 1,
@@ -143,6 +158,13 @@ def _lstm_step(arrays: dict[str, Array], batch_size: int) -> ov.Model:
     hidden_size = arrays["lstm.weight_hh_l0"].shape[1]
     sizes = (arrays["lstm.weight_ih_l0"].shape[1], hidden_size, hidden_size)
     inputs = [ops.parameter([batch_size, size], np.float32) for size in sizes]
+    cell = lstm_cell(inputs, arrays)
+    return ov.Model([cell.output(0), cell.output(1)], inputs, "rnn step")
+
+
+def lstm_cell(inputs: Sequence[ov.Node], arrays: dict[str, Array]) -> ov.Node:
+    """Build M's LSTM cell on [z, action], h and c; its outputs are the next h and c."""
+    hidden_size = arrays["lstm.weight_hh_l0"].shape[1]
     # The order of the gates is input, forget, cell, output in torch, and forget, input, cell, output in OpenVINO.
     gates = np.arange(4 * hidden_size).reshape(4, hidden_size)[[1, 0, 2, 3]].ravel()
     weights = (
@@ -150,8 +172,7 @@ def _lstm_step(arrays: dict[str, Array], batch_size: int) -> ov.Model:
         arrays["lstm.weight_hh_l0"][gates],
         (arrays["lstm.bias_ih_l0"] + arrays["lstm.bias_hh_l0"])[gates],
     )
-    cell = ops.lstm_cell(*inputs, *(ops.constant(array) for array in weights), hidden_size)
-    return ov.Model([cell.output(0), cell.output(1)], inputs, "rnn step")
+    return ops.lstm_cell(*inputs, *(ops.constant(array) for array in weights), hidden_size)
 
 
 def _weights(weights: Array, quantised: bool) -> Any:

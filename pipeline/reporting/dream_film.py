@@ -19,6 +19,7 @@ from pipeline.data.artifacts import LATENTS, ROLLOUTS, mdnrnn_weights, vae_weigh
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
 from pipeline.models.dream import Dream
+from pipeline.models.torch_forward import TorchDreamStep
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_mdnrnn, load_vae
 from pipeline.rollouts.video import encode_video
@@ -156,9 +157,9 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
         z, actions = (torch.from_numpy(array[None, : warm_up - 1]) for array in (latents.mu, latents.actions))
         _, state = mdnrnn(z, actions, state)
     h, c = (part[0].numpy() for part in state)
-    dream = Dream(mdnrnn, temperature=TEMPERATURE)
+    dream = Dream(TorchDreamStep(mdnrnn, 1, TEMPERATURE), 1)
     dream.reset(latents.mu[warm_up - 1 : warm_up], seeds=[seeding.derive(config.seed, "report/dream")], h=h, c=c)
-    return np.concatenate([dream.step(latents.actions[t - 1 : t]).z for t in range(warm_up, steps)])
+    return np.concatenate([dream.step(latents.actions[t - 1 : t]).z.copy() for t in range(warm_up, steps)])
 
 
 @torch.inference_mode()

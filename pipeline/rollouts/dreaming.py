@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import Actions
 from pipeline.models.controller import ControllerBatch, ControllerShape
-from pipeline.models.forward import sample_z
-from pipeline.models.weights import load_mdnrnn
-from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
+from pipeline.models.dream import Dream
+from pipeline.models.forward import make_dream_step, sample_z
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
+from pipeline.rollouts.lockstep import run_in_lockstep
 
 Array = NDArray[np.float32]
-
-_STEPS_PER_DRAW = 32  # steps per draw of random numbers: a call costs more than the numbers of one step
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,18 @@ class Starts:
     mu: Array
     logvar: Array
 
-
-@dataclass
-class _Lane:
-    """One dream."""
-
-    job: RolloutJob
-    stream: np.random.Generator
-    drawn: int = _STEPS_PER_DRAW
-    episode_return: float = 0.0
-    steps: int = 0
+    def sample(self, stream: np.random.Generator) -> Array:
+        """Sample the z of a frame that is drawn at random, (Z,) float32."""
+        start = int(stream.integers(len(self.mu)))
+        noise = stream.standard_normal(self.mu.shape[1:], np.float32)
+        return sample_z(self.mu[start], self.logvar[start], noise)
 
 
 class DreamWorker:
     """Runs dreams with controllers, many in lockstep; the plain class behind a dreaming actor.
 
     The controller acts on the z that was sampled, on h and on c; M then samples the next z. A dream begins at a z that
-    is sampled from a recorded frame, with the state zero. Its noise depends on the seed of its job alone. As in
-    ``RolloutWorker``, M runs on micro-batches of one fixed size, and a lane that ends takes the next job.
+    is sampled from a recorded frame, with the state zero. Its noise depends on the seed of its job alone.
 
     Args:
         agent: Sections of the agent.
@@ -59,111 +51,60 @@ class DreamWorker:
         actions: Actions of the environment that is dreamt.
         mdnrnn_weights: Weights of M as safetensors bytes.
         starts: Frames from which dreams begin.
+
+    Attributes:
+        num_lanes: Maximum number of active dreams.
     """
 
     def __init__(
         self, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
     ) -> None:
-        self._dream, self._actions_of, self._starts = dream, actions, starts
-        self._batch_size, self._num_lanes = dream.micro_batch, dream.lanes
-        self._mdnrnn = load_mdnrnn(agent, actions.size, mdnrnn_weights).eval()
+        self.num_lanes = dream.lanes
+        self._actions, self._starts = actions, starts
+        self._counts_rewards = dream.reward == "model"
         self._end_logit = math.log(dream.end_probability / (1 - dream.end_probability))
+        step = make_dream_step(agent, mdnrnn_weights, dream.micro_batch, actions.size, dream.temperature)
+        self._dream = Dream(step, dream.lanes)
         shape = ControllerShape.of_agent(agent, actions.size)
         self._features = shape.features
+        self._controllers = ControllerBatch(shape, dream.lanes)
+        self._returns, self._can_act = np.zeros(dream.lanes), np.zeros(dream.lanes, bool)
+        self._steps, self._max_steps = np.zeros((2, dream.lanes), np.int64)
 
-        slots = -(-dream.lanes // self._batch_size) * self._batch_size
-        z_size, hidden_size = agent.vae.z_size, agent.mdnrnn.hidden_size
-        self._z = np.zeros((slots, z_size), np.float32)
-        self._h = np.zeros((slots, hidden_size), np.float32)
-        self._c = np.zeros_like(self._h)
-        self._actions = np.zeros((slots, actions.size), np.float32)
-        self._rewards = np.ones(slots, np.float32)
-        self._ended = np.zeros(slots, bool)
-        choices = (slots, _STEPS_PER_DRAW) if self._mdnrnn.joint else (slots, _STEPS_PER_DRAW, z_size)
-        self._uniform = np.zeros(choices, np.float32)
-        self._noise = np.zeros((slots, _STEPS_PER_DRAW, z_size), np.float32)
-        self._controllers = ControllerBatch(shape, slots)
-
-    @torch.inference_mode()
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
         """Run every job's dream, yielding (job id, result) as each ends."""
-        waiting = iter(jobs)
-        lanes: list[_Lane] = []
-        while True:
-            while len(lanes) < self._num_lanes and (job := next(waiting, None)) is not None:
-                lanes.append(self._begin(len(lanes), job))
-            if not lanes:
-                return
-            self._step(lanes)
-            # From the last slot down, so that a lane that moves into a freed slot has already had its result.
-            for slot in reversed(range(len(lanes))):
-                result = self._result(slot, lanes[slot])
-                if result is None:
-                    continue
-                yield lanes[slot].job.id, result
-                job = next(waiting, None)
-                if job is not None:
-                    lanes[slot] = self._begin(slot, job)
-                else:
-                    self._retire(slot, lanes)
+        return run_in_lockstep(self, jobs)
 
-    def _begin(self, slot: int, job: RolloutJob) -> _Lane:
+    def begin(self, slot: int, job: RolloutJob) -> None:
+        """See ``Lanes.begin``."""
         stream = np.random.Generator(np.random.PCG64(job.noise_seed))
-        start = int(stream.integers(len(self._starts.mu)))
-        noise = stream.standard_normal(self._z.shape[1], np.float32)
-        self._z[slot] = sample_z(self._starts.mu[start], self._starts.logvar[start], noise)
-        self._h[slot] = 0
-        self._c[slot] = 0
+        self._dream.begin(slot, self._starts.sample(stream), stream)
         self._controllers.set_row(slot, job.parameters)
-        return _Lane(job, stream)
+        self._returns[slot], self._steps[slot], self._max_steps[slot] = 0, 0, job.max_steps
 
-    def _retire(self, slot: int, lanes: list[_Lane]) -> None:
-        last = len(lanes) - 1
-        if slot != last:
-            lanes[slot] = lanes[last]
-            for array in (self._z, self._h, self._c, self._uniform, self._noise):
-                array[slot] = array[last]
-            self._controllers.move_row(last, slot)
-        lanes.pop()
+    def move(self, source: int, target: int) -> None:
+        """See ``Lanes.move``."""
+        self._dream.move(source, target)
+        self._controllers.move_row(source, target)
+        for array in (self._returns, self._steps, self._max_steps):
+            array[target] = array[source]
 
-    def _step(self, lanes: Sequence[_Lane]) -> None:
-        """Act once in every dream."""
-        at = np.zeros(len(self._z), np.int64)
-        for slot, lane in enumerate(lanes):
-            if lane.drawn == _STEPS_PER_DRAW:
-                lane.stream.random(dtype=np.float32, out=self._uniform[slot])
-                lane.stream.standard_normal(dtype=np.float32, out=self._noise[slot])
-                lane.drawn = 0
-            at[slot] = lane.drawn
-            lane.drawn += 1
-        row = np.arange(len(self._z))
-        for start in range(0, len(lanes), self._batch_size):
-            rows = slice(start, start + self._batch_size)
-            parts = {"z": self._z[rows], "h": self._h[rows], "c": self._c[rows]}
-            features = np.concatenate([parts[name] for name in self._features], axis=1)
-            self._actions[rows] = self._actions_of.squash(self._controllers.outputs(features, start))
-            inputs = torch.from_numpy(np.concatenate([self._z[rows], self._actions[rows]], axis=1))
-            state = torch.from_numpy(self._h[rows])[None], torch.from_numpy(self._c[rows])[None]
-            hidden, (h, c) = self._mdnrnn.lstm(inputs[:, None], state)
-            sample = self._mdnrnn.sample(
-                hidden[:, 0],
-                self._dream.temperature,
-                torch.from_numpy(self._uniform[row[rows], at[rows]]),
-                torch.from_numpy(self._noise[row[rows], at[rows]]),
-            )
-            self._z[rows], self._h[rows], self._c[rows] = sample.z.numpy(), h[0].numpy(), c[0].numpy()
-            if self._dream.reward == "model" and sample.reward is not None:
-                self._rewards[rows] = sample.reward.numpy()
-            if sample.done_logit is not None:
-                self._ended[rows] = sample.done_logit.numpy() > self._end_logit
-
-    def _result(self, slot: int, lane: _Lane) -> RolloutResult | None:
-        """Count a lane's step; returns the result if the dream ended. A non-finite action ends it."""
-        if not np.isfinite(self._actions[slot]).all():
-            return RolloutResult(math.nan, lane.steps, terminated=False, truncated=False)
-        lane.steps += 1
-        lane.episode_return += float(self._rewards[slot])
-        ended = bool(self._ended[slot])
-        if ended or lane.steps >= lane.job.max_steps:
-            return RolloutResult(lane.episode_return, lane.steps, ended, not ended)
-        return None
+    def act(self, active: int) -> Iterator[tuple[int, RolloutResult]]:
+        """See ``Lanes.act``. An action that is not finite ends its dream."""
+        dream, rows = self._dream, slice(active)
+        parts = {"z": dream.z[rows], "h": dream.h[rows], "c": dream.c[rows]}
+        features = np.concatenate([parts[name] for name in self._features], axis=1)
+        actions = self._actions.squash(self._controllers.outputs(features))
+        np.isfinite(actions).all(axis=1, out=self._can_act[rows])
+        sample = dream.step(actions)
+        self._returns[rows] += sample.reward if self._counts_rewards and sample.reward is not None else 1
+        self._steps[rows] += 1
+        ended, can_act = np.full(active, False), self._can_act[rows]
+        if sample.end_logit is not None:
+            np.greater(sample.end_logit, self._end_logit, out=ended)
+        for slot in np.flatnonzero(ended | (self._steps[rows] >= self._max_steps[rows]) | ~can_act)[::-1].tolist():
+            steps, end = int(self._steps[slot]), bool(ended[slot])
+            if can_act[slot]:
+                yield slot, RolloutResult(float(self._returns[slot]), steps, terminated=end, truncated=not end)
+            else:
+                yield slot, RolloutResult(math.nan, steps - 1, terminated=False, truncated=False)

@@ -20,7 +20,8 @@ from pipeline.envs.environment import Environment
 from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_vae
-from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+from pipeline.rollouts.jobs import RolloutJob
+from pipeline.rollouts.loop import RolloutWorker
 from pipeline.rollouts.video import encode_video
 
 Frame = NDArray[np.uint8]

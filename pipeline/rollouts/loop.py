@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import EpisodeError
-from pipeline.base.progress import Metrics
 from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import EnvConfig
 from pipeline.data.frames import FRAME_SHAPE
@@ -19,70 +18,10 @@ from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
+from pipeline.rollouts.lockstep import run_in_lockstep
 
 Array = NDArray[np.float32]
-
-JobId = tuple[str, int, int, int]
-
-
-@dataclass(frozen=True)
-class RolloutJob:
-    """One episode to run.
-
-    Attributes:
-        purpose: Purpose of the episode: ``"train"``, ``"validate"`` or ``"test"``.
-        generation, candidate, episode: Numbers that identify the episode.
-        track: Track seed.
-        noise_seed: Seed of the random stream that z is sampled with.
-        parameters: Controller parameters, (n,) float32.
-        max_steps: Environment steps after which the episode is cut.
-        stall_steps: Environment steps without a positive reward after which the episode is cut; None for no limit.
-    """
-
-    purpose: str
-    generation: int
-    candidate: int
-    episode: int
-    track: int
-    noise_seed: int
-    parameters: Array = field(repr=False)
-    max_steps: int
-    stall_steps: int | None = None
-
-    @property
-    def id(self) -> JobId:
-        """Job id: (purpose, generation, candidate, episode)."""
-        return self.purpose, self.generation, self.candidate, self.episode
-
-    @property
-    def name(self) -> str:
-        """Description for messages."""
-        return (
-            f"episode {self.episode} of candidate {self.candidate} in generation {self.generation} ({self.purpose}), "
-            f"on track seed {self.track}"
-        )
-
-
-@dataclass(frozen=True)
-class RolloutResult:
-    """Outcome of an episode.
-
-    Attributes:
-        episode_return: Sum of rewards, float64.
-        steps: Environment steps; if actions are repeated, the last action counts with all its steps.
-        terminated, truncated: Whether the environment or its step limit ended the episode; both False if the pipeline
-            cut it.
-    """
-
-    episode_return: float
-    steps: int
-    terminated: bool
-    truncated: bool
-
-    @property
-    def metrics(self) -> Metrics:
-        """See ``pipeline.base.progress``."""
-        return {"episodes": 1, "env_steps": self.steps}
 
 
 @dataclass
@@ -100,15 +39,17 @@ class _Lane:
 class RolloutWorker:
     """Runs episodes with controllers; the plain class behind a rollout actor.
 
-    Lanes occupy slots 0 .. n-1 of the batch arrays. The networks run on micro-batches of one fixed size, as many as
-    cover the active slots, so a result does not depend on the lanes that share a batch. A lane that finishes takes the
-    next job; if there is none, the last active lane moves into its slot.
+    Lanes occupy slots 0 .. n-1 of the batch arrays, see ``run_in_lockstep``. The networks run on micro-batches of one
+    fixed size, as many as cover the active slots, so a result does not depend on the lanes that share a batch.
 
     Args:
         env: Section of the environment.
         agent: Sections of the agent.
         vae_weights, mdnrnn_weights: Weights of V and M as safetensors bytes.
         watch: Callback with a lane's environment and frame before each of its steps.
+
+    Attributes:
+        num_lanes: Maximum number of active lanes.
     """
 
     def __init__(
@@ -120,13 +61,14 @@ class RolloutWorker:
         watch: Callable[[Environment, NDArray[np.uint8]], None] | None = None,
     ) -> None:
         self._env_config = env
-        self._num_lanes = agent.rollouts.lanes
+        self.num_lanes = agent.rollouts.lanes
         self._watch = watch
         self._batch_size = agent.rollouts.micro_batch
         self._action_repeat = env.action_repeat
         probe = make_environment(env)
         self._idle = [probe]
         self._broken: Environment | None = None
+        self._lanes: dict[int, _Lane] = {}
         self._squash = probe.actions.squash
 
         self._encoder = make_encoder(agent, vae_weights, self._batch_size)
@@ -135,7 +77,7 @@ class RolloutWorker:
         self._features = shape.features
         self._sample = agent.controller.z == "sample"
 
-        slots = -(-self._num_lanes // self._batch_size) * self._batch_size
+        slots = -(-self.num_lanes // self._batch_size) * self._batch_size
         self._frames = np.zeros((slots, *FRAME_SHAPE), np.uint8)
         self._noise = np.zeros((slots, agent.vae.z_size), np.float32)
         self._h = np.zeros((slots, agent.mdnrnn.hidden_size), np.float32)
@@ -150,34 +92,19 @@ class RolloutWorker:
         Raises:
             EpisodeError: An environment raised. That environment is discarded; the worker can be called again.
         """
-        waiting = iter(jobs)
-        lanes: list[_Lane] = []
         try:
-            while True:
-                while len(lanes) < self._num_lanes and (job := next(waiting, None)) is not None:
-                    lanes.append(self._begin(len(lanes), job, self._take_environment()))
-                if not lanes:
-                    return
-                self._act(lanes)
-                # From the last slot down, so that a lane that moves into a freed slot has already had its step.
-                for slot in reversed(range(len(lanes))):
-                    result = self._step(slot, lanes[slot])
-                    if result is None:
-                        continue
-                    yield lanes[slot].job.id, result
-                    job = next(waiting, None)
-                    if job is not None:
-                        lanes[slot] = self._begin(slot, job, lanes[slot].env)
-                    else:
-                        self._retire(slot, lanes)
+            yield from run_in_lockstep(self, jobs)
         finally:
-            self._idle += [lane.env for lane in lanes if lane.env is not self._broken]
+            self._idle += [lane.env for lane in self._lanes.values() if lane.env is not self._broken]
+            self._lanes.clear()
             self._broken = None
 
     def _take_environment(self) -> Environment:
         return self._idle.pop() if self._idle else make_environment(self._env_config)
 
-    def _begin(self, slot: int, job: RolloutJob, env: Environment) -> _Lane:
+    def begin(self, slot: int, job: RolloutJob) -> None:
+        """See ``Lanes.begin``."""
+        env = self._take_environment()
         try:
             self._frames[slot] = env.reset(job.track)
         except Exception as error:
@@ -185,27 +112,33 @@ class RolloutWorker:
         self._h[slot] = 0
         self._c[slot] = 0
         self._controllers.set_row(slot, job.parameters)
-        return _Lane(env, job, np.random.Generator(np.random.PCG64(job.noise_seed)))
+        self._lanes[slot] = _Lane(env, job, np.random.Generator(np.random.PCG64(job.noise_seed)))
 
-    def _retire(self, slot: int, lanes: list[_Lane]) -> None:
-        last = len(lanes) - 1
-        self._idle.append(lanes[slot].env)
-        if slot != last:
-            lanes[slot] = lanes[last]
-            for array in (self._frames, self._h, self._c):
-                array[slot] = array[last]
-            self._controllers.move_row(last, slot)
-        lanes.pop()
+    def move(self, source: int, target: int) -> None:
+        """See ``Lanes.move``."""
+        self._lanes[target] = self._lanes.pop(source)
+        for array in (self._frames, self._h, self._c):
+            array[target] = array[source]
+        self._controllers.move_row(source, target)
 
-    def _act(self, lanes: Sequence[_Lane]) -> None:
+    def act(self, active: int) -> Iterator[tuple[int, RolloutResult]]:
+        """See ``Lanes.act``."""
+        self._choose_actions(active)
+        for slot in reversed(range(active)):
+            result = self._step(slot, self._lanes[slot])
+            if result is not None:
+                self._idle.append(self._lanes.pop(slot).env)
+                yield slot, result
+
+    def _choose_actions(self, active: int) -> None:
         """Run one forward pass for all active slots: compute actions from frames and advance h and c.
 
         The order is the paper's: z from the frame, the action from (z, h), then M's step on (z, action).
         """
         if self._sample:
-            for slot, lane in enumerate(lanes):
-                lane.noise.standard_normal(dtype=np.float32, out=self._noise[slot])
-        for start in range(0, len(lanes), self._batch_size):
+            for slot in range(active):
+                self._lanes[slot].noise.standard_normal(dtype=np.float32, out=self._noise[slot])
+        for start in range(0, active, self._batch_size):
             rows = slice(start, start + self._batch_size)
             z, logvar = self._encoder(self._frames[rows])
             if self._sample:

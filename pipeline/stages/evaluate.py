@@ -37,7 +37,7 @@ from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
 from pipeline.storage.metrics import MetricsLog, MetricsRow

@@ -39,7 +39,7 @@ from pipeline.execution.watching import watched
 from pipeline.models.controller import ControllerShape
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
-from pipeline.rollouts.loop import JobId, RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.stages.description import describe_controller
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit

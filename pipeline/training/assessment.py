@@ -13,6 +13,7 @@ from pipeline.base import seeding
 from pipeline.data.episodes import LatentEpisode
 from pipeline.models.dream import Dream
 from pipeline.models.mdnrnn import MdnRnn, mixture_nll
+from pipeline.models.torch_forward import TorchDreamStep
 from pipeline.models.vae import sample_z
 
 Array = NDArray[np.float32]
@@ -136,10 +137,10 @@ def _drift(mdnrnn: MdnRnn, episodes: Sequence[LatentEpisode], seed: int) -> tupl
     actions = np.stack([episode.actions[:stop] for episode in long])
     device = mdnrnn.heads.weight.device
     _, (h, c) = mdnrnn(*(torch.from_numpy(part[:, :WARM_UP_STEPS]).to(device) for part in (mu, actions)))
-    dream = Dream(mdnrnn)
+    dream = Dream(TorchDreamStep(mdnrnn, len(long)), len(long))
     seeds = [seeding.derive(seed, "assess/dream", index) for index in range(len(long))]
     dream.reset(mu[:, WARM_UP_STEPS], seeds=seeds, h=h[0].cpu().numpy(), c=c[0].cpu().numpy())
-    dreamt = np.stack([dream.step(actions[:, WARM_UP_STEPS + step]).z for step in range(DREAM_STEPS)], axis=1)
+    dreamt = np.stack([dream.step(actions[:, WARM_UP_STEPS + step]).z.copy() for step in range(DREAM_STEPS)], axis=1)
     true = mu[:, WARM_UP_STEPS + 1 :]
     copied = mu[:, WARM_UP_STEPS : WARM_UP_STEPS + 1]
     return tuple(float(np.sqrt(np.square(guess - true).mean())) for guess in (dreamt, copied))  # type: ignore[return-value]

@@ -25,7 +25,8 @@ from pipeline.evolution.state import EvolutionState
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Executor
 from pipeline.models.controller import ControllerShape
-from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+from pipeline.rollouts.jobs import RolloutJob
+from pipeline.rollouts.loop import RolloutWorker
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints

@@ -12,6 +12,10 @@ from torch import distributions
 
 from pipeline.models.dream import Dream
 from pipeline.models.mdnrnn import MdnRnn
+from pipeline.models.openvino_dream import OpenVinoDreamStep
+from pipeline.models.torch_forward import TorchDreamStep
+from pipeline.models.weights import new_mdnrnn, to_bytes
+from tests.counting import counting_config
 
 Z, A, H, K = 3, 2, 8, 4
 
@@ -34,6 +38,10 @@ def make_mdnrnn(mixture: Mixture = "factored", *, heads: bool = False, spread: f
         for parameter in mdnrnn.parameters():
             parameter.mul_(spread)
     return mdnrnn
+
+
+def dreams_of(mdnrnn: MdnRnn, count: int, temperature: float = 1.0) -> Dream:
+    return Dream(TorchDreamStep(mdnrnn, count, temperature), count)
 
 
 def draws(batch_size: int, steps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -76,9 +84,9 @@ def most_likely(mdnrnn: MdnRnn, z: NDArray[np.float32], actions: NDArray[np.floa
 def test_at_a_tiny_temperature_it_follows_the_most_likely_means(mixture: Mixture) -> None:
     mdnrnn = make_mdnrnn(mixture)
     z, actions = draws(5, 12)
-    dream = Dream(mdnrnn, temperature=1e-9)
+    dream = dreams_of(mdnrnn, 5, 1e-9)
     dream.reset(z, seeds=range(5))
-    path = [dream.step(action).z for action in actions]
+    path = [dream.step(action).z.copy() for action in actions]
     np.testing.assert_allclose(path, most_likely(mdnrnn, z, actions), atol=2e-3)
 
 
@@ -89,7 +97,7 @@ def test_samples_have_the_statistics_of_torch_distributions(mixture: Mixture, te
     batch_size = 20_000
     z, actions = draws(1, 1)
     many = np.repeat(z, batch_size, axis=0)
-    dream = Dream(mdnrnn, temperature=temperature)
+    dream = dreams_of(mdnrnn, batch_size, temperature)
     dream.reset(many, seeds=range(batch_size))
     samples = torch.from_numpy(dream.step(np.repeat(actions[0], batch_size, axis=0)).z).double()
 
@@ -125,9 +133,9 @@ def test_same_seeds_same_bits_and_other_seeds_others() -> None:
     z, actions = draws(4, 6)
 
     def dreamt(seeds: list[int]) -> NDArray[np.float32]:
-        dream = Dream(mdnrnn)
+        dream = dreams_of(mdnrnn, 4)
         dream.reset(z, seeds=seeds)
-        return np.stack([dream.step(action).z for action in actions])
+        return np.stack([dream.step(action).z.copy() for action in actions])
 
     first = dreamt([1, 2, 3, 4])
     assert first.tobytes() == dreamt([1, 2, 3, 4]).tobytes()
@@ -140,7 +148,7 @@ def test_a_dream_does_not_depend_on_its_place_or_its_neighbours() -> None:
     rng = np.random.default_rng(0)
     z = rng.standard_normal((4, 32), dtype=np.float32)
     order = np.array([2, 0, 3, 1])
-    straight, shuffled = Dream(mdnrnn), Dream(mdnrnn)
+    straight, shuffled = dreams_of(mdnrnn, 4), dreams_of(mdnrnn, 4)
     straight.reset(z, seeds=[1, 2, 3, 4])
     shuffled.reset(z[order], seeds=[3, 1, 4, 2])
     for action in rng.uniform(-1, 1, (70, 4, A)).astype(np.float32):  # random numbers are drawn 32 steps ahead
@@ -152,10 +160,10 @@ def test_a_dream_does_not_depend_on_its_place_or_its_neighbours() -> None:
 def test_a_dream_goes_on_from_a_given_state() -> None:
     mdnrnn = make_mdnrnn()
     z, actions = draws(3, 8)
-    whole, rest = Dream(mdnrnn, temperature=1e-9), Dream(mdnrnn, temperature=1e-9)
+    whole, rest = dreams_of(mdnrnn, 3, 1e-9), dreams_of(mdnrnn, 3, 1e-9)
     whole.reset(z, seeds=[0, 0, 0])
     for action in actions[:4]:
-        middle = whole.step(action).z
+        middle = whole.step(action).z.copy()
     rest.reset(middle, seeds=[9, 9, 9], h=whole.h, c=whole.c)
     for action in actions[4:]:
         np.testing.assert_allclose(rest.step(action).z, whole.step(action).z, atol=1e-3)
@@ -167,18 +175,18 @@ def test_a_dream_goes_on_from_a_given_state() -> None:
 def test_reward_and_done_are_the_heads() -> None:
     mdnrnn = make_mdnrnn(heads=True)
     z, actions = draws(4, 1)
-    dream = Dream(mdnrnn)
+    dream = dreams_of(mdnrnn, 4)
     dream.reset(z, seeds=range(4))
     step = dream.step(actions[0])
     with torch.no_grad():
         hidden, _ = mdnrnn.lstm(torch.from_numpy(np.concatenate([z, actions[0]], 1))[:, None])
         output = mdnrnn.heads(hidden[:, 0]).numpy()
-    assert step.reward is not None and step.done is not None
+    assert step.reward is not None and step.end_logit is not None
     np.testing.assert_allclose(step.reward, output[:, -2], rtol=1e-5)
-    np.testing.assert_allclose(step.done, 1 / (1 + np.exp(-output[:, -1])), rtol=1e-5)
-    bare = Dream(make_mdnrnn())
+    np.testing.assert_allclose(step.end_logit, output[:, -1], rtol=1e-5)
+    bare = dreams_of(make_mdnrnn(), 4)
     bare.reset(z, seeds=range(4))
-    assert bare.step(actions[0])[1:] == (None, None)
+    assert bare.step(actions[0])[3:] == (None, None)
 
 
 def test_arrays_of_the_caller_are_its_own() -> None:
@@ -186,14 +194,12 @@ def test_arrays_of_the_caller_are_its_own() -> None:
     z, actions = draws(2, 2)
 
     def dreamt(meddle: bool) -> bytes:
-        dream = Dream(mdnrnn)
+        dream = dreams_of(mdnrnn, 2)
         start, h, c = z.copy(), np.ones((2, H), np.float32), np.ones((2, H), np.float32)
         dream.reset(start, seeds=[1, 2], h=h, c=c)
         if meddle:
             start[:], h[:], c[:] = 7, 7, 7
-        first = dream.step(actions[0])
-        if meddle:
-            first.z[:] = dream.h[:] = 7
+        dream.step(actions[0])
         return dream.step(actions[1]).z.tobytes()
 
     assert dreamt(False) == dreamt(True)
@@ -201,6 +207,61 @@ def test_arrays_of_the_caller_are_its_own() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature 0"):
-        Dream(make_mdnrnn(), temperature=0)
+        dreams_of(make_mdnrnn(), 1, 0)
     with pytest.raises(ValueError, match="1 seeds for 2 dreams"):
-        Dream(make_mdnrnn()).reset(draws(2, 1)[0], seeds=[1])
+        dreams_of(make_mdnrnn(), 2).reset(draws(2, 1)[0], seeds=[1])
+
+
+def test_dreams_that_move_and_end_leave_the_others_as_they_are() -> None:
+    mdnrnn = make_mdnrnn()
+    z, actions = draws(5, 40)
+
+    def alone(index: int) -> list[NDArray[np.float32]]:
+        dream = dreams_of(mdnrnn, 1)
+        dream.reset(z[index : index + 1], seeds=[index])
+        return [dream.step(action[index : index + 1]).z[0].copy() for action in actions]
+
+    expected = {index: alone(index) for index in range(5)}
+    dream = Dream(TorchDreamStep(mdnrnn, 2), 5)
+    dream.reset(z, seeds=range(5))
+    order = [0, 1, 2, 3, 4]
+    for step, action in enumerate(actions):
+        if step in (7, 20):  # the second dream ends, and the last one takes its slot
+            dream.move(len(order) - 1, 1)
+            order[1] = order[-1]
+            order.pop()
+        found = dream.step(action[order]).z
+        for slot, index in enumerate(order):
+            np.testing.assert_allclose(found[slot], expected[index][step], rtol=1e-3, atol=1e-3)
+    assert order == [0, 3, 2]
+
+
+@pytest.mark.parametrize("mixture", ["factored", "joint"])
+@pytest.mark.parametrize("temperature", [0.3, 1.15])
+@pytest.mark.parametrize("heads", [True, False])
+def test_openvino_computes_the_step_that_torch_does(mixture: Mixture, temperature: float, heads: bool) -> None:
+    weight = 1.0 if heads else 0.0
+    config = counting_config(
+        {"mdnrnn.mixture": mixture, "mdnrnn.done_weight": weight, "mdnrnn.reward_weight": weight,
+         "mdnrnn.log_sigma_min": -3.0, "mdnrnn.log_sigma_max": 1.0}
+    )  # fmt: skip
+    mdnrnn = new_mdnrnn(config.agent, A)
+    with torch.no_grad():
+        for parameter in mdnrnn.parameters():
+            parameter.mul_(4)
+    size, z_size, hidden_size = 16, config.vae.z_size, config.mdnrnn.hidden_size
+    ours = OpenVinoDreamStep(
+        to_bytes(mdnrnn), config.mdnrnn, z_size=z_size, action_size=A, batch_size=size, temperature=temperature
+    )
+    rng = np.random.default_rng(0)
+    z, action, h, c, noise = (
+        rng.standard_normal((size, width), np.float32) for width in (z_size, A, hidden_size, hidden_size, z_size)
+    )
+    uniform = rng.random((size, 1 if mixture == "joint" else z_size), np.float32)
+    found = ours(z, action, h, c, uniform, noise)
+    expected = TorchDreamStep(mdnrnn, size, temperature)(z, action, h, c, uniform, noise)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert (found.reward is not None) == (found.end_logit is not None) == heads

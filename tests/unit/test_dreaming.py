@@ -22,7 +22,7 @@ from pipeline.models.mdnrnn import MdnRnn, sample_mixture
 from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.planning import preflight
 from pipeline.rollouts.dreaming import DreamWorker, Starts
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.store import Store
 from tests.counting import ACTION_SIZE, counting_config
 from tests.made_run import put_data

@@ -19,7 +19,7 @@ from pipeline.evolution.fitness import (
     training_jobs,
     validation_returns,
 )
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from tests.counting import counting_config
 
 N = 4

@@ -251,7 +251,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from pipeline.config.schema import RunConfig
-from pipeline.rollouts.loop import RolloutJob, RolloutWorker
+from pipeline.rollouts.jobs import RolloutJob
+from pipeline.rollouts.loop import RolloutWorker
 
 worker = RolloutWorker(RunConfig().env, RunConfig().agent, Path("vae").read_bytes(), Path("mdnrnn").read_bytes())
 job = RolloutJob("train", 1, 0, 0, track=1, noise_seed=1, parameters=np.zeros(867, np.float32), max_steps=3)

@@ -11,7 +11,7 @@ from pipeline.execution.protocol import Resources
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.rollouts.film import film
-from pipeline.rollouts.loop import RolloutJob
+from pipeline.rollouts.jobs import RolloutJob
 from pipeline.rollouts.policies import make_policy
 from pipeline.rollouts.recording import record_episode
 from pipeline.stages import report

@@ -80,14 +80,14 @@ def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyP
     jobs = training_jobs(config, 1, np.zeros((7, shape.num_parameters)))
     vae, mdnrnn = weights.new_vae(config.agent), weights.new_mdnrnn(config.agent, ACTION_SIZE)
     worker = RolloutWorker(config.env, config.agent, weights.to_bytes(vae), weights.to_bytes(mdnrnn))
-    act = worker._act
+    act = worker.act
     active: list[int] = []
 
-    def noted(lanes: Any) -> None:
-        active.append(len(lanes))
-        act(lanes)
+    def noted(lanes: int) -> Any:
+        active.append(lanes)
+        return act(lanes)
 
-    monkeypatch.setattr(worker, "_act", noted)
+    monkeypatch.setattr(worker, "act", noted)
     assert len(list(worker.run(jobs))) == 21
     assert len(set(active)) > 1, "lanes end one after the other"
     speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)

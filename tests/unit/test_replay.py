@@ -14,7 +14,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import run_episodes, training_jobs
 from pipeline.evolution.replay import DrivenTrack, remember, replayed_tracks
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.rollouts.loop import RolloutJob, RolloutResult
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.run import run_stages
 from pipeline.stages import evolve
 from pipeline.stages.table import STAGES

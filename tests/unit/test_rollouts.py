@@ -18,7 +18,8 @@ from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, Step
 from pipeline.models.controller import ControllerShape
 from pipeline.models.weights import new_mdnrnn, new_vae, to_bytes
-from pipeline.rollouts.loop import RolloutJob, RolloutResult, RolloutWorker
+from pipeline.rollouts.jobs import RolloutJob, RolloutResult
+from pipeline.rollouts.loop import RolloutWorker
 from tests.counting import (
     ACTION_SIZE,
     CountingEnv,

@@ -25,7 +25,7 @@ from pipeline.evolution.pools import rollout_pool
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.metadata import to_metadata
 from pipeline.models.weights import new_vae, to_bytes
-from pipeline.rollouts.loop import RolloutJob
+from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
 from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae
