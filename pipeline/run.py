@@ -10,9 +10,10 @@ from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
+from pipeline.data.rounds import Round
 from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
-from pipeline.stages.table import GROWING, STAGES, Stage, stage_filling
+from pipeline.stages.table import Stage, stage_filling, stages_of
 from pipeline.storage import sealed
 from pipeline.storage.layout import begun_key, manifest_key
 from pipeline.storage.manifest import Manifest, read_manifest, read_records, seal, stale_inputs, supersede
@@ -22,7 +23,7 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
-RUN: Mapping[str, Callable[[RunConfig, Store, Executor], Mapping[str, Any]]] = {
+RUN: Mapping[str, Callable[[RunConfig, Store, Executor, Round], Mapping[str, Any]]] = {
     "collect": collect.run,
     "train-vae": train_vae.run,
     "encode": encode.run,
@@ -33,23 +34,35 @@ RUN: Mapping[str, Callable[[RunConfig, Store, Executor], Mapping[str, Any]]] = {
 }
 
 
-def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] = STAGES) -> None:
-    """Run the stages in order; skip complete stages and resume incomplete ones."""
-    for stage in stages:
-        upstream = _upstream_digests(store, stage)
-        if is_complete(config, store, stage, upstream):
-            logger.info("%s: complete, skipped", stage.name)
+def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] | None = None) -> None:
+    """Run stages in order, default: all of the run; skip complete stages and resume incomplete ones."""
+    for stage in stages_of(config) if stages is None else stages:
+        of_round = config.in_round(stage.round.number)
+        upstream = _upstream_digests(config, store, stage)
+        if is_complete(of_round, store, stage, upstream):
+            logger.info("%s: complete, skipped", stage.title)
             continue
-        _record_inputs(config, store, stage, upstream)
+        _record_inputs(of_round, store, stage, upstream)
         failpoint("stage-begun")
-        logger.info("%s: begins", stage.name)
-        with timed(store, stage.name):
-            info = RUN[stage.name](config, store, executor)
-        seconds = stage_seconds(store, stage.name)
+        logger.info("%s: begins", stage.title)
+        with timed(store, stage.label):
+            info = RUN[stage.name](of_round, store, executor, stage.round)
+        seconds = stage_seconds(store, stage.label)
         failpoint("stage-done")
-        _seal(config, store, stage, upstream, {**info, "seconds": seconds})
+        _seal(of_round, store, stage, upstream, {**info, "seconds": seconds})
         failpoint("stage-sealed")
-        logger.info("%s: complete in %.1f s", stage.name, seconds)
+        logger.info("%s: complete in %.1f s", stage.title, seconds)
+
+
+def stages_for(config: RunConfig, store: Store, command: str) -> list[Stage]:
+    """Stages to run for a command: all for ``run``, or one stage's, up to the first round in which it is incomplete."""
+    wanted: list[Stage] = []
+    for stage in stages_of(config):
+        if command in ("run", stage.name):
+            wanted.append(stage)
+            if command != "run" and read_manifest(store, stage.prefix) is None:
+                break
+    return wanted
 
 
 def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> bool:
@@ -76,19 +89,30 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     _check_upstream(store, stage, manifest.upstream, upstream)
     if manifest.grown == growable and manifest.upstream == upstream:
         return True
+    _check_may_grow(config, store, stage)
     supersede(store, stage.prefix, manifest)
     logger.info("%s: its limits or inputs have grown; resuming", stage.name)
     return False
 
 
-def _immutable_digests(upstream: Mapping[str, str]) -> dict[str, str]:
-    """Digests of the upstream stages that cannot grow, and so must never change."""
-    return {prefix: digest for prefix, digest in upstream.items() if prefix not in GROWING}
+def _check_may_grow(config: RunConfig, store: Store, stage: Stage) -> None:
+    """Raise ``ConfigError`` if a later round has begun from the stage's output."""
+    for other in stages_of(config):
+        if stage.prefix in other.reads and stage.prefix not in other.may_grow and store.exists(begun_key(other.prefix)):
+            raise ConfigError(
+                f"{store.locate(stage.prefix)} cannot grow any more: {store.locate(other.prefix)} was made from it. "
+                "Use the old limits; rounds.generations and rounds.count may grow."
+            )
+
+
+def _immutable_digests(stage: Stage, upstream: Mapping[str, str]) -> dict[str, str]:
+    """Digests of the upstream stages that must never change."""
+    return {prefix: digest for prefix, digest in upstream.items() if prefix not in stage.may_grow}
 
 
 def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Mapping[str, str]) -> None:
     """Raise ``StorageError`` if the stage's existing output was made from different inputs."""
-    changed = [prefix for prefix in _immutable_digests(new) if old.get(prefix) != new[prefix]]
+    changed = [prefix for prefix in _immutable_digests(stage, new) if old.get(prefix) != new[prefix]]
     if changed:
         raise StorageError(
             f"{stage.name}: the output in {store.locate(stage.prefix)} was made from a different "
@@ -101,7 +125,7 @@ def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Map
 def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
     """Record a stage's inputs before it writes any output; in later sessions, check that they are the same."""
     key = begun_key(stage.prefix)
-    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _immutable_digests(upstream)}
+    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _immutable_digests(stage, upstream)}
     if not store.exists(key):
         store.create(key, sealed.to_bytes(begun))
         return
@@ -122,7 +146,7 @@ def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapp
     _check_upstream(store, stage, upstream_before, upstream)
 
 
-def _upstream_digests(store: Store, stage: Stage) -> dict[str, str]:
+def _upstream_digests(config: RunConfig, store: Store, stage: Stage) -> dict[str, str]:
     """Digests of the manifests that a stage reads, by prefix.
 
     Raises:
@@ -132,9 +156,9 @@ def _upstream_digests(store: Store, stage: Stage) -> dict[str, str]:
     for prefix in stage.reads:
         manifest = read_manifest(store, prefix)
         if manifest is None:
-            first = next(other.name for other in STAGES if read_manifest(store, other.prefix) is None)
+            first = next(other.name for other in stages_of(config) if read_manifest(store, other.prefix) is None)
             raise StorageError(
-                f"{stage.name} reads the output of {stage_filling(prefix).name} in {store.locate(prefix)}, which is "
+                f"{stage.title} reads the output of {stage_filling(prefix).name} in {store.locate(prefix)}, which is "
                 f"not complete. Run `world-models {first}` first with the same arguments, or `world-models run` for "
                 "all stages."
             )

@@ -13,6 +13,7 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
+from pipeline.data.rounds import rounds_of
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import run_episodes, scored_jobs
 from pipeline.evolution.pools import rollout_pool
@@ -183,7 +184,8 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, from the run's evaluation."""
-    record = newest(require_manifest(store, EVALUATION).records, TEST_EPISODES)
+    evaluation = rounds_of(config)[-1].folder(EVALUATION)
+    record = newest(require_manifest(store, evaluation).records, TEST_EPISODES)
     returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:
         raise ConfigError(

@@ -15,6 +15,7 @@ from pipeline.base import seeding
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.config.schema import RunConfig
+from pipeline.data.rounds import FIRST, shard_episodes, shards_of
 from pipeline.envs.car_racing import CarRacing
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape
@@ -24,7 +25,7 @@ from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.rollouts.dreaming import DreamWorker, Starts
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.rollouts.policies import make_policy
-from pipeline.stages.collect import CollectWorker, ShardJob, num_shards, shard_episodes
+from pipeline.stages.collect import CollectWorker, ShardJob
 from pipeline.storage.local import LocalStore
 
 _CANDIDATES, _DREAMS_EACH, _DREAM_STEPS = 64, 16, 100
@@ -50,7 +51,7 @@ def bench_collect(seconds: float) -> Comparison:
 
         def work() -> int:
             # Like the other side's episodes, but on different tracks: otherwise it would find them created.
-            episodes = shard_episodes(config, num_shards(config) - 1 - next(shards))
+            episodes = shard_episodes(config, FIRST, shards_of(config, FIRST)[-1 - next(shards)])
             steps = 0
             for episode in episodes:
                 policy = make_policy(

@@ -18,13 +18,15 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.bench.s3_server import S3Server, server_program
 from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import LATENTS
 from pipeline.data.episodes import Episode
 from pipeline.data.frames import FRAME_SHAPE
+from pipeline.data.rounds import FIRST, shards_of
 from pipeline.data.shards import episodes_to_bytes, read_episodes
 from pipeline.envs.car_racing import CarRacing
 from pipeline.models import weights
 from pipeline.rollouts.policies import make_policy
-from pipeline.stages.collect import CollectWorker, ShardJob, num_shards
+from pipeline.stages.collect import CollectWorker, ShardJob
 from pipeline.stages.encode import EncodeJob, EncodeWorker
 from pipeline.stages.train_vae import HeldOut, VaeObjective, frame_stream
 from pipeline.storage.local import LocalStore
@@ -140,11 +142,11 @@ def _waits(store: Store) -> dict[str, float]:
     with num_threads(1):
         collect = CollectWorker(_RUN, store)
         began = time.perf_counter()
-        list(collect.run([ShardJob(shard) for shard in range(num_shards(_RUN))]))
+        list(collect.run([ShardJob(shard) for shard in shards_of(_RUN, FIRST)]))
         shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
 
         records = read_records(store, "rollouts")
-        encode = EncodeWorker(_RUN, store, weights.to_bytes(weights.new_vae(_RUN.agent)))
+        encode = EncodeWorker(_RUN, store, LATENTS, weights.to_bytes(weights.new_vae(_RUN.agent)))
         began = time.perf_counter()
         list(encode.run([EncodeJob(name, record) for name, record in records.items()]))
         shares["encode"] = encode.waiting.seconds / (time.perf_counter() - began)

@@ -6,22 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import EVOLUTION, MDNRNN, VAE, controllers_of, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import rounds_of, vae_round
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import newest, read_verified, require_manifest
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Results of a run.
+    """Results of a run, of its last round.
 
     Attributes:
         config: Config of the run.
@@ -43,18 +42,18 @@ class TrainedRun:
         Raises:
             ConfigError: The run has no evolution.
         """
-        latest = Checkpoints(store, EVOLUTION).latest()
+        config = saved_config(store)
+        at = rounds_of(config)[-1]
+        latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
         if latest is None:
             raise ConfigError(
                 f"{store.locate()} holds no evolution, but this bench measures the controllers of a run. Create a good "
                 "run with `world-models run laptop`, or a weak one with `make demo`, and pass it with --run-dir."
             )
-        controllers = newest(require_manifest(store, EVOLUTION).records, CONTROLLERS)
-        assert controllers is not None
         return cls(
-            config=saved_config(store),
-            vae_weights=vae_weights(store),
-            mdnrnn_weights=mdnrnn_weights(store),
+            config=config,
+            vae_weights=vae_weights(store, vae_round(config, at).folder(VAE)),
+            mdnrnn_weights=mdnrnn_weights(store, at.folder(MDNRNN)),
             search=EvolutionState.from_bytes(latest[1]).search,
-            controller=load(read_verified(store, controllers))["best"],
+            controller=controllers_of(store, at.folder(EVOLUTION))["best"],
         )

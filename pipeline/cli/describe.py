@@ -7,10 +7,11 @@ from typing import Any
 from tqdm import tqdm
 
 from pipeline.base.errors import SessionEnded
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, REPORT, ROLLOUTS
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
+from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
 from pipeline.evolution.state import read_progress
-from pipeline.stages.collect import num_shards
-from pipeline.stages.table import STAGES, Stage
+from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
@@ -28,23 +29,28 @@ def describe_run(store: Store) -> str:
     require_run(store)
     config = saved_config(store)
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
-    shards = num_shards(config)
-    for stage in STAGES:
+    at = FIRST
+    for stage in stages_of(config):
+        if stage.round > at:
+            at = stage.round
+            lines.append(f"round {at.number}")
         manifest = read_manifest(store, stage.prefix)
         if manifest is not None and stale_inputs(store, manifest):
             lines.append(f"  {stage.name:<13} out of date: its inputs have grown")
         elif manifest is not None:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
         else:
-            lines.append(f"  {stage.name:<13} {_unfinished(store, stage, shards)}")
-    state = _evolution(store)
+            lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
+    at, state = _evolution(config, store)
     if state is not None and state["history"]:
         last = state["history"][-1]
         seconds = state["seconds"] / last.generation
-        ended = read_manifest(store, EVOLUTION) is not None
-        left = max(0, config.evolve.generations - last.generation) * seconds
+        ended = read_manifest(store, at.folder(EVOLUTION)) is not None
+        generations = config.in_round(at.number).evolve.generations
+        left = max(0, generations - last.generation) * seconds
+        of_round = "" if at == FIRST else f"round {at.number}, "
         lines.append(
-            f"evolution: generation {last.generation} of {config.evolve.generations}, fitness {last.fitness_mean:.1f} "
+            f"evolution: {of_round}generation {last.generation} of {generations}, fitness {last.fitness_mean:.1f} "
             f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s/generation, "
             f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
         )
@@ -53,7 +59,7 @@ def describe_run(store: Store) -> str:
                 f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
                 f"{state['best_generation']}"
             )
-    checkpoint = _newest_checkpoint(store)
+    checkpoint = _newest_checkpoint(config, store)
     if checkpoint is not None:
         lines.append(f"last checkpoint: {checkpoint}")
     session = last_session(store)
@@ -62,16 +68,16 @@ def describe_run(store: Store) -> str:
     return "\n".join(lines)
 
 
-def _newest_checkpoint(store: Store) -> str | None:
+def _newest_checkpoint(config: RunConfig, store: Store) -> str | None:
     """Newest checkpoint of all stages, in words."""
-    checkpoints = {stage: Checkpoints(store, stage.prefix) for stage in STAGES}
-    ages = {stage: age for stage in STAGES if (age := checkpoints[stage].age_s()) is not None}
+    checkpoints = {stage: Checkpoints(store, stage.prefix) for stage in stages_of(config)}
+    ages = {stage: age for stage, found in checkpoints.items() if (age := found.age_s()) is not None}
     if not ages:
         return None
     # Of equal ages, which some stores give by the second, the later stage's.
     newest = min(reversed(ages), key=ages.__getitem__)
     unit = {"evolve": "generation", "evaluate": "episode"}.get(newest.name, "step")
-    return f"{newest.name}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
+    return f"{newest.title}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
 _SELECTED_BY = {"game": "on validation", "dream": "in dreams"}
@@ -103,12 +109,15 @@ def _ago(seconds: float) -> str:
     return f"{tqdm.format_interval(seconds)} ago"
 
 
-def _unfinished(store: Store, stage: Stage, shards: int) -> str:
+def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
     records = len(read_records(store, stage.prefix))
     steps = Checkpoints(store, stage.prefix).steps()
     if steps:
         return f"unfinished             checkpoint at {steps[-1]:,}"
-    if records and stage.prefix in (ROLLOUTS, LATENTS):
+    if records and stage.name in ("collect", "encode"):
+        at = stage.round
+        all_so_far = stage.name == "encode" and vae_round(config, at) == at
+        shards = sum(len(shards_of(config, each)) for each in (at.so_far if all_so_far else [at]))
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
 
@@ -139,17 +148,26 @@ def _facts(info: Any) -> str:
     return ", ".join(parts)
 
 
-def _evolution(store: Store) -> dict[str, Any] | None:
-    latest = Checkpoints(store, EVOLUTION).latest()
-    return read_progress(latest[1]) if latest else None
+def _evolution(config: RunConfig, store: Store) -> tuple[Round, dict[str, Any] | None]:
+    """The last round whose evolution has begun, and its state."""
+    for at in reversed(rounds_of(config)):
+        latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
+        if latest is not None:
+            return at, read_progress(latest[1])
+    return FIRST, None
 
 
 def summarize_scores(store: Store) -> str:
-    """Describe the scores of a complete run, and the location of its report."""
+    """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
-    evaluation = read_manifest(store, EVALUATION)
-    if evaluation is not None:
-        names = {"mean": "CMA mean", "best": f"best {_SELECTED_BY[saved_config(store).evolve.select]}"}
+    config = saved_config(store)
+    names = {"mean": "CMA mean", "best": f"best {_SELECTED_BY[config.evolve.select]}"}
+    for at in rounds_of(config):
+        evaluation = read_manifest(store, at.folder(EVALUATION))
+        if evaluation is None:
+            break
+        if config.rounds.count > 1:
+            lines.append(f"round {at.number}")
         for name, score in evaluation.info["controllers"].items():
             if score["episodes"] > 1:
                 lines.append(

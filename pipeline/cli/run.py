@@ -11,7 +11,7 @@ from pipeline.base.failpoints import failpoint
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, add_config, add_override, run_dir
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
-from pipeline.stages.table import STAGES, stage_named
+from pipeline.stages.table import STAGES
 from pipeline.storage.layout import CONFIG, SESSIONS, occupying_keys
 from pipeline.storage.saved_config import saved_config
 
@@ -93,7 +93,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     try:
         # The stages import torch: after the checks that do not need it.
         from pipeline.cli.describe import summarize_scores
-        from pipeline.run import run_stages
+        from pipeline.run import run_stages, stages_for
         from pipeline.training.hardware import check_devices
 
         check_devices(config, executor)
@@ -104,7 +104,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
             check_machine(store, exact=config.execution.exact, session=fenced.session)
             fenced.write(CONFIG, text.encode())
             failpoint("config-written")
-            run_stages(config, fenced, executor, STAGES if command == "run" else [stage_named(command)])
+            run_stages(config, fenced, executor, stages_for(config, fenced, command))
     finally:
         executor.close()
     if command in ("run", "report"):

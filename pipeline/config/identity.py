@@ -70,14 +70,22 @@ def check_same_run(old: RunConfig, new: RunConfig, where: str) -> None:
     Raises:
         ConfigError: The configs differ. The message lists the difference, key by key.
     """
-    lines = diff(flatten(old, "identity"), flatten(new, "identity"))
+
+    def keys(config: RunConfig, kind: Kind) -> dict[str, Any]:
+        found = flatten(config, kind)
+        if old.rounds.count > 1:
+            return found
+        # The keys of later rounds have decided nothing yet.
+        return {key: value for key, value in found.items() if key == "rounds.count" or not key.startswith("rounds.")}
+
+    lines = diff(keys(old, "identity"), keys(new, "identity"))
     if lines:
         raise ConfigError(
             f"{where} holds a run of another config. These keys decide its results and cannot change:\n"
             + "\n".join(lines)
             + "\nUse the old values, or choose another --run-dir."
         )
-    lines = shrunk(flatten(old, "growable"), flatten(new, "growable"))
+    lines = shrunk(keys(old, "growable"), keys(new, "growable"))
     if lines:
         raise ConfigError(
             f"{where} holds a run with larger limits. These keys may only grow:\n"

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.agent import AgentConfig, ControllerConfig, MdnRnnConfig, RolloutsConfig, VaeConfig
 from pipeline.config.consistency import check_consistency
 from pipeline.config.evolution import DreamConfig, EvolveConfig
+from pipeline.config.rounds import RoundsConfig
 from pipeline.config.section import Section, growable, runtime
 
 
@@ -217,6 +218,7 @@ class RunConfig(Section):
     rollouts: RolloutsConfig = RolloutsConfig()
     dream: DreamConfig = DreamConfig()
     evolve: EvolveConfig = EvolveConfig()
+    rounds: RoundsConfig = RoundsConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage: StorageConfig = StorageConfig()
@@ -230,6 +232,29 @@ class RunConfig(Section):
     def agent(self) -> AgentConfig:
         """Sections that describe the agent."""
         return AgentConfig(self.seed, self.vae, self.mdnrnn, self.controller, self.rollouts)
+
+    def in_round(self, number: int) -> RunConfig:
+        """Config of a round, the first being 1: in later ones, the keys of ``rounds`` replace those of the stages."""
+        if number == 1:
+            return self
+        rounds, evolve = self.rounds, self.evolve
+        training = {"epochs": rounds.mdnrnn_epochs, "learning_rate": rounds.mdnrnn_learning_rate}
+        search = {
+            "generations": rounds.generations,
+            "sigma": rounds.sigma,
+            "sigma_from": [],
+            "episodes": evolve.episodes_at(evolve.generations),
+            "episodes_from": [],
+        }
+        return self.model_copy(
+            update={
+                "vae": self.vae.model_copy(
+                    update={"epochs": max(1, rounds.vae_epochs), "learning_rate": rounds.vae_learning_rate}
+                ),
+                "mdnrnn": self.mdnrnn.model_copy(update=training),
+                "evolve": evolve.model_copy(update=search),
+            }
+        )
 
     @property
     def test_env(self) -> EnvConfig:

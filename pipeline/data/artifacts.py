@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.storage.manifest import read_verified, require_manifest
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from pipeline.storage.manifest import Record, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
 ROLLOUTS = "rollouts"
@@ -27,21 +31,43 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def vae_weights(store: Store) -> bytes:
-    """Verified weights of V as safetensors.
+def vae_weights(store: Store, folder: str = VAE) -> bytes:
+    """Verified weights of V as safetensors, from the folder of a round.
 
     Raises:
         StorageError: The stage is not complete.
         DamagedDataError: The weights are missing or changed.
     """
-    return read_verified(store, require_manifest(store, VAE).records[VAE_WEIGHTS])
+    return read_verified(store, require_manifest(store, folder).records[VAE_WEIGHTS])
 
 
-def mdnrnn_weights(store: Store) -> bytes:
-    """Verified weights of M as safetensors.
+def mdnrnn_weights(store: Store, folder: str = MDNRNN) -> bytes:
+    """Verified weights of M as safetensors, from the folder of a round.
 
     Raises:
         StorageError: The stage is not complete.
         DamagedDataError: The weights are missing or changed.
     """
-    return read_verified(store, require_manifest(store, MDNRNN).records[MDNRNN_WEIGHTS])
+    return read_verified(store, require_manifest(store, folder).records[MDNRNN_WEIGHTS])
+
+
+def controllers_record(store: Store, folder: str = EVOLUTION) -> Record:
+    """Record of the newest controllers of an evolution; errors as for ``controllers_of``."""
+    record = newest(require_manifest(store, folder).records, CONTROLLERS)
+    assert record is not None, "a sealed evolution has controllers"
+    return record
+
+
+def controllers_of(store: Store, folder: str = EVOLUTION) -> dict[str, NDArray[np.float32]]:
+    """Newest controllers of an evolution, from the folder of a round.
+
+    Returns:
+        ``mean`` and ``best``: parameters of the CMA mean and of the best on validation, (n,) float32; ``spread``:
+        standard deviations of the search distribution, (n,) float32.
+
+    Raises:
+        StorageError: The stage is not complete.
+        DamagedDataError: The controllers are missing or changed.
+    """
+    tensors: dict[str, NDArray[np.float32]] = load(read_verified(store, controllers_record(store, folder)))
+    return tensors

@@ -16,12 +16,23 @@ from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 
 
 def training_jobs(
-    config: RunConfig, generation: int, candidates: NDArray[np.float64], replayed: Sequence[int] = ()
+    config: RunConfig,
+    generation: int,
+    candidates: NDArray[np.float64],
+    replayed: Sequence[int] = (),
+    *seed_indices: int,
 ) -> list[RolloutJob]:
     """Create the jobs of a generation: the last episodes on the ``replayed`` tracks, the others on new tracks.
 
     With ``evolve.common_tracks``, track and noise seeds do not depend on the candidate: all candidates get the same
     tracks and the same noise (common random numbers), so fitness differences come from the controllers alone.
+
+    Args:
+        config: Config of the run.
+        generation: Number of the generation, the first being 1.
+        candidates: Parameters of the candidates, (population_size, n) float64.
+        replayed: Track seeds to run again.
+        *seed_indices: Further indices of the seeds, which keep rounds apart.
     """
     jobs = []
     max_steps = config.evolve.episode_steps or config.env.max_episode_steps
@@ -30,7 +41,9 @@ def training_jobs(
     first_replayed = config.evolve.episodes_at(generation) - len(replayed)
     for candidate, parameters in enumerate(candidates.astype(np.float32)):
         for episode in range(config.evolve.episodes_at(generation)):
-            indices = (generation, episode) if config.evolve.common_tracks else (generation, episode, candidate)
+            indices = (*seed_indices, generation, episode)
+            if not config.evolve.common_tracks:
+                indices = (*indices, candidate)
             jobs.append(
                 RolloutJob(
                     purpose="train",

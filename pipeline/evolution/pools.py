@@ -11,14 +11,15 @@ from pipeline.base import seeding
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.artifacts import LATENTS, MDNRNN, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import LATENTS, MDNRNN, VAE, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_round
 from pipeline.data.shards import read_latents
 from pipeline.envs.actions import Actions
 from pipeline.envs.registry import traits_of
 from pipeline.execution.protocol import Executor, Pool
 from pipeline.rollouts.dreaming import DreamWorker, Starts
 from pipeline.rollouts.loop import RolloutWorker
-from pipeline.storage.manifest import require_manifest
+from pipeline.storage.manifest import require_manifest, sealed_records
 from pipeline.storage.store import Store
 
 _STARTS_AN_EPISODE = 4  # with dream.start anywhere
@@ -117,16 +118,17 @@ class Crew:
         self._drivers, self._dreamers = drivers, dreamers
 
     @classmethod
-    def of_run(cls, config: RunConfig, store: Store, executor: Executor) -> Crew:
-        """Crew of a run, with the weights and the recorded frames that its store holds."""
-        v, m = vae_weights(store), mdnrnn_weights(store)
-        starts = read_starts(config, store) if config.evolve.environment == "dream" else None
+    def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Crew:
+        """Crew of a round, with the weights and the recorded frames that its store holds."""
+        v = vae_weights(store, vae_round(config, at).folder(VAE))
+        m = mdnrnn_weights(store, at.folder(MDNRNN))
+        starts = read_starts(config, store, at) if config.evolve.environment == "dream" else None
 
         def dreamers() -> AbstractContextManager[Pool]:
             assert starts is not None
             return dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
 
-        held_out = require_manifest(store, MDNRNN).info.get("held_out") or {}
+        held_out = require_manifest(store, at.folder(MDNRNN)).info.get("held_out") or {}
         recall = held_out.get("end_recall")
         trust = "M predicts an unknown share of the ends" if recall is None else f"M predicts {recall:.0%} of the ends"
         return cls(lambda: rollout_pool(executor, config.env, config.agent, v, m), dreamers, trust)
@@ -140,10 +142,11 @@ class Crew:
         return self.pool.get(self._dreamers)
 
 
-def read_starts(config: RunConfig, store: Store) -> Starts:
+def read_starts(config: RunConfig, store: Store, at: Round = FIRST) -> Starts:
     """Read the latents from which dreams begin: of all first frames, or of frames drawn from all episodes."""
     mu, logvar = [], []
-    for name, record in sorted(require_manifest(store, LATENTS).records.items()):
+    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config, at)))
+    for name, record in sorted(records.items()):
         rng = seeding.generator(config.seed, f"dream/starts/{name}")
         for episode in read_latents(store, record):
             rows = slice(0, 1) if config.dream.start == "first" else rng.integers(len(episode), size=_STARTS_AN_EPISODE)

@@ -41,13 +41,13 @@ class Search:
     """CMA-ES with an ask-and-tell interface that maximises fitness; only this class flips the sign for pycma.
 
     Args:
-        num_parameters: Number of parameters, n; the search starts at the zero vector.
+        start: Parameters at which the search starts, (n,) float64.
         sigma: Initial step size.
         population_size: Candidates per generation.
         seed: Seed of the search's random stream.
     """
 
-    def __init__(self, *, num_parameters: int, sigma: float, population_size: int, seed: int) -> None:
+    def __init__(self, start: NDArray[np.float64], *, sigma: float, population_size: int, seed: int) -> None:
         options = {
             "popsize": population_size,
             "randn": _Normal(seed),
@@ -57,7 +57,7 @@ class Search:
             "verb_log": 0,
             **_NO_TERMINATION,
         }
-        self._es = cma.CMAEvolutionStrategy(np.zeros(num_parameters), sigma, options)
+        self._es = cma.CMAEvolutionStrategy(start, sigma, options)
 
     def ask(self) -> NDArray[np.float64]:
         """Draw the next generation's candidates, (population_size, n) float64."""
@@ -90,6 +90,11 @@ class Search:
     def covariance(self) -> NDArray[np.float64]:
         """Covariance matrix C, (n, n) float64."""
         return np.array(self._es.sm.covariance_matrix)
+
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """Standard deviations of the search distribution, (n,) float64."""
+        return self.sigma * np.sqrt(np.diag(self.covariance))
 
     def to_bytes(self) -> bytes:
         """Pickle the whole state, including the random stream."""

@@ -14,6 +14,7 @@ from pipeline.base.formatting import binary_size, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import RunConfig
+from pipeline.data.rounds import episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
 from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
@@ -70,17 +71,34 @@ def num_workers(config: RunConfig) -> int:
 
 
 def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEstimate]:
-    """Estimate each stage roughly, with all episodes at their limit.
+    """Estimate each stage of each round roughly, with all episodes at their limit.
 
     Args:
         config: Config of the run.
         env_rate: Measured actions per second of the environment; None: the known rates of CarRacing.
     """
+    *rows, report = _estimate(config, config.collect.episodes, env_rate)
+    for at in rounds_of(config)[1:]:
+        # An agent collects as slowly as it is evaluated; V and M train on all episodes so far.
+        later = config.in_round(at.number)
+        collected = config.collect.model_copy(
+            update={"episodes": config.rounds.episodes, "policy": "random-controller"}
+        )
+        new = _estimate(later.model_copy(update={"collect": collected}), episodes_of(config, at).stop, env_rate)
+        for row in new[:-1]:
+            if row.stage != "train-vae" or config.rounds.vae_epochs:
+                rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
+    return [*rows, report]
+
+
+def _estimate(config: RunConfig, episodes_so_far: int, env_rate: float | None) -> list[StageEstimate]:
+    """Estimate the stages of a round, and the report."""
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
-    frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
+    new_frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
+    frames = episodes_so_far * episode_frames
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
@@ -99,7 +117,7 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
     parameters = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
-    windows = collect.episodes * -(-episode_frames // rnn.window)  # upper limit of a batch
+    windows = episodes_so_far * -(-episode_frames // rnn.window)  # upper limit of a batch
     rate = _CAR_RACING_STEPS_PER_S
     if env_rate is not None:
         rate = dict.fromkeys(rate, 1 / (1 / env_rate + 1 / _NETWORK_STEPS_PER_S))
@@ -111,7 +129,7 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
     stages = [
         StageEstimate(
             "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
-            frames / collect_rate / cores, frames * _FRAME_BYTES, {**of_workers, **of_shards},
+            new_frames / collect_rate / cores, new_frames * _FRAME_BYTES, {**of_workers, **of_shards},
         ),
         StageEstimate(
             "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
@@ -125,8 +143,8 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
             },
         ),
         StageEstimate(
-            "encode", f"{frames:,} frames",
-            frames / _ENCODED_FRAMES_PER_S / cores, frames * latent_bytes, {**of_workers, **of_shards},
+            "encode", f"{new_frames:,} frames",
+            new_frames / _ENCODED_FRAMES_PER_S / cores, new_frames * latent_bytes, {**of_workers, **of_shards},
         ),
         StageEstimate(
             "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",

@@ -15,8 +15,9 @@ from PIL import Image
 from pipeline.base import seeding
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS, ROLLOUTS, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import LATENTS, MDNRNN, ROLLOUTS, VAE, mdnrnn_weights, vae_weights
 from pipeline.data.episodes import LatentEpisode
+from pipeline.data.rounds import Round, rounds_of, vae_round
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
 from pipeline.models.dream import Dream
 from pipeline.models.torch_forward import TorchDreamStep
@@ -25,7 +26,7 @@ from pipeline.models.weights import load_mdnrnn, load_vae
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
-from pipeline.training.blocks import held_out_episodes
+from pipeline.training.held_out import held_out_of_round
 
 Frames = NDArray[np.uint8]
 
@@ -75,7 +76,7 @@ class DreamFilm:
 
 
 def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, DreamFilm | None]:
-    """Dream and film it, as a task for an executor.
+    """Dream and film it in the last round, as a task for an executor.
 
     Args:
         config: Config of the run.
@@ -88,20 +89,21 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         Film; None if every episode has fewer than two steps.
     """
     yield Update(0, 1)
-    collected = require_manifest(store, ROLLOUTS)
+    at = rounds_of(config)[-1]
+    collected = require_manifest(store, at.folder(ROLLOUTS))
     rollouts, actions_per_second = collected.records, collected.info["steps_per_second"] / config.env.action_repeat
-    chosen = _choose(config, rollouts)
+    chosen = _choose(config, at, rollouts)
     if chosen is None:
         return None
     name, episode_id, episode_return, unseen = chosen
-    latents_record = require_manifest(store, LATENTS).records[name]
+    latents_record = require_manifest(store, at.folder(LATENTS)).records[name]
     latents = next(item for item in read_latents(store, latents_record) if item.id == episode_id)
     real = next(item for item in read_episodes(store, rollouts[name]) if item.id == episode_id).frames
 
     warm_up = min(_WARM_UP_STEPS, max(1, len(latents) // 3))
     steps = min(len(latents), warm_up + _DREAM_STEPS)
-    z = np.concatenate([latents.mu[:warm_up], _dream(config, store, latents, warm_up, steps)])
-    decoded = _decode(config, store, z)
+    z = np.concatenate([latents.mu[:warm_up], _dream(config, store, at, latents, warm_up, steps)])
+    decoded = _decode(config, store, at, z)
     shown = [
         *_spread(0, warm_up, _COLUMNS_BEFORE),
         *_spread(warm_up, steps, _COLUMNS_AFTER),
@@ -122,7 +124,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
     )
 
 
-def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int, float, bool] | None:
+def _choose(config: RunConfig, at: Round, rollouts: Mapping[str, Record]) -> tuple[str, int, float, bool] | None:
     """Choose the episode with the highest return among those that M was not trained on, as the most eventful one.
 
     Returns:
@@ -138,9 +140,7 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
     unseen = {episode for record in rollouts.values() for episode in episode_steps(record)}
     if config.mdnrnn.init == "trained":
         # The same draw as in training.
-        unseen = set(
-            held_out_episodes(sorted(unseen), config.mdnrnn.validation_fraction, config.seed, "mdnrnn/held-out")
-        )
+        unseen = set(held_out_of_round(config, at, config.mdnrnn.validation_fraction, "mdnrnn/held-out"))
     candidates = sorted(unseen & episodes.keys()) or sorted(episodes)
     if not candidates:
         return None
@@ -149,9 +149,11 @@ def _choose(config: RunConfig, rollouts: Mapping[str, Record]) -> tuple[str, int
 
 
 @torch.inference_mode()
-def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int, steps: int) -> NDArray[np.float32]:
+def _dream(
+    config: RunConfig, store: Store, at: Round, latents: LatentEpisode, warm_up: int, steps: int
+) -> NDArray[np.float32]:
     """Dream z of the steps ``warm_up .. steps``, (N, Z) float32, from the latents before them and all actions."""
-    mdnrnn = load_mdnrnn(config.agent, latents.actions.shape[1], mdnrnn_weights(store))
+    mdnrnn = load_mdnrnn(config.agent, latents.actions.shape[1], mdnrnn_weights(store, at.folder(MDNRNN)))
     state = mdnrnn.eval().initial_state(1)
     if warm_up > 1:
         z, actions = (torch.from_numpy(array[None, : warm_up - 1]) for array in (latents.mu, latents.actions))
@@ -163,9 +165,9 @@ def _dream(config: RunConfig, store: Store, latents: LatentEpisode, warm_up: int
 
 
 @torch.inference_mode()
-def _decode(config: RunConfig, store: Store, z: NDArray[np.float32]) -> Frames:
+def _decode(config: RunConfig, store: Store, at: Round, z: NDArray[np.float32]) -> Frames:
     """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
-    vae = load_vae(config.agent, vae_weights(store)).eval()
+    vae = load_vae(config.agent, vae_weights(store, vae_round(config, at).folder(VAE))).eval()
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
     return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])

@@ -19,7 +19,6 @@ from pipeline.data.artifacts import (
     EVALUATION,
     EVOLUTION,
     HISTORY,
-    LATENTS,
     MDNRNN,
     MDNRNN_WEIGHTS,
     ROLLOUTS,
@@ -28,14 +27,14 @@ from pipeline.data.artifacts import (
     VAE,
     VAE_WEIGHTS,
 )
+from pipeline.data.rounds import FIRST, rounds_of, vae_round
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
+from pipeline.reporting.round_rows import RoundRow, all_manifests, folders_of, round_rows
 from pipeline.storage.layout import metrics_key
-from pipeline.storage.manifest import Manifest, Record, newest, read_verified, require_manifest
+from pipeline.storage.manifest import Manifest, Record, newest, read_verified
 from pipeline.storage.store import Store
 from pipeline.training.assessment import Assessment
-
-PREFIXES = (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)
 
 # Maximum points of a training curve: a long training logs tens of thousands, a figure shows a few hundred.
 MAX_CURVE_POINTS = 400
@@ -123,7 +122,7 @@ class FilmedDrive:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of a run.
+    """Results of a run; where there are several rounds, of the last one.
 
     Attributes:
         tag: Name of the evaluation: its generation and number of episodes.
@@ -133,6 +132,7 @@ class Findings:
         frames: Number of collected frames.
         mdnrnn_held_out: Quality of M on held-out episodes; None if it was not trained.
         engine, precision: Engine and resolved precision of V's encoder on the test tracks.
+        rounds: Rounds side by side; empty if there is only one.
         directory: Run directory for commands: its URL, or ``.`` for a folder, in which commands are to be run.
         files: Key in the store of each file of interest, by description.
         published: Published results on the run's environment; None if there are none.
@@ -157,6 +157,7 @@ class Findings:
     drive: FilmedDrive | None
     files: dict[str, str]
     stages: list[StageRow]
+    rounds: list[RoundRow]
     engine: str
     precision: str
     published: Published | None
@@ -228,7 +229,8 @@ def gather(config: RunConfig, store: Store) -> Findings:
         StorageError: A stage is not complete.
         DamagedDataError: Committed data is missing or changed.
     """
-    manifests = {prefix: require_manifest(store, prefix) for prefix in PREFIXES}
+    everything, last = all_manifests(config, store), rounds_of(config)[-1]
+    manifests = {name: everything[folder] for name, folder in folders_of(config, last).items()}
     evaluation = manifests[EVALUATION].records
     summary_record = newest(evaluation, SUMMARY)
     history_record = newest(manifests[EVOLUTION].records, HISTORY)
@@ -239,7 +241,10 @@ def gather(config: RunConfig, store: Store) -> Findings:
         )
     summary = json.loads(read_verified(store, summary_record))
     held_out = manifests[MDNRNN].info.get("held_out")
-    infos = [manifest.info for manifest in manifests.values()]
+    infos = [manifest.info for manifest in everything.values()]
+    vae = read_losses(store, vae_round(config, last).folder(VAE))
+    first_vae = vae if last == FIRST else read_losses(store, VAE)
+    best = min((row for row in first_vae.held_out), key=lambda row: row["loss"], default={})
     return Findings(
         name=config.name,
         environment=config.env.id,
@@ -251,15 +256,16 @@ def gather(config: RunConfig, store: Store) -> Findings:
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
         history=[Generation(**row) for row in json.loads(read_verified(store, history_record))],
-        baseline=_baseline(config, manifests[ROLLOUTS].records),
-        frames=sum(record.rows for record in manifests[ROLLOUTS].records.values()),
-        vae=read_losses(store, VAE),
-        mdnrnn=read_losses(store, MDNRNN),
+        baseline=_baseline(config, everything[ROLLOUTS].records),
+        frames=sum(r.rows for at in last.so_far for r in everything[at.folder(ROLLOUTS)].records.values()),
+        vae=vae,
+        mdnrnn=read_losses(store, last.folder(MDNRNN)),
         mdnrnn_init=config.mdnrnn.init,
         mdnrnn_held_out=Assessment(**held_out) if held_out is not None else None,
         drive=_drive(newest(evaluation, DRIVE, ".webm")),
         files=_files(manifests),
-        stages=[_stage(manifest) for manifest in manifests.values()],
+        stages=[_stage(folder, manifest) for folder, manifest in everything.items()],
+        rounds=round_rows(config, everything, best.get("reconstruction")),
         engine=manifests[EVALUATION].info.get("engine", "not recorded"),
         precision=manifests[EVALUATION].info.get("precision", "not recorded"),
         published=PUBLISHED.get(config.env.id),
@@ -310,10 +316,10 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     return {what: record.key for what, record in files.items() if record is not None}
 
 
-def _stage(manifest: Manifest) -> StageRow:
-    info = manifest.info
+def _stage(folder: str, manifest: Manifest) -> StageRow:
+    info, (of_round, _, _) = manifest.info, folder.rpartition("/")
     return StageRow(
-        name=manifest.stage,
+        name=f"{manifest.stage}, {of_round}" if of_round else manifest.stage,
         seconds=float(info["seconds"]),
         env_steps=info.get("env_steps"),
         size_bytes=sum(record.size_bytes for record in manifest.records.values()),

@@ -1,4 +1,4 @@
-"""Stage 1: run episodes with a random policy and write them to shards."""
+"""Stage 1: run episodes with a random policy, or with the last round's agent, and write them to shards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,34 @@ from pipeline.base import seeding
 from pipeline.base.errors import EpisodeError
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import ROLLOUTS, shard_name
+from pipeline.data.artifacts import (
+    EVOLUTION,
+    MDNRNN,
+    ROLLOUTS,
+    VAE,
+    controllers_of,
+    mdnrnn_weights,
+    shard_name,
+    vae_weights,
+)
+from pipeline.data.rounds import FIRST, Round, episodes_of, shard_episodes, shards_of, vae_round
 from pipeline.data.shards import episodes_to_bytes
 from pipeline.data.streaming import StorageWait, commit_behind
 from pipeline.envs.registry import make_environment, traits_of
 from pipeline.execution.protocol import Executor
 from pipeline.execution.watching import watched
-from pipeline.rollouts.policies import make_policy
+from pipeline.models.controller import ControllerShape
+from pipeline.rollouts.policies import ControllerPolicy, EvolvedAgent, Policy, make_policy
 from pipeline.rollouts.recording import record_episode
-from pipeline.storage.manifest import Record, commit, read_records, require_records
+from pipeline.storage.manifest import (
+    Record,
+    commit,
+    read_records,
+    require_records,
+)
 from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 
-PREFIX = ROLLOUTS
 SHARDS_AT_ONCE = 2  # per worker: one is recorded while the previous one is committed
 
 
@@ -50,16 +65,21 @@ class CollectWorker:
     Args:
         config: Config of the run.
         store: Store to commit shards to.
+        at: Round that collects.
+        collector: Agent that collects; None for the policy of the config.
 
     Attributes:
         waiting: Time spent waiting for storage, in seconds.
     """
 
-    def __init__(self, config: RunConfig, store: Store) -> None:
+    def __init__(
+        self, config: RunConfig, store: Store, at: Round = FIRST, collector: EvolvedAgent | None = None
+    ) -> None:
         self.waiting = StorageWait()
-        self._config = config
-        self._store = store
+        self._config, self._store, self._round = config, store, at
         self._env = make_environment(config.env)
+        self._collector = collector
+        self._networks = None if collector is None else collector.networks(config.agent, self._env.actions.size)
         if config.collect.policy == "random-controller":
             importlib.import_module("torch")  # first, because a call's thread count only reaches imported libraries
 
@@ -71,13 +91,8 @@ class CollectWorker:
         """Record a shard's episodes; returns a function that commits it."""
         config = self._config
         episodes = []
-        for episode_id in shard_episodes(config, shard):
-            policy = make_policy(
-                config.collect,
-                config.agent,
-                self._env,
-                seeding.generator(config.seed, "collect/policy", episode_id),
-            )
+        for episode_id in shard_episodes(config, self._round, shard):
+            policy = self._policy(episode_id)
             try:
                 episode = record_episode(
                     self._env,
@@ -98,12 +113,28 @@ class CollectWorker:
         return partial(
             commit,
             self._store,
-            PREFIX,
+            self._round.folder(ROLLOUTS),
             shard_name(shard),
             episodes_to_bytes(episodes),
             rows=sum(len(episode) for episode in episodes),
             episodes=[[episode.id, len(episode)] for episode in episodes],
             returns=returns,
+        )
+
+    def _policy(self, episode_id: int) -> Policy:
+        config, env = self._config, self._env
+        rng = seeding.generator(config.seed, "collect/policy", episode_id)
+        if self._collector is None or self._networks is None:
+            return make_policy(config.collect, config.agent, env, rng)
+        return ControllerPolicy(
+            env,
+            self._networks,
+            ControllerShape.of_agent(config.agent, env.actions.size),
+            self._collector.candidate(episode_id, rng),
+            rng,
+            sample=config.controller.z == "sample",
+            bursts=config.rounds.bursts,
+            burst_actions=config.rounds.burst_actions,
         )
 
 
@@ -113,31 +144,23 @@ def _start(config: RunConfig, episode_id: int) -> np.random.Generator | None:
     return rng if rng.random() < config.collect.exploring_starts else None
 
 
-def num_shards(config: RunConfig) -> int:
-    """Number of shards of the data set."""
-    return -(-config.collect.episodes // config.collect.episodes_per_shard)
-
-
-def shard_episodes(config: RunConfig, shard: int) -> range:
-    """Episode ids of a shard; they do not depend on the worker that records it."""
-    first = shard * config.collect.episodes_per_shard
-    return range(first, min(first + config.collect.episodes_per_shard, config.collect.episodes))
-
-
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Collect the shards that are not committed yet."""
-    present = read_records(store, PREFIX)
-    missing = [ShardJob(i) for i in range(num_shards(config)) if shard_name(i) not in present]
+    prefix = at.folder(ROLLOUTS)
+    present = read_records(store, prefix)
+    missing = [ShardJob(shard) for shard in shards_of(config, at) if shard_name(shard) not in present]
     repeat = config.env.action_repeat
     restored = steps = repeat * sum(record.rows for record in present.values())
     done = sum(len(record.info["episodes"]) for record in present.values())
-    total = config.collect.episodes
+    total = len(episodes_of(config, at))
     rows = _metrics_rows(present.values(), repeat)
-    with watched(executor, "collect", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "collect", "episode") as show, MetricsLog(store, prefix, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
         if missing:
-            with executor.pool(CollectWorker, config, store, jobs_at_once=SHARDS_AT_ONCE) as pool:
+            with executor.pool(
+                CollectWorker, config, store, at, _collector(config, store, at), jobs_at_once=SHARDS_AT_ONCE
+            ) as pool:
                 for _, record in pool.map(missing):
                     episodes = len(record.info["episodes"])
                     done += episodes
@@ -146,12 +169,26 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
                     metrics.log(done, _metrics(steps, record))
                     new: Metrics = {"episodes": episodes, "env_steps": env_steps}
                     show(Update(done, total, {"steps": f"{steps:,}"}, restored=before, metrics=new))
-    require_records(store, PREFIX, [shard_name(shard) for shard in range(num_shards(config))])
+    require_records(store, prefix, [shard_name(shard) for shard in shards_of(config, at)])
     return {
         "env_steps": steps,
         "env_steps_this_session": steps - restored,
         "steps_per_second": traits_of(config.env).steps_per_second,  # read by the report, which needs no environment
     }
+
+
+def _collector(config: RunConfig, store: Store, at: Round) -> EvolvedAgent | None:
+    """The agent of the round before; None in the first round."""
+    before = at.previous
+    if before is None:
+        return None
+    tensors = controllers_of(store, before.folder(EVOLUTION))
+    return EvolvedAgent(
+        vae_weights(store, vae_round(config, before).folder(VAE)),
+        mdnrnn_weights(store, before.folder(MDNRNN)),
+        tensors["mean"],
+        tensors["spread"],
+    )
 
 
 def _metrics(env_steps: int, record: Record) -> dict[str, float]:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline.base.progress import Update
+from pipeline.base.progress import Progress, Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS, ROLLOUTS, vae_weights
+from pipeline.data.artifacts import LATENTS, ROLLOUTS, VAE, vae_weights
 from pipeline.data.episodes import LatentEpisode
-from pipeline.data.shards import episodes_in, latents_to_bytes
+from pipeline.data.rounds import FIRST, Round, vae_round
+from pipeline.data.shards import episodes_in, latents_to_bytes, read_frames
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
-from pipeline.execution.protocol import Executor
+from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
-from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records
+from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records, sealed_records
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
+from pipeline.training.held_out import held_out_of_round
 
-PREFIX = LATENTS
 SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
 
 
@@ -45,16 +46,17 @@ class EncodeWorker:
     Args:
         config: Config of the run.
         store: Store to read frames from and commit latents to.
+        folder: Folder of the latents.
         vae_weights: Weights of V as safetensors bytes.
 
     Attributes:
         waiting: Time spent waiting for storage, in seconds.
     """
 
-    def __init__(self, config: RunConfig, store: Store, vae_weights: bytes) -> None:
+    def __init__(self, config: RunConfig, store: Store, folder: str, vae_weights: bytes) -> None:
         self.waiting = StorageWait()
         self._encoder = make_encoder(config.agent, vae_weights, config.encode.batch_size)
-        self._store = store
+        self._store, self._folder = store, folder
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
         """Encode and commit the shards, yielding (job id, record) for each."""
@@ -81,7 +83,7 @@ class EncodeWorker:
         return partial(
             commit,
             self._store,
-            PREFIX,
+            self._folder,
             record.name,
             latents_to_bytes(latents),
             rows=record.rows,
@@ -89,21 +91,56 @@ class EncodeWorker:
         )
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
-    """Encode the shards that are not committed yet."""
-    frames = require_manifest(store, ROLLOUTS).records
-    present = read_records(store, PREFIX)
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
+    """Encode the shards that are not committed yet: a new V all shards so far, an old one only those of this round."""
+    v, folder = vae_round(config, at), at.folder(LATENTS)
+    collected = at.so_far if v == at else [at]
+    frames = sealed_records(store, (each.folder(ROLLOUTS) for each in collected))
+    present = read_records(store, folder)
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
     rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
-    with watched(executor, "encode", "frame") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "encode", "frame") as show, MetricsLog(store, folder, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
-            with executor.pool(EncodeWorker, config, store, vae_weights(store), jobs_at_once=SHARDS_AT_ONCE) as pool:
+            with executor.pool(
+                EncodeWorker, config, store, folder, vae_weights(store, v.folder(VAE)), jobs_at_once=SHARDS_AT_ONCE
+            ) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored, metrics={"encoded_frames": record.rows}))
-    require_records(store, PREFIX, frames.keys())
-    return {"frames": total, **resolved(config)}
+    require_records(store, folder, frames.keys())
+    info = {"frames": total, **resolved(config)}
+    if at != FIRST:  # V's training measures it on the games of the first round
+        with Progress("V on the agent's own games", "frame") as shown:
+            info["reconstruction"] = executor.run(
+                reconstruction_error, config, store, at, resources=Resources(config.vae.threads), on_update=shown
+            )
+    return info
+
+
+def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generator[Update, None, float]:
+    """Squared error of V's reconstructions of a round's held-out frames, summed over a frame; a task."""
+    # torch is imported here, not at the top: workers that encode do not need it.
+    import torch
+
+    from pipeline.models.vae import frames_to_input
+    from pipeline.models.weights import load_vae
+
+    vae = load_vae(config.agent, vae_weights(store, vae_round(config, at).folder(VAE))).eval()
+    held_out = held_out_of_round(config, at, config.vae.validation_fraction, "vae/held-out")
+    records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
+    size, total, count = config.vae.batch_size, 0.0, 0
+    with torch.inference_mode():
+        for frames in read_frames(store, records, set(held_out)):
+            for start in range(0, len(frames), size):
+                batch = frames_to_input(frames[start : start + size])
+                mu, _ = vae.encode(batch)
+                total += float((vae.decode(mu) - batch).square().sum())
+                count += len(batch)
+            yield Update(count, config.vae.max_validation_frames)
+            if count >= config.vae.max_validation_frames:
+                break
+    return total / count

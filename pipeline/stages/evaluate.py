@@ -14,21 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import load
 
 from pipeline.base import seeding
 from pipeline.base.progress import Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import (
-    CONTROLLERS,
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    MDNRNN,
     SUMMARY,
     TEST_EPISODES,
+    VAE,
+    controllers_of,
+    controllers_record,
     mdnrnn_weights,
     vae_weights,
 )
+from pipeline.data.rounds import FIRST, Round, vae_round
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
@@ -39,13 +42,11 @@ from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.manifest import Manifest, commit, newest, read_records, read_verified, require_manifest
+from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-PREFIX = EVALUATION
 
 _SAVE_EVERY_S = 30.0
 _BOOTSTRAP_SAMPLES = 10_000
@@ -60,13 +61,14 @@ _ROWS_DESCRIPTION = {
 EpisodeRow = dict[str, Any]
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Run the test episodes that are not done yet, film one drive, and commit the summary."""
-    v, m = vae_weights(store), mdnrnn_weights(store)
-    evolution = require_manifest(store, EVOLUTION)
-    controllers, generation = _controllers(config, store, evolution)
+    prefix = at.folder(EVALUATION)
+    v = vae_weights(store, vae_round(config, at).folder(VAE))
+    m = mdnrnn_weights(store, at.folder(MDNRNN))
+    controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    episode_rows, retries = _run_test_episodes(config, store, executor, jobs, v, m)
+    episode_rows, retries = _run_test_episodes(config, store, prefix, executor, jobs, v, m)
     tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
     rows = [{"evaluation": tag, "generation": generation, **row} for row in episode_rows]
 
@@ -76,12 +78,12 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     }
     # Not the one that is better on the test tracks: nothing is selected on them.
     shown = "best" if "best" in controllers else "mean"
-    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, PREFIX).keys()
+    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, prefix).keys()
     if names:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
-        _film(config, store, executor, names, shown, job, v, m)
-    commit(store, PREFIX, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, PREFIX, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
+        _film(config, store, prefix, executor, names, shown, job, v, m)
+    commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
+    commit(store, prefix, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config)}
 
@@ -89,6 +91,7 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
 def _film(
     config: RunConfig,
     store: Store,
+    prefix: str,
     executor: Executor,
     names: Collection[str],
     controller: str,
@@ -109,20 +112,18 @@ def _film(
         )
     for name in sorted(names):
         data = made.gif if name.endswith(".gif") else made.video
-        commit(store, PREFIX, name, data, folder="files", controller=controller, **made.info)
+        commit(store, prefix, name, data, folder="files", controller=controller, **made.info)
 
 
-def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[dict[str, NDArray[np.float32]], int]:
+def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Load the newest controllers, by name, and their generation.
 
     If both are wanted and ``best`` equals the mean, only the mean is returned: equal parameters have equal scores. If
     no generation was validated, there is no best controller and the mean is returned instead.
     """
-    record = newest(evolution.records, CONTROLLERS)
-    assert record is not None
-    tensors = load(read_verified(store, record))
+    tensors, info = controllers_of(store, evolution), controllers_record(store, evolution).info
     wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]
-    if record.info["best_generation"] is None:
+    if info["best_generation"] is None:
         if "best" in wanted:
             logger.info(
                 "no generation was validated (evolve.validate_every is %d): evaluating the last CMA mean",
@@ -131,7 +132,7 @@ def _controllers(config: RunConfig, store: Store, evolution: Manifest) -> tuple[
         wanted = ["mean"]
     elif len(wanted) == 2 and np.array_equal(tensors["mean"], tensors["best"]):
         wanted = ["mean"]
-    return {name: tensors[name] for name in wanted}, int(record.info["generation"])
+    return {name: tensors[name] for name in wanted}, int(info["generation"])
 
 
 def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:
@@ -160,6 +161,7 @@ def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[f
 def _run_test_episodes(
     config: RunConfig,
     store: Store,
+    prefix: str,
     executor: Executor,
     jobs: Mapping[str, Sequence[RolloutJob]],
     vae_weights: bytes,
@@ -170,7 +172,7 @@ def _run_test_episodes(
     Returns:
         Rows of all jobs, in the order of controllers and tracks, and the number of retries.
     """
-    checkpoints = Checkpoints(store, PREFIX)
+    checkpoints = Checkpoints(store, prefix)
     latest = checkpoints.latest()
     done: dict[tuple[int, int], RolloutResult] = {}
     if latest is not None:
@@ -200,7 +202,7 @@ def _run_test_episodes(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with watched(executor, "evaluate", "episode") as show, MetricsLog(store, PREFIX, rows) as metrics:
+    with watched(executor, "evaluate", "episode") as show, MetricsLog(store, prefix, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:

@@ -19,7 +19,8 @@ from pipeline.base.failpoints import failpoint
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY
+from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, controllers_of
+from pipeline.data.rounds import FIRST, Round
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import (
     candidate_fitness,
@@ -46,28 +47,27 @@ from pipeline.storage.manifest import commit
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
 
-PREFIX = EVOLUTION
-
 _MAX_LISTED = 10  # episodes listed in a warning
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Evolve from the newest checkpoint until a limit of the config is reached."""
+    prefix = at.folder(EVOLUTION)
     description = describe_controller(config)
-    checkpoints = Checkpoints(store, PREFIX, keep=config.evolve.keep_checkpoints)
-    state = _restore(checkpoints) or _new_state(config)
+    checkpoints = Checkpoints(store, prefix, keep=config.evolve.keep_checkpoints)
+    state = _restore(checkpoints) or _new_state(config, store, at)
     before = state.env_steps
     retries = workers = 0
-    with MetricsLog(store, PREFIX, [_metrics_row(row) for row in state.history]) as metrics:
+    with MetricsLog(store, prefix, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
-            crew = Crew.of_run(config, store, executor)
+            crew = Crew.of_run(config, store, executor, at)
             with num_threads(1), crew.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
-                _evolve(config, state, crew, checkpoints, metrics, executor)
+                _evolve(config, state, crew, checkpoints, metrics, executor, at)
                 retries = crew.pool.retries
             workers = crew.pool.num_workers
-    _commit(store, state, description)
+    _commit(store, prefix, state, description)
     return {
         "env_steps": state.env_steps,
         "env_steps_this_session": state.env_steps - before,
@@ -82,14 +82,18 @@ def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any
     }
 
 
-def _new_state(config: RunConfig) -> EvolutionState:
+def _new_state(config: RunConfig, store: Store, at: Round) -> EvolutionState:
+    """A search from the zero vector, or in a later round from the last mean of the round before."""
     action_size = traits_of(config.env).actions.size
+    start = np.zeros(ControllerShape.of_agent(config.agent, action_size).num_parameters)
+    if at.previous is not None:
+        start = controllers_of(store, at.previous.folder(EVOLUTION))["mean"].astype(np.float64)
     return EvolutionState(
         Search(
-            num_parameters=ControllerShape.of_agent(config.agent, action_size).num_parameters,
+            start,
             sigma=config.evolve.sigma,
             population_size=config.evolve.population_size,
-            seed=seeding.derive(config.seed, "evolve/cma"),
+            seed=seeding.derive(config.seed, "evolve/cma", *at.seed_indices()),
         )
     )
 
@@ -118,6 +122,7 @@ def _evolve(
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     executor: Executor,
+    at: Round,
 ) -> None:
     session_began = time.monotonic()
     total = _episodes_until(config, config.evolve.generations)
@@ -135,7 +140,7 @@ def _evolve(
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
             retries = crew.pool.retries
-            row = _next_generation(config, state, crew, tick, lengths)
+            row = _next_generation(config, state, crew, tick, lengths, at)
             if crew.pool.retries > retries:
                 logger.warning("generation %d: episodes retried: %d", row.generation, crew.pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
@@ -171,6 +176,7 @@ def _next_generation(
     crew: Crew,
     on_episode: Callable[[RolloutResult], None],
     lengths: dict[int, int],
+    at: Round,
 ) -> Generation:
     """Run one generation: ask, run the episodes, tell, and validate if due. Appends a row to the history.
 
@@ -180,6 +186,7 @@ def _next_generation(
         crew: Workers to run the episodes and dreams on.
         on_episode: Callback for the result of each episode.
         lengths: Steps of the most recent validation episode by track; updated in place.
+        at: Round of the evolution.
 
     Returns:
         New row of the history.
@@ -192,7 +199,8 @@ def _next_generation(
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
-    jobs = training_jobs(config, generation, candidates, replayed_tracks(config, generation, state.driven))
+    replayed = replayed_tracks(config, generation, state.driven)
+    jobs = training_jobs(config, generation, candidates, replayed, *at.seed_indices())
     pool = crew.dreamers() if dreaming else crew.drivers()
     results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
@@ -306,16 +314,23 @@ def _metrics_of(row: Generation) -> Metrics:
     return metrics if row.validation_mean is None else {**metrics, "validation_mean": row.validation_mean}
 
 
-def _commit(store: Store, state: EvolutionState, description: Description) -> None:
-    """Commit the history and the two controllers to evaluate. An evolution may grow, so names have the generation."""
+def _commit(store: Store, prefix: str, state: EvolutionState, description: Description) -> None:
+    """Commit the history, the two controllers to evaluate, and the spread of the search.
+
+    An evolution may grow, so names have the generation.
+    """
     mean = state.search.mean
     best = state.best if state.best is not None else mean
     commit(
         store,
-        PREFIX,
+        prefix,
         f"{CONTROLLERS}{state.generation:06d}.safetensors",
         save(
-            {"mean": mean.astype(np.float32), "best": best.astype(np.float32)},
+            {
+                "mean": mean.astype(np.float32),
+                "best": best.astype(np.float32),
+                "spread": state.search.spread.astype(np.float32),
+            },
             to_metadata(description),
         ),
         generation=state.generation,
@@ -323,4 +338,4 @@ def _commit(store: Store, state: EvolutionState, description: Description) -> No
         best_validation=state.best_validation,
     )
     history = json.dumps([asdict(row) for row in state.history], indent=1).encode()
-    commit(store, PREFIX, f"{HISTORY}{state.generation:06d}.json", history, rows=state.generation)
+    commit(store, prefix, f"{HISTORY}{state.generation:06d}.json", history, rows=state.generation)

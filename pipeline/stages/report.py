@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.base.progress import Progress
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT, VAE
+from pipeline.data.rounds import FIRST, Round, rounds_of, vae_round
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
@@ -21,15 +22,17 @@ from pipeline.storage.store import Store
 PREFIX = REPORT
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder."""
     from pipeline.reporting.page import make_page  # imports matplotlib, which only a report needs
 
     findings = gather(config, store)
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
-    drive = _picture(store, EVALUATION, DRIVE, ".webm")
-    page = make_page(config, findings, film, drive, _picture(store, VAE, RECONSTRUCTIONS))
+    last = rounds_of(config)[-1]
+    drive = _picture(store, last.folder(EVALUATION), DRIVE, ".webm")
+    reconstructions = _picture(store, vae_round(config, last).folder(VAE), RECONSTRUCTIONS)
+    page = make_page(config, findings, film, drive, reconstructions)
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
     ).encode()

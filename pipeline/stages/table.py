@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.config.identity import flatten
+from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, REPORT, ROLLOUTS, VAE
+from pipeline.data.rounds import FIRST, Round, latents_rounds, rounds_of, vae_round
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Stage:
         reads: Prefixes of the stages whose output it reads.
         keys: Config sections or keys that its output depends on.
         help: One-line description for ``--help``.
+        may_grow: Prefixes, of those that it reads, that may grow after it was complete: it is then resumed.
+        round: Round that it belongs to.
     """
 
     name: str
@@ -27,58 +32,79 @@ class Stage:
     reads: tuple[str, ...]
     keys: tuple[str, ...]
     help: str
+    may_grow: tuple[str, ...] = ()
+    round: Round = FIRST
+
+    @property
+    def label(self) -> str:
+        """Name in keys of the store, unique within a run."""
+        return self.round.folder(self.name).replace("/", "-")
+
+    @property
+    def title(self) -> str:
+        """Name for messages, with the number of a later round."""
+        return self.name if self.round == FIRST else f"round {self.round.number}, {self.name}"
 
 
-STAGES = (
-    Stage(
-        "collect",
-        ROLLOUTS,
-        (),
-        # The sizes of V, M and C: random controllers use them.
-        ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller"),
-        "1: run episodes with a random policy and write them to shards",
-    ),
-    Stage("train-vae", VAE, (ROLLOUTS,), ("seed", "vae"), "2: train the VAE (V) on the frames"),
-    Stage(
-        "encode",
-        LATENTS,
-        (ROLLOUTS, VAE),
-        ("encode", "rollouts.engine", "rollouts.precision"),
-        "3: encode the frames to latents",
-    ),
-    Stage("train-mdnrnn", MDNRNN, (LATENTS,), ("seed", "mdnrnn"), "4: train the MDN-RNN (M) on latents and actions"),
-    Stage(
-        "evolve",
-        EVOLUTION,
-        (VAE, LATENTS, MDNRNN),
-        ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve", "dream"),
-        "5: evolve the controller (C) by CMA-ES",
-    ),
-    Stage(
-        "evaluate",
-        EVALUATION,
-        (VAE, MDNRNN, EVOLUTION),
-        ("seed", "env", "tracks.test", "rollouts", "evaluate"),
-        "6: evaluate the controllers on the test tracks",
-    ),
-    Stage(
-        "report",
-        REPORT,
-        (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION),
-        (),
-        "7: make a page with the results",
-    ),
-)
-
-# Stages that may grow after they were complete: more generations, more test episodes.
-GROWING = (EVOLUTION, EVALUATION)
+def stages_of(config: RunConfig) -> list[Stage]:
+    """All stages of a run, in order: those of each round, then the report."""
+    of_rounds = [stage for at in rounds_of(config) for stage in _round(config, at)]
+    reads = tuple(stage.prefix for stage in of_rounds)
+    return [*of_rounds, Stage("report", REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
 
 
-def stage_named(name: str) -> Stage:
-    """Look up a stage by its command-line name."""
-    return next(stage for stage in STAGES if stage.name == name)
+# A round's own limits are those of its stages: how many rounds there are concerns none of them.
+_ROUND_KEYS = tuple(flatten(RunConfig(), "identity", ("rounds",)))
+
+
+def _round(config: RunConfig, at: Round) -> list[Stage]:
+    """The stages of a round."""
+    before, v = at.previous, vae_round(config, at).folder(VAE)
+    rollouts = tuple(each.folder(ROLLOUTS) for each in at.so_far)
+    latents = tuple(each.folder(LATENTS) for each in latents_rounds(config, at))
+    agent_before: tuple[str, ...] = ()
+    if before is not None:
+        agent_before = (vae_round(config, before).folder(VAE), before.folder(MDNRNN), before.folder(EVOLUTION))
+    encoded = rollouts if v == at.folder(VAE) else rollouts[-1:]
+
+    def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
+        grows = (at.folder(EVOLUTION),) if name == "evaluate" else ()
+        return Stage(name, at.folder(folder), reads, keys if at == FIRST else (*keys, *_ROUND_KEYS), text, grows, at)
+
+    stages = [
+        stage(
+            "collect", ROLLOUTS, agent_before,
+            # The sizes of V, M and C: random controllers use them.
+            ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller"),
+            "1: run episodes with a random policy and write them to shards",
+        ),
+        stage("train-vae", VAE, (*rollouts, *agent_before[:1]), ("seed", "vae"), "2: train the VAE (V) on the frames"),
+        stage(
+            "encode", LATENTS, (*encoded, v), ("encode", "rollouts.engine", "rollouts.precision"),
+            "3: encode the frames to latents",
+        ),
+        stage(
+            "train-mdnrnn", MDNRNN, (*latents, *agent_before[1:2]), ("seed", "mdnrnn"),
+            "4: train the MDN-RNN (M) on latents and actions",
+        ),
+        stage(
+            "evolve", EVOLUTION, (v, *latents, at.folder(MDNRNN), *agent_before[2:]),
+            ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve", "dream"),
+            "5: evolve the controller (C) by CMA-ES",
+        ),
+        stage(
+            "evaluate", EVALUATION, (v, at.folder(MDNRNN), at.folder(EVOLUTION)),
+            ("seed", "env", "tracks.test", "rollouts", "evaluate"),
+            "6: evaluate the controllers on the test tracks",
+        ),
+    ]  # fmt: skip
+    return [each for each in stages if each.name != "train-vae" or v == at.folder(VAE)]
+
+
+# The stages of a run with one round.
+STAGES = tuple(stages_of(RunConfig()))
 
 
 def stage_filling(prefix: str) -> Stage:
-    """Look up the stage that writes a prefix."""
-    return next(stage for stage in STAGES if stage.prefix == prefix)
+    """Look up the stage that writes a prefix, without its round."""
+    return next(stage for stage in STAGES if stage.prefix == prefix.rpartition("/")[2])

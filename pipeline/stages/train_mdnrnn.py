@@ -13,8 +13,9 @@ from torch.nn import functional
 from pipeline.base import seeding
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS
+from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS, mdnrnn_weights
 from pipeline.data.episodes import LatentEpisode
+from pipeline.data.rounds import FIRST, Round, latents_rounds
 from pipeline.data.shards import episode_steps, read_latents, with_any
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
@@ -22,15 +23,14 @@ from pipeline.models import weights
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
 from pipeline.stages.description import describe_mdnrnn
-from pipeline.storage.manifest import Record, commit, require_manifest
+from pipeline.storage.manifest import Record, commit, sealed_records
 from pipeline.storage.store import Store
 from pipeline.training.assessment import assess
-from pipeline.training.blocks import BlockStream, held_out_episodes
+from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.held_out import held_out_of_round, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 from pipeline.training.windows import WindowBlock, Windows, num_windows
-
-PREFIX = MDNRNN
 
 
 class MdnRnnObjective:
@@ -40,16 +40,23 @@ class MdnRnnObjective:
         config: Config of the run.
         action_size: Length of an action, A.
         held_out: Held-out windows.
+        before: Weights of M as safetensors bytes to train on from; None for initial weights.
     """
 
-    def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock) -> None:
+    def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock, before: bytes | None = None) -> None:
         self._config = config.mdnrnn
         self._seed = config.seed
         self._held_out = held_out
         self.device = resolve_device(config.mdnrnn.device)
         self.precision = resolve_precision(config.mdnrnn.precision, self.device)
         check_lstm(self.precision, self.device)
-        self.module = weights.new_mdnrnn(config.agent, action_size).to(self.device)
+        agent = config.agent
+        mdnrnn = (
+            weights.new_mdnrnn(agent, action_size)
+            if before is None
+            else weights.load_mdnrnn(agent, action_size, before)
+        )
+        self.module = mdnrnn.to(self.device)
         self._positive_weight = torch.tensor(config.mdnrnn.done_positive_weight, device=self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
 
@@ -99,23 +106,25 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
+def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Update, None, Mapping[str, Any]]:
     """Train M and commit its weights; the task for the executor. Returns a summary."""
-    records = require_manifest(store, LATENTS).records
+    prefix, before = at.folder(MDNRNN), at.previous
+    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config, at)))
     window = config.mdnrnn.window
     example = next(read_latents(store, next(iter(records.values()))))
     action_size = example.actions.shape[1]
     description = describe_mdnrnn(config, action_size)
     if config.mdnrnn.init == "random":
         commit(
-            store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config.agent, action_size), description)
+            store, prefix, MDNRNN_WEIGHTS, weights.to_bytes(weights.new_mdnrnn(config.agent, action_size), description)
         )
         yield Update(1, 1, {"weights": "untrained"})
         return {"steps": 0, "init": "random"}
 
     episodes = [episode for record in records.values() for episode in episode_steps(record)]
-    held_out = held_out_episodes(episodes, config.mdnrnn.validation_fraction, config.seed, "mdnrnn/held-out")
-    left_out = set(held_out)
+    fraction, purpose = config.mdnrnn.validation_fraction, "mdnrnn/held-out"
+    left_out = set(held_out_so_far(config, at, fraction, purpose))
+    assessed = set(held_out_of_round(config, at, fraction, purpose))
 
     def read(block: Sequence[Record], wanted: set[int], seed: int) -> WindowBlock:
         episodes = read_latents(store, *with_any(block, wanted))
@@ -132,15 +141,16 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         purpose="mdnrnn",
     )
 
-    def held_out_latents() -> list[LatentEpisode]:
-        found = read_latents(store, *with_any(list(records.values()), left_out))
-        return [episode for episode in found if episode.id in left_out]
+    def assessed_latents() -> list[LatentEpisode]:
+        found = read_latents(store, *with_any(list(records.values()), assessed))
+        return [episode for episode in found if episode.id in assessed]
 
     held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
-    objective = MdnRnnObjective(config, action_size, held_out_windows)
+    start = None if before is None else mdnrnn_weights(store, before.folder(MDNRNN))
+    objective = MdnRnnObjective(config, action_size, held_out_windows, start)
     fit = Fit(
         store,
-        PREFIX,
+        prefix,
         stream,
         objective,
         Schedule.of(config.mdnrnn),
@@ -149,19 +159,19 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
         exact=config.execution.exact,
     )
     summary = yield from fit.run()
-    commit(store, PREFIX, MDNRNN_WEIGHTS, weights.to_bytes(objective.module, description))
+    commit(store, prefix, MDNRNN_WEIGHTS, weights.to_bytes(objective.module, description))
     return {
         **summary,
         "init": "trained",
-        "held_out": asdict(assess(objective.module, held_out_latents(), config.seed)),
+        "held_out": asdict(assess(objective.module, assessed_latents(), config.seed)),
         "device": str(objective.device),
         "precision": precision_name(objective.precision),
         "storage_wait_s": stream.waiting.seconds,
     }
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Train M as one task, on a GPU if there is one."""
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
     with watched(executor, "train-mdnrnn", "step") as show:
-        return executor.run(train, config, store, resources=resources, on_update=show)
+        return executor.run(train, config, store, at, resources=resources, on_update=show)

@@ -16,21 +16,22 @@ from torch import Tensor
 from pipeline.base import seeding
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS
+from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS, vae_weights
 from pipeline.data.frames import FRAME_SHAPE
+from pipeline.data.rounds import FIRST, Round, vae_round
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae
-from pipeline.storage.manifest import Record, commit, read_records, require_manifest
+from pipeline.storage.manifest import Record, commit, read_records, sealed_records
 from pipeline.storage.store import Store
-from pipeline.training.blocks import BlockStream, held_out_episodes
+from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.held_out import held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
-PREFIX = VAE
 _PICTURE_FRAMES = 12
 
 Frames = NDArray[np.uint8]
@@ -86,14 +87,16 @@ class VaeObjective:
     Args:
         config: Config of the run.
         held_out: Held-out frames.
+        before: Weights of V as safetensors bytes to train on from; None for initial weights.
     """
 
-    def __init__(self, config: RunConfig, held_out: HeldOut) -> None:
+    def __init__(self, config: RunConfig, held_out: HeldOut, before: bytes | None = None) -> None:
         self._config = config
         self._held_out = held_out
         self.device = resolve_device(config.vae.device)
         self.precision = resolve_precision(config.vae.precision, self.device)
-        self.module = weights.new_vae(config.agent).to(self.device)
+        vae = weights.new_vae(config.agent) if before is None else weights.load_vae(config.agent, before)
+        self.module = vae.to(self.device)
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.vae.learning_rate, fused=True)
 
     def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:
@@ -146,19 +149,19 @@ def frame_stream(
     )
 
 
-def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[str, Any]]:
+def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Update, None, Mapping[str, Any]]:
     """Train V, commit its weights and a picture of reconstructions; the task for the executor. Returns a summary."""
+    prefix, before = at.folder(VAE), at.previous
     description = describe_vae(config)
-    manifest = require_manifest(store, ROLLOUTS)
-    records = manifest.records
-    episodes = [episode for record in records.values() for episode in episode_steps(record)]
-    held_out = held_out_episodes(episodes, config.vae.validation_fraction, config.seed, "vae/held-out")
+    records = sealed_records(store, (each.folder(ROLLOUTS) for each in at.so_far))
+    held_out = held_out_so_far(config, at, config.vae.validation_fraction, "vae/held-out")
     stream = frame_stream(config, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
-    objective = VaeObjective(config, held_out_frames)
+    start = None if before is None else vae_weights(store, vae_round(config, before).folder(VAE))
+    objective = VaeObjective(config, held_out_frames, start)
     fit = Fit(
         store,
-        PREFIX,
+        prefix,
         stream,
         objective,
         Schedule.of(config.vae),
@@ -169,9 +172,9 @@ def train(config: RunConfig, store: Store) -> Generator[Update, None, Mapping[st
     summary = yield from fit.run()
     for _, batch in objective.held_out():
         objective.module.calibrate(frames_to_input(batch, objective.device))
-    commit(store, PREFIX, VAE_WEIGHTS, weights.to_bytes(objective.module, description))
-    if RECONSTRUCTIONS not in read_records(store, PREFIX):
-        commit(store, PREFIX, RECONSTRUCTIONS, _reconstructions(objective, held_out_frames))
+    commit(store, prefix, VAE_WEIGHTS, weights.to_bytes(objective.module, description))
+    if RECONSTRUCTIONS not in read_records(store, prefix):
+        commit(store, prefix, RECONSTRUCTIONS, _reconstructions(objective, held_out_frames))
     return {
         **summary,
         "device": str(objective.device),
@@ -194,8 +197,8 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
     return buffer.getvalue()
 
 
-def run(config: RunConfig, store: Store, executor: Executor) -> Mapping[str, Any]:
+def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Train V as one task, on a GPU if there is one."""
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
     with watched(executor, "train-vae", "step") as show:
-        return executor.run(train, config, store, resources=resources, on_update=show)
+        return executor.run(train, config, store, at, resources=resources, on_update=show)

@@ -3,7 +3,8 @@
 File managers, editors, network file systems, synchronisation services and people also leave files there. A file with
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
-A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. A stage's folder holds its
+A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage; those of later rounds lie in
+``round-NUMBER/``. A stage's folder holds its
 manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its checkpoints.
 """
 
@@ -24,8 +25,8 @@ _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml
-    | sessions/\d{{6}}/[a-z-]+\.json
-    | [a-z]+/(
+    | sessions/\d{{6}}/[a-z0-9-]+\.json
+    | (round-\d{{3}}/)?[a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?

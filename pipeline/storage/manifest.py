@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -223,6 +223,15 @@ def require_manifest(store: Store, prefix: str) -> Manifest:
             "Run it first, or run the whole pipeline with `world-models run`."
         )
     return manifest
+
+
+def sealed_records(store: Store, prefixes: Iterable[str]) -> dict[str, Record]:
+    """Records of several stages, whose names differ, by name.
+
+    Raises:
+        StorageError: A stage is not complete.
+    """
+    return {name: record for prefix in prefixes for name, record in require_manifest(store, prefix).records.items()}
 
 
 def require_records(store: Store, prefix: str, names: Collection[str]) -> None:

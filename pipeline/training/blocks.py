@@ -145,10 +145,3 @@ class BlockStream(Generic[Batch]):
                 order = loaded.arrange(order[: block.num_batches * size], size)
                 for number in range(first, block.num_batches):
                     yield loaded.batch(order[number * size : (number + 1) * size])
-
-
-def held_out_episodes(episodes: Sequence[int], fraction: float, seed: int, purpose: str) -> list[int]:
-    """Draw the episodes to hold out from training, in the order of drawing."""
-    count = round(len(episodes) * fraction)
-    order = generator(seed, purpose).permutation(len(episodes))
-    return [int(np.sort(np.asarray(episodes))[index]) for index in order[:count]]

@@ -290,7 +290,7 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     # By hand, and without faults: five candidates of three episodes each.
     with num_threads(1):
         search = Search(
-            num_parameters=ControllerShape.of_agent(chosen.agent, ACTION_SIZE).num_parameters,
+            np.zeros(ControllerShape.of_agent(chosen.agent, ACTION_SIZE).num_parameters),
             sigma=chosen.evolve.sigma,
             population_size=POPULATION,
             seed=seeding.derive(chosen.seed, "evolve/cma"),

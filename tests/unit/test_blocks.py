@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.storage.manifest import Record
-from pipeline.training.blocks import BlockStream, held_out_episodes
+from pipeline.training.blocks import BlockStream
+from pipeline.training.held_out import draw_held_out
 
 Items = NDArray[np.int64]
 
@@ -255,15 +256,15 @@ def test_an_error_in_reading_reaches_the_reader() -> None:
     fraction=st.floats(0.01, 0.9),
     data=st.data(),
 )
-def test_held_out_episodes_are_so_many_distinct_ones_in_whatever_order_they_are_given(
+def test_draw_held_out_are_so_many_distinct_ones_in_whatever_order_they_are_given(
     episodes: list[int], fraction: float, data: st.DataObject
 ) -> None:
-    held_out = held_out_episodes(episodes, fraction, 1, "purpose")
+    held_out = draw_held_out(episodes, fraction, 1, "purpose")
     assert len(set(held_out)) == len(held_out) == round(len(episodes) * fraction)
     assert set(held_out) <= set(episodes)
-    assert held_out_episodes(data.draw(st.permutations(episodes)), fraction, 1, "purpose") == held_out
+    assert draw_held_out(data.draw(st.permutations(episodes)), fraction, 1, "purpose") == held_out
 
 
-def test_held_out_episodes_differ_by_seed_and_purpose() -> None:
-    drawn = [held_out_episodes(range(100), 0.1, *stream) for stream in ((1, "a"), (2, "a"), (1, "b"))]
+def test_draw_held_out_differ_by_seed_and_purpose() -> None:
+    drawn = [draw_held_out(range(100), 0.1, *stream) for stream in ((1, "a"), (2, "a"), (1, "b"))]
     assert len({tuple(d) for d in drawn}) == 3

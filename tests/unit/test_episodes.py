@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.base import seeding
 from pipeline.base.errors import EpisodeError, StorageError
 from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.data.artifacts import ROLLOUTS
 from pipeline.data.episodes import Episode
 from pipeline.data.shards import episode_steps, read_episodes
 from pipeline.envs.environment import Environment, Step
@@ -148,7 +149,7 @@ def track_of(config: RunConfig, episode_id: int) -> int:
 
 
 def collected(config: RunConfig, store: Store) -> list[Episode]:
-    records = read_records(store, collect.PREFIX)
+    records = read_records(store, ROLLOUTS)
     return [episode for record in records.values() for episode in read_episodes(store, record)]
 
 
@@ -161,7 +162,7 @@ def test_collect_writes_every_episode_once_in_its_own_shard_with_every_row_in_pl
 
     episodes = collected(config, store)
     assert [episode.id for episode in episodes] == list(range(config.collect.episodes))
-    records = list(read_records(store, collect.PREFIX).values())
+    records = list(read_records(store, ROLLOUTS).values())
     assert [list(episode_steps(record)) for record in records] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert {e.id: len(e) for e in episodes} == {k: v for r in records for k, v in episode_steps(r).items()}
     assert info["env_steps"] == sum(len(e) for e in episodes) == sum(r.rows for r in records)
@@ -218,8 +219,8 @@ def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
     worker = collect.CollectWorker(config, resumed)
     list(worker.run([collect.ShardJob(2), collect.ShardJob(0)]))
     info = collect.run(config, resumed, executor)
-    assert read_records(whole, collect.PREFIX) == read_records(resumed, collect.PREFIX)
-    present = read_records(resumed, collect.PREFIX)
+    assert read_records(whole, ROLLOUTS) == read_records(resumed, ROLLOUTS)
+    present = read_records(resumed, ROLLOUTS)
     new_rows = present["shard-00001.parquet"].rows + present["shard-00003.parquet"].rows
     assert info["env_steps_this_session"] == new_rows
 

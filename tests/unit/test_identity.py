@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pipeline.base.errors import ConfigError
 from pipeline.config.identity import check_same_run, code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import STAGES, stages_of
 from tests.counting import counting_config
 
 OLD = counting_config()
@@ -44,7 +44,9 @@ def test_every_key_is_of_exactly_one_kind() -> None:
 
 
 def test_growable_and_runtime_keys_are_these() -> None:
-    assert set(flatten(OLD, "growable")) == {"evolve.generations", "evolve.target_return", "evaluate.episodes"}
+    assert set(flatten(OLD, "growable")) == {
+        "evolve.generations", "evolve.target_return", "evaluate.episodes", "rounds.count", "rounds.generations"
+    }  # fmt: skip
     runtime = set(flatten(OLD, "runtime"))
     assert {"execution.workers", "execution.executor", "rollouts.lanes", "evolve.max_seconds", "name"} <= runtime
     for part in ("seed", "threads", "micro_batch", "batch_size", "episodes", "precision", "device", "view"):
@@ -70,7 +72,8 @@ def test_every_section_that_a_stage_names_exists() -> None:
 
 
 def test_every_identity_key_is_sealed_by_some_stage() -> None:
-    sealed = {key for stage in STAGES for key in flatten(OLD, "identity", stage.keys)}
+    stages = stages_of(counting_config({"rounds.count": 2}))
+    sealed = {key for stage in stages for key in flatten(OLD, "identity", stage.keys)}
     assert set(flatten(OLD, "identity")) == sealed
 
 

@@ -181,7 +181,7 @@ def test_a_plan_with_drawn_lengths_is_the_same_each_time() -> None:
 
 def put_run(store: LocalStore, config: RunConfig, env_steps: list[int]) -> None:
     store.write(CONFIG, dump(config).encode())
-    state = EvolutionState(Search(num_parameters=3, sigma=0.1, population_size=4, seed=1))
+    state = EvolutionState(Search(np.zeros(3), sigma=0.1, population_size=4, seed=1))
     state.history = [
         Generation(n, steps, 1.0, 0.0, 0.0, 0.0, 0.0, 0.1, None, None, 0.0) for n, steps in enumerate(env_steps, 1)
     ]

@@ -32,7 +32,7 @@ from pipeline.stages import report, train_mdnrnn
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
 from pipeline.storage.store import Store
-from pipeline.training.blocks import held_out_episodes
+from pipeline.training.held_out import held_out_so_far
 from tests.made_run import (
     PER_SHARD,
     SECONDS,
@@ -328,10 +328,10 @@ def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, m
     drawn: list[list[int]] = []  # what the training stage itself holds out
 
     def noted(*arguments: Any) -> list[int]:
-        drawn.append(held_out_episodes(*arguments))
+        drawn.append(held_out_so_far(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr(train_mdnrnn, "held_out_episodes", noted)
+    monkeypatch.setattr(train_mdnrnn, "held_out_so_far", noted)
     with pytest.raises(ZeroDivisionError):
         monkeypatch.setattr(train_mdnrnn, "BlockStream", lambda *a, **k: 1 / 0)
         list(train_mdnrnn.train(config, store))

@@ -14,7 +14,7 @@ from pipeline.data.shards import episodes_to_bytes, read_episodes
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.planning import preflight
 from pipeline.run import run_stages
-from pipeline.stages.table import STAGES, stage_named
+from pipeline.stages.table import STAGES
 from pipeline.storage.layout import manifest_key
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import commit, read_records
@@ -59,11 +59,11 @@ def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
 ) -> None:
     run_stages(counting_config(SMALL), local_store, executor, STAGES[:6])
     grown = counting_config({**SMALL, "evolve.generations": 2})
-    run_stages(grown, local_store, executor, [stage_named("evolve")])
+    run_stages(grown, local_store, executor, [STAGES[4]])
     with pytest.raises(
         StorageError, match=r"earlier evolution/ than the current one: run `world-models evaluate` first"
     ):
-        run_stages(grown, local_store, executor, [stage_named("report")])
+        run_stages(grown, local_store, executor, [STAGES[6]])
     run_stages(grown, local_store, executor, STAGES)
     assert (Path(local_store.root) / "report" / "index.html").is_file()
 

@@ -39,7 +39,7 @@ def rotated_ellipsoid(x: Array) -> Array:
 
 
 def new_search(seed: int = 1, *, n: int = N, sigma: float = 0.5, population_size: int = 10) -> Search:
-    return Search(num_parameters=n, sigma=sigma, population_size=population_size, seed=seed)
+    return Search(np.zeros(n), sigma=sigma, population_size=population_size, seed=seed)
 
 
 def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:

@@ -255,7 +255,7 @@ def test_the_controllers_asked_for_are_evaluated(
     )  # fmt: skip
     seal_as_it_is(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
-    found, generation = evaluate._controllers(config, store, require_manifest(store, "evolution"))
+    found, generation = evaluate._controllers(config, store, "evolution")
     assert list(found) == evaluated
     assert generation == 7
     if "best" in found:

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.data.artifacts import shard_name
+from pipeline.data.artifacts import ROLLOUTS, shard_name
 from pipeline.data.episodes import Episode
 from pipeline.data.frames import FRAME_SIZE
 from pipeline.data.shards import episodes_to_bytes
-from pipeline.stages import collect, train_vae
+from pipeline.stages import train_vae
 from pipeline.storage.manifest import Manifest, commit, read_records, seal
 from pipeline.storage.run_dir import open_store
 from pipeline.storage.store import Store
@@ -49,8 +49,8 @@ def write_frames(store: Store, num_frames: int) -> None:
             for pixels in [np.full((STEPS, 64, 64, 3), e % 251, np.uint8)]
         ]
         counts = [[episode.id, len(episode)] for episode in episodes]
-        commit(store, collect.PREFIX, shard_name(shard), episodes_to_bytes(episodes), rows=200, episodes=counts)
-    seal(store, collect.PREFIX, Manifest("collect", {}, {}, {}, read_records(store, collect.PREFIX), {}))
+        commit(store, ROLLOUTS, shard_name(shard), episodes_to_bytes(episodes), rows=200, episodes=counts)
+    seal(store, ROLLOUTS, Manifest("collect", {}, {}, {}, read_records(store, ROLLOUTS), {}))
 
 
 class TinyObjective:

@@ -1,0 +1,83 @@
+"""Rounds of a run: the folders and the episodes of each, and the earlier output that it builds on.
+
+The first round collects with a random policy and trains V, M and C from scratch. A later one collects with the
+controllers of the round before it and trains on (World Models, section 5: the iterative training procedure).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.schema import RunConfig
+
+
+@dataclass(frozen=True, order=True)
+class Round:
+    """One round.
+
+    Attributes:
+        number: Number of the round; the first is 1.
+    """
+
+    number: int = 1
+
+    def folder(self, name: str) -> str:
+        """Folder of a stage's output in this round, relative to the run directory."""
+        return name if self.number == 1 else f"round-{self.number:03d}/{name}"
+
+    @property
+    def previous(self) -> Round | None:
+        """The round before; None for the first."""
+        return Round(self.number - 1) if self.number > 1 else None
+
+    @property
+    def so_far(self) -> list[Round]:
+        """All rounds up to this one, from the first on."""
+        return [Round(number) for number in range(1, self.number + 1)]
+
+    def seed_indices(self) -> tuple[int, ...]:
+        """Indices that keep the random streams of this round apart from those of the others."""
+        return () if self.number == 1 else (self.number,)
+
+
+FIRST = Round()
+
+
+def rounds_of(config: RunConfig) -> list[Round]:
+    """All rounds of a run."""
+    return Round(config.rounds.count).so_far
+
+
+def episodes_of(config: RunConfig, at: Round) -> range:
+    """Ids of the episodes that a round collects."""
+    if at == FIRST:
+        return range(config.collect.episodes)
+    first = config.collect.episodes + (at.number - 2) * config.rounds.episodes
+    return range(first, first + config.rounds.episodes)
+
+
+def shards_of(config: RunConfig, at: Round) -> range:
+    """Numbers of the shards that a round collects."""
+
+    def count(each: Round) -> int:
+        return -(-len(episodes_of(config, each)) // config.collect.episodes_per_shard)
+
+    first = sum(count(each) for each in at.so_far[:-1])
+    return range(first, first + count(at))
+
+
+def shard_episodes(config: RunConfig, at: Round, shard: int) -> range:
+    """Episode ids of a shard; they do not depend on the worker that records it."""
+    size, episodes = config.collect.episodes_per_shard, episodes_of(config, at)
+    first = (shard - shards_of(config, at).start) * size
+    return episodes[first : first + size]
+
+
+def vae_round(config: RunConfig, at: Round) -> Round:
+    """The round whose V a round uses."""
+    return at if config.rounds.vae_epochs else FIRST
+
+
+def latents_rounds(config: RunConfig, at: Round) -> list[Round]:
+    """Rounds in whose folders the latents of all episodes so far lie: a V that was trained on encodes all again."""
+    return [at] if config.rounds.vae_epochs else at.so_far

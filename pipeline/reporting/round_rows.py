@@ -1,0 +1,91 @@
+"""Rounds of a run side by side: what each brought, for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, ROLLOUTS, VAE
+from pipeline.data.rounds import FIRST, Round, rounds_of, vae_round
+from pipeline.storage.manifest import Manifest, require_manifest
+from pipeline.storage.store import Store
+from pipeline.training.assessment import Assessment
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round.
+
+    Attributes:
+        number: Number of the round.
+        episodes, frames: Number of episodes and frames that it collected.
+        collected_mean: Mean return of these episodes.
+        reconstruction: Squared error of V's reconstructions of held-out frames of these episodes, summed over a frame;
+            None if it was not measured.
+        mdnrnn: Quality of M on held-out episodes of them; None if M was not trained.
+        validation: Best validation return; None without validation.
+        score, sd: Mean and standard deviation of the test returns of the best controller.
+        test_episodes: Number of test episodes.
+    """
+
+    number: int
+    episodes: int
+    frames: int
+    collected_mean: float
+    reconstruction: float | None
+    mdnrnn: Assessment | None
+    validation: float | None
+    score: float
+    sd: float
+    test_episodes: int
+
+
+def folders_of(config: RunConfig, at: Round) -> dict[str, str]:
+    """Folders of the stages that a round uses, by the names that they have in the first round."""
+    folders = {name: at.folder(name) for name in (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)}
+    return {**folders, VAE: vae_round(config, at).folder(VAE)}
+
+
+def all_manifests(config: RunConfig, store: Store) -> dict[str, Manifest]:
+    """Manifests of all stages but the report, by folder, in the order in which they ran.
+
+    Raises:
+        StorageError: A stage is not complete.
+    """
+    folders = [folder for at in rounds_of(config) for folder in folders_of(config, at).values()]
+    return {folder: require_manifest(store, folder) for folder in dict.fromkeys(folders)}
+
+
+def round_rows(config: RunConfig, manifests: dict[str, Manifest], first_reconstruction: float | None) -> list[RoundRow]:
+    """Rows of all rounds; none if there is only one.
+
+    Args:
+        config: Config of the run.
+        manifests: Manifests by folder.
+        first_reconstruction: Error of V's reconstructions in the first round.
+    """
+    if config.rounds.count == 1:
+        return []
+    rows = []
+    for at in rounds_of(config):
+        of_round = {name: manifests[folder] for name, folder in folders_of(config, at).items()}
+        records = of_round[ROLLOUTS].records.values()
+        returns = [float(value) for record in records for value in record.info["returns"]]
+        held_out = of_round[MDNRNN].info.get("held_out")
+        scores = of_round[EVALUATION].info["controllers"]
+        score = scores[min(scores)]  # "best" before "mean"
+        rows.append(
+            RoundRow(
+                number=at.number,
+                episodes=len(returns),
+                frames=sum(record.rows for record in records),
+                collected_mean=sum(returns) / len(returns),
+                reconstruction=first_reconstruction if at == FIRST else of_round[LATENTS].info.get("reconstruction"),
+                mdnrnn=Assessment(**held_out) if held_out is not None else None,
+                validation=of_round[EVOLUTION].info.get("best_validation"),
+                score=score["mean"],
+                sd=score["sd"],
+                test_episodes=score["episodes"],
+            )
+        )
+    return rows

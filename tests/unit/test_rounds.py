@@ -1,0 +1,238 @@
+"""Rounds: the agent's own games, V, M and C that train on, and the same promises as for a run of one round."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load
+
+from pipeline.base import seeding
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.cli.describe import describe_run, summarize_scores
+from pipeline.config.identity import check_same_run
+from pipeline.config.presets import dump
+from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import controllers_of, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import FIRST, Round, episodes_of, rounds_of, shard_episodes, shards_of
+from pipeline.data.shards import episode_steps, read_episodes
+from pipeline.envs.registry import make_environment
+from pipeline.evolution.fitness import training_jobs
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.models.controller import ControllerShape
+from pipeline.planning import preflight
+from pipeline.rollouts.policies import ControllerPolicy, EvolvedAgent
+from pipeline.run import run_stages, stages_for
+from pipeline.stages.table import STAGES, stages_of
+from pipeline.storage.layout import manifest_key, own_keys
+from pipeline.storage.local import LocalStore
+from pipeline.storage.manifest import read_records, require_manifest
+from pipeline.training.held_out import held_out_of_round, held_out_so_far
+from tests.counting import ACTION_SIZE, counting_config, episode_length
+
+SECOND = Round(2)
+
+
+def config_of(count: int = 2, **keys: Any) -> RunConfig:
+    return counting_config(
+        {"rounds.count": count, "rounds.episodes": 4, "rounds.generations": 2, "rounds.mdnrnn_epochs": 1,
+         "rounds.bursts": 0.2, **keys}
+    )  # fmt: skip
+
+
+def data_of(store: LocalStore) -> dict[str, bytes]:
+    """All committed data but those that hold times: the report and the history."""
+    return {
+        key: store.read(key)
+        for key in own_keys(store)
+        if "/data/" in key and not any(word in key for word in ("checkpoints", "report", "history"))
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two rounds."""
+    folder = tmp_path_factory.mktemp("rounds")
+    store = LocalStore(folder)
+    store.write("config.yaml", dump(config_of()).encode())
+    run_stages(config_of(), store, InProcessExecutor())
+    return folder
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> LocalStore:
+    """A copy of one's own."""
+    return LocalStore(shutil.copytree(finished, tmp_path / "run"))
+
+
+def agent_of(store: LocalStore) -> EvolvedAgent:
+    tensors = controllers_of(store)
+    return EvolvedAgent(vae_weights(store), mdnrnn_weights(store), tensors["mean"], tensors["spread"])
+
+
+def test_episodes_and_shards_are_numbered_throughout() -> None:
+    config = config_of(3)
+    assert [episodes_of(config, at) for at in rounds_of(config)] == [range(10), range(10, 14), range(14, 18)]
+    assert [shards_of(config, at) for at in rounds_of(config)] == [range(4), range(4, 6), range(6, 8)]
+    for at in rounds_of(config):
+        drawn = [list(shard_episodes(config, at, shard)) for shard in shards_of(config, at)]
+        assert [episode for shard in drawn for episode in shard] == list(episodes_of(config, at))
+        assert max(map(len, drawn)) <= config.collect.episodes_per_shard
+
+
+def test_a_count_alone_is_short_for_the_section() -> None:
+    assert RunConfig.model_validate({"rounds": 3}).rounds.count == 3
+
+
+def test_one_round_has_the_stages_that_it_always_had() -> None:
+    assert stages_of(counting_config()) == list(STAGES)
+    assert [stage.prefix for stage in STAGES] == [
+        "rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation", "report"
+    ]  # fmt: skip
+
+
+def test_a_later_round_collects_its_own_episodes_into_its_own_folder(store: LocalStore) -> None:
+    config = config_of()
+    records = require_manifest(store, "round-002/rollouts").records
+    assert sorted(e for record in records.values() for e in episode_steps(record)) == list(episodes_of(config, SECOND))
+    for episode in read_episodes(store, *records.values()):
+        assert len(episode) == min(episode_length(episode.track, 16), 12)
+        assert episode.track == seeding.track(config.seed, config.tracks.training, "collect/track", episode.id)
+    assert require_manifest(store, "round-002/latents").records.keys() == records.keys(), "V stays: old ones are kept"
+    assert not (Path(store.root) / "round-002" / "vae").exists()
+
+
+def test_the_agent_of_the_round_before_collects(store: LocalStore) -> None:
+    config, agent = config_of(), agent_of(store)
+    env = make_environment(config.env)
+    shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
+    for episode in read_episodes(store, *require_manifest(store, "round-002/rollouts").records.values()):
+        rng = seeding.generator(config.seed, "collect/policy", episode.id)
+        parameters = agent.candidate(episode.id, rng)
+        assert np.array_equal(parameters, agent.mean) == (episode.id % 2 == 0)
+        policy = ControllerPolicy(
+            env, agent.networks(config.agent, ACTION_SIZE), shape, parameters, rng,
+            sample=config.controller.z == "sample", bursts=0.2, burst_actions=config.rounds.burst_actions,
+        )  # fmt: skip
+        chosen = [policy.act(frame) for frame in episode.frames]
+        np.testing.assert_array_equal(np.stack(chosen), episode.actions)
+
+
+def test_bursts_hold_one_random_action_and_none_come_at_probability_zero(store: LocalStore) -> None:
+    config, agent = config_of(), agent_of(store)
+    env = make_environment(config.env)
+    shape, networks = ControllerShape.of_agent(config.agent, ACTION_SIZE), agent.networks(config.agent, ACTION_SIZE)
+    frame = env.reset(3)
+
+    def actions(bursts: float) -> NDArray[np.float32]:
+        rng = np.random.default_rng(0)
+        policy = ControllerPolicy(
+            env, networks, shape, agent.mean, rng, sample=False, bursts=bursts, burst_actions=5
+        )  # fmt: skip
+        return np.stack([policy.act(frame) for _ in range(200)])
+
+    always = actions(1.0)
+    assert (always[1:] == always[:-1]).all(axis=1).sum() > 80, "bursts of 1 to 5 equal actions, one after the other"
+    assert np.ptp(always, axis=0).min() > 0.5 > np.ptp(actions(0.0)[50:], axis=0).max()
+
+
+def test_m_trains_on_from_its_weights_and_c_from_the_last_mean(store: LocalStore) -> None:
+    first, second = load(mdnrnn_weights(store)), load(mdnrnn_weights(store, "round-002/mdnrnn"))
+    far = max(float(np.abs(first[name] - second[name]).max()) for name in first)
+    assert 0 < far < 0.05, "a few steps from where it was"
+    before, after = controllers_of(store), controllers_of(store, "round-002/evolution")
+    step = np.abs(after["mean"] - before["mean"]).max()
+    assert 0 < step < 6 * config_of().rounds.sigma
+    assert before["spread"].min() > 0
+    jobs, later = (training_jobs(config_of(), 1, np.zeros((2, 3)), (), *at.seed_indices()) for at in (FIRST, SECOND))
+    assert not {job.track for job in jobs} & {job.track for job in later}, "a round has tracks of its own"
+
+
+def test_what_is_held_out_stays_held_out() -> None:
+    config = config_of(3)
+    arguments = (0.3, "mdnrnn/held-out")
+    first, second = (held_out_so_far(config, at, *arguments) for at in (FIRST, SECOND))
+    assert set(first) < set(second)
+    assert second[: len(second) - len(first)] == held_out_of_round(config, SECOND, *arguments)
+    assert set(held_out_of_round(config, SECOND, *arguments)) <= set(episodes_of(config, SECOND))
+
+
+def test_the_report_and_the_command_show_round_by_round(store: LocalStore) -> None:
+    figures = json.loads(store.read("report/report.json"))
+    assert [row["number"] for row in figures["rounds"]] == [1, 2]
+    assert [row["episodes"] for row in figures["rounds"]] == [10, 4]
+    info = require_manifest(store, "round-002/evaluation").info["controllers"]
+    assert figures["headline"]["mean"] == info[min(info)]["mean"] == figures["rounds"][1]["score"]
+    assert all(row["reconstruction"] > 0 for row in figures["rounds"])
+    assert figures["rounds"][1]["mdnrnn"]["episodes"] == round(4 * config_of().mdnrnn.validation_fraction)
+    names = [stage["name"] for stage in figures["stages"]]
+    assert names.count("collect") == 1 and "collect, round-002" in names and "train-vae, round-002" not in names
+    assert "Rounds</h2>" in store.read("report/index.html").decode()
+    text = describe_run(store)
+    assert "\nround 2\n" in text and "evolution: round 2, generation 2 of 2" in text
+    assert summarize_scores(store).splitlines()[0] == "round 1"
+
+
+def test_a_run_that_stops_anywhere_has_the_same_results(store: LocalStore, tmp_path: Path) -> None:
+    stages = stages_of(config_of())
+    other = LocalStore(tmp_path / "parts")
+    for count in (3, 7, 9, len(stages)):  # sessions that end after so many stages
+        run_stages(config_of(), other, InProcessExecutor(), stages[:count])
+    assert data_of(other) == data_of(store)
+
+
+def test_a_v_that_trains_on_encodes_everything_again(tmp_path: Path) -> None:
+    config = config_of(2, **{"rounds.vae_epochs": 1})
+    store = LocalStore(tmp_path)
+    run_stages(config, store, InProcessExecutor())
+    first, second = load(vae_weights(store)), load(vae_weights(store, "round-002/vae"))
+    far = max(float(np.abs(first[name] - second[name]).max()) for name in first if name != "activation_max")
+    assert 0 < far < 0.05
+    assert len(require_manifest(store, "round-002/latents").records) == len(shards_of(config, FIRST)) + 2
+    reads = {stage.label: stage.reads for stage in stages_of(config)}
+    assert reads["round-002-train-mdnrnn"] == ("round-002/latents", "mdnrnn")
+    assert reads["round-002-encode"] == ("rollouts", "round-002/rollouts", "round-002/vae")
+
+
+def test_rounds_can_be_added_to_a_finished_run_and_their_keys_still_chosen(store: LocalStore, tmp_path: Path) -> None:
+    alone = LocalStore(tmp_path / "alone")
+    run_stages(counting_config(), alone, InProcessExecutor())
+    check_same_run(counting_config(), config_of(), "runs/x")
+    run_stages(config_of(), alone, InProcessExecutor())
+    assert data_of(alone) == data_of(store)
+    with pytest.raises(ConfigError, match=r"rounds\.episodes: 4 -> 5"):
+        check_same_run(config_of(), config_of(**{"rounds.episodes": 5}), "runs/x")
+    with pytest.raises(ConfigError, match=r"rounds\.count: 2 -> 1"):
+        check_same_run(config_of(), config_of(1), "runs/x")
+
+
+def test_an_evolution_that_a_round_was_made_from_cannot_grow_but_the_last_one_can(store: LocalStore) -> None:
+    before = data_of(store)
+    with pytest.raises(ConfigError, match=r"evolution cannot grow any more: .*round-002/rollouts was made from it"):
+        run_stages(config_of(**{"evolve.generations": 5}), store, InProcessExecutor())
+    assert data_of(store) == before and store.exists(manifest_key("evolution"))
+    run_stages(config_of(**{"rounds.generations": 3}), store, InProcessExecutor())
+    assert require_manifest(store, "round-002/evolution").info["generations"] == 3
+    assert json.loads(store.read("report/report.json"))["tag"].startswith("000003-")
+
+
+def test_a_stages_command_runs_it_in_the_first_round_that_lacks_it(store: LocalStore) -> None:
+    config = config_of(3)
+    labels = [stage.label for stage in stages_for(config, store, "collect")]
+    assert labels == ["collect", "round-002-collect", "round-003-collect"]
+    assert [stage.label for stage in stages_for(config_of(), store, "encode")] == ["encode", "round-002-encode"]
+    run_stages(config, store, InProcessExecutor(), stages_for(config, store, "collect"))
+    assert len(read_records(store, "round-003/rollouts")) == 2
+    with pytest.raises(StorageError, match=r"round 3, train-mdnrnn reads the output of encode in .*round-003/latents"):
+        run_stages(config, store, InProcessExecutor(), stages_for(config, store, "train-mdnrnn"))
+
+
+def test_the_estimate_has_the_later_rounds() -> None:
+    names = [row.stage for row in preflight.estimate(config_of(3))]
+    assert names[-1] == "report" and "2: collect" in names and "3: evolve" in names and "2: train-vae" not in names
+    assert "2: train-vae" in [row.stage for row in preflight.estimate(config_of(2, **{"rounds.vae_epochs": 2}))]
