@@ -27,6 +27,7 @@ class Actions(Protocol):
         low, high: Bounds of an action, (A,) float32.
         discrete: Whether an action is a choice, so that a random walk of it means nothing.
         formula: Formula of ``squash``, for people.
+        space: Space of the values that an environment takes.
     """
 
     size: int
@@ -34,6 +35,7 @@ class Actions(Protocol):
     high: Vector
     discrete: bool
     formula: str
+    space: gymnasium.Space[Any]
 
     def squash(self, output: Vector) -> Vector:
         """Convert a controller's raw outputs, (..., A) float32, to actions, (..., A) float32; NaN stays NaN."""
@@ -43,6 +45,9 @@ class Actions(Protocol):
 
     def native(self, action: Vector) -> Any:
         """Convert an action, (A,) float32, to the value that the environment takes."""
+
+    def vector(self, value: Any) -> Vector:
+        """Convert a value of the space to an action, (A,) float32: the inverse of ``native``."""
 
 
 class BoxActions:
@@ -66,6 +71,7 @@ class BoxActions:
         self._shape, self._dtype = first.shape, dtype
         self.low, self.high = first.reshape(-1), last.reshape(-1)
         self.size = self.low.size
+        self.space = spaces.Box(first.astype(dtype), last.astype(dtype), dtype=dtype)
 
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``."""
@@ -80,6 +86,10 @@ class BoxActions:
     def native(self, action: Vector) -> Any:
         """See ``Actions.native``."""
         return action.reshape(self._shape).astype(self._dtype)
+
+    def vector(self, value: Any) -> Vector:
+        """See ``Actions.vector``."""
+        return np.asarray(value, np.float32).reshape(-1)
 
 
 class ChoiceActions:
@@ -99,6 +109,11 @@ class ChoiceActions:
         self._ends = np.cumsum(self._counts)
         self.size = int(self._ends[-1])
         self.low, self.high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
+        self.space = (
+            spaces.MultiDiscrete(np.reshape(self._counts, shape), start=self._starts.reshape(shape))
+            if shape
+            else spaces.Discrete(self._counts[0], start=int(self._starts[0]))
+        )
 
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``. Of equal outputs the first counts."""
@@ -123,6 +138,12 @@ class ChoiceActions:
         chosen = self._starts + [int(block.argmax()) for block in blocks]
         return chosen.reshape(self._shape) if self._shape else int(chosen[0])
 
+    def vector(self, value: Any) -> Vector:
+        """See ``Actions.vector``."""
+        action = np.zeros(self.size, np.float32)
+        action[self._ends - self._counts + np.reshape(value, -1) - self._starts] = 1
+        return action
+
 
 class SwitchActions:
     """Independent switches. A positive output turns one on.
@@ -138,6 +159,7 @@ class SwitchActions:
         self._shape = shape
         self.size = int(np.prod(shape))
         self.low, self.high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
+        self.space = spaces.MultiBinary(shape if len(shape) > 1 else self.size)
 
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``."""
@@ -150,6 +172,10 @@ class SwitchActions:
     def native(self, action: Vector) -> Any:
         """See ``Actions.native``."""
         return action.astype(np.int8).reshape(self._shape)
+
+    def vector(self, value: Any) -> Vector:
+        """See ``Actions.vector``."""
+        return np.asarray(value, np.float32).reshape(-1)
 
 
 def actions_of(space: gymnasium.Space[Any], env_id: str) -> Actions:

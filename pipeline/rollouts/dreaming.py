@@ -13,7 +13,7 @@ from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import Actions
 from pipeline.models.controller import ControllerBatch, ControllerShape
-from pipeline.models.dream import Dream
+from pipeline.models.dream import Dream, DreamStep
 from pipeline.models.forward import make_dream_step, sample_z
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.rollouts.lockstep import run_in_lockstep
@@ -39,11 +39,53 @@ class Starts:
         return sample_z(self.mu[start], self.logvar[start], noise)
 
 
+class DreamGame:
+    """Dreams as games that begin at recorded frames, pay rewards and end.
+
+    Args:
+        step: M's step.
+        config: Section of dreams: what pays, and when a dream ends.
+        starts: Frames from which dreams begin; M's state is zero.
+        slots: Largest number of dreams.
+    """
+
+    def __init__(self, step: DreamStep, config: DreamConfig, starts: Starts, slots: int) -> None:
+        self.dream = Dream(step, slots)
+        self._starts, self._max_steps = starts, config.max_steps
+        self._pays_model = config.reward == "model"
+        self._end_logit = math.log(config.end_probability / (1 - config.end_probability))
+        self._ones, self._never = np.ones(slots, np.float32), np.zeros(slots, bool)
+
+    def begin(self, slot: int, stream: np.random.Generator) -> None:
+        """Begin a dream; its start and its noise depend on its stream alone."""
+        self.dream.begin(slot, self._starts.sample(stream), stream)
+
+    def features(self, names: str, active: int) -> Array:
+        """Inputs of controllers in the first ``active`` slots, (active, F) float32; names: letters z, c and h."""
+        rows = slice(active)
+        parts = {"z": self.dream.z[rows], "h": self.dream.h[rows], "c": self.dream.c[rows]}
+        return np.concatenate([parts[name] for name in names], axis=1)
+
+    def step(self, actions: Array) -> tuple[Array, NDArray[np.bool_]]:
+        """Act once in each of the first N dreams.
+
+        Args:
+            actions: Actions, (N, A) float32.
+
+        Returns:
+            Rewards, (N,) float32, and whether M predicts that the episodes ended, (N,) bool.
+        """
+        sample, active = self.dream.step(actions), len(actions)
+        rewards = sample.reward if self._pays_model and sample.reward is not None else self._ones[:active]
+        if sample.end_logit is None:
+            return rewards, self._never[:active]
+        return rewards, np.greater(sample.end_logit, self._end_logit)
+
+
 class DreamWorker:
     """Runs dreams with controllers, many in lockstep; the plain class behind a dreaming actor.
 
-    The controller acts on the z that was sampled, on h and on c; M then samples the next z. A dream begins at a z that
-    is sampled from a recorded frame, with the state zero. Its noise depends on the seed of its job alone.
+    The controller acts on the z that was sampled, on h and on c; M then samples the next z.
 
     Args:
         agent: Sections of the agent.
@@ -60,11 +102,9 @@ class DreamWorker:
         self, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
     ) -> None:
         self.num_lanes = dream.lanes
-        self._actions, self._starts = actions, starts
-        self._counts_rewards = dream.reward == "model"
-        self._end_logit = math.log(dream.end_probability / (1 - dream.end_probability))
+        self._actions = actions
         step = make_dream_step(agent, mdnrnn_weights, dream.micro_batch, actions.size, dream.temperature)
-        self._dream = Dream(step, dream.lanes)
+        self._game = DreamGame(step, dream, starts, dream.lanes)
         shape = ControllerShape.of_agent(agent, actions.size)
         self._features = shape.features
         self._controllers = ControllerBatch(shape, dream.lanes)
@@ -77,32 +117,28 @@ class DreamWorker:
 
     def begin(self, slot: int, job: RolloutJob) -> None:
         """See ``Lanes.begin``."""
-        stream = np.random.Generator(np.random.PCG64(job.noise_seed))
-        self._dream.begin(slot, self._starts.sample(stream), stream)
+        self._game.begin(slot, np.random.Generator(np.random.PCG64(job.noise_seed)))
         self._controllers.set_row(slot, job.parameters)
         self._returns[slot], self._steps[slot], self._max_steps[slot] = 0, 0, job.max_steps
 
     def move(self, source: int, target: int) -> None:
         """See ``Lanes.move``."""
-        self._dream.move(source, target)
+        self._game.dream.move(source, target)
         self._controllers.move_row(source, target)
         for array in (self._returns, self._steps, self._max_steps):
             array[target] = array[source]
 
     def act(self, active: int) -> Iterator[tuple[int, RolloutResult]]:
         """See ``Lanes.act``. An action that is not finite ends its dream."""
-        dream, rows = self._dream, slice(active)
-        parts = {"z": dream.z[rows], "h": dream.h[rows], "c": dream.c[rows]}
-        features = np.concatenate([parts[name] for name in self._features], axis=1)
-        actions = self._actions.squash(self._controllers.outputs(features))
+        rows = slice(active)
+        actions = self._actions.squash(self._controllers.outputs(self._game.features(self._features, active)))
         np.isfinite(actions).all(axis=1, out=self._can_act[rows])
-        sample = dream.step(actions)
-        self._returns[rows] += sample.reward if self._counts_rewards and sample.reward is not None else 1
+        can_act = self._can_act[rows]
+        rewards, ended = self._game.step(actions)
+        self._returns[rows] += rewards
         self._steps[rows] += 1
-        ended, can_act = np.full(active, False), self._can_act[rows]
-        if sample.end_logit is not None:
-            np.greater(sample.end_logit, self._end_logit, out=ended)
-        for slot in np.flatnonzero(ended | (self._steps[rows] >= self._max_steps[rows]) | ~can_act)[::-1].tolist():
+        over = ended | (self._steps[rows] >= self._max_steps[rows]) | ~can_act
+        for slot in np.flatnonzero(over)[::-1].tolist():
             steps, end = int(self._steps[slot]), bool(ended[slot])
             if can_act[slot]:
                 yield slot, RolloutResult(float(self._returns[slot]), steps, terminated=end, truncated=not end)

@@ -16,6 +16,7 @@ from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
 from tests.e2e import command
+from tests.e2e.conftest import STRAIGHT
 
 
 def _mount(*arguments: str) -> bool:
@@ -31,12 +32,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a disk needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run comes to where nothing happens to its disk."""
-    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight"), vae__epochs=4))
 
 
 def fill(disk: Path) -> None:
@@ -70,7 +65,7 @@ def repair(disk: Path) -> None:
 def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
     disk: Path, tmp_path: Path, straight: dict[str, Any], break_it: Callable[[Path], None], where: str, said: str
 ) -> None:
-    preset, folder = command.counting_preset(tmp_path, vae__epochs=4), disk / "run"
+    preset, folder = command.counting_preset(tmp_path, **STRAIGHT), disk / "run"
     # Heartbeats would be counted, too, and have a file open.
     no_heartbeats = ("-o", "storage.heartbeat_s=1e6", "-o", "storage.lease_expiry_s=1e7")
     arguments = ("run", preset, "--run-dir", str(folder), *no_heartbeats)

@@ -24,6 +24,7 @@ from pipeline.storage import sealed, sessions
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
 from tests.e2e import command
+from tests.e2e.conftest import STRAIGHT
 from tests.storage.proxy import wait_until
 
 # Runs until it is stopped.
@@ -56,18 +57,12 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
     assert "waiting" not in output
 
 
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the run comes to where one driver has it to itself."""
-    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight"), vae__epochs=4))
-
-
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
 def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_more(
     tmp_path: Path, straight: dict[str, Any], executor: str
 ) -> None:
     """The stopped driver is frozen whole, its training worker on Ray is not: that one is fenced off as well."""
-    preset, folder = command.counting_preset(tmp_path, vae__epochs=4), tmp_path / "run"
+    preset, folder = command.counting_preset(tmp_path, **STRAIGHT), tmp_path / "run"
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
     first = command.frozen(arguments, executor, "checkpoint-recorded@3")
     os.kill(first.process.pid, signal.SIGSTOP)

@@ -19,6 +19,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run, copy_run
 from pipeline.storage.run_dir import open_store
 from tests.e2e import command
+from tests.e2e.conftest import STRAIGHT
 from tests.storage.proxy import Exchange, FaultProxy, answer, drop_reply, hang
 
 UNTIL_KILLED = math.inf
@@ -29,12 +30,6 @@ def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
     """A proxy that the command, but not this process, takes for the server."""
     with FaultProxy(s3_server.endpoint) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the small run comes to in a folder."""
-    return command.outcome(command.uninterrupted(tmp_path_factory.mktemp("straight")))
 
 
 def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, smoke_run: Path, tmp_path: Path) -> None:
@@ -60,7 +55,7 @@ def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, sm
 
 
 def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict[str, Any], tmp_path: Path) -> None:
-    folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
+    folder, preset = tmp_path / "run", command.counting_preset(tmp_path, **STRAIGHT)
     code, output = command.run("run", preset, "--run-dir", str(folder), environment={VARIABLE: "checkpoint-recorded@1"})
     assert code == -signal.SIGKILL, output
     store = open_store(f"{s3_url}/moved")
@@ -76,7 +71,7 @@ def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
     s3_url: str, straight: dict[str, Any], tmp_path: Path, executor: str
 ) -> None:
     url = f"{s3_url}/run"
-    arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+    arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     store = open_store(url)
     code, output = command.frozen(arguments, executor, "record-created@1").interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output
@@ -106,7 +101,7 @@ def test_sigkill_in_the_middle_of_uploads_changes_nothing(
 ) -> None:
     """The driver is killed while it waits for the answer to an upload that the server did, or did not, hear of."""
     url = f"{s3_url}/run"
-    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+    arguments = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     store = open_store(url)
     for part in UPLOADS.values():
         for arrived in (False, True):
@@ -154,7 +149,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(
 
     proxy.fail(what, now_and_then, UNTIL_KILLED)
     url = f"{s3_url}/run"
-    arguments = ("run", command.counting_preset(tmp_path), "--run-dir", url)
+    arguments = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     code, output = command.run(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
     assert code == 0, output
     assert requests > 10 * period

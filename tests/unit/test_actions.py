@@ -45,6 +45,8 @@ def test_what_a_controller_or_chance_chooses_is_within_the_bounds_and_the_space(
         assert action.shape == (actions.size,) and action.dtype == np.float32
         assert np.all((actions.low <= action) & (action <= actions.high))
         assert space.contains(actions.native(action)), (action, actions.native(action))
+        np.testing.assert_array_equal(actions.vector(actions.native(action)), action)
+    assert actions.space == space
 
 
 def test_every_value_of_a_small_space_is_reached(actions: Actions, space: Any) -> None:

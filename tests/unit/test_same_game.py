@@ -23,7 +23,7 @@ from tests.driving import (
 )
 
 FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"
-TRACKS, BATCH, STEPS = 100, 10, 100
+TRACKS, BATCH, STEPS = 60, 10, 100
 
 
 @pytest.fixture(autouse=True)

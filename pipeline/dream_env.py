@@ -1,0 +1,231 @@
+"""A run's dream as a Gymnasium environment, in which anybody's agent can be trained.
+
+``gymnasium.make("pipeline.dream_env:WorldModels/Dream-v0", run="runs/takecover-laptop")`` makes one dream, and
+``gymnasium.make_vec`` many in one batch. Observations are the latent z, and M's states h and c if they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from pipeline.base.errors import ConfigError
+from pipeline.config.evolution import DreamConfig
+from pipeline.data.artifacts import MDNRNN, ROLLOUTS, VAE, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import FIRST, rounds_of, vae_round
+from pipeline.envs.registry import traits_of
+from pipeline.evolution.pools import read_starts
+from pipeline.models.forward import make_dream_step
+from pipeline.models.vae import output_to_frames
+from pipeline.models.weights import load_vae
+from pipeline.rollouts.dreaming import DreamGame
+from pipeline.storage.manifest import read_manifest, require_manifest
+from pipeline.storage.run_dir import open_store
+from pipeline.storage.saved_config import saved_config
+
+ID = "WorldModels/Dream-v0"
+
+Array = NDArray[np.float32]
+
+
+class Dreams:
+    """The dreams of a run, many in lockstep; what both environments below share.
+
+    Args:
+        run: Run directory, a folder or ``s3://bucket/prefix``. The latest round whose M is trained is dreamt.
+        count: Number of dreams.
+        observe: Letters z, h and c, in the order of the observation; None for the inputs of the run's controller.
+        keys: Keys of the section ``dream`` to set, such as ``temperature``, ``start``, ``reward`` or ``max_steps``.
+
+    Attributes:
+        observation_space: Space of one observation, a Box of (F,) float32.
+        actions: Actions of the environment that is dreamt.
+        steps: Steps of each dream so far, (count,) int64.
+
+    Raises:
+        ConfigError: A key is unknown or has an invalid value, or the run predicts no rewards or ends.
+        StorageError: There is no run, or its M is not trained.
+    """
+
+    def __init__(self, run: str | Path, count: int, observe: str | None, keys: dict[str, Any]) -> None:
+        store = open_store(str(run))
+        config = saved_config(store)
+        trained = [at for at in rounds_of(config) if read_manifest(store, at.folder(MDNRNN)) is not None]
+        at = trained[-1] if trained else FIRST
+        v = vae_weights(store, vae_round(config, at).folder(VAE))
+        m = mdnrnn_weights(store, at.folder(MDNRNN))
+        self.observe = observe or config.controller.features
+        if not self.observe or set(self.observe) - set("zhc"):
+            raise ConfigError(f"observe = {observe!r}: expected letters of z, h and c, such as 'zh'")
+        try:
+            dream = DreamConfig.model_validate({**config.dream.model_dump(), **keys})
+        except ValueError as error:
+            raise ConfigError(f"{store.locate()}: {error}") from error
+        if dream.reward == "model" and config.mdnrnn.reward_weight == 0:
+            raise ConfigError(
+                f"{store.locate()}: reward = 'model', but M predicts none (mdnrnn.reward_weight is 0): use 'survival'"
+            )
+        self.actions, self.max_steps = traits_of(config.env).actions, dream.max_steps
+        self.steps_per_second = require_manifest(store, ROLLOUTS).info["steps_per_second"] / config.env.action_repeat
+        of_dream = config.model_copy(update={"dream": dream})
+        step = make_dream_step(config.agent, m, count, self.actions.size, dream.temperature)
+        self._game = DreamGame(step, dream, read_starts(of_dream, store, at), count)
+        self._vae = load_vae(config.agent, v).eval()
+        self.steps = np.zeros(count, np.int64)
+        sizes = {"z": config.vae.z_size, "h": config.mdnrnn.hidden_size, "c": config.mdnrnn.hidden_size}
+        size = sum(sizes[name] for name in self.observe)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+
+    def begin(self, slot: int, rng: np.random.Generator) -> None:
+        """Begin a dream whose start and noise are drawn from ``rng``."""
+        self._game.begin(slot, np.random.Generator(np.random.PCG64(int(rng.integers(2**63)))))
+        self.steps[slot] = 0
+
+    def observations(self) -> Array:
+        """Observations of all dreams, (count, F) float32."""
+        return self._game.features(self.observe, len(self.steps))
+
+    def step(self, actions: Sequence[Any]) -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_]]:
+        """Act once in each dream.
+
+        Args:
+            actions: Values of the action space, one for each dream.
+
+        Returns:
+            Rewards, (count,) float32; whether M predicts an end, and whether the step limit was reached, (count,) bool.
+        """
+        rewards, ended = self._game.step(np.stack([self.actions.vector(action) for action in actions]))
+        self.steps += 1
+        return rewards.copy(), ended.copy(), self.steps >= self.max_steps
+
+    def decode(self, slots: slice) -> NDArray[np.uint8]:
+        """V's decoded pictures of dreams, (N, 64, 64, 3) uint8 RGB."""
+        import torch
+
+        with torch.inference_mode():
+            return output_to_frames(self._vae.decode(torch.from_numpy(self._game.dream.z[slots].copy())))
+
+
+class DreamEnv(gymnasium.Env[Array, Any]):  # type: ignore[misc]
+    """One dream.
+
+    Args:
+        run: See ``Dreams``.
+        observe: See ``Dreams``.
+        render_mode: ``"rgb_array"`` for V's decoded pictures; None for none.
+        **keys: See ``Dreams``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self, run: str | Path, *, observe: str | None = None, render_mode: str | None = None, **keys: Any
+    ) -> None:
+        self._dreams = Dreams(run, 1, observe, keys)
+        self.metadata = {**type(self).metadata, "render_fps": self._dreams.steps_per_second}  # type: ignore[misc]
+        self.observation_space, self.action_space = self._dreams.observation_space, self._dreams.actions.space
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """Begin a dream. The same seed and actions give the same dream to the bit."""
+        super().reset(seed=seed)
+        self._dreams.begin(0, self.np_random)
+        return self._dreams.observations()[0], {}
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Act. M's predicted end terminates the dream, and the step limit truncates it."""
+        rewards, ended, cut = self._dreams.step([action])
+        return self._dreams.observations()[0], float(rewards[0]), bool(ended[0]), bool(cut[0]), {}
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """V's decoded picture of the present z, (64, 64, 3) uint8 RGB; None without a render mode."""
+        return self._dreams.decode(slice(1))[0] if self.render_mode == "rgb_array" else None
+
+
+class DreamVectorEnv(gymnasium.vector.VectorEnv[Array, Any, NDArray[Any]]):  # type: ignore[misc]
+    """Many dreams in one batch of M. A dream that ended begins again with the next step.
+
+    At another number of dreams the bits of a dream may differ.
+
+    Args:
+        run: See ``Dreams``.
+        num_envs: Number of dreams.
+        observe: See ``Dreams``.
+        render_mode: See ``DreamEnv``.
+        **keys: See ``Dreams``.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "render_modes": ["rgb_array"],
+        "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        run: str | Path,
+        num_envs: int = 1,
+        *,
+        observe: str | None = None,
+        render_mode: str | None = None,
+        **keys: Any,
+    ) -> None:
+        self._dreams = Dreams(run, num_envs, observe, keys)
+        self.metadata = {**type(self).metadata, "render_fps": self._dreams.steps_per_second}  # type: ignore[misc]
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.single_observation_space, self.single_action_space = (
+            self._dreams.observation_space,
+            self._dreams.actions.space,
+        )
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._over = np.zeros(num_envs, bool)
+        self._streams: list[np.random.Generator] = []
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Begin all dreams.
+
+        Args:
+            seed: Seed of the first dream, whose successors get the next ones; or one seed for each; None to go on with
+                the streams that there are.
+            options: Not used.
+        """
+        if seed is not None or not self._streams:
+            seeds = [None] * self.num_envs if seed is None else seed
+            if isinstance(seeds, int):
+                seeds = range(seeds, seeds + self.num_envs)
+            self._streams = [np.random.default_rng(each) for each in seeds]
+        for slot, stream in enumerate(self._streams):
+            self._dreams.begin(slot, stream)
+        self._over[:] = False
+        return self._dreams.observations(), {}
+
+    def step(
+        self, actions: Any
+    ) -> tuple[Array, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Act in all dreams; in one that is over, the action is ignored and the reward is 0."""
+        rewards, ended, cut = self._dreams.step(list(gymnasium.vector.utils.iterate(self.action_space, actions)))
+        again = self._over
+        for slot in np.flatnonzero(again):
+            self._dreams.begin(int(slot), self._streams[slot])
+        rewards[again], ended[again], cut[again] = 0, False, False
+        self._over = ended | cut
+        return self._dreams.observations(), rewards.astype(np.float64), ended, cut, {}
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """V's decoded pictures, one (64, 64, 3) uint8 RGB for each dream; None without a render mode."""
+        return tuple(self._dreams.decode(slice(self.num_envs))) if self.render_mode == "rgb_array" else None
+
+
+if ID not in gymnasium.registry:
+    gymnasium.register(
+        ID, entry_point="pipeline.dream_env:DreamEnv", vector_entry_point="pipeline.dream_env:DreamVectorEnv"
+    )
