@@ -10,7 +10,7 @@ from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
-from pipeline.data.rounds import Round
+from pipeline.data.rounds import Round, config_in
 from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
 from pipeline.stages.table import Stage, stage_filling, stages_of
@@ -37,7 +37,7 @@ RUN: Mapping[str, Callable[[RunConfig, Store, Executor, Round], Mapping[str, Any
 def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] | None = None) -> None:
     """Run stages in order, default: all of the run; skip complete stages and resume incomplete ones."""
     for stage in stages_of(config) if stages is None else stages:
-        of_round = config.in_round(stage.round.number)
+        of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)
         if is_complete(of_round, store, stage, upstream):
             logger.info("%s: complete, skipped", stage.title)

@@ -12,7 +12,7 @@ from pipeline.base import output
 from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
-from pipeline.cli import bench, plan, run, signals, status, storage, submit
+from pipeline.cli import bench, plan, run, signals, status, storage, submit, temperatures
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
 _EXAMPLES = """\
@@ -26,6 +26,7 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        use object storage (credentials: AWS environment)
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
+  world-models temperatures runs/takecover-laptop         returns in dreams and in the game, by temperature
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
@@ -89,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, storage, bench):
+    for command in (status, plan, submit, temperatures, storage, bench):
         command.add_parser(commands)
     return parser
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import EVALUATION, EVOLUTION
 
 
 @dataclass(frozen=True, order=True)
@@ -17,18 +18,22 @@ class Round:
 
     Attributes:
         number: Number of the round; the first is 1.
+        branch: Folder of another evolution with V and M of this round, and of its evaluation; "" for the round's own.
     """
 
     number: int = 1
+    branch: str = ""
 
     def folder(self, name: str) -> str:
         """Folder of a stage's output in this round, relative to the run directory."""
-        return name if self.number == 1 else f"round-{self.number:03d}/{name}"
+        of_branch = self.branch and name in (EVOLUTION, EVALUATION)
+        path = f"{self.branch}/{name}" if of_branch else name
+        return path if self.number == 1 else f"round-{self.number:03d}/{path}"
 
     @property
     def previous(self) -> Round | None:
-        """The round before; None for the first."""
-        return Round(self.number - 1) if self.number > 1 else None
+        """The round before; None for the first, and for a branch, which begins from scratch."""
+        return Round(self.number - 1) if self.number > 1 and not self.branch else None
 
     @property
     def so_far(self) -> list[Round]:
@@ -41,6 +46,11 @@ class Round:
 
 
 FIRST = Round()
+
+
+def config_in(config: RunConfig, at: Round) -> RunConfig:
+    """Config of the stages of a round; a branch has its own."""
+    return config if at.branch else config.in_round(at.number)
 
 
 def rounds_of(config: RunConfig) -> list[Round]:

@@ -38,12 +38,14 @@ class Stage:
     @property
     def label(self) -> str:
         """Name in keys of the store, unique within a run."""
-        return self.round.folder(self.name).replace("/", "-")
+        return "-".join([*self.prefix.split("/")[:-1], self.name])
 
     @property
     def title(self) -> str:
-        """Name for messages, with the number of a later round."""
-        return self.name if self.round == FIRST else f"round {self.round.number}, {self.name}"
+        """Name for messages, with its round and branch if they are not the first ones."""
+        at = self.round
+        of_round = [f"round {at.number}"] if at.number > 1 else []
+        return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
@@ -99,6 +101,11 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
         ),
     ]  # fmt: skip
     return [each for each in stages if each.name != "train-vae" or v == at.folder(VAE)]
+
+
+def branch_stages(config: RunConfig, at: Round) -> list[Stage]:
+    """Evolution and evaluation of a branch, with V and M of its round."""
+    return [stage for stage in _round(config, at) if stage.name in ("evolve", "evaluate")]
 
 
 # The stages of a run with one round.

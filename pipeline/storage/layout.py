@@ -25,8 +25,8 @@ _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml
-    | sessions/\d{{6}}/[a-z0-9-]+\.json
-    | (round-\d{{3}}/)?[a-z]+/(
+    | sessions/\d{{6}}/[a-z0-9.-]+\.json
+    | (round-\d{{3}}/)?(temperature-[0-9.]+/)?[a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?

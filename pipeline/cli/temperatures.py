@@ -1,0 +1,122 @@
+"""``world-models temperatures``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.base.errors import ConfigError
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, run_dir
+from pipeline.cli.executors import make_executor
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+    from pipeline.config.schema import RunConfig
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = (0.1, 0.5, 1.0, 1.15, 1.3)
+
+_EXAMPLES = """\
+examples:
+  world-models temperatures runs/takecover-laptop         the paper's table: 0.1, 0.5, 1.0, 1.15 and 1.3
+  world-models temperatures runs/takecover-laptop --generations 50 --episodes 300 --json
+  world-models temperatures runs/car --at 0.7 1.0 -o dream.reward=model -o dream.start=anywhere
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``temperatures``."""
+    text = "evolve in the dream of a run at several temperatures, and compare returns in the dream and in the game"
+    command = commands.add_parser(
+        "temperatures",
+        help=text,
+        description=f"{text}.\nV and M are those of the run. Each evolution lies in its own folder of the run and is "
+        "resumed like any other;\nits best controller is chosen by dreams alone and tested on the test tracks.",
+        epilog=f"{_EXAMPLES}\n{EXIT_CODES}",
+        formatter_class=FORMATTER,
+    )
+    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument(
+        "--at", type=above_zero, nargs="+", default=list(DEFAULT), metavar="T",
+        help=f"temperatures (default: {' '.join(map(str, DEFAULT))})",
+    )  # fmt: skip
+    command.add_argument("--generations", type=positive, metavar="N", help="generations of each (default: the run's)")
+    command.add_argument("--episodes", type=positive, metavar="N", help="test episodes of each (default: the run's)")
+    command.add_argument("--json", action="store_true", help="JSON output: one list as the last line")
+    add_override(command)
+    command.set_defaults(perform=_temperatures)
+
+
+def _temperatures(options: argparse.Namespace) -> int:
+    from pipeline.storage.maintenance import require_run
+    from pipeline.storage.run_dir import open_store
+    from pipeline.storage.saved_config import saved_config
+    from pipeline.storage.session_notes import check_machine, lease_for
+    from pipeline.storage.sessions import refuse_if_driven
+
+    store = open_store(options.run_dir)
+    require_run(store)
+    config = saved_config(store, options.override)
+    configs = {at: config_at(config, at, options.generations, options.episodes) for at in sorted(set(options.at))}
+    refuse_if_driven(store)
+    check_machine(store, exact=config.execution.exact)
+    executor = make_executor(config)
+    try:
+        # The stages import torch: after the checks that do not need it.
+        from pipeline.data.rounds import Round, rounds_of
+        from pipeline.reporting.temperatures import read_row, table, to_json
+        from pipeline.run import run_stages
+        from pipeline.stages.table import branch_stages
+
+        last = rounds_of(config)[-1].number
+        branches = {at: Round(last, f"temperature-{at:g}") for at in configs}
+        with lease_for(config, store, "temperatures") as fenced:
+            for number, (at, chosen) in enumerate(configs.items(), 1):
+                logger.info("temperature %g (%d of %d)", at, number, len(configs))
+                run_stages(chosen, fenced, executor, branch_stages(chosen, branches[at]))
+    finally:
+        executor.close()
+    rows = [read_row(store, branch, at) for at, branch in branches.items()]
+    print("\n".join(table(rows, store, Round(last))))
+    if options.json:
+        print(json.dumps(to_json(rows)))
+    return 0
+
+
+def config_at(config: RunConfig, temperature: float, generations: int | None, episodes: int | None) -> RunConfig:
+    """Config of an evolution in the dream at a temperature: nothing in it is chosen by the environment.
+
+    Args:
+        config: Config of the run.
+        temperature: Temperature of the dreams.
+        generations: Generations; None for the run's.
+        episodes: Test episodes; None for the run's.
+
+    Raises:
+        ConfigError: The run's M cannot be dreamt with, or no generation would be validated.
+    """
+    from pipeline.config.presets import validate
+
+    values = config.model_dump()
+    values["dream"]["temperature"] = temperature
+    values["evolve"] |= {
+        "environment": "dream",
+        "select": "dream",
+        "generations": generations or config.evolve.generations,
+        # Parts of an evolution in the environment.
+        "replayed_tracks": 0,
+        "episode_steps": None,
+        "stall_steps": None,
+        "target_return": None,
+    }
+    values["evaluate"] |= {"controllers": "best", "episodes": episodes or config.evaluate.episodes}
+    found = validate(values, f"temperature {temperature:g}")
+    if found.evolve.generations < found.evolve.validate_every:
+        raise ConfigError(
+            f"{found.evolve.generations} generations end before the first validation, which chooses the controller "
+            f"(evolve.validate_every is {found.evolve.validate_every}): raise --generations, or lower the key with -o"
+        )
+    return found

@@ -1,0 +1,78 @@
+"""The table of temperatures: an evolution for each, in its own folder, with the run's own V and M."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.config.presets import dump
+from pipeline.data.rounds import Round
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
+from pipeline.storage.layout import foreign_keys
+from pipeline.storage.local import LocalStore
+from pipeline.storage.maintenance import check_run
+from pipeline.storage.manifest import require_manifest
+from tests.counting import counting_config
+
+KEYS = {
+    "mdnrnn.done_weight": 1.0, "mdnrnn.reward_weight": 1.0, "dream.reward": "model", "execution.executor": "in-process", "evolve.stall_steps": 9, "dream.max_steps": 12,
+    "dream.micro_batch": 4, "dream.lanes": 8, "dream.end_probability": 0.6, "evolve.validation_dreams": 9, "evolve.validate_every": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose M predicts ends; it evolved in the game, or had no time to."""
+    folder = tmp_path_factory.mktemp("run")
+    store = LocalStore(folder)
+    store.write("config.yaml", dump(counting_config(KEYS)).encode())
+    run_stages(counting_config(KEYS), store, InProcessExecutor(), STAGES[:4])
+    return folder
+
+
+def test_each_temperature_has_its_evolution_and_the_table_shows_all(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["temperatures", str(run), "--at", "1.15", "0.5", "--generations", "2", "--episodes", "3", "--json"]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    rows = json.loads(output.splitlines()[-1])
+    assert [row["temperature"] for row in rows] == [0.5, 1.15]
+    assert {row["episodes"] for row in rows} == {3} and {row["generation"] for row in rows} <= {1, 2}
+    assert output.count("| 0.5 |") == output.count("| 1.15 |") == 1
+    assert "M predicts" in output or "is unknown" in output
+    store = LocalStore(run)
+    for row in rows:
+        at = Round(1, f"temperature-{row['temperature']:g}")
+        manifest = require_manifest(store, at.folder("evolution"))
+        assert manifest.config["dream.temperature"] == row["temperature"]
+        assert manifest.config["evolve.environment"] == manifest.config["evolve.select"] == "dream"
+        assert set(manifest.upstream) == {"vae", "latents", "mdnrnn"}
+        score = require_manifest(store, at.folder("evaluation")).info["controllers"]
+        assert score[min(score)]["mean"] == row["mean"]
+    assert rows[0]["dream_mean"] != rows[1]["dream_mean"]
+    assert all(path.read_bytes() == data for path, data in before.items()), "the run itself is left alone"
+    assert not (run / "evolution").exists()
+    assert foreign_keys(store) == [] and check_run(store).problems == []
+
+    assert main([*arguments[:2], "--at", "0.5", *arguments[5:-1]]) == 0, "nothing is made again"
+    assert "| 0.5 |" in capsys.readouterr().out
+
+
+def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = LocalStore(tmp_path / "blind")
+    store.write("config.yaml", dump(counting_config({"execution.executor": "in-process"})).encode())
+    store.write("sessions/000001/begun.json", b"{}")
+    assert main(["temperatures", str(tmp_path / "blind")]) == 2
+    assert "set mdnrnn.done_weight above 0" in capsys.readouterr().err
+
+
+def test_too_few_generations_to_choose_from_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["temperatures", str(run), "--generations", "2", "-o", "evolve.validate_every=5"]) == 2
+    assert "2 generations end before the first validation" in capsys.readouterr().err
