@@ -12,7 +12,7 @@ from pipeline.base import output
 from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
-from pipeline.cli import bench, plan, run, signals, status, storage, submit, temperatures
+from pipeline.cli import baselines, bench, plan, run, signals, status, storage, submit, temperatures
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
 _EXAMPLES = """\
@@ -27,6 +27,7 @@ examples:
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
   world-models temperatures runs/takecover-laptop         returns in dreams and in the game, by temperature
+  world-models baselines runs/takecover-laptop            beside policies that look at nothing
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
@@ -90,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, temperatures, storage, bench):
+    for command in (status, plan, submit, temperatures, baselines, storage, bench):
         command.add_parser(commands)
     return parser
 

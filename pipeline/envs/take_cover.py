@@ -52,6 +52,9 @@ class TakeCover:
     Args:
         config: Section ``env`` of a config. ``options`` may set ``resolution``, such as ``640x480``.
 
+    Attributes:
+        draws: Whether steps draw the game. If not, all frames are the first one, for policies that look at nothing.
+
     Raises:
         ConfigError: ViZDoom is not installed, or an option is unknown.
     """
@@ -65,6 +68,7 @@ class TakeCover:
         self._resolution = _resolution(config)
         self._game: Any = None  # started with the first episode
         self._steps = 0
+        self.draws = True
 
     def describe_frames(self) -> dict[str, Any]:
         """See ``Environment``."""
@@ -87,12 +91,27 @@ class TakeCover:
     def step(self, action: NDArray[np.float32]) -> Step:
         """See ``Environment.step``."""
         count = min(self._action_repeat, self._max_steps - self._steps)
+        if not self.draws:
+            return self._step_unseen(action, count)
         reward = float(self._game.make_action(self.actions.native(action), count))
         self._steps += count
         state = self._game.get_state()
         if state is not None:  # the engine draws nothing after the end: the last picture stays
             self._screen = state.screen_buffer
         dead = bool(self._game.is_player_dead())
+        return Step(self._frame(), reward, dead, not dead and self._steps >= self._max_steps)
+
+    def _step_unseen(self, action: NDArray[np.float32], count: int) -> Step:
+        """Step without a new picture, and so without the engine's other news than that the game is over."""
+        self._game.set_action(self.actions.native(action))
+        reward, dead = 0.0, False
+        for _ in range(count):
+            self._game.advance_action(1, False)
+            reward += 1
+            # Only death ends the engine's game: its own limit is one tic beyond ours.
+            if dead := bool(self._game.is_episode_finished()):
+                break
+        self._steps += count
         return Step(self._frame(), reward, dead, not dead and self._steps >= self._max_steps)
 
     def render(self) -> NDArray[np.uint8]:

@@ -20,8 +20,9 @@ from pipeline.storage.manifest import require_manifest
 from tests.counting import counting_config
 
 KEYS = {
-    "mdnrnn.done_weight": 1.0, "mdnrnn.reward_weight": 1.0, "dream.reward": "model", "execution.executor": "in-process", "evolve.stall_steps": 9, "dream.max_steps": 12,
-    "dream.micro_batch": 4, "dream.lanes": 8, "dream.end_probability": 0.6, "evolve.validation_dreams": 9, "evolve.validate_every": 1,
+    "mdnrnn.done_weight": 1.0, "mdnrnn.reward_weight": 1.0, "execution.executor": "in-process",
+    "dream.reward": "model", "dream.max_steps": 12, "dream.micro_batch": 4, "dream.lanes": 8,
+    "dream.end_probability": 0.6, "evolve.validation_dreams": 9, "evolve.validate_every": 1, "evolve.stall_steps": 9,
 }  # fmt: skip
 
 

@@ -1,0 +1,95 @@
+"""A run's controller beside policies that look at nothing, paired by test track."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base import seeding
+
+_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """A policy, and how much more the run's controller scores on the same tracks.
+
+    Attributes:
+        policy: Name of the policy; that of the controller in the first row.
+        mean, sd: Mean and standard deviation of its returns.
+        low, high: 95 % bootstrap interval of the mean.
+        difference: Mean of the controller's return minus the policy's, track by track; None in the controller's row.
+        difference_low, difference_high: 95 % bootstrap interval of that mean.
+    """
+
+    policy: str
+    mean: float
+    sd: float
+    low: float
+    high: float
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+
+
+def baseline_rows(
+    controller: str, returns: Sequence[float], blind: Mapping[str, Sequence[float]], seed: int
+) -> list[BaselineRow]:
+    """Compare returns, track by track.
+
+    Args:
+        controller: Name of the controller.
+        returns: Its returns, in the order of the tracks.
+        blind: Returns of each policy on the same tracks, in the same order.
+        seed: Seed of the run.
+    """
+    ours = np.asarray(returns, np.float64)
+    rows = [BaselineRow(controller, *_statistics(ours, seed))]
+    for name, values in blind.items():
+        theirs = np.asarray(values, np.float64)
+        mean, _, low, high = _statistics(ours - theirs, seed)
+        rows.append(BaselineRow(name, *_statistics(theirs, seed), mean, low, high))
+    return rows
+
+
+def _statistics(values: NDArray[np.float64], seed: int) -> tuple[float, float, float, float]:
+    """Mean, standard deviation, and the bounds of a 95 % bootstrap interval of the mean."""
+    rng = seeding.generator(seed, "baselines/bootstrap")
+    means = np.concatenate([rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(_SAMPLES // 100)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(values.std(ddof=min(1, len(values) - 1))), float(low), float(high)
+
+
+def table(rows: Sequence[BaselineRow], tracks: range) -> list[str]:
+    """Write the comparison in Markdown, with its verdict below."""
+    lines = [
+        f"Returns on {len(tracks):,} test tracks, {tracks.start:,} to {tracks.stop - 1:,}, none used for selection:",
+        "",
+        "| policy | return | 95 % interval | the controller scores more by | 95 % interval |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        more = ["–", "–"]
+        if row.difference is not None:
+            more = [f"{row.difference:,.1f}", f"{row.difference_low:,.1f} to {row.difference_high:,.1f}"]
+        score = f"{row.mean:,.1f} +- {row.sd:,.1f}"
+        lines.append(f"| {row.policy} | {score} | {row.low:,.1f} to {row.high:,.1f} | {more[0]} | {more[1]} |")
+    blind = rows[1:]
+    best = max(blind, key=lambda row: row.mean)
+    assert best.difference_low is not None and best.difference_high is not None
+    verdict = "scores about as much as"
+    if best.difference_low > 0:
+        verdict = "scores more than"
+    elif best.difference_high < 0:
+        verdict = "scores less than"
+    lines += ["", f"The controller {verdict} the best policy that looks at nothing ({best.policy})."]
+    return lines
+
+
+def to_json(rows: Sequence[BaselineRow]) -> list[dict[str, Any]]:
+    """Convert the rows to JSON values."""
+    return [asdict(row) for row in rows]

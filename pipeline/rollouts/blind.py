@@ -1,0 +1,129 @@
+"""Policies that look at nothing, as a baseline: a controller that scores no more has learned no more than to move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base import seeding
+from pipeline.base.errors import ConfigError, EpisodeError
+from pipeline.config.schema import RunConfig
+from pipeline.envs.environment import Environment
+from pipeline.envs.registry import make_environment
+from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
+
+SWEEPS = (40, 60, 90, 140)
+
+BlindJobId = tuple[str, int]
+
+
+class SweepPolicy:
+    """The lowest action for a number of steps, then the highest for as many, and so on.
+
+    Args:
+        env: Environment whose action bounds apply.
+        steps: Number of steps in each direction.
+    """
+
+    def __init__(self, env: Environment, steps: int) -> None:
+        self._ends, self._period, self._taken = (env.actions.low, env.actions.high), steps, 0
+
+    def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See ``Policy.act``."""
+        action: NDArray[np.float32] = self._ends[self._taken // self._period % 2]
+        self._taken += 1
+        return action
+
+
+@dataclass(frozen=True)
+class BlindJob:
+    """An episode of a blind policy.
+
+    Attributes:
+        policy: Name of the policy, see ``blind_policies``.
+        track: Track seed.
+    """
+
+    policy: str
+    track: int
+
+    @property
+    def id(self) -> BlindJobId:
+        """Job id: (policy, track)."""
+        return self.policy, self.track
+
+
+def blind_policies(env: Environment) -> list[str]:
+    """Names of the blind policies for an environment: sweeps need an action of one bounded number."""
+    sweeps = [f"sweep {steps}" for steps in SWEEPS] if env.actions.size == 1 and not env.actions.discrete else []
+    return ["random", "repeat", *sweeps]
+
+
+def make_blind_policy(name: str, config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:
+    """Create a policy for one episode.
+
+    Args:
+        name: ``random`` (a uniform action each step), ``repeat`` (a uniform action, held as in data collection) or
+            ``sweep N``.
+        config: Config of the run.
+        env: Environment whose actions are taken.
+        rng: Random stream of the episode.
+
+    Raises:
+        ConfigError: There is no policy of this name for the environment.
+    """
+    kind, _, steps = name.partition(" ")
+    if kind == "random":
+        return WhitePolicy(env, rng)
+    if kind == "repeat":
+        return RepeatPolicy(env, config.collect.max_repeats, rng)
+    if kind == "sweep" and steps.isdecimal() and int(steps) > 0 and env.actions.size == 1 and not env.actions.discrete:
+        return SweepPolicy(env, int(steps))
+    raise ConfigError(
+        f"policy {name!r}: expected {' or '.join(blind_policies(env))}"
+        + ("; sweep N takes any N above 0" if env.actions.size == 1 and not env.actions.discrete else "")
+    )
+
+
+class BlindWorker:
+    """Runs episodes of blind policies; the plain class behind an actor.
+
+    Args:
+        config: Config of the run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._env = make_environment(config.test_env)
+        if hasattr(self._env, "draws"):
+            self._env.draws = False  # nobody looks, and drawing is most of the cost
+
+    def run(self, jobs: Iterable[BlindJob]) -> Iterator[tuple[BlindJobId, float]]:
+        """Run every job's episode, yielding (job id, return) for each.
+
+        Raises:
+            EpisodeError: The environment raised.
+        """
+        for job in jobs:
+            try:
+                yield job.id, self._play(job)
+            except ConfigError:
+                raise
+            except Exception as error:
+                raise EpisodeError.raised(
+                    f"episode of {job.policy} on track seed {job.track}", "", error, job.id
+                ) from error
+
+    def _play(self, job: BlindJob) -> float:
+        config, env = self._config, self._env
+        policy = make_blind_policy(job.policy, config, env, seeding.generator(config.seed, "blind", job.track))
+        frame, total = env.reset(job.track), 0.0
+        for _ in range(config.env.actions_in(config.env.max_episode_steps)):
+            frame, reward, terminated, truncated = env.step(policy.act(frame))
+            total += reward
+            if terminated or truncated:
+                break
+        return total
