@@ -59,9 +59,13 @@ def _children() -> list[psutil.Process]:
 def _reaper() -> IO[str]:
     """Pipe to the process that ends this process's engines."""
     process = subprocess.Popen(
-        [sys.executable, "-S", "-E", reaper.__file__], stdin=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-S", "-E", reaper.__file__, "detached"],
+        stdin=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdin is not None
+    process.wait()  # only until it has detached itself
     print(json.dumps({"folder": str(_folder())}), file=process.stdin, flush=True)
     return process.stdin
 

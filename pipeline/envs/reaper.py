@@ -2,7 +2,8 @@
 
 Started by ``pipeline.envs.engines`` as a script of its own, in a new session, with a pipe from the worker. The pipe
 closes with the worker, even if that is killed. Then this process kills the engines and removes their shared memory.
-It imports the standard library alone, because each worker has one.
+It imports the standard library alone, because each worker has one. With the argument ``detached`` it is no child of the
+worker: Ray kills the children of a worker that it ends.
 """
 
 import json
@@ -28,6 +29,8 @@ def started(pid: int) -> str | None:
 
 def main() -> None:
     """Read registrations, one JSON object a line, until the pipe closes; then clean up."""
+    if sys.argv[1:] == ["detached"] and os.fork():
+        os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     engines: list[dict[str, str | int | None]] = []

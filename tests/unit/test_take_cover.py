@@ -22,6 +22,7 @@ from pipeline.config.schema import EnvConfig
 from pipeline.envs import reaper
 from pipeline.envs.take_cover import TakeCover
 from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
+from tests.engines import shared_memory, wait_until_gone
 
 CONFIG = EnvConfig(id="TakeCover", max_episode_steps=2100)
 FIRST_GAME = 20_000
@@ -188,10 +189,8 @@ def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: 
     if "SIG" in end:
         worker.send_signal(signal.SIGTERM if end == "SIGTERM" else signal.SIGKILL)
     worker.wait(600)
-    deadline = time.monotonic() + 120  # only against a hang: they end at once
-    while any(engine.is_running() for engine in engines) or any(path.exists() for path in memory):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until_gone(engines, memory)
+    deadline = time.monotonic() + 120
     while left := list(tmp_path.glob("world-models-engines-*")):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
@@ -211,9 +210,3 @@ def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown
     known = json.dumps({"pid": other.pid, "started": reaper.started(other.pid), "shared_memory": "nothing"})
     subprocess.run([sys.executable, "-S", "-E", reaper.__file__], input=known, text=True, check=True, timeout=600)
     assert other.wait(600) == -signal.SIGKILL
-
-
-def shared_memory(engine: psutil.Process) -> list[Path]:
-    """The files of an engine's shared memory."""
-    arguments = engine.cmdline()
-    return list(Path("/dev/shm").glob(f"ViZDoom*{arguments[arguments.index('+viz_instance_id') + 1]}"))
