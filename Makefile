@@ -4,12 +4,13 @@ RUN_DIR ?= runs/tiny
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help install demo test stress soak check format docs bench lock
+.PHONY: help install demo test gpu stress soak check format docs bench lock
 
 help:
 	@echo "make install create .venv (all targets below do so if needed)"
 	@echo "make demo    run the preset tiny on real CarRacing in about 5 minutes; RUN_DIR=$(RUN_DIR)"
 	@echo "make test    run all tests, or some: T=tests/unit/test_search.py, or any other arguments of pytest"
+	@echo "make gpu     test and measure training and dreams on a GPU; needs a CUDA build of torch"
 	@echo "make stress  run tests of Ray, processes and storage three times in random order, next to busy processes"
 	@echo "make soak    kill real runs at random times for 15 minutes, and compare their results"
 	@echo "make check   check lint, format, types and spelling"
@@ -33,6 +34,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest $(if $(T),$(T),-n 3 --dist loadfile --no-loadscope-reorder)
+
+gpu: $(READY)
+	$(BIN)/pytest tests/gpu -m gpu -s -q
 
 stress: $(READY)
 	$(BIN)/python -m tests.stress $(STRESS)

@@ -39,8 +39,13 @@ class DreamConfig(Section):
         0.5, gt=0, lt=1, description="probability of an end, as M predicts it, above which a dream ends (the paper)"
     )
     max_steps: int = Field(2100, ge=2, description="actions after which a dream is cut off")
-    micro_batch: int = Field(128, ge=1, description="dreams in a forward pass; an identity key: it changes bits")
-    lanes: int = runtime(256, ge=1, description="dreams that one worker runs in lockstep")
+    micro_batch: int = Field(
+        128, ge=1, description="dreams in a forward pass on a CPU; an identity key: it changes bits"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one, which then dreams a whole generation in one batch"
+    )
+    lanes: int = runtime(256, ge=1, description="dreams that one worker runs in lockstep on a CPU")
 
 
 class EvolveConfig(Section):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 import numpy as np
 
 from pipeline.base import seeding
+from pipeline.base.progress import Update
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import EnvConfig, RunConfig
@@ -16,13 +18,16 @@ from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_round
 from pipeline.data.shards import read_latents
 from pipeline.envs.actions import Actions
 from pipeline.envs.registry import traits_of
-from pipeline.execution.protocol import Executor, Pool
+from pipeline.execution.protocol import Executor, Job, Pool, Resources
 from pipeline.rollouts.dreaming import DreamWorker, Starts
+from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.storage.manifest import require_manifest, sealed_records
 from pipeline.storage.store import Store
+from pipeline.training.hardware import gpus_for
 
 _STARTS_AN_EPISODE = 4  # with dream.start anywhere
+_RESULTS_PER_UPDATE = 64  # updates are a task's sign of life
 
 
 def rollout_pool(
@@ -47,7 +52,10 @@ def rollout_pool(
 def dream_pool(
     executor: Executor, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
 ) -> AbstractContextManager[Pool]:
-    """Create a pool of dreaming workers, with at least one micro-batch of dreams for each."""
+    """Create a pool of dreaming workers, with at least one micro-batch of dreams for each; or one task on a GPU."""
+    if gpus := gpus_for(dream.device, executor):
+        arguments = (agent, dream, actions, mdnrnn_weights, starts)
+        return nullcontext(TaskPool(executor, run_dreams, arguments, Resources(gpus=gpus)))
     return executor.pool(
         DreamWorker,
         agent,
@@ -58,6 +66,50 @@ def dream_pool(
         jobs_at_once=dream.lanes,
         jobs_per_worker=dream.micro_batch,
     )
+
+
+def run_dreams(
+    jobs: Sequence[RolloutJob],
+    agent: AgentConfig,
+    dream: DreamConfig,
+    actions: Actions,
+    mdnrnn_weights: bytes,
+    starts: Starts,
+) -> Generator[Update, None, list[tuple[JobId, RolloutResult]]]:
+    """Run all dreams in one batch on a GPU; a task for an executor. Returns (job id, result) for each."""
+    worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=len(jobs))
+    found: list[tuple[JobId, RolloutResult]] = []
+    for pair in worker.run(jobs):
+        found.append(pair)
+        if len(found) % _RESULTS_PER_UPDATE == 0:
+            yield Update(len(found), len(jobs))
+    return found
+
+
+class TaskPool:
+    """A pool whose jobs are run by one task at a time, see ``Pool``.
+
+    Args:
+        executor: Executor of the tasks.
+        task: Task that takes the jobs and ``arguments``, and returns (job id, result) for each.
+        arguments: Further arguments of the task.
+        resources: Resources of the task.
+    """
+
+    num_workers = 1
+    retries = 0
+
+    def __init__(
+        self, executor: Executor, task: Callable[..., Any], arguments: Sequence[Any], resources: Resources
+    ) -> None:
+        self._executor, self._task, self._arguments, self._resources = executor, task, arguments, resources
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[tuple[Hashable, Any]]:
+        """See ``Pool.map``."""
+        if wanted := list(jobs):
+            yield from self._executor.run(
+                self._task, wanted, *self._arguments, resources=self._resources, on_update=lambda _: None
+            )
 
 
 class OnePool(ExitStack):

@@ -104,9 +104,15 @@ def make_rnn_step(config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, a
 
 
 def make_dream_step(
-    config: AgentConfig, mdnrnn_weights: bytes, batch_size: int, action_size: int, temperature: float
+    config: AgentConfig,
+    mdnrnn_weights: bytes,
+    batch_size: int,
+    action_size: int,
+    temperature: float,
+    *,
+    on_gpu: bool = False,
 ) -> DreamStep:
-    """Create M's whole step on the engine of ``config.rollouts``, always in float32.
+    """Create M's whole step in float32, on the engine of ``config.rollouts`` or with torch on a GPU.
 
     Args:
         config: Sections of the agent.
@@ -114,11 +120,12 @@ def make_dream_step(
         batch_size: Dreams per call, B.
         action_size: Length of an action, A.
         temperature: Uncertainty of the dream; 1.0 is M's own density.
+        on_gpu: Whether M runs on a GPU.
 
     Raises:
         DamagedDataError: The weights do not belong to this config.
     """
-    if config.rollouts.engine == "openvino":
+    if config.rollouts.engine == "openvino" and not on_gpu:
         from pipeline.models.openvino_dream import OpenVinoDreamStep
 
         return OpenVinoDreamStep(
@@ -132,7 +139,8 @@ def make_dream_step(
     from pipeline.models.torch_forward import TorchDreamStep
     from pipeline.models.weights import load_mdnrnn
 
-    return TorchDreamStep(load_mdnrnn(config, action_size, mdnrnn_weights), batch_size, temperature)
+    mdnrnn = load_mdnrnn(config, action_size, mdnrnn_weights)
+    return TorchDreamStep(mdnrnn.cuda() if on_gpu else mdnrnn, batch_size, temperature)
 
 
 def sample_z(mu: Array, logvar: Array, noise: Array) -> Array:

@@ -93,23 +93,31 @@ class DreamWorker:
         actions: Actions of the environment that is dreamt.
         mdnrnn_weights: Weights of M as safetensors bytes.
         starts: Frames from which dreams begin.
+        on_gpu: Number of dreams that a GPU runs in one batch; None for a CPU.
 
     Attributes:
         num_lanes: Maximum number of active dreams.
     """
 
     def __init__(
-        self, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
+        self,
+        agent: AgentConfig,
+        dream: DreamConfig,
+        actions: Actions,
+        mdnrnn_weights: bytes,
+        starts: Starts,
+        on_gpu: int | None = None,
     ) -> None:
-        self.num_lanes = dream.lanes
+        self.num_lanes = lanes = on_gpu or dream.lanes
         self._actions = actions
-        step = make_dream_step(agent, mdnrnn_weights, dream.micro_batch, actions.size, dream.temperature)
-        self._game = DreamGame(step, dream, starts, dream.lanes)
+        batch_size, temperature = on_gpu or dream.micro_batch, dream.temperature
+        step = make_dream_step(agent, mdnrnn_weights, batch_size, actions.size, temperature, on_gpu=on_gpu is not None)
+        self._game = DreamGame(step, dream, starts, lanes)
         shape = ControllerShape.of_agent(agent, actions.size)
         self._features = shape.features
-        self._controllers = ControllerBatch(shape, dream.lanes)
-        self._returns, self._can_act = np.zeros(dream.lanes), np.zeros(dream.lanes, bool)
-        self._steps, self._max_steps = np.zeros((2, dream.lanes), np.int64)
+        self._controllers = ControllerBatch(shape, lanes)
+        self._returns, self._can_act = np.zeros(lanes), np.zeros(lanes, bool)
+        self._steps, self._max_steps = np.zeros((2, lanes), np.int64)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
         """Run every job's dream, yielding (job id, result) as each ends."""

@@ -47,7 +47,10 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
         ConfigError: A device does not exist or does not support the precision; names the key.
     """
     present = executor.has_gpu
-    for key, device in (("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)):
+    devices = [("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)]
+    if config.evolve.environment == "dream":
+        devices.append(("dream.device", config.dream.device))
+    for key, device in devices:
         if device == "cuda" and not (present or executor.can_grow):
             raise ConfigError(
                 f"{key} = 'cuda', but there is no GPU here; choose 'auto' or 'cpu', or run on a machine or a cluster "
@@ -57,7 +60,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
             resolve_device(device)
         if device == "auto" and not present:
             hint = "; 'cuda' waits for the autoscaler to add one" if executor.can_grow else ""
-            logger.info("%s = 'auto': no GPU is available; training on the CPU%s", key, hint)
+            logger.info("%s = 'auto': no GPU is available; using the CPU%s", key, hint)
     if not (present or executor.can_grow):  # on a cluster each worker checks its own CPU
         cpu = torch.device("cpu")
         check_lstm(resolve_precision(config.mdnrnn.precision, cpu), cpu)

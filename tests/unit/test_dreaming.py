@@ -16,7 +16,9 @@ from pipeline.cli.main import make_parser
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import BoxActions
 from pipeline.evolution.fitness import training_jobs, validation_dreams
-from pipeline.evolution.pools import OnePool, read_starts
+from pipeline.evolution.pools import OnePool, TaskPool, dream_pool, read_starts, run_dreams
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.execution.protocol import Resources
 from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.mdnrnn import MdnRnn, sample_mixture
 from pipeline.models.weights import new_mdnrnn, to_bytes
@@ -152,6 +154,32 @@ def test_a_controller_whose_action_is_no_number_ends_its_dream_alone() -> None:
     assert np.isnan(results[broken.id].episode_return)
     whole = dict(worker_of(config, m_of(config)).run(jobs))
     assert all(results[job.id] == whole[job.id] for job in jobs if job is not jobs[1])
+
+
+def test_a_task_on_a_gpu_runs_all_dreams_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the GPU is the CPU: what is tested is all but the device."""
+    config = config_of(reward="model", end_probability=0.7, **{"rollouts.engine": "torch"})
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
+    jobs, mdnrnn = jobs_of(config, 12), m_of(config)
+    arguments = (config.agent, config.dream, ACTIONS, to_bytes(mdnrnn), starts_of(config))
+    pool = TaskPool(InProcessExecutor(), run_dreams, arguments, Resources())
+    found = dict(pool.map(jobs))
+    whole = config_of(reward="model", end_probability=0.7, micro_batch=12, lanes=12, **{"rollouts.engine": "torch"})
+    assert found == dict(worker_of(whole, mdnrnn).run(jobs))
+    assert list(pool.map([])) == [] and (pool.num_workers, pool.retries) == (1, 0)
+
+
+def test_a_generation_goes_to_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, executor = config_of(), InProcessExecutor()
+    arguments = (config.agent, config.dream, ACTIONS, to_bytes(m_of(config)), starts_of(config))
+    with dream_pool(executor, *arguments) as pool:
+        assert not isinstance(pool, TaskPool)
+    monkeypatch.setattr(InProcessExecutor, "has_gpu", True)
+    with dream_pool(executor, *arguments) as pool:
+        assert isinstance(pool, TaskPool)
+    of_cpu = config.dream.model_copy(update={"device": "cpu"})
+    with dream_pool(executor, config.agent, of_cpu, *arguments[2:]) as pool:
+        assert not isinstance(pool, TaskPool)
 
 
 # ---- jobs, starts and pools

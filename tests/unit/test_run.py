@@ -77,7 +77,7 @@ def test_a_gpu_that_is_not_there_is_refused(executor: InProcessExecutor, section
 def test_auto_says_that_it_comes_to_the_cpu(executor: InProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         check_devices(counting_config({"vae.device": "cpu"}), executor)
-    assert caplog.messages == ["mdnrnn.device = 'auto': no GPU is available; training on the CPU"]
+    assert caplog.messages == ["mdnrnn.device = 'auto': no GPU is available; using the CPU"]
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
