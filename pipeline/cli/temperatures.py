@@ -105,6 +105,7 @@ def config_at(config: RunConfig, temperature: float, generations: int | None, ep
     values["evolve"] |= {
         "environment": "dream",
         "select": "dream",
+        "game_from": None,
         "generations": generations or config.evolve.generations,
         # Parts of an evolution in the environment.
         "replayed_tracks": 0,

@@ -62,20 +62,27 @@ def check_consistency(config: RunConfig) -> None:
                 "dream.reward 'survival' needs an M that predicts ends, or all dreams have one return: set "
                 "mdnrnn.done_weight above 0"
             )
-        if config.evolve.replayed_tracks:
+        only_dreams = config.evolve.game_from is None
+        if config.evolve.replayed_tracks and only_dreams:
             raise ValueError("evolve.replayed_tracks: a dream has no track. Set it to 0, or evolve.environment to game")
         for key in ("episode_steps", "stall_steps"):
-            if getattr(config.evolve, key) is not None:
+            if getattr(config.evolve, key) is not None and only_dreams:
                 raise ValueError(
                     f"evolve.{key} has no effect in dreams: set it to null (dream.max_steps limits a dream)"
                 )
+        if config.evolve.select == "dream" and not only_dreams:
+            raise ValueError(
+                "evolve.select 'dream' would choose by dreams among generations that evolve.game_from scores in the "
+                "environment: set it to game"
+            )
         if config.evolve.select == "dream" and config.evolve.target_return is not None:
             raise ValueError(
                 "evolve.target_return would be compared with returns in dreams, which a flawed M makes arbitrarily "
                 "high: set it to null, or evolve.select to game"
             )
-    elif config.evolve.select == "dream":
-        raise ValueError("evolve.select 'dream' needs evolve.environment 'dream'")
+    elif config.evolve.select == "dream" or config.evolve.game_from is not None:
+        key = "select 'dream'" if config.evolve.select == "dream" else f"game_from {config.evolve.game_from}"
+        raise ValueError(f"evolve.{key} needs evolve.environment 'dream'")
     for section, fraction in (
         ("vae", config.vae.validation_fraction),
         ("mdnrnn", config.mdnrnn.validation_fraction),

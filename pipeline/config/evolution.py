@@ -54,6 +54,9 @@ class EvolveConfig(Section):
     environment: Literal["game", "dream"] = Field(
         "game", description="where candidates are scored: in the environment, or in M's dream (keys in dream)"
     )
+    game_from: int | None = Field(
+        None, ge=2, description="generation from which candidates are scored in the environment, after dreams before it"
+    )
     select: Literal["game", "dream"] = Field(
         "game", description="returns by which the best controller is chosen: of validation episodes, or of dreams"
     )
@@ -94,6 +97,10 @@ class EvolveConfig(Section):
         if twice := sorted({each for each in generations if generations.count(each) > 1}):
             raise ValueError(f"generation {twice[0]} is given twice")
         return changes
+
+    def dreams_at(self, generation: int) -> bool:
+        """Whether a generation's candidates are scored in dreams, the first being 1."""
+        return self.environment == "dream" and (self.game_from is None or generation < self.game_from)
 
     def episodes_at(self, generation: int) -> int:
         """Episodes per candidate in a generation, the first being 1."""

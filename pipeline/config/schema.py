@@ -243,6 +243,7 @@ class RunConfig(Section):
             "generations": rounds.generations,
             "sigma": rounds.sigma,
             "sigma_from": [],
+            "game_from": None,
             "episodes": evolve.episodes_at(evolve.generations),
             "episodes_from": [],
         }

@@ -36,7 +36,7 @@ def training_jobs(
     """
     jobs = []
     max_steps = config.evolve.episode_steps or config.env.max_episode_steps
-    if config.evolve.environment == "dream":
+    if config.evolve.dreams_at(generation):
         max_steps = config.dream.max_steps
     first_replayed = config.evolve.episodes_at(generation) - len(replayed)
     for candidate, parameters in enumerate(candidates.astype(np.float32)):

@@ -103,17 +103,21 @@ def _estimate(config: RunConfig, episodes_so_far: int, env_rate: float | None) -
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
     training_episodes = evolve.episodes_until(evolve.generations) * evolve.population_size
-    training_steps = training_episodes * config.env.actions_in(evolve.episode_steps or config.env.max_episode_steps)
     validations = evolve.generations // evolve.validate_every
     longest = config.env.actions_in(config.env.max_episode_steps)
     evolve_steps = validations * evolve.validation_episodes * longest
     scored_in, dream_s = "episodes", 0.0
-    if evolve.environment == "dream":
-        dreams = training_episodes + validations * evolve.validation_dreams
+    dreamt = sum(evolve.dreams_at(generation) for generation in range(1, evolve.generations + 1))
+    dreams = evolve.episodes_until(dreamt) * evolve.population_size
+    evolve_steps += (training_episodes - dreams) * config.env.actions_in(
+        evolve.episode_steps or config.env.max_episode_steps
+    )
+    if dreamt:
+        dreams += validations * evolve.validation_dreams
         dream_s = dreams * config.dream.max_steps / (_DREAM_WEIGHTS_PER_S / _lstm_weights(config))
         scored_in = f"dreams of up to {config.dream.max_steps:,} steps"
-    else:
-        evolve_steps += training_steps
+        if dreamt < evolve.generations:
+            scored_in += f", from generation {dreamt + 1} on in the environment"
     parameters = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window

@@ -85,6 +85,7 @@ def make_page(
         "film": film,
         "film_columns": _film_columns(film) if film else [],
         "temperature": TEMPERATURE,
+        "game_from": _game_from(run),
         "ridge_from": figures.RIDGE_FROM,
         "best_vae": best_vae,
         "best_mdnrnn": best_mdnrnn,
@@ -97,6 +98,15 @@ def make_page(
         "commands": _commands(config, run.directory),
     }
     return Page(environment.from_string((package / "page.html").read_text("utf-8")), values)
+
+
+def _game_from(run: Findings) -> dict[str, int] | None:
+    """Where an evolution went on in the environment after dreams, and the steps until then; None if it did not."""
+    generation = run.config["evolve"]["game_from"]
+    if generation is None or len(run.history) < generation:
+        return None
+    before = run.history[generation - 2]
+    return {"generation": generation, "dream_steps": before.dream_steps, "env_steps": before.env_steps}
 
 
 def _names(run: Findings) -> dict[str, str]:
@@ -144,7 +154,8 @@ def _figures(run: Findings) -> dict[str, Markup | None]:
         reference = (f"World Models, {first.mean:g}", first.mean)
     rows.append(baseline)
     by_steps = run.published if _published_by_steps(run) else None
-    steps: figures.Axis = "dream_steps" if run.dreaming else "env_steps"
+    game_from = run.config["evolve"]["game_from"]
+    steps: figures.Axis = "dream_steps" if run.dreaming and game_from is None else "env_steps"
     svgs = {
         "by_generation": figures.learning_curve(
             run.history, run.published, "generation", alt_texts.learning_curve(run, "generation", with_paper=True)

@@ -193,7 +193,7 @@ def _next_generation(
     """
     began = time.monotonic()
     generation = state.generation + 1
-    dreaming = config.evolve.environment == "dream"
+    dreaming, validates_dreams = config.evolve.dreams_at(generation), config.evolve.environment == "dream"
     steps, dream_steps = Steps(on_episode), Steps(on_episode)
     sigma = config.evolve.sigma_at(generation)
     if sigma is not None:
@@ -215,7 +215,7 @@ def _next_generation(
     validation = dreams = None
     if generation % config.evolve.validate_every == 0:
         controller = state.average_mean
-        if dreaming:
+        if validates_dreams:
             dreamt = validation_dreams(config, generation, controller)
             results = run_episodes(crew.dreamers(), dreamt, dream_steps, require_finite=False)
             non_finite += _report_non_finite(dreamt, results)

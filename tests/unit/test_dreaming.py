@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.planning import preflight
 from pipeline.rollouts.dreaming import DreamWorker, Starts
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
+from pipeline.run import run_stages
+from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
 from tests.counting import ACTION_SIZE, counting_config
 from tests.made_run import put_data
@@ -238,9 +241,30 @@ def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> Non
     assert open_now == [] and (pools.num_workers, pools.retries) == (5, 6)
 
 
+def test_an_evolution_goes_on_in_the_environment_from_the_generation_asked_for(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
+    config = config_of(
+        max_steps=7, micro_batch=4, lanes=4,
+        **{"evolve.generations": 4, "evolve.game_from": 3, "evolve.validate_every": 4, "evolve.stall_steps": 9,
+           "evolve.validation_dreams": 3},
+    )  # fmt: skip
+    run_stages(config, local_store, executor)
+    history = json.loads(local_store.read("report/report.json"))["history"]
+    dreamt, driven = ([row[key] for row in history] for key in ("dream_steps", "env_steps"))
+    assert 0 < dreamt[0] < dreamt[1] == dreamt[2] < dreamt[3], "the last ones are dreams of the validation"
+    assert driven[0] == driven[1] == 0 < driven[2] < driven[3]
+    page = " ".join(local_store.read("report/index.html").decode().split())
+    assert "From generation 3 on candidates were scored in the environment" in page
+    work = next(row.work for row in preflight.estimate(config) if row.stage == "evolve")
+    assert "from generation 3 on in the environment" in work
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        ({"evolve.select": "dream", "evolve.game_from": 3}, "would choose by dreams among generations"),
+        ({"evolve.environment": "game", "evolve.game_from": 3}, "evolve.game_from 3 needs evolve.environment 'dream'"),
         ({"mdnrnn.done_weight": 0.0}, "'survival' needs an M that predicts ends.*mdnrnn.done_weight"),
         ({"mdnrnn.reward_weight": 0.0, "dream.reward": "model"}, "'model' needs an M that predicts rewards"),
         ({"evolve.replayed_tracks": 1}, "a dream has no track"),
