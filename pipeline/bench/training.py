@@ -36,7 +36,7 @@ def _steps(
     def work() -> int:
         nonlocal step
         losses = objective.losses(make_batch(), step)
-        objective.optimizer.zero_grad(set_to_none=True)
+        objective.optimizer.zero_grad()
         losses["loss"].backward()
         objective.before_step()
         objective.optimizer.step()

@@ -25,6 +25,7 @@ from pipeline.models.vae import sample_z
 from pipeline.stages.description import describe_mdnrnn
 from pipeline.storage.manifest import Record, commit, sealed_records
 from pipeline.storage.store import Store
+from pipeline.training.adam import Adam
 from pipeline.training.assessment import assess
 from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
@@ -58,7 +59,7 @@ class MdnRnnObjective:
         )
         self.module = mdnrnn.to(self.device)
         self._positive_weight = torch.tensor(config.mdnrnn.done_positive_weight, device=self.device)
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.mdnrnn.learning_rate, fused=True)
+        self.optimizer = Adam(self.module.parameters(), config.mdnrnn.learning_rate)
 
     def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
         """See ``Objective.losses``."""

@@ -27,6 +27,7 @@ from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae
 from pipeline.storage.manifest import Record, commit, read_records, sealed_records
 from pipeline.storage.store import Store
+from pipeline.training.adam import Adam
 from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
 from pipeline.training.held_out import held_out_so_far
@@ -97,7 +98,7 @@ class VaeObjective:
         self.precision = resolve_precision(config.vae.precision, self.device)
         vae = weights.new_vae(config.agent) if before is None else weights.load_vae(config.agent, before)
         self.module = vae.to(self.device)
-        self.optimizer = torch.optim.Adam(self.module.parameters(), lr=config.vae.learning_rate, fused=True)
+        self.optimizer = Adam(self.module.parameters(), config.vae.learning_rate)
 
     def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:
         """See ``Objective.losses``."""

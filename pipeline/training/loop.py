@@ -25,6 +25,22 @@ logger = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 
+class Optimizer(Protocol):
+    """Optimiser of a module; torch's own are some, too."""
+
+    def zero_grad(self) -> None:
+        """Remove the gradients."""
+
+    def step(self) -> object:
+        """Change the parameters along their gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State for a checkpoint."""
+
+    def load_state_dict(self, state: Any, /) -> None:
+        """Restore the state."""
+
+
 class Objective(Protocol[Batch]):
     """A module to train, with its optimiser and losses."""
 
@@ -33,7 +49,7 @@ class Objective(Protocol[Batch]):
         """Module to train."""
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> Optimizer:
         """Optimiser of the module's parameters."""
 
     def losses(self, batch: Batch, seed_index: int) -> Mapping[str, Tensor]:
@@ -158,7 +174,7 @@ class Fit(Generic[Batch]):
         state, objective = self._state, self._objective
         objective.module.train()
         losses = objective.losses(batch, state.step)
-        objective.optimizer.zero_grad(set_to_none=True)
+        objective.optimizer.zero_grad()
         losses["loss"].backward()
         objective.before_step()
         objective.optimizer.step()

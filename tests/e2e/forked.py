@@ -14,15 +14,15 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
-# What a whole run imports, on Ray and in a bucket. torch's optimizers bring torch._dynamo, and pyarrow brings pandas.
+# What a whole run imports, on Ray and in a bucket. pyarrow brings pandas.
 _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli.main",
-    "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run", "pipeline.storage.session_notes",
-    "pipeline.cli.describe", "pipeline.storage.maintenance", "pipeline.storage.s3",
+    "pipeline.models.openvino_dream", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run",
+    "pipeline.storage.session_notes", "pipeline.cli.describe", "pipeline.storage.maintenance", "pipeline.storage.s3",
     "pipeline.storage.tensorboard_events",
     "pipeline.training.hardware", "pyarrow.dataset", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting",
-    "torch", "torch._dynamo",
+    "torch", "torch.optim.adam",
 )  # fmt: skip
 
 _context = get_context("forkserver")
