@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError
 from pipeline.config.evolution import DreamConfig
 from pipeline.data.artifacts import MDNRNN, ROLLOUTS, VAE, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import FIRST, rounds_of, vae_round
+from pipeline.data.rounds import latest_round, vae_round
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.pools import read_starts
 from pipeline.models.forward import make_dream_step
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_vae
 from pipeline.rollouts.dreaming import DreamGame
-from pipeline.storage.manifest import read_manifest, require_manifest
+from pipeline.storage.manifest import require_manifest
 from pipeline.storage.run_dir import open_store
 from pipeline.storage.saved_config import saved_config
 
@@ -57,8 +57,7 @@ class Dreams:
     def __init__(self, run: str | Path, count: int, observe: str | None, keys: dict[str, Any]) -> None:
         store = open_store(str(run))
         config = saved_config(store)
-        trained = [at for at in rounds_of(config) if read_manifest(store, at.folder(MDNRNN)) is not None]
-        at = trained[-1] if trained else FIRST
+        at = latest_round(config, store, MDNRNN)
         v = vae_weights(store, vae_round(config, at).folder(VAE))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         self.observe = observe or config.controller.features
@@ -68,6 +67,13 @@ class Dreams:
             dream = DreamConfig.model_validate({**config.dream.model_dump(), **keys})
         except ValueError as error:
             raise ConfigError(f"{store.locate()}: {error}") from error
+        if without_effect := keys.keys() & {"device", "micro_batch", "lanes"}:
+            raise ConfigError(f"{sorted(without_effect)[0]} has no effect here: all dreams are one batch on the CPU")
+        if dream.reward == "survival" and config.mdnrnn.done_weight == 0:
+            raise ConfigError(
+                f"{store.locate()}: reward = 'survival', but M predicts no ends (mdnrnn.done_weight is 0), so all "
+                "dreams have one return"
+            )
         if dream.reward == "model" and config.mdnrnn.reward_weight == 0:
             raise ConfigError(
                 f"{store.locate()}: reward = 'model', but M predicts none (mdnrnn.reward_weight is 0): use 'survival'"

@@ -89,20 +89,9 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     _check_upstream(store, stage, manifest.upstream, upstream)
     if manifest.grown == growable and manifest.upstream == upstream:
         return True
-    _check_may_grow(config, store, stage)
     supersede(store, stage.prefix, manifest)
     logger.info("%s: its limits or inputs have grown; resuming", stage.name)
     return False
-
-
-def _check_may_grow(config: RunConfig, store: Store, stage: Stage) -> None:
-    """Raise ``ConfigError`` if a later round has begun from the stage's output."""
-    for other in stages_of(config):
-        if stage.prefix in other.reads and stage.prefix not in other.may_grow and store.exists(begun_key(other.prefix)):
-            raise ConfigError(
-                f"{store.locate(stage.prefix)} cannot grow any more: {store.locate(other.prefix)} was made from it. "
-                "Use the old limits; rounds.generations and rounds.count may grow."
-            )
 
 
 def _immutable_digests(stage: Stage, upstream: Mapping[str, str]) -> dict[str, str]:

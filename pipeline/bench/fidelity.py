@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.statistics import summarise
 from pipeline.base.threads import num_threads
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
-from pipeline.data.rounds import rounds_of
+from pipeline.data.rounds import latest_round
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import run_episodes, scored_jobs
 from pipeline.evolution.pools import rollout_pool
@@ -21,7 +22,6 @@ from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import native_precisions, resolve_precision
 from pipeline.reporting.findings import read_test_returns
-from pipeline.stages.evaluate import summarise
 from pipeline.storage.manifest import newest, require_manifest
 from pipeline.storage.store import Store
 
@@ -184,7 +184,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, from the run's evaluation."""
-    evaluation = rounds_of(config)[-1].folder(EVALUATION)
+    evaluation = latest_round(config, store, EVALUATION).folder(EVALUATION)
     record = newest(require_manifest(store, evaluation).records, TEST_EPISODES)
     returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:

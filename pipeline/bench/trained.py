@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION, MDNRNN, VAE, controllers_of, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import rounds_of, vae_round
+from pipeline.data.rounds import latest_round, vae_round
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
@@ -20,7 +20,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """Results of a run, of its last round.
+    """Results of a run, of the last round that has evolved.
 
     Attributes:
         config: Config of the run.
@@ -43,7 +43,7 @@ class TrainedRun:
             ConfigError: The run has no evolution.
         """
         config = saved_config(store)
-        at = rounds_of(config)[-1]
+        at = latest_round(config, store, EVOLUTION)
         latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
         if latest is None:
             raise ConfigError(

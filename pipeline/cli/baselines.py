@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--policies", nargs="+", metavar="NAME",
         help="random, repeat, and 'sweep N' where an action is one number (default: all, with sweeps of 40, 60, 90 "
-        "and 140 steps each way)",
+        "and 140 actions each way)",
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="JSON output: one list as the last line")
     add_override(command)
@@ -47,8 +47,9 @@ def add_parser(commands: Commands) -> None:
 def _baselines(options: argparse.Namespace) -> int:
     from pipeline.base.progress import Update
     from pipeline.base.seeding import generator
+    from pipeline.config.identity import refuse_other_identity
     from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
-    from pipeline.data.rounds import rounds_of
+    from pipeline.data.rounds import latest_round
     from pipeline.envs.registry import make_environment
     from pipeline.execution.watching import watched
     from pipeline.reporting.baselines import baseline_rows, table, to_json
@@ -62,13 +63,14 @@ def _baselines(options: argparse.Namespace) -> int:
     store = open_store(options.run_dir)
     require_run(store)
     config = saved_config(store, options.override)
-    evaluation = require_manifest(store, rounds_of(config)[-1].folder(EVALUATION))
+    refuse_other_identity(saved_config(store), config, (), "baselines")
+    evaluation = require_manifest(store, latest_round(config, store, EVALUATION).folder(EVALUATION))
     scores = read_test_returns(store, newest(evaluation.records, TEST_EPISODES))
     controller = min(scores)  # "best" before "mean"
     returns = scores[controller]
     tracks = range(config.tracks.test.start, config.tracks.test.start + len(returns))
 
-    env = make_environment(config.test_env)
+    env = make_environment(config.env)
     try:
         names = options.policies or blind_policies(env)
         for name in names:

@@ -31,9 +31,9 @@ def describe_run(store: Store) -> str:
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
     at = FIRST
     for stage in stages_of(config):
-        if stage.round > at:
+        if stage.round != at:
             at = stage.round
-            lines.append(f"round {at.number}")
+            lines.append(f"round {at.number}" if at != FIRST else "all rounds")
         manifest = read_manifest(store, stage.prefix)
         if manifest is not None and stale_inputs(store, manifest):
             lines.append(f"  {stage.name:<13} out of date: its inputs have grown")
@@ -41,6 +41,7 @@ def describe_run(store: Store) -> str:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
+    lines += _branches(config, store)
     at, state = _evolution(config, store)
     if state is not None and state["history"]:
         last = state["history"][-1]
@@ -66,6 +67,23 @@ def describe_run(store: Store) -> str:
     if session is not None:
         lines.append(_owner(session))
     return "\n".join(lines)
+
+
+def _branches(config: RunConfig, store: Store) -> list[str]:
+    """Lines on the evolutions of ``world-models temperatures``."""
+    lines = []
+    for at in rounds_of(config):
+        start = at.folder("temperature-")
+        for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in store.list(start)}):
+            evolved, evaluated = (
+                read_manifest(store, Round(at.number, branch).folder(name)) for name in (EVOLUTION, EVALUATION)
+            )
+            generations = Checkpoints(store, Round(at.number, branch).folder(EVOLUTION)).steps()
+            state = f"generation {generations[-1]}" if generations else "begun"
+            if evolved is not None:
+                state = "evaluated" if evaluated is not None else "evolved"
+            lines.append(f"  {at.folder(branch):<13} {state}")
+    return lines
 
 
 def _newest_checkpoint(config: RunConfig, store: Store) -> str | None:

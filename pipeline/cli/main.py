@@ -34,7 +34,7 @@ examples:
 """
 
 # Commands whose only purpose is their standard output.
-_FILTERS = ("bench", "plan", "status", "storage")
+_FILTERS = ("baselines", "bench", "plan", "status", "storage")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminated = signals.was_terminated()
         how = "terminated" if terminated else "interrupted"
         hint = _resume_hint(options, arguments)
-        print(f"\nworld-models: {how}. Completed work is saved. To resume: {hint}", file=sys.stderr)
+        saved = "" if options.command in _FILTERS else f" Completed work is saved. To resume: {hint}"
+        print(f"\nworld-models: {how}.{saved}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
         output.require_a_reader(False)  # text left in the buffer has no reader

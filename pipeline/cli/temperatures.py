@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, run_dir
 from pipeline.cli.executors import make_executor
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ examples:
   world-models temperatures runs/car --at 0.7 1.0 -o dream.reward=model -o dream.start=anywhere
 """
 
+_RESUMING = """\
+After an interruption, run the same command again: it resumes from the committed work. The exit codes are those of
+`world-models run`.
+"""
+
 
 def add_parser(commands: Commands) -> None:
     """Add ``temperatures``."""
@@ -34,8 +39,8 @@ def add_parser(commands: Commands) -> None:
         "temperatures",
         help=text,
         description=f"{text}.\nV and M are those of the run. Each evolution lies in its own folder of the run and is "
-        "resumed like any other;\nits best controller is chosen by dreams alone and tested on the test tracks.",
-        epilog=f"{_EXAMPLES}\n{EXIT_CODES}",
+        "resumed by the same command;\nits best controller is chosen by dreams alone and tested on the test tracks.",
+        epilog=f"{_EXAMPLES}\n{_RESUMING}",
         formatter_class=FORMATTER,
     )
     command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
@@ -51,6 +56,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def _temperatures(options: argparse.Namespace) -> int:
+    from pipeline.config.identity import refuse_other_identity
+    from pipeline.envs.registry import check_environment
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
@@ -60,19 +67,25 @@ def _temperatures(options: argparse.Namespace) -> int:
     store = open_store(options.run_dir)
     require_run(store)
     config = saved_config(store, options.override)
+    refuse_other_identity(saved_config(store), config, ("dream", "evolve", "evaluate"), "temperatures")
     configs = {at: config_at(config, at, options.generations, options.episodes) for at in sorted(set(options.at))}
+    folders = {at: branch_name(at) for at in configs}
+    check_environment(config)
     refuse_if_driven(store)
     check_machine(store, exact=config.execution.exact)
     executor = make_executor(config)
     try:
         # The stages import torch: after the checks that do not need it.
-        from pipeline.data.rounds import Round, rounds_of
+        from pipeline.data.artifacts import MDNRNN
+        from pipeline.data.rounds import Round, latest_round
         from pipeline.reporting.temperatures import read_row, table, to_json
         from pipeline.run import run_stages
         from pipeline.stages.table import branch_stages
+        from pipeline.training.hardware import check_devices
 
-        last = rounds_of(config)[-1].number
-        branches = {at: Round(last, f"temperature-{at:g}") for at in configs}
+        last = latest_round(config, store, MDNRNN).number
+        branches = {at: Round(last, folder) for at, folder in folders.items()}
+        check_devices(next(iter(configs.values())), executor)
         with lease_for(config, store, "temperatures") as fenced:
             for number, (at, chosen) in enumerate(configs.items(), 1):
                 logger.info("temperature %g (%d of %d)", at, number, len(configs))
@@ -84,6 +97,17 @@ def _temperatures(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(to_json(rows)))
     return 0
+
+
+def branch_name(temperature: float) -> str:
+    """Folder of an evolution at a temperature.
+
+    Raises:
+        ConfigError: The temperature has more than two decimals, which a name does not show.
+    """
+    if round(temperature, 2) != temperature:
+        raise ConfigError(f"temperature {temperature!r}: at most two decimals are expected")
+    return f"temperature-{temperature:g}"
 
 
 def config_at(config: RunConfig, temperature: float, generations: int | None, episodes: int | None) -> RunConfig:

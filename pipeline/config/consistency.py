@@ -87,9 +87,13 @@ def check_consistency(config: RunConfig) -> None:
         ("vae", config.vae.validation_fraction),
         ("mdnrnn", config.mdnrnn.validation_fraction),
     ):
-        held_out = round(config.collect.episodes * fraction)
-        if not 0 < held_out < config.collect.episodes:
-            raise ValueError(
-                f"{section}.validation_fraction {fraction} of collect.episodes {config.collect.episodes} holds out "
-                f"{held_out} episodes: at least one must be held out, and at least one must remain for training"
-            )
+        collected = {"collect.episodes": config.collect.episodes}
+        if config.rounds.count > 1:
+            collected["rounds.episodes"] = config.rounds.episodes
+        for key, count in collected.items():
+            held_out = round(count * fraction)
+            if not 0 < held_out < count:
+                raise ValueError(
+                    f"{section}.validation_fraction {fraction} of {key} {count} holds out {held_out} episodes: at "
+                    "least one must be held out, and at least one must remain for training"
+                )

@@ -94,6 +94,32 @@ def check_same_run(old: RunConfig, new: RunConfig, where: str) -> None:
         )
 
 
+def refuse_other_identity(saved: RunConfig, config: RunConfig, free: Iterable[str], command: str) -> None:
+    """Refuse overrides of keys that describe an existing run, for a command that builds on it.
+
+    Args:
+        saved: Config of the run.
+        config: The same with overrides.
+        free: Sections that the command may change.
+        command: Name of the command.
+
+    Raises:
+        ConfigError: Other keys differ; names them.
+    """
+    sections = tuple(f"{section}." for section in free)
+
+    def fixed(each: RunConfig) -> dict[str, Any]:
+        return {key: value for key, value in flatten(each, "identity").items() if not key.startswith(sections)}
+
+    if lines := diff(fixed(saved), fixed(config)):
+        allowed = f"keys of {', '.join(free)} and " if free else ""
+        raise ConfigError(
+            f"{command} takes these keys as the run has them:\n"
+            + "\n".join(lines)
+            + f"\nWith -o, only {allowed}runtime keys can be set."
+        )
+
+
 @cache
 def code_version() -> str:
     """SHA-256 (12 hex digits) over the sources that produce results."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.config.section import Section, growable
 
 
 class RoundsConfig(Section):
-    """Rounds after the first: the agent collects, M and C train on. Paper section 5. ``rounds: 2`` sets the count."""
+    """Rounds after the first: the agent collects, M and C train on. Paper section 5."""
 
     count: int = growable(1, ge=1, le=999, description="rounds in total; keys below apply from the second on")
     episodes: int = Field(500, ge=2, description="episodes that a round collects with the controllers of the last one")
     bursts: float = Field(
-        0.02, ge=0, le=1, description="probability that an action of these episodes begins a burst of random actions"
+        0.02,
+        ge=0,
+        le=1,
+        description="probability that an action of these episodes begins a burst, which holds one random action",
     )
     burst_actions: int = Field(10, ge=1, description="largest number of actions of a burst")
     vae_epochs: int = Field(0, ge=0, description="passes of V over the frames of all rounds; 0: V stays as it is")
@@ -24,8 +25,3 @@ class RoundsConfig(Section):
     mdnrnn_learning_rate: float = Field(3e-4, gt=0, description="step size of Adam when M trains on")
     generations: int = growable(75, ge=1, description="generations of a round, which begin at the last CMA mean")
     sigma: float = Field(0.05, ge=1e-12, le=1e6, description="initial step size of CMA-ES in a round")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _count_alone(cls, values: Any) -> Any:
-        return {"count": values} if isinstance(values, int) and not isinstance(values, bool) else values

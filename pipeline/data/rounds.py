@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True, order=True)
@@ -41,7 +43,7 @@ class Round:
         return [Round(number) for number in range(1, self.number + 1)]
 
     def seed_indices(self) -> tuple[int, ...]:
-        """Indices that keep the random streams of this round apart from those of the others."""
+        """Indices that keep the episodes of this round's evolution, and its held-out episodes, apart from others."""
         return () if self.number == 1 else (self.number,)
 
 
@@ -56,6 +58,12 @@ def config_in(config: RunConfig, at: Round) -> RunConfig:
 def rounds_of(config: RunConfig) -> list[Round]:
     """All rounds of a run."""
     return Round(config.rounds.count).so_far
+
+
+def latest_round(config: RunConfig, store: Store, name: str) -> Round:
+    """Latest round in which the stage of a folder is complete; the first if there is none."""
+    complete = [at for at in rounds_of(config) if read_manifest(store, at.folder(name)) is not None]
+    return complete[-1] if complete else FIRST
 
 
 def episodes_of(config: RunConfig, at: Round) -> range:

@@ -66,6 +66,7 @@ class EvolutionState:
             first validation.
         env_steps, seconds: Environment steps and wall-clock seconds so far.
         dream_steps: Steps in dreams so far.
+        dream_device: Kind of device that the dreams ran on, ``"cpu"`` or ``"cuda"``; None before the first.
     """
 
     search: Search
@@ -78,6 +79,7 @@ class EvolutionState:
     env_steps: int = 0
     seconds: float = 0.0
     dream_steps: int = 0
+    dream_device: str | None = None
 
     @property
     def generation(self) -> int:
@@ -107,6 +109,7 @@ class EvolutionState:
             "env_steps": self.env_steps,
             "seconds": self.seconds,
             "dream_steps": self.dream_steps,
+            "dream_device": self.dream_device,
         }
         buffer = io.BytesIO()
         np.savez(
@@ -137,6 +140,7 @@ class EvolutionState:
                 env_steps=progress["env_steps"],
                 seconds=progress["seconds"],
                 dream_steps=progress["dream_steps"],
+                dream_device=progress["dream_device"],
             )
 
 

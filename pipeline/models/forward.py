@@ -114,6 +114,8 @@ def make_dream_step(
 ) -> DreamStep:
     """Create M's whole step in float32, on the engine of ``config.rollouts`` or with torch on a GPU.
 
+    On a GPU, cuDNN may compute the LSTM in TF32.
+
     Args:
         config: Sections of the agent.
         mdnrnn_weights: Weights of M as safetensors bytes.

@@ -77,28 +77,32 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
         config: Config of the run.
         env_rate: Measured actions per second of the environment; None: the known rates of CarRacing.
     """
-    *rows, report = _estimate(config, config.collect.episodes, env_rate)
+    *rows, report = _estimate(config, config.collect.episodes, config.collect.episodes, env_rate)
     for at in rounds_of(config)[1:]:
         # An agent collects as slowly as it is evaluated; V and M train on all episodes so far.
         later = config.in_round(at.number)
         collected = config.collect.model_copy(
             update={"episodes": config.rounds.episodes, "policy": "random-controller"}
         )
-        new = _estimate(later.model_copy(update={"collect": collected}), episodes_of(config, at).stop, env_rate)
+        so_far = episodes_of(config, at).stop
+        encoded = so_far if config.rounds.vae_epochs else config.rounds.episodes
+        new = _estimate(later.model_copy(update={"collect": collected}), so_far, encoded, env_rate)
         for row in new[:-1]:
             if row.stage != "train-vae" or config.rounds.vae_epochs:
                 rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
     return [*rows, report]
 
 
-def _estimate(config: RunConfig, episodes_so_far: int, env_rate: float | None) -> list[StageEstimate]:
+def _estimate(
+    config: RunConfig, episodes_so_far: int, encoded_episodes: int, env_rate: float | None
+) -> list[StageEstimate]:
     """Estimate the stages of a round, and the report."""
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
     new_frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
-    frames = episodes_so_far * episode_frames
+    frames, encoded_frames = episodes_so_far * episode_frames, encoded_episodes * episode_frames
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
@@ -147,8 +151,8 @@ def _estimate(config: RunConfig, episodes_so_far: int, env_rate: float | None) -
             },
         ),
         StageEstimate(
-            "encode", f"{new_frames:,} frames",
-            new_frames / _ENCODED_FRAMES_PER_S / cores, new_frames * latent_bytes, {**of_workers, **of_shards},
+            "encode", f"{encoded_frames:,} frames",
+            encoded_frames / _ENCODED_FRAMES_PER_S / cores, encoded_frames * latent_bytes, {**of_workers, **of_shards},
         ),
         StageEstimate(
             "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
@@ -190,15 +194,15 @@ def describe(config: RunConfig, run_dir: str, env_rate: float | None = None) -> 
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
-        f"  {'stage':<13} {'about':>9}  {'disk':>9}  work",
+        f"  {'stage':<15} {'about':>9}  {'disk':>9}  work",
     ]
     for row in rows:
         lines.append(
-            f"  {row.stage:<13} {rough_duration(row.seconds):>9}  {binary_size(row.disk_bytes):>9}  {row.work}"
+            f"  {row.stage:<15} {rough_duration(row.seconds):>9}  {binary_size(row.disk_bytes):>9}  {row.work}"
         )
     time, disk = rough_duration(sum(r.seconds for r in rows)), binary_size(sum(r.disk_bytes for r in rows))
     lines.append(
-        f"  {'all':<13} {time:>9}  {disk:>9}  "
+        f"  {'all':<15} {time:>9}  {disk:>9}  "
         f"memory at most {binary_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
     )
     return "\n".join(lines)

@@ -6,12 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline.base import seeding
-
-_SAMPLES = 10_000
+from pipeline.base.statistics import summarise
 
 
 @dataclass(frozen=True)
@@ -47,21 +42,18 @@ def baseline_rows(
         blind: Returns of each policy on the same tracks, in the same order.
         seed: Seed of the run.
     """
-    ours = np.asarray(returns, np.float64)
-    rows = [BaselineRow(controller, *_statistics(ours, seed))]
+
+    def row(policy: str, values: Sequence[float], **more: float) -> BaselineRow:
+        found = summarise(values, seed)
+        return BaselineRow(policy, found["mean"], found["sd"], found["low"], found["high"], **more)
+
+    rows = [row(controller, returns)]
     for name, values in blind.items():
-        theirs = np.asarray(values, np.float64)
-        mean, _, low, high = _statistics(ours - theirs, seed)
-        rows.append(BaselineRow(name, *_statistics(theirs, seed), mean, low, high))
+        more = summarise([ours - theirs for ours, theirs in zip(returns, values, strict=True)], seed)
+        rows.append(
+            row(name, values, difference=more["mean"], difference_low=more["low"], difference_high=more["high"])
+        )
     return rows
-
-
-def _statistics(values: NDArray[np.float64], seed: int) -> tuple[float, float, float, float]:
-    """Mean, standard deviation, and the bounds of a 95 % bootstrap interval of the mean."""
-    rng = seeding.generator(seed, "baselines/bootstrap")
-    means = np.concatenate([rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(_SAMPLES // 100)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(values.std(ddof=min(1, len(values) - 1))), float(low), float(high)
 
 
 def table(rows: Sequence[BaselineRow], tracks: range) -> list[str]:

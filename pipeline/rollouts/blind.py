@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,15 @@ BlindJobId = tuple[str, int]
 
 
 class SweepPolicy:
-    """The lowest action for a number of steps, then the highest for as many, and so on.
+    """The lowest action a number of times, then the highest as often, and so on.
 
     Args:
         env: Environment whose action bounds apply.
-        steps: Number of steps in each direction.
+        count: Number of actions in each direction.
     """
 
-    def __init__(self, env: Environment, steps: int) -> None:
-        self._ends, self._period, self._taken = (env.actions.low, env.actions.high), steps, 0
+    def __init__(self, env: Environment, count: int) -> None:
+        self._ends, self._period, self._taken = (env.actions.low, env.actions.high), count, 0
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Policy.act``."""
@@ -58,7 +59,7 @@ class BlindJob:
 
 def blind_policies(env: Environment) -> list[str]:
     """Names of the blind policies for an environment: sweeps need an action of one bounded number."""
-    sweeps = [f"sweep {steps}" for steps in SWEEPS] if env.actions.size == 1 and not env.actions.discrete else []
+    sweeps = [f"sweep {count}" for count in SWEEPS] if env.actions.size == 1 and not env.actions.discrete else []
     return ["random", "repeat", *sweeps]
 
 
@@ -66,7 +67,7 @@ def make_blind_policy(name: str, config: RunConfig, env: Environment, rng: np.ra
     """Create a policy for one episode.
 
     Args:
-        name: ``random`` (a uniform action each step), ``repeat`` (a uniform action, held as in data collection) or
+        name: ``random`` (a uniform action each time), ``repeat`` (a uniform action, held as in data collection) or
             ``sweep N``.
         config: Config of the run.
         env: Environment whose actions are taken.
@@ -75,13 +76,13 @@ def make_blind_policy(name: str, config: RunConfig, env: Environment, rng: np.ra
     Raises:
         ConfigError: There is no policy of this name for the environment.
     """
-    kind, _, steps = name.partition(" ")
+    kind, _, count = name.partition(" ")
     if kind == "random":
         return WhitePolicy(env, rng)
     if kind == "repeat":
         return RepeatPolicy(env, config.collect.max_repeats, rng)
-    if kind == "sweep" and steps.isdecimal() and int(steps) > 0 and env.actions.size == 1 and not env.actions.discrete:
-        return SweepPolicy(env, int(steps))
+    if kind == "sweep" and count.isdecimal() and int(count) > 0 and env.actions.size == 1 and not env.actions.discrete:
+        return SweepPolicy(env, int(count))
     raise ConfigError(
         f"policy {name!r}: expected {' or '.join(blind_policies(env))}"
         + ("; sweep N takes any N above 0" if env.actions.size == 1 and not env.actions.discrete else "")
@@ -97,33 +98,42 @@ class BlindWorker:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._env = make_environment(config.test_env)
-        if hasattr(self._env, "draws"):
-            self._env.draws = False  # nobody looks, and drawing is most of the cost
+        self._env = self._make_environment()
+
+    def _make_environment(self) -> Environment:
+        env = make_environment(self._config.env)
+        if hasattr(env, "draws"):
+            env.draws = False  # nobody looks, and drawing is most of the cost
+        return env
 
     def run(self, jobs: Iterable[BlindJob]) -> Iterator[tuple[BlindJobId, float]]:
         """Run every job's episode, yielding (job id, return) for each.
 
         Raises:
-            EpisodeError: The environment raised.
+            EpisodeError: The environment raised. It is discarded; the worker can be called again.
         """
         for job in jobs:
             try:
                 yield job.id, self._play(job)
-            except ConfigError:
+            except EpisodeError:
+                with suppress(Exception):
+                    self._env.close()
+                self._env = self._make_environment()
                 raise
-            except Exception as error:
-                raise EpisodeError.raised(
-                    f"episode of {job.policy} on track seed {job.track}", "", error, job.id
-                ) from error
 
     def _play(self, job: BlindJob) -> float:
         config, env = self._config, self._env
         policy = make_blind_policy(job.policy, config, env, seeding.generator(config.seed, "blind", job.track))
-        frame, total = env.reset(job.track), 0.0
-        for _ in range(config.env.actions_in(config.env.max_episode_steps)):
-            frame, reward, terminated, truncated = env.step(policy.act(frame))
-            total += reward
-            if terminated or truncated:
-                break
+        name, when = f"episode of {job.policy} on track seed {job.track}", "in reset"
+        total = 0.0
+        try:
+            frame = env.reset(job.track)
+            for action in range(config.env.actions_in(config.env.max_episode_steps)):
+                when = f"in step {action + 1}"
+                frame, reward, terminated, truncated = env.step(policy.act(frame))
+                total += reward
+                if terminated or truncated:
+                    break
+        except Exception as error:
+            raise EpisodeError.raised(name, when, error, job.id) from error
         return total

@@ -51,7 +51,7 @@ class DreamGame:
 
     def __init__(self, step: DreamStep, config: DreamConfig, starts: Starts, slots: int) -> None:
         self.dream = Dream(step, slots)
-        self._starts, self._max_steps = starts, config.max_steps
+        self._starts = starts
         self._pays_model = config.reward == "model"
         self._end_logit = math.log(config.end_probability / (1 - config.end_probability))
         self._ones, self._never = np.ones(slots, np.float32), np.zeros(slots, bool)

@@ -34,6 +34,7 @@ from pipeline.envs.registry import make_environment, traits_of
 from pipeline.execution.protocol import Executor
 from pipeline.execution.watching import watched
 from pipeline.models.controller import ControllerShape
+from pipeline.models.precision import resolved
 from pipeline.rollouts.policies import ControllerPolicy, EvolvedAgent, Policy, make_policy
 from pipeline.rollouts.recording import record_episode
 from pipeline.storage.manifest import (
@@ -174,6 +175,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "env_steps": steps,
         "env_steps_this_session": steps - restored,
         "steps_per_second": traits_of(config.env).steps_per_second,  # read by the report, which needs no environment
+        **(resolved(config) if at.previous is not None else {}),
     }
 
 

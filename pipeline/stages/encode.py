@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from pipeline.base import seeding
 from pipeline.base.progress import Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, VAE, vae_weights
@@ -122,7 +123,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
 
 
 def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generator[Update, None, float]:
-    """Squared error of V's reconstructions of a round's held-out frames, summed over a frame; a task."""
+    """Squared error of V's reconstructions of a round's held-out frames, summed over a frame; a task.
+
+    z is sampled, as in the held-out loss of V's training.
+    """
     # torch is imported here, not at the top: workers that encode do not need it.
     import torch
 
@@ -133,12 +137,13 @@ def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generato
     held_out = held_out_of_round(config, at, config.vae.validation_fraction, "vae/held-out")
     records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
     size, total, count = config.vae.batch_size, 0.0, 0
+    generator = torch.Generator().manual_seed(seeding.derive(config.seed, "encode/reconstruction", at.number))
     with torch.inference_mode():
         for frames in read_frames(store, records, set(held_out)):
             for start in range(0, len(frames), size):
                 batch = frames_to_input(frames[start : start + size])
-                mu, _ = vae.encode(batch)
-                total += float((vae.decode(mu) - batch).square().sum())
+                noise = torch.randn(len(batch), vae.z_size, generator=generator)
+                total += float((vae(batch, noise)[0] - batch).square().sum())
                 count += len(batch)
             yield Update(count, config.vae.max_validation_frames)
             if count >= config.vae.max_validation_frames:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import seeding
 from pipeline.base.progress import Progress, Update
+from pipeline.base.statistics import summarise
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import (
     DRIVE,
@@ -49,7 +50,6 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
-_BOOTSTRAP_SAMPLES = 10_000
 
 _ROWS_DESCRIPTION = {
     "rows": "A row is one test episode. generation is the generation of the evolution that the controller is from. A "
@@ -226,34 +226,6 @@ def _run_test_episodes(
         for job in some
     ]
     return episode_rows, retries
-
-
-def summarise(returns: Sequence[float], seed: int) -> dict[str, float | int]:
-    """Compute mean, standard deviation and a 95 % bootstrap interval of the mean (percentiles of resampled means).
-
-    Args:
-        returns: Episode returns, at least one.
-        seed: Seed of the run.
-
-    Returns:
-        Dictionary with the keys ``episodes``, ``mean``, ``sd``, ``low``, ``high`` (bounds of the interval), ``min``
-        and ``max``.
-    """
-    values = np.asarray(returns, np.float64)
-    rng = seeding.generator(seed, "evaluate/bootstrap")
-    # In blocks: at once, 10,000 episodes would take more than a gigabyte.
-    blocks = [rng.choice(values, (100, len(values))).mean(axis=1) for _ in range(_BOOTSTRAP_SAMPLES // 100)]
-    means = np.concatenate(blocks)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {
-        "episodes": len(values),
-        "mean": float(values.mean()),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        "low": float(low),
-        "high": float(high),
-        "min": float(values.min()),
-        "max": float(values.max()),
-    }
 
 
 def _to_parquet(rows: Sequence[EpisodeRow]) -> bytes:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.base import seeding
-from pipeline.base.errors import SessionEnded
+from pipeline.base.errors import ConfigError, SessionEnded
 from pipeline.base.failpoints import failpoint
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
@@ -46,6 +46,7 @@ from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
+from pipeline.training.hardware import gpus_for
 
 _MAX_LISTED = 10  # episodes listed in a warning
 
@@ -62,6 +63,8 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     retries = workers = 0
     with MetricsLog(store, prefix, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
+            if config.evolve.environment == "dream":
+                _check_dream_device(config, state, "cuda" if gpus_for(config.dream.device, executor) else "cpu")
             crew = Crew.of_run(config, store, executor, at)
             with num_threads(1), crew.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
                 _evolve(config, state, crew, checkpoints, metrics, executor, at)
@@ -72,6 +75,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "env_steps": state.env_steps,
         "env_steps_this_session": state.env_steps - before,
         "dream_steps": state.dream_steps,
+        **({"dream_device": state.dream_device} if state.dream_device is not None else {}),
         "generations": state.generation,
         "ended_by": _end_reason(config, state),
         "best_generation": state.best_generation,
@@ -105,6 +109,23 @@ def _restore(checkpoints: Checkpoints) -> EvolutionState | None:
     generation, data = latest
     logger.info("evolve: resuming after generation %d", generation)
     return EvolutionState.from_bytes(data)
+
+
+def _check_dream_device(config: RunConfig, state: EvolutionState, device: str) -> None:
+    """Check that dreams run on the kind of device that they ran on before, and remember it.
+
+    Raises:
+        ConfigError: With ``execution.exact``, it is another one.
+    """
+    if state.dream_device not in (None, device):
+        message = f"evolve: the dreams so far ran on {state.dream_device}, and would go on on {device}"
+        if config.execution.exact:
+            raise ConfigError(
+                f"{message}: results would differ. Resume on {state.dream_device}, or accept the difference with "
+                "-o execution.exact=false"
+            )
+        logger.warning("%s: accepted, as execution.exact is false", message)
+    state.dream_device = device
 
 
 def _end_reason(config: RunConfig, state: EvolutionState) -> str | None:

@@ -71,13 +71,14 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
         grows = (at.folder(EVOLUTION),) if name == "evaluate" else ()
-        return Stage(name, at.folder(folder), reads, keys if at == FIRST else (*keys, *_ROUND_KEYS), text, grows, at)
+        return Stage(name, at.folder(folder), reads, keys if at.number == 1 else (*keys, *_ROUND_KEYS), text, grows, at)
 
     stages = [
         stage(
             "collect", ROLLOUTS, agent_before,
             # The sizes of V, M and C: random controllers use them.
-            ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller"),
+            ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller")
+            + (("rollouts.engine", "rollouts.precision") if before is not None else ()),
             "1: run episodes with a random policy and write them to shards",
         ),
         stage("train-vae", VAE, (*rollouts, *agent_before[:1]), ("seed", "vae"), "2: train the VAE (V) on the frames"),

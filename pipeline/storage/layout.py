@@ -3,8 +3,8 @@
 File managers, editors, network file systems, synchronisation services and people also leave files there. A file with
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
-A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage; those of later rounds lie in
-``round-NUMBER/``. A stage's folder holds its
+A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. Those of later rounds lie in
+``round-NUMBER/``, and other evolutions with a round's V and M in ``temperature-NUMBER/``. A stage's folder holds its
 manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its checkpoints.
 """
 

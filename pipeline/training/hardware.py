@@ -67,7 +67,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
-    """Number of GPUs that a training task requests from the executor."""
+    """Number of GPUs that a task requests from the executor."""
     return 1 if device == "cuda" or (device == "auto" and executor.has_gpu) else 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.base.errors import EpisodeError
 from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
@@ -87,6 +89,42 @@ def test_the_command_compares_on_the_runs_own_test_tracks(run: Path, capsys: pyt
     assert rows[1]["difference"] == pytest.approx(rows[0]["mean"] - rows[1]["mean"])
     assert "The controller scores" in output
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, "nothing is written"
+
+
+def test_other_tracks_than_the_runs_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["baselines", str(run), "-o", "tracks.test.start=500"]) == 2
+    assert "baselines takes these keys as the run has them:\n  tracks.test.start: 0 -> 500" in capsys.readouterr().err
+
+
+class Breaks:
+    """An environment that breaks in its third step, for good."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self._steps, self.actions = real, 0, real.actions
+
+    def reset(self, track: int) -> Any:
+        return self._real.reset(track)
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps >= 3:
+            raise RuntimeError("the engine is gone")
+        return self._real.step(action)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+def test_an_environment_that_broke_is_replaced() -> None:
+    config = counting_config()
+    worker = BlindWorker(config)
+    job = BlindJob("random", 3)
+    ((_, expected),) = worker.run([job])
+    worker._env = Breaks(worker._env)  # type: ignore[assignment]
+    with pytest.raises(EpisodeError, match=r"episode of random on track seed 3.*in step 3.*the engine is gone"):
+        list(worker.run([job]))
+    ((_, found),) = worker.run([job])
+    assert found == expected
 
 
 def test_a_policy_that_there_is_not_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,6 +128,7 @@ def test_an_agent_learns_in_it_by_search(run: str) -> None:
         ({"observe": "x"}, ConfigError, "observe = 'x': expected letters of z, h and c"),
         ({"temperature": -1}, ConfigError, "temperature"),
         ({"heat": 1}, ConfigError, "heat"),
+        ({"lanes": 4}, ConfigError, "lanes has no effect here"),
     ],
 )
 def test_wrong_keys_are_named(run: str, keys: dict[str, Any], error: type[Exception], said: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import BoxActions
 from pipeline.evolution.fitness import training_jobs, validation_dreams
 from pipeline.evolution.pools import OnePool, TaskPool, dream_pool, read_starts, run_dreams
+from pipeline.evolution.state import EvolutionState
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Resources
 from pipeline.models.controller import ControllerBatch, ControllerShape
@@ -27,7 +28,11 @@ from pipeline.planning import preflight
 from pipeline.rollouts.dreaming import DreamWorker, Starts
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.run import run_stages
+from pipeline.stages import evolve
+from pipeline.stages.table import STAGES
+from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.local import LocalStore
+from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
 from tests.counting import ACTION_SIZE, counting_config
 from tests.made_run import put_data
@@ -239,6 +244,20 @@ def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> Non
         pools.get(games)
         assert open_now == [3] and pools.retries == 6
     assert open_now == [] and (pools.num_workers, pools.retries) == (5, 6)
+
+
+def test_dreams_go_on_on_the_kind_of_device_that_they_began_on(local_store: LocalStore) -> None:
+    config = config_of(max_steps=5, micro_batch=4, lanes=4, **{"evolve.generations": 1, "evolve.validation_dreams": 3})
+    run_stages(config, local_store, InProcessExecutor(), STAGES[:5])
+    manifest = read_manifest(local_store, "evolution")
+    assert manifest is not None and manifest.info["dream_device"] == "cpu"
+    state = EvolutionState.from_bytes(Checkpoints(local_store, "evolution").latest()[1])  # type: ignore[index]
+    assert state.dream_device == "cpu"
+    with pytest.raises(ConfigError, match="the dreams so far ran on cpu, and would go on on cuda"):
+        evolve._check_dream_device(config, state, "cuda")
+    inexact = config.model_copy(update={"execution": config.execution.model_copy(update={"exact": False})})
+    evolve._check_dream_device(inexact, state, "cuda")
+    assert state.dream_device == "cuda"
 
 
 def test_an_evolution_goes_on_in_the_environment_from_the_generation_asked_for(

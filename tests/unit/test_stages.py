@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
+from pipeline.base.statistics import summarise
 from pipeline.cli.describe import summarize_scores
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
@@ -29,7 +30,6 @@ from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages import collect, encode, evaluate, evolve
 from pipeline.stages.description import describe_controller, describe_mdnrnn, describe_vae
-from pipeline.stages.evaluate import summarise
 from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.local import LocalStore

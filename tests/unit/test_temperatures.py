@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.describe import describe_run
 from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.data.rounds import Round
@@ -64,6 +65,7 @@ def test_each_temperature_has_its_evolution_and_the_table_shows_all(
 
     assert main([*arguments[:2], "--at", "0.5", *arguments[5:-1]]) == 0, "nothing is made again"
     assert "| 0.5 |" in capsys.readouterr().out
+    assert "  temperature-1.15 evaluated" in describe_run(store)
 
 
 def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +74,21 @@ def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.C
     store.write("sessions/000001/begun.json", b"{}")
     assert main(["temperatures", str(tmp_path / "blind")]) == 2
     assert "set mdnrnn.done_weight above 0" in capsys.readouterr().err
+
+
+def test_keys_of_what_is_there_cannot_be_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["temperatures", str(run), "-o", "mdnrnn.hidden_size=9"]) == 2
+    assert "temperatures takes these keys as the run has them:\n  mdnrnn.hidden_size: " in capsys.readouterr().err
+    assert main(["temperatures", str(run), "--at", "0.123"]) == 2
+    assert "temperature 0.123: at most two decimals" in capsys.readouterr().err
+
+
+def test_a_device_that_there_is_not_is_refused_before_anything_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["temperatures", str(run), "--at", "0.7", "--generations", "1", "-o", "dream.device=cuda"]) == 2
+    assert "dream.device = 'cuda', but there is no GPU here" in capsys.readouterr().err
+    assert not (run / "temperature-0.7").exists()
 
 
 def test_too_few_generations_to_choose_from_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
