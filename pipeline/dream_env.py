@@ -80,9 +80,8 @@ class Dreams:
             )
         self.actions, self.max_steps = traits_of(config.env).actions, dream.max_steps
         self.steps_per_second = require_manifest(store, ROLLOUTS).info["steps_per_second"] / config.env.action_repeat
-        of_dream = config.model_copy(update={"dream": dream})
         step = make_dream_step(config.agent, m, count, self.actions.size, dream.temperature)
-        self._game = DreamGame(step, dream, read_starts(of_dream, store, at), count)
+        self._game = DreamGame(step, dream, read_starts(config, store, at, dream.start), count)
         self._vae = load_vae(config.agent, v).eval()
         self.steps = np.zeros(count, np.int64)
         sizes = {"z": config.vae.z_size, "h": config.mdnrnn.hidden_size, "c": config.mdnrnn.hidden_size}

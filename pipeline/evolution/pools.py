@@ -194,14 +194,22 @@ class Crew:
         return self.pool.get(self._dreamers)
 
 
-def read_starts(config: RunConfig, store: Store, at: Round = FIRST) -> Starts:
-    """Read the latents from which dreams begin: of all first frames, or of frames drawn from all episodes."""
+def read_starts(config: RunConfig, store: Store, at: Round = FIRST, start: str | None = None) -> Starts:
+    """Read the latents from which dreams begin: of all first frames, or of frames drawn from all episodes.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        at: Round whose episodes, and those of earlier rounds, are read.
+        start: ``"first"`` or ``"anywhere"``; None for the config's.
+    """
+    start = start or config.dream.start
     mu, logvar = [], []
     records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config, at)))
     for name, record in sorted(records.items()):
         rng = seeding.generator(config.seed, f"dream/starts/{name}")
         for episode in read_latents(store, record):
-            rows = slice(0, 1) if config.dream.start == "first" else rng.integers(len(episode), size=_STARTS_AN_EPISODE)
+            rows = slice(0, 1) if start == "first" else rng.integers(len(episode), size=_STARTS_AN_EPISODE)
             mu.append(episode.mu[rows])
             logvar.append(episode.logvar[rows])
     return Starts(np.concatenate(mu), np.concatenate(logvar))

@@ -77,32 +77,43 @@ def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEsti
         config: Config of the run.
         env_rate: Measured actions per second of the environment; None: the known rates of CarRacing.
     """
-    *rows, report = _estimate(config, config.collect.episodes, config.collect.episodes, env_rate)
+    collected = config.collect.episodes
+    *rows, report = _estimate(config, _Episodes(collected, collected, collected, config.collect.policy), env_rate)
     for at in rounds_of(config)[1:]:
-        # An agent collects as slowly as it is evaluated; V and M train on all episodes so far.
-        later = config.in_round(at.number)
-        collected = config.collect.model_copy(
-            update={"episodes": config.rounds.episodes, "policy": "random-controller"}
-        )
-        so_far = episodes_of(config, at).stop
-        encoded = so_far if config.rounds.vae_epochs else config.rounds.episodes
-        new = _estimate(later.model_copy(update={"collect": collected}), so_far, encoded, env_rate)
-        for row in new[:-1]:
+        so_far, new = episodes_of(config, at).stop, config.rounds.episodes
+        # An agent collects about as slowly as random controllers do.
+        episodes = _Episodes(new, so_far, so_far if config.rounds.vae_epochs else new, "random-controller")
+        for row in _estimate(config.in_round(at.number), episodes, env_rate)[:-1]:
             if row.stage != "train-vae" or config.rounds.vae_epochs:
                 rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
     return [*rows, report]
 
 
-def _estimate(
-    config: RunConfig, episodes_so_far: int, encoded_episodes: int, env_rate: float | None
-) -> list[StageEstimate]:
+@dataclass(frozen=True)
+class _Episodes:
+    """Episodes of a round.
+
+    Attributes:
+        new: Number of episodes that it collects.
+        so_far: Number of episodes that V and M train on.
+        encoded: Number of episodes that are encoded.
+        policy: Policy that collects.
+    """
+
+    new: int
+    so_far: int
+    encoded: int
+    policy: str
+
+
+def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) -> list[StageEstimate]:
     """Estimate the stages of a round, and the report."""
     workers = num_workers(config)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
-    new_frames, shard_frames = collect.episodes * episode_frames, collect.episodes_per_shard * episode_frames
-    frames, encoded_frames = episodes_so_far * episode_frames, encoded_episodes * episode_frames
+    new_frames, shard_frames = episodes.new * episode_frames, collect.episodes_per_shard * episode_frames
+    frames, encoded_frames = episodes.so_far * episode_frames, episodes.encoded * episode_frames
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
@@ -125,18 +136,18 @@ def _estimate(
     parameters = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size).num_parameters
     covariance_bytes = 8 * parameters**2
     window_bytes = _RNN_STEP_BYTES * (rnn.hidden_size / 256 + vae.z_size * rnn.mixtures / 160) / 2 * rnn.window
-    windows = episodes_so_far * -(-episode_frames // rnn.window)  # upper limit of a batch
+    windows = episodes.so_far * -(-episode_frames // rnn.window)  # upper limit of a batch
     rate = _CAR_RACING_STEPS_PER_S
     if env_rate is not None:
         rate = dict.fromkeys(rate, 1 / (1 / env_rate + 1 / _NETWORK_STEPS_PER_S))
     # A policy's own cost, and the environment's without that of an agent.
-    collect_rate = min(_RANDOM_STEPS_PER_S[collect.policy], env_rate or 1.4 * rate[config.env.rendering])
+    collect_rate = min(_RANDOM_STEPS_PER_S[episodes.policy], env_rate or 1.4 * rate[config.env.rendering])
     num_controllers = 2 if config.evaluate.controllers == "both" else 1
     evaluate_steps = num_controllers * config.evaluate.episodes * longest
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
         StageEstimate(
-            "collect", f"{collect.episodes:,} episodes of up to {collect.episode_steps:,} steps",
+            "collect", f"{episodes.new:,} episodes of up to {collect.episode_steps:,} steps",
             new_frames / collect_rate / cores, new_frames * _FRAME_BYTES, {**of_workers, **of_shards},
         ),
         StageEstimate(
