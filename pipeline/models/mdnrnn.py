@@ -81,7 +81,8 @@ class MdnRnn(nn.Module):
         done_head: bool = False,
     ) -> None:
         super().__init__()
-        self.z_size, self.hidden_size, self.mixtures = z_size, hidden_size, mixtures
+        self.z_size, self.action_size = z_size, action_size
+        self.hidden_size, self.mixtures = hidden_size, mixtures
         self.joint = mixture == "joint"
         self.log_sigma_bounds = log_sigma_bounds
         self.reward_head, self.done_head = reward_head, done_head

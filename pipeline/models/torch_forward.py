@@ -76,8 +76,7 @@ class TorchDreamStep:
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0")
         self.batch_size, self.joint = batch_size, mdnrnn.joint
-        self.z_size, self.hidden_size = mdnrnn.z_size, mdnrnn.hidden_size
-        self.action_size = mdnrnn.lstm.input_size - mdnrnn.z_size
+        self.z_size, self.action_size, self.hidden_size = mdnrnn.z_size, mdnrnn.action_size, mdnrnn.hidden_size
         self._mdnrnn, self._temperature = mdnrnn.eval(), temperature
         self._device = mdnrnn.heads.weight.device
 

@@ -122,7 +122,7 @@ def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
     if found.dream_error is not None and found.copy_error is not None:
         rows.append(
             (
-                f"Dream of {DREAM_STEPS} steps, distance from the true z",
+                f"Dream of {DREAM_STEPS} steps, distance of the expected z from the true one",
                 f"{found.dream_error:.3f}",
                 f"{found.copy_error:.3f} for a copy of the last true frame",
             )

@@ -37,8 +37,10 @@ class Assessment:
         ends: Number of episodes that the environment ended.
         end_recall: Share of these ends that M predicts (a probability above 0.5); None without ends or a done head.
         end_precision: Share of the predicted ends that are ends; None if M predicts none.
-        dream_error: Distance of a dream of 50 steps from the true latents, after 20 true steps and with the true
-            actions: root of the mean squared error per latent dimension; None if no episode is that long.
+        dream_error: Distance of a dream of 50 steps from the truth, after 20 true steps and with the true actions: root
+            of the mean squared error per latent dimension, of the z that M expects at each step from the dream before
+            it, to the true mean. (The z that it samples is as far away as V's own noise.) None if no episode is that
+            long.
         copy_error: The same distance of a copy of the last true frame before the dream. A useful dream has a smaller
             one.
     """
@@ -140,7 +142,13 @@ def _drift(mdnrnn: MdnRnn, episodes: Sequence[LatentEpisode], seed: int) -> tupl
     dream = Dream(TorchDreamStep(mdnrnn, len(long)), len(long))
     seeds = [seeding.derive(seed, "assess/dream", index) for index in range(len(long))]
     dream.reset(mu[:, WARM_UP_STEPS], seeds=seeds, h=h[0].cpu().numpy(), c=c[0].cpu().numpy())
-    dreamt = np.stack([dream.step(actions[:, WARM_UP_STEPS + step]).z.copy() for step in range(DREAM_STEPS)], axis=1)
+    expected = []
+    for step in range(DREAM_STEPS):
+        sample = dream.step(actions[:, WARM_UP_STEPS + step])
+        mixture = mdnrnn.predict(torch.from_numpy(sample.h).to(device)).mixture
+        weights = mixture.logpi.exp()
+        expected.append(((weights[..., None, :] if mdnrnn.joint else weights) * mixture.mu).sum(-1).cpu().numpy())
+    dreamt = np.stack(expected, axis=1)
     true = mu[:, WARM_UP_STEPS + 1 :]
     copied = mu[:, WARM_UP_STEPS : WARM_UP_STEPS + 1]
     return tuple(float(np.sqrt(np.square(guess - true).mean())) for guess in (dreamt, copied))  # type: ignore[return-value]
