@@ -1,7 +1,7 @@
 """A run's dream as a Gymnasium environment, in which anybody's agent can be trained.
 
 ``gymnasium.make("pipeline.dream_env:WorldModels/Dream-v0", run="runs/takecover-laptop")`` makes one dream, and
-``gymnasium.make_vec`` many in one batch. Observations are the latent z, and M's states h and c if they are asked for.
+``gymnasium.make_vec`` many in one batch. Observations are the inputs of the run's controller, or letters of z, h and c.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        use object storage (credentials: AWS environment)
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
-  world-models temperatures runs/takecover-laptop         returns in dreams and in the game, by temperature
-  world-models baselines runs/takecover-laptop            beside policies that look at nothing
+  world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
+  world-models baselines runs/takecover-laptop            compare with policies that look at nothing
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run

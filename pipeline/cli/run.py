@@ -37,7 +37,7 @@ def add_parsers(commands: Commands) -> None:
             help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
         command.set_defaults(perform=_run)
-    text = "resume a run with its saved config, like `run` with the same arguments"
+    text = "continue a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
     resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     add_override(resume)

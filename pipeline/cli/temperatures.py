@@ -24,6 +24,7 @@ examples:
   world-models temperatures runs/takecover-laptop         the paper's table: 0.1, 0.5, 1.0, 1.15 and 1.3
   world-models temperatures runs/takecover-laptop --generations 50 --episodes 300 --json
   world-models temperatures runs/car --at 0.7 1.0 -o dream.reward=model -o dream.start=anywhere
+                                                          an M that was trained with mdnrnn.reward_weight above 0
 """
 
 _RESUMING = """\
@@ -46,7 +47,7 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     command.add_argument(
         "--at", type=above_zero, nargs="+", default=list(DEFAULT), metavar="T",
-        help=f"temperatures (default: {' '.join(map(str, DEFAULT))})",
+        help=f"temperatures, with at most two decimals (default: {' '.join(map(str, DEFAULT))})",
     )  # fmt: skip
     command.add_argument("--generations", type=positive, metavar="N", help="generations of each (default: the run's)")
     command.add_argument("--episodes", type=positive, metavar="N", help="test episodes of each (default: the run's)")

@@ -74,7 +74,9 @@ class EvolveConfig(Section):
     generations: int = growable(1800, ge=1, description="generations to evolve")
     target_return: float | None = growable(None, description="stop once a validation mean reaches it; null: never")
     episode_steps: int | None = Field(None, ge=2, description="maximum steps of a training episode; null: whole ones")
-    stall_steps: int | None = Field(None, ge=1, description="steps without reward that end a training episode")
+    stall_steps: int | None = Field(
+        None, ge=1, description="steps without a positive reward that end a training episode"
+    )
     common_tracks: bool = Field(True, description="whether all candidates of a generation get the same tracks")
     replayed_tracks: int = Field(
         0, ge=0, description="episodes of a candidate that are on earlier tracks, harder ones more often"

@@ -258,10 +258,12 @@ def _film_columns(film: DreamFilm) -> list[dict[str, Any]]:
 def _commands(config: RunConfig, directory: str) -> list[str]:
     """Commands to run next: in the run's directory, or anywhere for a bucket."""
     place = shlex.quote(directory)
+    more = f"evolve.generations={2 * config.evolve.generations}"
+    if config.rounds.count > 1:
+        more = f"rounds.count={config.rounds.count + 1}"
     return [
         f"world-models status {place}",
-        f"world-models run {shlex.quote(directory + '/config.yaml')} --run-dir {place} "
-        f"-o evolve.generations={2 * config.evolve.generations}",
+        f"world-models run {shlex.quote(directory + '/config.yaml')} --run-dir {place} -o {more}",
         f"tensorboard --logdir {place}",
     ]
 
