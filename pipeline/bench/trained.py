@@ -14,6 +14,7 @@ from pipeline.data.rounds import latest_round, vae_round
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
@@ -42,9 +43,11 @@ class TrainedRun:
         Raises:
             ConfigError: The run has no evolution.
         """
-        config = saved_config(store)
-        at = latest_round(config, store, EVOLUTION)
-        latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
+        latest = None
+        if store.exists(CONFIG):
+            config = saved_config(store)
+            at = latest_round(config, store, EVOLUTION)
+            latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
         if latest is None:
             raise ConfigError(
                 f"{store.locate()} holds no evolution, but this bench measures the controllers of a run. Create a good "

@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminated = signals.was_terminated()
         how = "terminated" if terminated else "interrupted"
         hint = _resume_hint(options, arguments)
-        saved = "" if options.command in _FILTERS else f" Completed work is saved. To resume: {hint}"
-        print(f"\nworld-models: {how}.{saved}", file=sys.stderr)
+        saved = "" if options.command in _FILTERS else "Completed work is saved. "
+        print(f"\nworld-models: {how}. {saved}To resume: {hint}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
         output.require_a_reader(False)  # text left in the buffer has no reader

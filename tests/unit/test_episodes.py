@@ -268,9 +268,9 @@ class _Elsewhere(InProcessExecutor):
     def pool(
         self, factory: Callable[..., Worker], *arguments: Any, jobs_at_once: int = 1, jobs_per_worker: int = 1
     ) -> Iterator[Pool]:
-        config, _ = arguments
-        store = LocalStore(self._disk)
-        with super().pool(factory, config, store, jobs_at_once=jobs_at_once, jobs_per_worker=jobs_per_worker) as pool:
+        config, _, *others = arguments
+        counts = {"jobs_at_once": jobs_at_once, "jobs_per_worker": jobs_per_worker}
+        with super().pool(factory, config, LocalStore(self._disk), *others, **counts) as pool:
             yield pool
 
 

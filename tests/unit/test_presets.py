@@ -243,7 +243,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_the_valid_keys(path: Pat
     message = refused(path, "evolve.populaton_size=8")
     assert "unknown key evolve.populaton_size" in message
     assert "Did you mean population_size?" in message
-    assert "Valid in section evolve: environment, select, validation_dreams, population_size" in message
+    assert "Valid in section evolve: environment, game_from, select, validation_dreams, population_size" in message
 
 
 def test_an_unknown_section_is_refused_with_the_valid_ones(path: Path) -> None:

@@ -58,7 +58,7 @@ class TinyObjective:
 
     frames_seen = 0
 
-    def __init__(self, config: Any, held_out: train_vae.HeldOut) -> None:
+    def __init__(self, config: Any, held_out: train_vae.HeldOut, before: bytes | None = None) -> None:
         self.device = torch.device("cpu")
         self.precision = torch.float32
         self.module = _Tiny(1, 1)
