@@ -123,6 +123,6 @@ def test_a_failpoint_kills_the_driver_alone(tmp_path: Path) -> None:
     )
     output = killed_at("generation-driven@2", *arguments)
     assert "evolve: begins" in output
-    code, output = command.run(*arguments)
+    code, output = command.run("evolve", *arguments[1:])
     assert code == 0, output
     assert "evolve: resuming after generation 1" in output
