@@ -17,9 +17,10 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.config.consistency import check_heads
 from pipeline.config.evolution import DreamConfig
-from pipeline.data.artifacts import MDNRNN, ROLLOUTS, VAE, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import latest_round, vae_round
+from pipeline.data.artifacts import MDNRNN, ROLLOUTS, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import latest_round, vae_folder
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.pools import read_starts
 from pipeline.models.forward import make_dream_step
@@ -58,26 +59,18 @@ class Dreams:
         store = open_store(str(run))
         config = saved_config(store)
         at = latest_round(config, store, MDNRNN)
-        v = vae_weights(store, vae_round(config, at).folder(VAE))
+        v = vae_weights(store, vae_folder(config, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         self.observe = observe or config.controller.features
         if not self.observe or set(self.observe) - set("zhc"):
             raise ConfigError(f"observe = {observe!r}: expected letters of z, h and c, such as 'zh'")
         try:
             dream = DreamConfig.model_validate({**config.dream.model_dump(), **keys})
+            check_heads(dream, config.mdnrnn)
         except ValueError as error:
             raise ConfigError(f"{store.locate()}: {error}") from error
         if without_effect := keys.keys() & {"device", "micro_batch", "lanes"}:
             raise ConfigError(f"{sorted(without_effect)[0]} has no effect here: all dreams are one batch on the CPU")
-        if dream.reward == "survival" and config.mdnrnn.done_weight == 0:
-            raise ConfigError(
-                f"{store.locate()}: reward = 'survival', but M predicts no ends (mdnrnn.done_weight is 0), so all "
-                "dreams have one return"
-            )
-        if dream.reward == "model" and config.mdnrnn.reward_weight == 0:
-            raise ConfigError(
-                f"{store.locate()}: reward = 'model', but M predicts none (mdnrnn.reward_weight is 0): use 'survival'"
-            )
         self.actions, self.max_steps = traits_of(config.env).actions, dream.max_steps
         self.steps_per_second = require_manifest(store, ROLLOUTS).info["steps_per_second"] / config.env.action_repeat
         step = make_dream_step(config.agent, m, count, self.actions.size, dream.temperature)

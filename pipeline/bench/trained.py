@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVOLUTION, MDNRNN, VAE, controllers_of, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import latest_round, vae_round
+from pipeline.data.artifacts import EVOLUTION, MDNRNN, controllers_of, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import latest_round, vae_folder
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
@@ -55,7 +55,7 @@ class TrainedRun:
             )
         return cls(
             config=config,
-            vae_weights=vae_weights(store, vae_round(config, at).folder(VAE)),
+            vae_weights=vae_weights(store, vae_folder(config, at)),
             mdnrnn_weights=mdnrnn_weights(store, at.folder(MDNRNN)),
             search=EvolutionState.from_bytes(latest[1]).search,
             controller=controllers_of(store, at.folder(EVOLUTION))["best"],

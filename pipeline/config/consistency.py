@@ -5,7 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipeline.config.agent import MdnRnnConfig
+    from pipeline.config.evolution import DreamConfig
     from pipeline.config.schema import RunConfig
+
+
+def check_heads(dream: DreamConfig, mdnrnn: MdnRnnConfig) -> None:
+    """Refuse dreams that pay what M does not predict.
+
+    Raises:
+        ValueError: M lacks the head. The message names the keys, and a remedy.
+    """
+    if dream.reward == "model" and mdnrnn.reward_weight == 0:
+        raise ValueError("dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0")
+    if dream.reward == "survival" and mdnrnn.done_weight == 0:
+        raise ValueError(
+            "dream.reward 'survival' needs an M that predicts ends, or all dreams have one return: set "
+            "mdnrnn.done_weight above 0"
+        )
 
 
 def check_consistency(config: RunConfig) -> None:
@@ -55,13 +72,7 @@ def check_consistency(config: RunConfig) -> None:
         if episodes > tracks.size:
             raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
     if config.evolve.environment == "dream":
-        if config.dream.reward == "model" and config.mdnrnn.reward_weight == 0:
-            raise ValueError("dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0")
-        if config.dream.reward == "survival" and config.mdnrnn.done_weight == 0:
-            raise ValueError(
-                "dream.reward 'survival' needs an M that predicts ends, or all dreams have one return: set "
-                "mdnrnn.done_weight above 0"
-            )
+        check_heads(config.dream, config.mdnrnn)
         only_dreams = config.evolve.game_from is None
         if config.evolve.replayed_tracks and only_dreams:
             raise ValueError("evolve.replayed_tracks: a dream has no track. Set it to 0, or evolve.environment to game")

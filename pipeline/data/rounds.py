@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, EVOLUTION
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, VAE
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
 
@@ -94,6 +94,11 @@ def shard_episodes(config: RunConfig, at: Round, shard: int) -> range:
 def vae_round(config: RunConfig, at: Round) -> Round:
     """The round whose V a round uses."""
     return at if config.rounds.vae_epochs else FIRST
+
+
+def vae_folder(config: RunConfig, at: Round) -> str:
+    """Folder of the V that a round uses."""
+    return vae_round(config, at).folder(VAE)
 
 
 def latents_rounds(config: RunConfig, at: Round) -> list[Round]:

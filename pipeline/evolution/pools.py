@@ -13,8 +13,8 @@ from pipeline.base.progress import Update
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.artifacts import LATENTS, MDNRNN, VAE, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_round
+from pipeline.data.artifacts import LATENTS, MDNRNN, mdnrnn_weights, vae_weights
+from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_folder
 from pipeline.data.shards import read_latents
 from pipeline.envs.actions import Actions
 from pipeline.envs.registry import traits_of
@@ -172,7 +172,7 @@ class Crew:
     @classmethod
     def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Crew:
         """Crew of a round, with the weights and the recorded frames that its store holds."""
-        v = vae_weights(store, vae_round(config, at).folder(VAE))
+        v = vae_weights(store, vae_folder(config, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         starts = read_starts(config, store, at) if config.evolve.environment == "dream" else None
 

@@ -62,6 +62,12 @@ class ControllerShape:
         return sum(outputs * (inputs + int(self.bias)) for outputs, inputs in self.layers)
 
 
+def join_features(names: str, z: Array, h: Array, c: Array) -> Array:
+    """Join the inputs of controllers, (B, F) float32; names: letters of z, h and c, in their order."""
+    parts = {"z": z, "h": h, "c": c}
+    return np.concatenate([parts[name] for name in names], axis=1)
+
+
 class ControllerBatch:
     """Batch with one controller per row, all applied at once.
 

@@ -15,9 +15,9 @@ from PIL import Image
 from pipeline.base import seeding
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS, MDNRNN, ROLLOUTS, VAE, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import LATENTS, MDNRNN, ROLLOUTS, mdnrnn_weights, vae_weights
 from pipeline.data.episodes import LatentEpisode
-from pipeline.data.rounds import Round, rounds_of, vae_round
+from pipeline.data.rounds import Round, rounds_of, vae_folder
 from pipeline.data.shards import episode_steps, read_episodes, read_latents
 from pipeline.models.dream import Dream
 from pipeline.models.torch_forward import TorchDreamStep
@@ -167,7 +167,7 @@ def _dream(
 @torch.inference_mode()
 def _decode(config: RunConfig, store: Store, at: Round, z: NDArray[np.float32]) -> Frames:
     """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
-    vae = load_vae(config.agent, vae_weights(store, vae_round(config, at).folder(VAE))).eval()
+    vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
     return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])

@@ -27,7 +27,7 @@ from pipeline.data.artifacts import (
     VAE,
     VAE_WEIGHTS,
 )
-from pipeline.data.rounds import FIRST, rounds_of, vae_round
+from pipeline.data.rounds import FIRST, rounds_of, vae_folder
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
 from pipeline.reporting.round_rows import RoundRow, all_manifests, folders_of, round_rows
@@ -242,7 +242,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
     summary = json.loads(read_verified(store, summary_record))
     held_out = manifests[MDNRNN].info.get("held_out")
     infos = [manifest.info for manifest in everything.values()]
-    vae = read_losses(store, vae_round(config, last).folder(VAE))
+    vae = read_losses(store, vae_folder(config, last))
     first_vae = vae if last == FIRST else read_losses(store, VAE)
     best = min((row for row in first_vae.held_out), key=lambda row: row["loss"], default={})
     return Findings(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, ROLLOUTS, VAE
-from pipeline.data.rounds import FIRST, Round, rounds_of, vae_round
+from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.storage.manifest import Manifest, require_manifest
 from pipeline.storage.store import Store
 from pipeline.training.assessment import Assessment
@@ -43,7 +43,7 @@ class RoundRow:
 def folders_of(config: RunConfig, at: Round) -> dict[str, str]:
     """Folders of the stages that a round uses, by the names that they have in the first round."""
     folders = {name: at.folder(name) for name in (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)}
-    return {**folders, VAE: vae_round(config, at).folder(VAE)}
+    return {**folders, VAE: vae_folder(config, at)}
 
 
 def all_manifests(config: RunConfig, store: Store) -> dict[str, Manifest]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import Actions
-from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.dream import Dream, DreamStep
 from pipeline.models.forward import make_dream_step, sample_z
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
@@ -62,9 +62,8 @@ class DreamGame:
 
     def features(self, names: str, active: int) -> Array:
         """Inputs of controllers in the first ``active`` slots, (active, F) float32; names: letters z, c and h."""
-        rows = slice(active)
-        parts = {"z": self.dream.z[rows], "h": self.dream.h[rows], "c": self.dream.c[rows]}
-        return np.concatenate([parts[name] for name in names], axis=1)
+        dream = self.dream
+        return join_features(names, dream.z[:active], dream.h[:active], dream.c[:active])
 
     def step(self, actions: Array) -> tuple[Array, NDArray[np.bool_]]:
         """Act once in each of the first N dreams.

@@ -16,7 +16,7 @@ from pipeline.config.schema import EnvConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
-from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.rollouts.lockstep import run_in_lockstep
@@ -143,8 +143,7 @@ class RolloutWorker:
             z, logvar = self._encoder(self._frames[rows])
             if self._sample:
                 z = sample_z(z, logvar, self._noise[rows])
-            parts = {"z": z, "h": self._h[rows], "c": self._c[rows]}
-            features = np.concatenate([parts[name] for name in self._features], axis=1)
+            features = join_features(self._features, z, self._h[rows], self._c[rows])
             self._actions[rows] = self._squash(self._controllers.outputs(features, start))
             np.isfinite(self._actions[rows]).all(axis=1, out=self._can_act[rows])
             if self._features != "z":

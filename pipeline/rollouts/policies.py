@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import CollectConfig
 from pipeline.envs.environment import Environment
-from pipeline.models.controller import ControllerBatch, ControllerShape
+from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.forward import Encoder, RnnStep, make_encoder, make_rnn_step, sample_z
 
 BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
@@ -138,8 +138,7 @@ class ControllerPolicy:
         z, logvar = self._networks.encoder(frame[None])
         if self._sample:
             z = sample_z(z, logvar, self._rng.standard_normal(z.shape, np.float32))
-        parts = {"z": z, "h": self._h, "c": self._c}
-        features = np.concatenate([parts[name] for name in self._features], axis=1)
+        features = join_features(self._features, z, self._h, self._c)
         action = self._actions.squash(np.nan_to_num(self._controller.outputs(features)))
         if self._burst.holding or (self._bursts and self._rng.random() < self._bursts):
             action = self._burst.act(frame)[None]

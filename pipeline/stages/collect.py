@@ -21,13 +21,12 @@ from pipeline.data.artifacts import (
     EVOLUTION,
     MDNRNN,
     ROLLOUTS,
-    VAE,
     controllers_of,
     mdnrnn_weights,
     shard_name,
     vae_weights,
 )
-from pipeline.data.rounds import FIRST, Round, episodes_of, shard_episodes, shards_of, vae_round
+from pipeline.data.rounds import FIRST, Round, episodes_of, shard_episodes, shards_of, vae_folder
 from pipeline.data.shards import episodes_to_bytes
 from pipeline.data.streaming import StorageWait, commit_behind
 from pipeline.envs.registry import make_environment, traits_of
@@ -186,7 +185,7 @@ def _collector(config: RunConfig, store: Store, at: Round) -> EvolvedAgent | Non
         return None
     tensors = controllers_of(store, before.folder(EVOLUTION))
     return EvolvedAgent(
-        vae_weights(store, vae_round(config, before).folder(VAE)),
+        vae_weights(store, vae_folder(config, before)),
         mdnrnn_weights(store, before.folder(MDNRNN)),
         tensors["mean"],
         tensors["spread"],

@@ -13,7 +13,7 @@ from pipeline.base.progress import Progress, Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, VAE, vae_weights
 from pipeline.data.episodes import LatentEpisode
-from pipeline.data.rounds import FIRST, Round, vae_round
+from pipeline.data.rounds import FIRST, Round, vae_folder, vae_round
 from pipeline.data.shards import episodes_in, latents_to_bytes, read_frames
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.execution.protocol import Executor, Resources
@@ -133,7 +133,7 @@ def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generato
     from pipeline.models.vae import frames_to_input
     from pipeline.models.weights import load_vae
 
-    vae = load_vae(config.agent, vae_weights(store, vae_round(config, at).folder(VAE))).eval()
+    vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
     held_out = held_out_of_round(config, at, config.vae.validation_fraction, "vae/held-out")
     records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
     size, total, count = config.vae.batch_size, 0.0, 0

@@ -26,13 +26,12 @@ from pipeline.data.artifacts import (
     MDNRNN,
     SUMMARY,
     TEST_EPISODES,
-    VAE,
     controllers_of,
     controllers_record,
     mdnrnn_weights,
     vae_weights,
 )
-from pipeline.data.rounds import FIRST, Round, vae_round
+from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
@@ -64,7 +63,7 @@ EpisodeRow = dict[str, Any]
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Run the test episodes that are not done yet, film one drive, and commit the summary."""
     prefix = at.folder(EVALUATION)
-    v = vae_weights(store, vae_round(config, at).folder(VAE))
+    v = vae_weights(store, vae_folder(config, at))
     m = mdnrnn_weights(store, at.folder(MDNRNN))
     controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
     jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.base.progress import Progress
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT, VAE
-from pipeline.data.rounds import FIRST, Round, rounds_of, vae_round
+from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT
+from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
@@ -31,7 +31,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
     last = rounds_of(config)[-1]
     drive = _picture(store, last.folder(EVALUATION), DRIVE, ".webm")
-    reconstructions = _picture(store, vae_round(config, last).folder(VAE), RECONSTRUCTIONS)
+    reconstructions = _picture(store, vae_folder(config, last), RECONSTRUCTIONS)
     page = make_page(config, findings, film, drive, reconstructions)
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False

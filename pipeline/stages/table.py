@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, REPORT, ROLLOUTS, VAE
-from pipeline.data.rounds import FIRST, Round, latents_rounds, rounds_of, vae_round
+from pipeline.data.rounds import FIRST, Round, latents_rounds, rounds_of, vae_folder
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ _ROUND_KEYS = tuple(flatten(RunConfig(), "identity", ("rounds",)))
 
 def _round(config: RunConfig, at: Round) -> list[Stage]:
     """The stages of a round."""
-    before, v = at.previous, vae_round(config, at).folder(VAE)
+    before, v = at.previous, vae_folder(config, at)
     rollouts = tuple(each.folder(ROLLOUTS) for each in at.so_far)
     latents = tuple(each.folder(LATENTS) for each in latents_rounds(config, at))
     agent_before: tuple[str, ...] = ()
     if before is not None:
-        agent_before = (vae_round(config, before).folder(VAE), before.folder(MDNRNN), before.folder(EVOLUTION))
+        agent_before = (vae_folder(config, before), before.folder(MDNRNN), before.folder(EVOLUTION))
     encoded = rollouts if v == at.folder(VAE) else rollouts[-1:]
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:

@@ -18,7 +18,7 @@ from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS, vae_weights
 from pipeline.data.frames import FRAME_SHAPE
-from pipeline.data.rounds import FIRST, Round, vae_round
+from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
@@ -158,7 +158,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     held_out = held_out_so_far(config, at, config.vae.validation_fraction, "vae/held-out")
     stream = frame_stream(config, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
-    start = None if before is None else vae_weights(store, vae_round(config, before).folder(VAE))
+    start = None if before is None else vae_weights(store, vae_folder(config, before))
     objective = VaeObjective(config, held_out_frames, start)
     fit = Fit(
         store,
