@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
+from pipeline.data.artifacts import REPORT
 from pipeline.data.rounds import Round, config_in
 from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
@@ -17,6 +19,7 @@ from pipeline.stages.table import Stage, stage_filling, stages_of
 from pipeline.storage import sealed
 from pipeline.storage.layout import begun_key, manifest_key
 from pipeline.storage.manifest import Manifest, read_manifest, read_records, seal, stale_inputs, supersede
+from pipeline.storage.references import find_equal, refer
 from pipeline.storage.session_notes import stage_seconds, timed
 from pipeline.storage.store import Store
 
@@ -34,13 +37,30 @@ RUN: Mapping[str, Callable[[RunConfig, Store, Executor, Round], Mapping[str, Any
 }
 
 
-def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] | None = None) -> None:
-    """Run stages in order, default: all of the run; skip complete stages and resume incomplete ones."""
+def run_stages(
+    config: RunConfig,
+    store: Store,
+    executor: Executor,
+    stages: Sequence[Stage] | None = None,
+    reuse: Sequence[Store] = (),
+) -> None:
+    """Run stages in order; skip complete stages and resume incomplete ones.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        executor: Executor of the stages.
+        stages: Stages to run; None for all of the run.
+        reuse: Other runs, to whose equal stages the run refers instead of making them again.
+    """
     for stage in stages_of(config) if stages is None else stages:
+        _refer_to_inputs(config, store, stage, reuse)
         of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)
         if is_complete(of_round, store, stage, upstream):
             logger.info("%s: complete, skipped", stage.title)
+            continue
+        if _refer_to_equal(of_round, store, stage, upstream, reuse):
             continue
         _record_inputs(of_round, store, stage, upstream)
         failpoint("stage-begun")
@@ -92,6 +112,39 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     supersede(store, stage.prefix, manifest)
     logger.info("%s: its limits or inputs have grown; resuming", stage.name)
     return False
+
+
+def _refer_to_equal(
+    config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], reuse: Sequence[Store]
+) -> bool:
+    """Refer to the first equal stage of other runs; returns whether there is one. The report is always made."""
+    if stage.prefix == REPORT or not reuse:
+        return False
+    cpu = cpu_kind() if config.execution.exact else None
+    found = find_equal(_manifest(config, stage, upstream), stage.prefix, reuse, cpu)
+    if found is None:
+        return False
+    source, manifest = found
+    if manifest.info["code_version"] != code_version():
+        logger.warning(
+            "%s: made by code version %s, this is %s", stage.title, manifest.info["code_version"], code_version()
+        )
+    _record_inputs(config, store, stage, upstream)
+    refer(store, source, stage.prefix, manifest)
+    failpoint("stage-sealed")
+    logger.info("%s: as in %s, which is referred to", stage.title, source.locate())
+    return True
+
+
+def _refer_to_inputs(config: RunConfig, store: Store, stage: Stage, reuse: Sequence[Store]) -> None:
+    """Refer to the inputs that a stage lacks, and to theirs, as far as other runs have them."""
+    earlier = {other.prefix: other for other in stages_of(config)}
+    for prefix in stage.reads if reuse else ():
+        if prefix in earlier and read_manifest(store, prefix) is None:
+            _refer_to_inputs(config, store, earlier[prefix], reuse)
+            if all(read_manifest(store, each) is not None for each in earlier[prefix].reads):
+                at = config_in(config, earlier[prefix].round)
+                _refer_to_equal(at, store, earlier[prefix], _upstream_digests(config, store, earlier[prefix]), reuse)
 
 
 def _immutable_digests(stage: Stage, upstream: Mapping[str, str]) -> dict[str, str]:
@@ -160,19 +213,17 @@ def _upstream_digests(config: RunConfig, store: Store, stage: Stage) -> dict[str
     return digests
 
 
+def _manifest(config: RunConfig, stage: Stage, upstream: Mapping[str, str]) -> Manifest:
+    """Manifest of a stage without its records and its info."""
+    identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
+    return Manifest(stage.name, identity, growable, upstream, records={}, info={})
+
+
 def _seal(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], info: Mapping[str, Any]) -> None:
-    manifest = Manifest(
-        stage=stage.name,
-        config=flatten(config, "identity", stage.keys),
-        grown=flatten(config, "growable", stage.keys),
-        upstream=upstream,
+    versions = {"code_version": code_version(), "cpu": cpu_kind(), "versions": library_versions()}
+    manifest = replace(
+        _manifest(config, stage, upstream),
         records=read_records(store, stage.prefix),
-        info={
-            **info,
-            "session": store.session,
-            "code_version": code_version(),
-            "cpu": cpu_kind(),
-            "versions": library_versions(),
-        },
+        info={**info, "session": store.session, **versions},
     )
     seal(store, stage.prefix, manifest)

@@ -53,6 +53,19 @@ def add_override(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reuse(command: argparse.ArgumentParser) -> None:
+    """Add ``--reuse``."""
+    command.add_argument(
+        "--reuse",
+        action="append",
+        default=[],
+        type=run_dir,
+        metavar="RUN_DIR",
+        help="another run: this one refers to its stages of the same config and inputs instead of making them again; "
+        "may be repeated. Keep that run where it is, or make this one whole with `world-models storage copy`",
+    )
+
+
 def run_dir(text: str) -> str:
     """Parse the location of a run: a folder or ``s3://bucket/prefix``."""
     try:

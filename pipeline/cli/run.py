@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.failpoints import failpoint
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, add_config, add_override, run_dir
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, add_config, add_override, add_reuse, run_dir
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
 from pipeline.stages.table import STAGES
@@ -36,18 +37,20 @@ def add_parsers(commands: Commands) -> None:
             type=run_dir,
             help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
+        add_reuse(command)
         command.set_defaults(perform=_run)
     text = "continue a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
     resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     add_override(resume)
+    add_reuse(resume)
     resume.set_defaults(perform=_resume)
 
 
 def _run(options: argparse.Namespace) -> int:
     config = load_config(options.preset, options.override)
     options.run_dir = options.run_dir or f"runs/{config.name}"
-    return run_config(config, options.run_dir, options.command)
+    return run_config(config, options.run_dir, options.command, options.reuse)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -56,16 +59,17 @@ def _resume(options: argparse.Namespace) -> int:
 
     store = open_store(options.run_dir)
     require_run(store)
-    return run_config(saved_config(store, options.override), options.run_dir, "run")
+    return run_config(saved_config(store, options.override), options.run_dir, "run", options.reuse)
 
 
-def run_config(config: RunConfig, run_dir: str, command: str) -> int:
+def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[str] = ()) -> int:
     """Run the stages of a command, after all checks that can refuse it.
 
     Args:
         config: Config of the run.
         run_dir: Folder or ``s3://bucket/prefix``.
         command: ``"run"``, or the name of a stage.
+        reuse: Other runs, to whose equal stages this one refers.
 
     Raises:
         WorldModelsError: The run is refused, fails, or reaches its wall-clock limit.
@@ -80,6 +84,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
 
     # All checks come before the first write.
     store = open_store(run_dir)
+    others = _others(store, reuse)
     check_environment(config)
     refuse_if_driven(store)
     _check_same_run(config, store)
@@ -106,12 +111,30 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
             check_machine(store, exact=config.execution.exact, session=fenced.session)
             fenced.write(CONFIG, text.encode())
             failpoint("config-written")
-            run_stages(config, fenced, executor, stages_for(config, fenced, command))
+            run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
     finally:
         executor.close()
     if command in ("run", "report"):
         print(summarize_scores(store))
     return 0
+
+
+def _others(store: Store, reuse: Sequence[str]) -> list[Store]:
+    """Stores of other runs, to whose stages a run may refer.
+
+    Raises:
+        ConfigError: One of them is the run itself.
+        StorageError: One of them is not a run.
+    """
+    from pipeline.storage.maintenance import require_run
+    from pipeline.storage.run_dir import open_other
+
+    others = [open_other(each) for each in reuse]
+    for other in others:
+        require_run(other)
+        if other.locate() == store.locate():
+            raise ConfigError(f"--reuse {other.locate()} is the run itself: name another run")
+    return others
 
 
 def _annotated(config: RunConfig) -> str:

@@ -45,7 +45,9 @@ def _storage(options: argparse.Namespace) -> int:
 
     if options.action == "copy":
         source, target = open_store(options.source), open_store(options.target)
-        print(f"{maintenance.copy_run(source, target):,} objects are in {target.locate()}, verified")
+        from pipeline.storage.copying import copy_run
+
+        print(f"{copy_run(source, target):,} objects are in {target.locate()}, verified")
         return 0
     store = open_store(options.run_dir)
     if options.action == "check":

@@ -3,13 +3,15 @@
 File managers, editors, network file systems, synchronisation services and people also leave files there. A file with
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
-A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. Those of later rounds lie in
-``round-NUMBER/``, and other evolutions with a round's V and M in ``temperature-NUMBER/``. A stage's folder holds its
-manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its checkpoints.
+A run directory holds ``config.yaml``, ``sessions/NUMBER/``, a folder for each stage, and ``referrers/`` where other
+runs refer to its stages. The stages of later rounds lie in ``round-NUMBER/``, and other evolutions with a round's V and
+M in ``temperature-NUMBER/``. A stage's folder holds its manifest, the records of its objects, the objects themselves in
+``data/`` and ``files/``, and its checkpoints.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import PurePosixPath
 
@@ -17,6 +19,7 @@ from pipeline.storage.store import Store
 
 CONFIG = "config.yaml"
 SESSIONS = "sessions/"
+REFERRERS = "referrers/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
 
@@ -26,6 +29,7 @@ _OWN = re.compile(
     rf"""
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
+    | referrers/[0-9a-f]{{12}}\.json
     | (round-\d{{3}}/)?(temperature-[0-9.]+/)?[a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
@@ -50,6 +54,11 @@ def session_key(number: int, name: str) -> str:
 def session_number(key: str) -> int:
     """Number of the session that an object of ``session_key`` belongs to."""
     return int(key.split("/")[1])
+
+
+def referrer_key(location: str) -> str:
+    """Key of the note that another run, at this location, refers to stages of this one."""
+    return f"{REFERRERS}{hashlib.sha256(location.encode()).hexdigest()[:12]}.json"
 
 
 def manifest_key(prefix: str) -> str:
@@ -134,7 +143,7 @@ def stage_of_checkpoint(key: str) -> str | None:
 
 def is_sealed_note(key: str) -> bool:
     """Whether an object other than a record or manifest carries its own checksum."""
-    return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key
+    return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key or key.startswith(REFERRERS)
 
 
 def own_keys(store: Store, prefix: str = "") -> list[str]:

@@ -1,8 +1,7 @@
-"""Maintenance of a run directory: verify it, remove unused objects, and copy it."""
+"""Maintenance of a run directory: verify it, and remove unused objects."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,15 +9,13 @@ from typing import TypeVar
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.progress import Progress, Update
-from pipeline.storage import sealed, sessions
+from pipeline.storage import sealed
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
     CONFIG,
-    SESSIONS,
     foreign_keys,
     is_sealed_note,
     manifest_key,
-    occupying_keys,
     own_keys,
     records_prefix,
     stage_of,
@@ -28,12 +25,14 @@ from pipeline.storage.layout import (
 )
 from pipeline.storage.manifest import (
     Record,
+    holder,
     read_manifest,
     read_record,
     read_verified,
     stale_inputs,
 )
 from pipeline.storage.parquet import num_rows
+from pipeline.storage.references import keys_used_by, referrers
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import TEMPORARY, Store
 
@@ -54,6 +53,8 @@ class Check:
         problems: Messages about damaged, missing or inconsistent objects.
         unnamed: Keys of data that no record names; not damage.
         foreign: Keys that this program never writes; not damage, and left alone.
+        elsewhere: Number of the verified objects that other runs hold, by the location of the run.
+        referrers: Locations of the runs that refer to stages of this one.
     """
 
     objects: int = 0
@@ -63,6 +64,8 @@ class Check:
     problems: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+    referrers: list[str] = field(default_factory=list)
 
 
 def check_run(store: Store) -> Check:
@@ -76,13 +79,16 @@ def check_run(store: Store) -> Check:
     keys = own_keys(store)
     records = [key for key in keys if stage_of_record(key) is not None]
     with Progress("check", "object") as show:
-        for count, (key, outcome) in enumerate(_map_in_threads(lambda key: _verify(store, key), records), 1):
+        for count, (key, outcome) in enumerate(map_in_threads(lambda key: _verify(store, key), records), 1):
             if isinstance(outcome, str):
                 found.problems.append(outcome)
             elif outcome is not None:
                 found.objects += 1
                 found.rows += outcome.rows
                 found.size_bytes += outcome.size_bytes
+                if outcome.run:
+                    where = holder(store, outcome).locate()
+                    found.elsewhere[where] = found.elsewhere.get(where, 0) + 1
             show(Update(count, len(records), {"at": stage_of_record(key)}))
     for key in keys:
         prefix = stage_of_manifest(key)
@@ -92,6 +98,8 @@ def check_run(store: Store) -> Check:
     found.problems += _note_problems(store, keys)
     found.unnamed = unnamed_data(store, keys)
     found.foreign = foreign_keys(store)
+    if not found.problems:  # otherwise a note may be damaged
+        found.referrers = [referrer.locate() for referrer in referrers(store).values()]
     return found
 
 
@@ -101,9 +109,10 @@ def _verify(store: Store, record_key: str) -> Record | str | None:
         record = read_record(store, record_key)
         data = read_verified(store, record, stage_of_record(record_key))
         if record.key.endswith(".parquet"):
-            rows = num_rows(data, store.locate(record.key))
+            where = holder(store, record).locate(record.key)
+            rows = num_rows(data, where)
             if rows != record.rows:
-                return f"{store.locate(record.key)} has {rows} rows where {record.rows} were committed"
+                return f"{where} has {rows} rows where {record.rows} were committed"
     except FileNotFoundError:
         return None
     except DamagedDataError as error:
@@ -179,17 +188,19 @@ class Garbage:
     """Objects that a run no longer needs.
 
     Attributes:
-        data: Keys of data that no record names.
+        data: Keys of data that no record names, here or in a run that refers to this one.
+        notes: Keys of notes of runs that no longer refer to this one.
         checkpoints: Old checkpoints as (prefix of the stage, name).
         leftovers: Keys of temporary files of killed writers.
     """
 
     data: list[str]
+    notes: list[str]
     checkpoints: list[tuple[str, str]]
     leftovers: Sequence[str]
 
     def __len__(self) -> int:
-        return len(self.data) + len(self.checkpoints) + len(self.leftovers)
+        return len(self.data) + len(self.notes) + len(self.checkpoints) + len(self.leftovers)
 
 
 def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
@@ -214,7 +225,10 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
                 old.append((prefix, name))
             elif _is_whole(checkpoints, name):
                 whole += 1
-    return Garbage(unnamed_data(store, keys), old, store.list(TEMPORARY))
+    used = {note: keys_used_by(referrer, store) for note, referrer in referrers(store).items()}
+    kept = set().union(*used.values())
+    data = [key for key in unnamed_data(store, keys) if key not in kept]
+    return Garbage(data, [note for note, of_run in used.items() if not of_run], old, store.list(TEMPORARY))
 
 
 def _is_whole(checkpoints: Checkpoints, name: str) -> bool:
@@ -232,85 +246,13 @@ def remove_garbage(store: Store, garbage: Garbage) -> None:
         store: Store of the run, fenced by the session.
         garbage: Objects to remove.
     """
-    for key in [*garbage.data, *garbage.leftovers]:
+    for key in [*garbage.data, *garbage.notes, *garbage.leftovers]:
         store.delete(key)
     for prefix, name in garbage.checkpoints:
         Checkpoints(store, prefix).remove(name)
 
 
-def copy_run(source: Store, target: Store) -> int:
-    """Copy a run and read every object back.
-
-    Data is copied before records, records before manifests, and the config last, so that a partial copy is not a run.
-    An interrupted copy continues.
-
-    Args:
-        source: Store of the run.
-        target: Empty store, or one that holds an earlier or partial copy of the same run.
-
-    Returns:
-        Number of objects.
-
-    Raises:
-        StorageError: The source holds no run or has a driver, or the target holds other objects.
-        DamagedDataError: An object of the copy differs from the source.
-    """
-    require_run(source)
-    if source.locate() == target.locate():
-        raise StorageError(f"{target.locate()} is the run itself: choose another place for the copy")
-    last = sessions.last_session(source)
-    if last is not None and not last.over:
-        raise StorageError(
-            f"{source.locate()} is being driven by {last.owner}: a copy would not be a consistent snapshot. "
-            "Stop it first."
-        )
-    keys = sorted(own_keys(source), key=_copy_order)
-    if strangers := set(occupying_keys(target)) - set(keys):
-        raise StorageError(
-            f"{target.locate()} holds other files, such as {target.locate(min(strangers))}: choose an empty place"
-        )
-    with Progress("copy", "object") as show:
-        for order in sorted({_copy_order(key)[0] for key in keys}):
-            batch = [key for key in keys if _copy_order(key)[0] == order]
-            done = sum(_copy_order(key)[0] < order for key in keys)
-            for count, _ in enumerate(_map_in_threads(lambda key: _copy_object(source, target, key), batch), done + 1):
-                show(Update(count, len(keys)))
-    if sessions.session_numbers(source) != ([] if last is None else [*range(1, last.owner.number + 1)]):
-        raise StorageError(
-            f"{source.locate()} was changed while it was copied: the copy is not a consistent snapshot. Copy it again."
-        )
-    if last is not None and last.ended is None:
-        # The driver of the source does not drive the copy.
-        sessions.end_session(target, last.owner.number, "copied")
-    return len(keys)
-
-
-def _copy_order(key: str) -> tuple[int, str]:
-    """Sort key for copying: data, records, manifests, then the config."""
-    order = 3 if key == CONFIG else 2 if stage_of_manifest(key) else 1 if stage_of_record(key) else 0
-    return order, key
-
-
-def _copy_object(source: Store, target: Store, key: str) -> None:
-    data = source.read(key)
-    prefix = stage_of_record(key)
-    if prefix is not None:
-        read_verified(target, read_record(source, key), prefix)
-    if target.exists(key):
-        if target.read(key) == data:
-            return
-        if not key.startswith(SESSIONS):
-            raise StorageError(
-                f"{target.locate(key)} exists and is another than {source.locate(key)}: choose an empty place"
-            )
-    target.write(key, data)
-    if hashlib.sha256(target.read(key)).digest() != hashlib.sha256(data).digest():
-        raise DamagedDataError(
-            f"{target.locate(key)} differs from the bytes that were written: run the same command again"
-        )
-
-
-def _map_in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tuple[str, Item]]:
+def map_in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tuple[str, Item]]:
     """Map a function over keys with several threads, in order, as (key, result)."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from zip(keys, threads.map(work, keys), strict=True)
@@ -333,6 +275,9 @@ def check_lines(check: Check, store: Store) -> list[str]:
         f"{store.locate()}: {check.objects:,} objects, {check.size_bytes / 1e6:,.1f} MB, {check.rows:,} rows verified, "
         f"{check.manifests} stages sealed, {len(check.problems)} problem{'s' * (len(check.problems) != 1)}"
     )
+    lines += [f"  {count:,} of the objects lie in {run}" for run, count in sorted(check.elsewhere.items())]
+    if check.referrers:
+        lines.append(f"stages of this run are also used by {', '.join(check.referrers)}: keep it")
     if check.unnamed:
         lines.append(f"{len(check.unnamed)} objects that no record names: `world-models storage gc` lists them")
     if check.foreign:
@@ -344,6 +289,7 @@ def garbage_lines(garbage: Garbage, store: Store, *, deleted: bool) -> list[str]
     """Lines of the output of ``storage gc``."""
     verb = "removed" if deleted else "would remove"
     lines = [f"{verb} data that no record names: {store.locate(key)}" for key in garbage.data]
+    lines += [f"{verb} the note of a run that refers to nothing here: {store.locate(key)}" for key in garbage.notes]
     lines += [f"{verb} an old checkpoint: {store.locate(prefix)} {name}" for prefix, name in garbage.checkpoints]
     lines += [f"{verb} a temporary file of a killed writer: {key}" for key in garbage.leftovers]
     hint = "" if deleted or not len(garbage) else "; nothing was changed; --delete removes them"

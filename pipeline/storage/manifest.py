@@ -27,6 +27,7 @@ from pipeline.storage.layout import (
     stage_of,
     superseded_key,
 )
+from pipeline.storage.run_dir import absolute_run, open_other
 from pipeline.storage.store import Store
 
 
@@ -42,6 +43,7 @@ class Record:
         rows: Number of rows; 0 for objects without rows.
         session: Number of the session that committed the object; 0 outside a session.
         info: Further facts that readers need without reading the object.
+        run: Location of the run that holds the object, see ``relative_run``; empty for the record's own run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Record:
     rows: int = 0
     session: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,11 @@ def read_record(store: Store, key: str) -> Record:
         raise sealed.damaged(store, key, "a record", error) from error
 
 
+def holder(store: Store, record: Record) -> Store:
+    """Store that holds an object: the run's own, or that of the run to which the record refers."""
+    return open_other(absolute_run(store.locate(), record.run)) if record.run else store
+
+
 def read_verified(store: Store, record: Record, prefix: str | None = None) -> bytes:
     """Bytes of an object, verified against its record.
 
@@ -164,20 +172,21 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
     Raises:
         DamagedDataError: The object is missing, truncated or changed; the message names the file.
     """
+    source = holder(store, record)
     try:
-        data = store.read(record.key)
+        data = source.read(record.key)
     except FileNotFoundError:
         raise DamagedDataError(
-            f"{store.locate(record.key)} is missing, though a record commits it. {_restore(store, record, prefix)}"
+            f"{source.locate(record.key)} is missing, though a record commits it. {_restore(store, record, prefix)}"
         ) from None
     if len(data) != record.size_bytes:
         raise DamagedDataError(
-            f"{store.locate(record.key)} has {len(data)} bytes where {record.size_bytes} were committed. "
+            f"{source.locate(record.key)} has {len(data)} bytes where {record.size_bytes} were committed. "
             f"{_restore(store, record, prefix)}"
         )
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DamagedDataError(
-            f"{store.locate(record.key)} does not match its committed SHA-256: its bytes have changed. "
+            f"{source.locate(record.key)} does not match its committed SHA-256: its bytes have changed. "
             f"{_restore(store, record, prefix)}"
         )
     return data
@@ -185,6 +194,11 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
 
 def _restore(store: Store, record: Record, prefix: str | None) -> str:
     prefix = prefix or stage_of(record.key) or ""
+    if record.run:
+        return (
+            f"{store.locate(prefix)} refers to the run {holder(store, record).locate()}: put that run back where it "
+            f"was; or remove {store.locate(prefix)} and run the same command again to recompute the stage."
+        )
     return (
         f"Restore the file from a copy, or recompute it: remove {store.locate(record_key(prefix, record.name))} "
         f"and {store.locate(manifest_key(prefix))}, then run the same command again."
@@ -263,7 +277,12 @@ def stale_inputs(store: Store, manifest: Manifest) -> list[str]:
 
 def seal(store: Store, prefix: str, manifest: Manifest) -> None:
     """Write the manifest of a stage, create-only."""
-    store.create(manifest_key(prefix), sealed.to_bytes({**asdict(manifest), "digest": manifest.digest}))
+    store.create(manifest_key(prefix), manifest_to_bytes(manifest))
+
+
+def manifest_to_bytes(manifest: Manifest) -> bytes:
+    """Serialise a manifest."""
+    return sealed.to_bytes({**asdict(manifest), "digest": manifest.digest})
 
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:

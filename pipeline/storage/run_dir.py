@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
+from functools import cache
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError
@@ -56,6 +59,47 @@ def open_store(run_dir: str) -> Store:
     if Path(run_dir).exists() and not Path(run_dir).is_dir():
         raise ConfigError(f"{run_dir} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
     return LocalStore(run_dir)
+
+
+@cache
+def open_other(run_dir: str) -> Store:
+    """Open the store of another run, for reading; each is opened once in a process. Errors as for ``open_store``."""
+    return open_store(run_dir)
+
+
+def relative_run(run_dir: str, other: str) -> str:
+    """Location of another run as a run records it: relative if both lie in folders, or both in one bucket.
+
+    Two runs that are moved together therefore still find each other.
+
+    Args:
+        run_dir: Location of the run, as ``Store.locate()`` returns it.
+        other: Location of the other run, likewise.
+    """
+    bucket, other_bucket = _bucket(run_dir), _bucket(other)
+    if bucket != other_bucket:
+        return other
+    return os.path.relpath(other.removeprefix(bucket) or "/", run_dir.removeprefix(bucket) or "/")
+
+
+def absolute_run(run_dir: str, recorded: str) -> str:
+    """Location of another run, from what ``relative_run`` recorded.
+
+    Args:
+        run_dir: Location of the run that recorded it, as ``Store.locate()`` returns it.
+        recorded: Relative or absolute location of the other run.
+    """
+    if "://" in recorded or recorded.startswith("/"):
+        return recorded
+    bucket = _bucket(run_dir)
+    path = posixpath.normpath(posixpath.join(run_dir.removeprefix(bucket) or "/", recorded))
+    return (bucket + path).rstrip("/") if bucket else path
+
+
+def _bucket(run_dir: str) -> str:
+    """The part ``s3://bucket`` of a URL; empty for a path."""
+    scheme, separator, rest = run_dir.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if separator else ""
 
 
 def check_lasting(run_dir: str) -> None:

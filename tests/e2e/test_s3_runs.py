@@ -15,8 +15,9 @@ import pytest
 
 from pipeline.base.failpoints import VARIABLE
 from pipeline.bench.s3_server import S3Server
+from pipeline.storage.copying import copy_run
 from pipeline.storage.local import LocalStore
-from pipeline.storage.maintenance import check_run, copy_run
+from pipeline.storage.maintenance import check_run
 from pipeline.storage.run_dir import open_store
 from tests.e2e import command
 from tests.e2e.conftest import STRAIGHT

@@ -14,10 +14,11 @@ from pipeline.base.errors import StorageError
 from pipeline.config.presets import dump
 from pipeline.storage import maintenance, sealed
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.copying import copy_run
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.lease import Lease
 from pipeline.storage.local import LocalStore
-from pipeline.storage.maintenance import check_run, copy_run, find_garbage, remove_garbage
+from pipeline.storage.maintenance import check_run, find_garbage, remove_garbage
 from pipeline.storage.manifest import commit, read_manifest, read_records, seal
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store

@@ -1,0 +1,138 @@
+"""Stages of other runs, to which a run refers instead of making them again.
+
+Stages with the same config and the same inputs have the same output. A run that refers to such a stage has its own
+records and its own manifest, with the same digest; only the objects stay in the run that made them. A note in that run,
+under ``referrers/``, keeps its garbage collection from removing them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+
+from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
+from pipeline.storage import sealed
+from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import (
+    REFERRERS,
+    metrics_key,
+    own_keys,
+    record_key,
+    referrer_key,
+    stage_of_record,
+    tensorboard_prefix,
+)
+from pipeline.storage.manifest import Manifest, Record, holder, read_manifest, read_record, seal
+from pipeline.storage.run_dir import absolute_run, open_other, relative_run
+from pipeline.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+_THREADS = 16
+
+
+def find_equal(wanted: Manifest, prefix: str, runs: Sequence[Store], cpu: str | None) -> tuple[Store, Manifest] | None:
+    """Find a run with an equal stage: one of the same config, limits and inputs.
+
+    Args:
+        wanted: The stage without its records.
+        prefix: Prefix of the stage.
+        runs: Runs to search, in this order.
+        cpu: Kind of CPU on which the stage was made; None for any.
+
+    Returns:
+        The run, and its manifest of the stage; None if there is none.
+    """
+    for run in runs:
+        found = read_manifest(run, prefix)
+        if found is None or (cpu is not None and found.info.get("cpu") != cpu):
+            continue
+        if replace(found, records={}, info={}) == wanted:
+            return run, found
+    return None
+
+
+def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
+    """Refer to a stage of another run, and seal it.
+
+    The metrics and the newest checkpoint are copied, so that the curves are shown and the stage can grow. After an
+    interruption, a second call completes the first.
+
+    Args:
+        store: Store of the run that refers.
+        source: Store of the run that has the stage.
+        prefix: Prefix of the stage in both.
+        manifest: Manifest of the stage in ``source``.
+
+    Raises:
+        StorageError: The run has other objects of the stage already.
+    """
+    runs = {name: _located(source, record) for name, record in manifest.records.items()}
+    for location in sorted(set(runs.values())):
+        _note_referrer(open_other(location), store)
+    referring = {
+        name: replace(record, run=relative_run(store.locate(), runs[name]), session=store.session)
+        for name, record in manifest.records.items()
+    }
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(lambda record: _create_record(store, prefix, record), referring.values()))
+    for key in [metrics_key(prefix), *own_keys(source, tensorboard_prefix(prefix))]:
+        if source.exists(key):
+            store.write(key, source.read(key))
+    try:
+        checkpoint = Checkpoints(source, prefix).latest()
+    except DamagedDataError as error:
+        logger.warning("its checkpoints are not copied: %s", error)
+        checkpoint = None
+    if checkpoint is not None:
+        Checkpoints(store, prefix).save(*checkpoint)
+    info = {**manifest.info, "session": store.session, "reused_from": relative_run(store.locate(), source.locate())}
+    seal(store, prefix, replace(manifest, records=referring, info=info))
+
+
+def _located(source: Store, record: Record) -> str:
+    """Location of the run that holds an object, also where ``source`` itself refers to it."""
+    return holder(source, record).locate()
+
+
+def _create_record(store: Store, prefix: str, record: Record) -> None:
+    key = record_key(prefix, record.name)
+    try:
+        store.create(key, sealed.to_bytes(asdict(record)))
+    except AlreadyExistsError:
+        present = read_record(store, key)
+        if present.sha256 != record.sha256:
+            raise StorageError(
+                f"{store.locate(key)} commits other bytes than the equal stage of another run: one of the two was made "
+                f"by another version. Remove {store.locate(prefix)}, or run without --reuse."
+            ) from None
+
+
+def _note_referrer(source: Store, store: Store) -> None:
+    key = referrer_key(store.locate())
+    if not source.exists(key):
+        source.write(key, sealed.to_bytes({"run": relative_run(source.locate(), store.locate())}))
+
+
+def referrers(store: Store) -> dict[str, Store]:
+    """Runs that refer to stages of this one, by the key of their note in this run."""
+    found = {}
+    for key in own_keys(store, REFERRERS):
+        note = sealed.read(store, key, "a note of a run that refers to this one")
+        found[key] = open_other(absolute_run(store.locate(), str(note["run"])))
+    return found
+
+
+def referred_records(store: Store) -> dict[str, Record]:
+    """Records whose objects lie in other runs, by the object's key."""
+    keys = [key for key in own_keys(store) if stage_of_record(key) is not None]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        records = threads.map(lambda key: read_record(store, key), keys)
+        return {record.key: record for record in records if record.run}
+
+
+def keys_used_by(referrer: Store, store: Store) -> set[str]:
+    """Keys of the objects of a run to which another run refers."""
+    return {key for key, record in referred_records(referrer).items() if _located(referrer, record) == store.locate()}
