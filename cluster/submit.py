@@ -72,7 +72,12 @@ class Job:
 
 
 def make_job(
-    preset: str, overrides: Sequence[str], run_dir: str, variables: Sequence[str], environment: Mapping[str, str]
+    preset: str,
+    overrides: Sequence[str],
+    run_dir: str,
+    variables: Sequence[str],
+    environment: Mapping[str, str],
+    reuse: Sequence[str] = (),
 ) -> Job:
     """Make a job, after all checks that need no cluster.
 
@@ -82,6 +87,7 @@ def make_job(
         run_dir: ``s3://`` URL, or absolute path that exists on every node.
         variables: Further environment variables of the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
         environment: Environment of this process.
+        reuse: Other runs, to whose equal stages the job refers; locations as for ``run_dir``.
 
     Returns:
         The job.
@@ -93,6 +99,8 @@ def make_job(
     if config.execution.executor != "ray":
         raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
     check_lasting(run_dir)
+    for location in reuse:
+        check_lasting(location, "--reuse")
     if preset in preset_names():
         arguments = ["run", preset, "--run-dir", run_dir]
         for override in overrides:
@@ -100,6 +108,8 @@ def make_job(
         own = None
     else:
         arguments, own = ["run", _OWN_CONFIG, "--run-dir", run_dir], dump(config)
+    for location in reuse:
+        arguments += ["--reuse", location]
     return Job(
         name=f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}",
         entrypoint=f"python -m pipeline {shlex.join(arguments)}",

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import FORMATTER, add_override, run_dir
+from pipeline.cli.arguments import FORMATTER, add_override, add_reuse, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -33,6 +33,7 @@ def add_parser(commands: Commands) -> None:
         help="run directory: s3://bucket/prefix, or the absolute path of a folder that all nodes share",
     )
     add_override(submit)
+    add_reuse(submit)
     submit.add_argument(
         "--address",
         help="address of the job server, http://HOST:PORT (default: RAY_API_SERVER_ADDRESS, else "
@@ -55,5 +56,5 @@ def add_parser(commands: Commands) -> None:
 def _submit(options: argparse.Namespace) -> int:
     from cluster.submit import make_job, submit
 
-    job = make_job(options.preset, options.override, options.run_dir, options.env, os.environ)
+    job = make_job(options.preset, options.override, options.run_dir, options.env, os.environ, options.reuse)
     return submit(job, options.address, follow=options.follow)

@@ -102,17 +102,18 @@ def _bucket(run_dir: str) -> str:
     return f"{scheme}://{rest.partition('/')[0]}" if separator else ""
 
 
-def check_lasting(run_dir: str) -> None:
+def check_lasting(run_dir: str, option: str = "--run-dir") -> None:
     """Refuse a run directory inside a job's copy of the sources, which is deleted after the job.
 
     Args:
         run_dir: Path, or ``s3://bucket/prefix``.
+        option: Option of the command line that names it.
 
     Raises:
         ConfigError: The run directory is a relative path.
     """
     if isinstance(open_store(run_dir), LocalStore) and not Path(run_dir).is_absolute():
         raise ConfigError(
-            f"--run-dir {run_dir}: on a cluster this must be s3://bucket/prefix, or the absolute path of a folder that "
+            f"{option} {run_dir}: on a cluster this must be s3://bucket/prefix, or the absolute path of a folder that "
             "all nodes share: a relative path is lost with the job's copy of the sources"
         )

@@ -255,6 +255,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     ("changes", "said"),
     [
         ({"run_dir": "runs/x"}, r"--run-dir runs/x: on a cluster this must be s3://"),
+        ({"reuse": ["runs/y"]}, r"--reuse runs/y: on a cluster this must be s3://"),
         ({"run_dir": "s3://key:secret@bucket/x"}, r"do not put credentials in a URL"),
         ({"preset": "tiney"}, r"Did you mean tiny"),
         ({"overrides": ["execution.executor=in-process"]}, r"execution.executor is 'in-process'"),
@@ -281,6 +282,12 @@ def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[s
 def test_files_that_hold_secrets_may_be_named() -> None:
     variables = ["AWS_WEB_IDENTITY_TOKEN_FILE=/var/token", "AWS_SHARED_CREDENTIALS_FILE=/etc/aws"]
     assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
+
+
+@pytest.mark.parametrize("preset", ["tiny", "configs/tiny.yaml"])
+def test_a_job_refers_to_the_same_runs(preset: str) -> None:
+    job = submit.make_job(preset, [], "s3://bucket/x", [], {}, ["s3://bucket/y", "/shared/z"])
+    assert job.entrypoint.endswith("--reuse s3://bucket/y --reuse /shared/z")
 
 
 def test_a_setting_is_no_secret_because_of_another_word() -> None:

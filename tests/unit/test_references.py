@@ -1,4 +1,4 @@
-"""Runs that refer to stages of other runs: made once, the same bits, and nothing lost where one is checked or copied."""
+"""Runs that refer to stages of other runs: made once, the same bits, and nothing lost in checks and copies."""
 
 from __future__ import annotations
 
