@@ -83,25 +83,24 @@ def positive(text: str) -> int:
 
 def above_zero(text: str) -> float:
     """Parse a number above 0."""
-    number = _number(text)
-    if number <= 0:
+    if (value := number(text)) <= 0:
         raise argparse.ArgumentTypeError(f"{text}: a number above 0 was expected")
-    return number
+    return value
 
 
 def not_negative(text: str) -> float:
     """Parse a number that is 0 or above."""
-    number = _number(text)
-    if number < 0:
+    if (value := number(text)) < 0:
         raise argparse.ArgumentTypeError(f"{text}: a number of 0 or above was expected")
-    return number
+    return value
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Parse a finite number."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
+        value = math.nan
+    if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text}: a number was expected")
-    return number
+    return value

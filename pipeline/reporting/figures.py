@@ -123,16 +123,16 @@ def learning_curve(history: Sequence[Generation], published: Published | None, x
                 label="World Models, CMA mean",
             )
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_major_formatter(FuncFormatter(short_number))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         axes.set_xlabel(_AXES[x])
         axes.set_ylabel("return")
-        _legend_above(axes)
+        legend_above(axes)
 
-    return _svg(f"learning-{x}", (6.2, 4.2), draw, alt)
+    return draw_svg(f"learning-{x}", (6.2, 4.2), draw, alt)
 
 
 def _validation(axes: Axes, rows: Sequence[Generation], x: Axis, label: str) -> None:
@@ -185,14 +185,14 @@ def returns(
         if reference is not None:
             label, value = reference
             axes.axvline(value, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)), label=label)
-            _legend_above(axes)
+            legend_above(axes)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)])
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set_ylim(-0.45, len(rows) - 0.6 + 0.4 * (len(rows[0][1]) >= RIDGE_FROM))
         axes.set_xlabel("return")
 
-    return _svg("returns", (11.5, 1.0 + 0.85 * len(rows)), draw, alt)
+    return draw_svg("returns", (11.5, 1.0 + 0.85 * len(rows)), draw, alt)
 
 
 def loss(
@@ -239,19 +239,20 @@ def loss(
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axes.tick_params(axis="y", which="minor", labelsize=9)
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(ylabel)
-        _legend_above(axes)
+        legend_above(axes)
 
-    return _svg(f"loss-{name}", (6.2, 3.4), draw, alt)
+    return draw_svg(f"loss-{name}", (6.2, 3.4), draw, alt)
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
+    """Draw the legend above the axes, in two columns."""
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2, handlelength=1.8)
 
 
-def _short(value: float, _: object = None) -> str:
+def short_number(value: float, _: object = None) -> str:
     """Format a tick's label: 2M, 150k, 800, 0.5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -259,7 +260,7 @@ def _short(value: float, _: object = None) -> str:
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
-def _svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], alt: str) -> str:
+def draw_svg(name: str, size: tuple[float, float], draw: Callable[[Axes], None], alt: str) -> str:
     """Draw one figure; its name prefixes all ids, so that several figures fit on one page."""
     with mpl.rc_context(_RC):
         figure = Figure(figsize=size, layout="constrained")

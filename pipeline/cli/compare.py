@@ -1,0 +1,70 @@
+"""``world-models compare``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, number, run_dir
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+
+THRESHOLD = 500.0
+
+_EXAMPLES = """\
+examples:
+  world-models compare runs/laptop runs/laptop-untrained          two runs, paired by test track
+  world-models compare runs/a-1 runs/a-2 runs/b-1 runs/b-2        runs that differ in their seed alone form one arm
+  world-models compare runs/a runs/b --out comparison             also write index.html, comparison.json, episodes.csv
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``compare``."""
+    text = "compare runs on the same test tracks, with intervals over seeds and tracks"
+    command = commands.add_parser(
+        "compare",
+        help=text,
+        description=f"{text}.\nRuns whose configs differ in their seed alone form one arm. Differences are from the "
+        "first arm, paired by track,\nand by seed if both arms have the same seeds. Nothing is written to the runs.",
+        epilog=_EXAMPLES,
+        formatter_class=FORMATTER,
+    )
+    command.add_argument("runs", metavar="RUN_DIR", nargs="+", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument(
+        "--out",
+        type=run_dir,
+        metavar="FOLDER",
+        help="folder or s3://bucket/prefix for index.html (the page), comparison.json, and episodes.csv (a row for "
+        "each test episode)",
+    )
+    command.add_argument(
+        "--below",
+        type=number,
+        default=THRESHOLD,
+        metavar="RETURN",
+        help=f"return below which an episode counts as failed (default: {THRESHOLD:g})",
+    )
+    command.add_argument("--json", action="store_true", help="JSON output as the last line")
+    command.set_defaults(perform=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.comparison.arms import group, read_result
+    from pipeline.comparison.page import write
+    from pipeline.comparison.scores import compare, table, to_json
+    from pipeline.storage.maintenance import require_run
+    from pipeline.storage.run_dir import open_store
+
+    stores = [open_store(location) for location in options.runs]
+    for store in stores:
+        require_run(store)
+    found = compare(group([read_result(store) for store in stores]), options.below)
+    print("\n".join(table(found)))
+    if options.out is not None:
+        print(f"page: {write(found, open_store(options.out), 'Comparison')}")
+    if options.json:
+        print(json.dumps(to_json(found)))
+    return 0

@@ -1,0 +1,1 @@
+"""Comparison of runs: arms, their seeds, and the same test tracks for all."""
