@@ -52,7 +52,7 @@ def bench_storage(seconds: float) -> Comparison:
     Also measures the same shards in a bucket on a real S3 server on this machine, if its package is installed, and the
     share of their time that collecting, encoding and training V wait for storage.
     """
-    frames = _driven_frames()
+    frames = _recorded_frames()
     flags = np.zeros(_STORED_FRAMES, np.bool_)
     actions, rewards = np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32)
     episode = Episode(0, 0, frames, actions, rewards, flags, flags, final_frame=frames[-1])
@@ -110,7 +110,7 @@ def _bucket(folder: Path) -> Iterator[Store]:
             os.environ.update(before)
 
 
-def _driven_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _recorded_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     env = CarRacing(_RUN.env)
     policy = make_policy(_RUN.collect, _RUN.agent, env, seeding.generator(0, "bench"))
     frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)

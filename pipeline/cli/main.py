@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Run the command as a process, which exits at once after a stop even if threads still wait for a store."""
-    output.drop_what_nobody_takes()
+    output.drop_unread_output()
     code = main()
     if code in (130, 143):
         output.flush()

@@ -76,12 +76,12 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     from pipeline.planning.growth import check_growth
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
-    from pipeline.storage.sessions import refuse_if_driven
+    from pipeline.storage.sessions import refuse_if_owned
 
     # All checks come before the first write.
     store = open_store(run_dir)
     check_environment(config)
-    refuse_if_driven(store)
+    refuse_if_owned(store)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
     check_growth(config, store)

@@ -63,7 +63,7 @@ def _temperatures(options: argparse.Namespace) -> int:
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
     from pipeline.storage.session_notes import check_machine, lease_for
-    from pipeline.storage.sessions import refuse_if_driven
+    from pipeline.storage.sessions import refuse_if_owned
 
     store = open_store(options.run_dir)
     require_run(store)
@@ -72,7 +72,7 @@ def _temperatures(options: argparse.Namespace) -> int:
     configs = {at: config_at(config, at, options.generations, options.episodes) for at in sorted(set(options.at))}
     folders = {at: branch_name(at) for at in configs}
     check_environment(config)
-    refuse_if_driven(store)
+    refuse_if_owned(store)
     check_machine(store, exact=config.execution.exact)
     executor = make_executor(config)
     try:

@@ -169,7 +169,7 @@ def read_frames(store: Store, records: Iterable[Record], wanted: Container[int])
     Yields:
         Frames of one episode, (T, 64, 64, 3) uint8.
     """
-    for record, data in read_ahead(store, with_any(records, wanted)):
+    for record, data in read_ahead(store, records_with_episodes(records, wanted)):
         for table in read_row_groups(data, store.locate(record.key), ["episode_id", "frame"]):
             if int(_column(table, "episode_id")[0]) in wanted:
                 yield _frames(table)
@@ -199,7 +199,7 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
         )
 
 
-def with_any(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
+def records_with_episodes(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
     """Records of the shards that hold a selected episode."""
     return (record for record in records if any(episode in wanted for episode in episode_steps(record)))
 

@@ -50,7 +50,7 @@ PLUGINS = {
 }
 
 
-def why_not_registered(env_id: str) -> str | None:
+def registration_problem(env_id: str) -> str | None:
     """Reason why Gymnasium does not know an id, once its package is imported; None if it knows it.
 
     Raises:

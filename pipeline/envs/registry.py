@@ -71,10 +71,10 @@ def environment_class(env_id: str) -> EnvironmentClass:
         reason = f"{module} has no class {name}, and "
     from pipeline.envs import gymnasium_env  # imports all of Gymnasium
 
-    why_not = gymnasium_env.why_not_registered(env_id)
-    if why_not is None:
+    problem = gymnasium_env.registration_problem(env_id)
+    if problem is None:
         return gymnasium_env.GymnasiumEnvironment
-    raise _unknown(env_id, reason + why_not)
+    raise _unknown(env_id, reason + problem)
 
 
 def _unknown(env_id: str, reason: str) -> ConfigError:

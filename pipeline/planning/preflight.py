@@ -35,7 +35,6 @@ _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units an
 _DREAM_WEIGHTS_PER_S = 1.2e10  # weights of M times dream steps per second
 _START_S = {"ray": 4.0, "in-process": 1.5}  # start of a stage's processes, with their imports
 _VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
-_GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
@@ -215,7 +215,7 @@ def _run_test_episodes(
                 save()
 
         if missing:
-            with rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
+            with open_rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
                 run_episodes(pool, missing, take, require_finite=True)
                 retries = pool.retries
             save()

@@ -118,7 +118,7 @@ def _check_dream_device(config: RunConfig, state: EvolutionState, device: str) -
         ConfigError: With ``execution.exact``, it is another one.
     """
     if state.dream_device not in (None, device):
-        message = f"evolve: the dreams so far ran on {state.dream_device}, and would go on on {device}"
+        message = f"evolve: the dreams so far ran on {state.dream_device}, and would continue on {device}"
         if config.execution.exact:
             raise ConfigError(
                 f"{message}: results would differ. Resume on {state.dream_device}, or accept the difference with "
@@ -170,7 +170,7 @@ def _evolve(
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
             if row.dream_mean is not None:
-                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.trust})"
+                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.recall_note})"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
@@ -220,25 +220,25 @@ def _next_generation(
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
-    replayed = replayed_tracks(config, generation, state.driven)
+    replayed = replayed_tracks(config, generation, state.played)
     jobs = training_jobs(config, generation, candidates, replayed, *at.seed_indices())
-    pool = crew.dreamers() if dreaming else crew.drivers()
+    pool = crew.dream_pool() if dreaming else crew.environment_pool()
     results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
-    failpoint("generation-driven")
+    failpoint("generation-scored")
     state.search.tell(candidates, fitness)
     if not dreaming:
-        state.driven = remember(config, state.driven, jobs, results)
+        state.played = remember(config, state.played, jobs, results)
     state.remember_mean(config.evolve.average_means)
-    failpoint("generation-told")
+    failpoint("search-updated")
 
     validation = dreams = None
     if generation % config.evolve.validate_every == 0:
         controller = state.average_mean
         if validates_dreams:
             dreamt = validation_dreams(config, generation, controller)
-            results = run_episodes(crew.dreamers(), dreamt, dream_steps, require_finite=False)
+            results = run_episodes(crew.dream_pool(), dreamt, dream_steps, require_finite=False)
             non_finite += _report_non_finite(dreamt, results)
             dreams = validation_returns(dreamt, results)
         scored = scored_jobs(
@@ -252,7 +252,7 @@ def _next_generation(
         )
         # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
         by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
-        results = run_episodes(crew.drivers(), by_length, steps, require_finite=False)
+        results = run_episodes(crew.environment_pool(), by_length, steps, require_finite=False)
         lengths.update((job.track, results[job.id].steps) for job in scored)
         non_finite += _report_non_finite(scored, results)
         validation = validation_returns(scored, results)

@@ -29,7 +29,7 @@ from pipeline.storage.manifest import Record, commit, read_records, sealed_recor
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.blocks import BlockStream
-from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.hardware import gpus_for, precision_name, resolve_device, training_precision
 from pipeline.training.held_out import held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
@@ -95,7 +95,7 @@ class VaeObjective:
         self._config = config
         self._held_out = held_out
         self.device = resolve_device(config.vae.device)
-        self.precision = resolve_precision(config.vae.precision, self.device)
+        self.precision = training_precision(config.vae.precision, self.device)
         vae = weights.new_vae(config.agent) if before is None else weights.load_vae(config.agent, before)
         self.module = vae.to(self.device)
         self.optimizer = Adam(self.module.parameters(), config.vae.learning_rate)

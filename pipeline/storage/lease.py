@@ -24,7 +24,7 @@ from pipeline.base.progress import Progress, Update
 from pipeline.storage import sealed
 from pipeline.storage.fence import Fence, fenced
 from pipeline.storage.layout import session_key
-from pipeline.storage.sessions import BEGUN, HEARTBEAT, Owner, Session, driven_error, last_session, read_session
+from pipeline.storage.sessions import BEGUN, HEARTBEAT, Owner, Session, last_session, owned_error, read_session
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Lease:
             LeaseError: The session gave a sign of life.
         """
         if last.seen_alive:
-            raise driven_error(self._store, last)
+            raise owned_error(self._store, last)
         logger.info(
             "%s has not ended, and its last sign of life was %.0f s ago: taking over unless it gives another",
             last.owner,
@@ -143,7 +143,7 @@ class Lease:
                 time.sleep(min(1.0, last.owner.expiry_s / 10))
                 now = read_session(self._store, last.owner.number)
                 if now.heartbeats > last.heartbeats and now.ended is None:
-                    raise driven_error(self._store, now)
+                    raise owned_error(self._store, now)
                 last = now
 
     def _this_process(self, number: int) -> Owner:

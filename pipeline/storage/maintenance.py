@@ -261,8 +261,7 @@ def copy_run(source: Store, target: Store) -> int:
     last = sessions.last_session(source)
     if last is not None and not last.over:
         raise StorageError(
-            f"{source.locate()} is being driven by {last.owner}: a copy would not be a consistent snapshot. "
-            "Stop it first."
+            f"{source.locate()} is in use by {last.owner}: a copy would not be a consistent snapshot. Stop it first."
         )
     keys = sorted(own_keys(source), key=_copy_order)
     if strangers := set(occupying_keys(target)) - set(keys):

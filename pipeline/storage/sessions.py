@@ -154,7 +154,7 @@ def end_session(store: Store, number: int, how: str) -> None:
     store.write(session_key(number, HEARTBEAT), json.dumps({"count": 0, "time": time.time(), "ended": how}).encode())
 
 
-def refuse_if_driven(store: Store) -> None:
+def refuse_if_owned(store: Store) -> None:
     """Refuse a run, without waiting, whose owner is alive on this machine.
 
     Raises:
@@ -162,12 +162,12 @@ def refuse_if_driven(store: Store) -> None:
     """
     session = last_session(store)
     if session is not None and session.seen_alive:
-        raise driven_error(store, session)
+        raise owned_error(store, session)
 
 
-def driven_error(store: Store, session: Session) -> LeaseError:
+def owned_error(store: Store, session: Session) -> LeaseError:
     """Error for a run that already has a driver."""
     return LeaseError(
-        f"{store.locate()} is being driven by {session.owner}, whose last sign of life was {session.age_s:.0f} s ago; "
+        f"{store.locate()} is in use by {session.owner}, whose last sign of life was {session.age_s:.0f} s ago; "
         "a run has one driver at a time. Wait for it or stop it; `world-models status` shows its progress."
     )

@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 
 from pipeline.envs import car_sprites
 from pipeline.envs.car_racing import FastCarRacing
-from tests.driving import GoodDriver, RandomDriver, UndrawnCarRacing
+from tests.car_drivers import GoodDriver, RandomDriver, UndrawnCarRacing
 from tests.frames import View
 
 FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"

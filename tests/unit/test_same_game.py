@@ -12,7 +12,7 @@ from gymnasium.envs.box2d import car_racing as gymnasiums
 
 from pipeline.envs import car_racing
 from pipeline.envs.car_racing import FastCarRacing, forget_tracks
-from tests.driving import (
+from tests.car_drivers import (
     Driver,
     GoodButtonDriver,
     GoodDriver,

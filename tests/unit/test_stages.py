@@ -22,7 +22,7 @@ from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.evolution.fitness import run_episodes, scored_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.metadata import to_metadata
 from pipeline.models.weights import new_vae, to_bytes
@@ -155,7 +155,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
     )  # fmt: skip
-    with rollout_pool(executor, config.env, config.agent, *weights) as pool:
+    with open_rollout_pool(executor, config.env, config.agent, *weights) as pool:
         driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
