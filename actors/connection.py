@@ -19,8 +19,8 @@ from ray.job_config import JobConfig
 import actors
 from actors.nodes import preserved_sigterm_handler
 from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.ray_environment import cluster_address
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.cluster import cluster_address
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def connect(execution: ExecutionConfig, num_cpus: int) -> bool:
         ConfigError: The cluster at the address cannot be joined.
         ClusterError: No local Ray starts.
     """
-    address = cluster_address(execution)
+    address = cluster_address(execution.ray_address)
     with preserved_sigterm_handler():
         if address is not None:
             _join(address)

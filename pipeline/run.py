@@ -105,9 +105,9 @@ def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Map
     if changed:
         raise StorageError(
             f"{stage.name}: the output in {store.locate(stage.prefix)} was made from a different "
-            f"{' and '.join(f'{prefix}/' for prefix in changed)} than the current one. Restore the original inputs "
-            f"from a copy; or, to make the output again, remove {store.locate(stage.prefix)} and run the same "
-            "command again."
+            f"{' and '.join(f'{prefix}/' for prefix in changed)} than the current one",
+            resume_after="restore the original inputs from a copy, or remove "
+            f"{store.locate(stage.prefix)} to make the output again",
         )
 
 

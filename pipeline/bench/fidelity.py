@@ -13,7 +13,7 @@ from pipeline.base.statistics import summarise
 from pipeline.base.threads import num_threads
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
+from pipeline.data.artifacts import EVALUATION, ROLLOUTS, TEST_EPISODES
 from pipeline.data.rounds import latest_round
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import run_episodes, scored_jobs
@@ -148,7 +148,7 @@ def _with_precision(config: RunConfig, engine: str, precision: str) -> RunConfig
 
 
 def _some_frames(store: Store) -> NDArray[np.uint8]:
-    records = require_manifest(store, "rollouts").records.values()
+    records = require_manifest(store, ROLLOUTS).records.values()
     episodes = {episode for record in records for episode in episode_steps(record)}
     frames: list[NDArray[np.uint8]] = []
     for part in read_frames(store, records, episodes):

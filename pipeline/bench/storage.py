@@ -18,7 +18,7 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.bench.s3_server import S3Server, server_program
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS
+from pipeline.data.artifacts import LATENTS, ROLLOUTS
 from pipeline.data.episodes import Episode
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.data.rounds import FIRST, shards_of
@@ -145,7 +145,7 @@ def _waits(store: Store) -> dict[str, float]:
         list(collect.run([ShardJob(shard) for shard in shards_of(_RUN, FIRST)]))
         shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
 
-        records = read_records(store, "rollouts")
+        records = read_records(store, ROLLOUTS)
         encode = EncodeWorker(_RUN, store, LATENTS, weights.to_bytes(weights.new_vae(_RUN.agent)))
         began = time.perf_counter()
         list(encode.run([EncodeJob(name, record) for name, record in records.items()]))

@@ -13,6 +13,7 @@ from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import PAGE, TEMPERATURE, view_key
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
 from pipeline.storage.saved_config import saved_config
@@ -73,7 +74,7 @@ def _branches(config: RunConfig, store: Store) -> list[str]:
     """Lines on the evolutions of ``world-models temperatures``."""
     lines = []
     for at in rounds_of(config):
-        start = at.folder("temperature-")
+        start = at.folder(TEMPERATURE)
         for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in store.list(start)}):
             evolved, evaluated = (
                 read_manifest(store, Round(at.number, branch).folder(name)) for name in (EVOLUTION, EVALUATION)
@@ -195,5 +196,5 @@ def summarize_scores(store: Store) -> str:
             else:
                 lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, too few for a score")
     if read_manifest(store, REPORT) is not None:
-        lines.append(f"report: {store.locate('report/index.html')}")
+        lines.append(f"report: {store.locate(view_key(REPORT, PAGE))}")
     return "\n".join(lines)

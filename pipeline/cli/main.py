@@ -12,6 +12,7 @@ from pipeline.base import output
 from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
+from pipeline.base.ray_environment import is_job
 from pipeline.cli import baselines, bench, plan, run, signals, status, storage, submit, temperatures
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
@@ -99,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
     """How to resume: by the same command or, for a job of a cluster, by submitting the same job again."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if is_job():
         return "submit the same run again"
     resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
     return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

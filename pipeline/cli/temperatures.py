@@ -106,9 +106,11 @@ def branch_name(temperature: float) -> str:
     Raises:
         ConfigError: The temperature has more than two decimals, which a name does not show.
     """
+    from pipeline.storage.layout import temperature_folder
+
     if round(temperature, 2) != temperature:
         raise ConfigError(f"temperature {temperature!r}: at most two decimals are expected")
-    return f"temperature-{temperature:g}"
+    return temperature_folder(temperature)
 
 
 def config_at(config: RunConfig, temperature: float, generations: int | None, episodes: int | None) -> RunConfig:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, VAE
+from pipeline.storage.layout import round_folder
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
 
@@ -30,7 +31,7 @@ class Round:
         """Folder of a stage's output in this round, relative to the run directory."""
         of_branch = self.branch and name in (EVOLUTION, EVALUATION)
         path = f"{self.branch}/{name}" if of_branch else name
-        return path if self.number == 1 else f"round-{self.number:03d}/{path}"
+        return path if self.number == 1 else f"{round_folder(self.number)}/{path}"
 
     @property
     def previous(self) -> Round | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +10,11 @@ from pathlib import Path
 from pipeline.base.errors import ConfigError
 from pipeline.base.formatting import binary_size, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
+from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
-from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.run_dir import check_lasting
 
@@ -226,7 +224,7 @@ def check(config: RunConfig, run_dir: str) -> None:
             what to change.
     """
     rows = estimate(config)
-    if _sources_are_a_copy():
+    if has_uploaded_sources():
         check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
@@ -245,12 +243,6 @@ def check(config: RunConfig, run_dir: str) -> None:
         raise ConfigError(f"{needed}: lower {key}, which takes {binary_size(most)} of it" if helps else needed)
 
 
-def _sources_are_a_copy() -> bool:
-    """Whether this is the driver of a job with uploaded sources; Ray puts the job's description into this variable."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return "working_dir" in job.get("runtime_env", {})
-
-
 def _check_disk(run_dir: Path, size_bytes: float) -> None:
     folder = run_dir.absolute()
     while not folder.exists():
@@ -265,7 +257,7 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
 
 
 def _on_a_cluster(config: RunConfig) -> bool:
-    return config.execution.executor == "ray" and cluster_address(config.execution) is not None
+    return joins_cluster(config.execution.executor, config.execution.ray_address)
 
 
 def _present_bytes(folder: Path) -> int:

@@ -16,6 +16,7 @@ from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
+from pipeline.storage.layout import FIGURES, PAGE, view_key
 from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
@@ -36,10 +37,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
     ).encode()
-    _commit(store, "index.html", findings.tag, page.at("../.."))
-    _commit(store, "report.json", findings.tag, figures)
-    store.write(f"{PREFIX}/index.html", page.at(".."))
-    store.write(f"{PREFIX}/report.json", figures)
+    _commit(store, PAGE, findings.tag, page.at("../.."))
+    _commit(store, FIGURES, findings.tag, figures)
+    store.write(view_key(PREFIX, PAGE), page.at(".."))
+    store.write(view_key(PREFIX, FIGURES), figures)
     return {"evaluation": findings.tag}
 
 

@@ -19,15 +19,20 @@ CONFIG = "config.yaml"
 SESSIONS = "sessions/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
+PAGE, FIGURES = "index.html", "report.json"
+SESSION_BEGUN, HEARTBEAT = "begun", "heartbeat"
+TEMPERATURE = "temperature-"
+_ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, FIGURES)))
 _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
-    | (round-\d{{3}}/)?(temperature-[0-9.]+/)?[a-z]+/(
-        MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
+    | ({_ROUND}\d{{3}}/)?({TEMPERATURE}[0-9.]+/)?[a-z]+/(
+        {_NOTES} | metrics\.jsonl
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
         | superseded/[0-9a-f]{{12}}\.json
@@ -42,8 +47,18 @@ _OWN = re.compile(
 _CLUTTER = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 
 
+def round_folder(number: int) -> str:
+    """Folder of a round after the first."""
+    return f"{_ROUND}{number:03d}"
+
+
+def temperature_folder(temperature: float) -> str:
+    """Folder of another evolution in dreams, at this temperature."""
+    return f"{TEMPERATURE}{temperature:g}"
+
+
 def session_key(number: int, name: str) -> str:
-    """Key of a small object of a session, such as ``begun`` or ``heartbeat``."""
+    """Key of a small object of a session: ``SESSION_BEGUN``, ``HEARTBEAT`` or the name of a stage."""
     return f"{SESSIONS}{number:06d}/{name}.json"
 
 
@@ -104,6 +119,11 @@ def metrics_key(prefix: str) -> str:
     return f"{prefix}/metrics.jsonl"
 
 
+def view_key(prefix: str, name: str) -> str:
+    """Key of a view of the committed report: ``PAGE`` or ``FIGURES``."""
+    return f"{prefix}/{name}"
+
+
 def tensorboard_prefix(prefix: str) -> str:
     """Common prefix of the keys of a stage's TensorBoard files."""
     return f"{prefix}/tensorboard/events.out.tfevents."
@@ -134,7 +154,7 @@ def stage_of_checkpoint(key: str) -> str | None:
 
 def is_sealed_note(key: str) -> bool:
     """Whether an object other than a record or manifest carries its own checksum."""
-    return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key
+    return key.endswith((f"/{BEGUN}", f"/{SESSION_BEGUN}.json")) or "/superseded/" in key
 
 
 def own_keys(store: Store, prefix: str = "") -> list[str]:

@@ -304,9 +304,7 @@ def _copy_object(source: Store, target: Store, key: str) -> None:
             )
     target.write(key, data)
     if hashlib.sha256(target.read(key)).digest() != hashlib.sha256(data).digest():
-        raise DamagedDataError(
-            f"{target.locate(key)} differs from the bytes that were written: run the same command again"
-        )
+        raise DamagedDataError(f"{target.locate(key)} differs from the bytes that were written", resume_after="")
 
 
 def _map_in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tuple[str, Item]]:

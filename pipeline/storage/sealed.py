@@ -47,7 +47,7 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
         )
     if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(
-            f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
+            f"{store.locate(key)} does not match its own checksum: it was changed", resume_after=remedy(store, key)
         )
     return dict(content)
 
@@ -67,17 +67,14 @@ def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataE
         what: Expected kind of object: "a manifest".
         error: Cause.
     """
-    return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}. {remedy(store, key)}")
+    return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}", resume_after=remedy(store, key))
 
 
 def remedy(store: Store, key: str) -> str:
-    """Advice for a small object that is damaged."""
+    """Imperative clause on how to replace a damaged small object."""
     if key.startswith(SESSIONS):
-        return "Restore it from a copy; or, if the run has no driver, remove it and run the same command again."
+        return "restore it from a copy or, if the run has no driver, remove it"
     prefix = stage_of_record(key)
     sealed = prefix is not None and store.exists(manifest_key(prefix))
     manifest = f" and {store.locate(manifest_key(prefix))}" if prefix is not None and sealed else ""
-    return (
-        f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again to "
-        "recompute its contents."
-    )
+    return f"restore it from a copy, or remove {store.locate(key)}{manifest} to recompute it"

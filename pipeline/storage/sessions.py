@@ -17,13 +17,10 @@ from uuid import uuid4
 from pipeline.base.errors import LeaseError
 from pipeline.base.machine import machine_name, process_started
 from pipeline.storage import sealed
-from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
+from pipeline.storage.layout import HEARTBEAT, SESSION_BEGUN, SESSIONS, own_keys, session_key, session_number
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-BEGUN, HEARTBEAT = "begun", "heartbeat"
 
 
 # Two readings of the start time of one process differ by the rounding of a clock tick; two processes differ by more.
@@ -110,12 +107,12 @@ class Session:
 def session_numbers(store: Store) -> list[int]:
     """Numbers of all sessions, in ascending order."""
     keys = own_keys(store, SESSIONS)
-    return [session_number(key) for key in keys if key == session_key(session_number(key), BEGUN)]
+    return [session_number(key) for key in keys if key == session_key(session_number(key), SESSION_BEGUN)]
 
 
 def read_owner(store: Store, number: int) -> Owner:
     """Owner of a session."""
-    key = session_key(number, BEGUN)
+    key = session_key(number, SESSION_BEGUN)
     content = sealed.read(store, key, "the beginning of a session")
     try:
         return Owner(**content)
@@ -131,7 +128,7 @@ def read_session(store: Store, number: int) -> Session:
         heartbeat = json.loads(store.read(key))
         return Session(owner, heartbeat["count"], heartbeat["time"], heartbeat["ended"], store.age_s(key))
     except FileNotFoundError:
-        return Session(owner, 0, owner.began, None, store.age_s(session_key(number, BEGUN)))
+        return Session(owner, 0, owner.began, None, store.age_s(session_key(number, SESSION_BEGUN)))
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is corrupt; using only its modification time", store.locate(key))
         return Session(owner, 0, owner.began, None, store.age_s(key))
