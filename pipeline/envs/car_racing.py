@@ -1,6 +1,6 @@
 """CarRacing: Gymnasium's game with rendering that is dozens of times faster, and the pipeline's environment of it.
 
-``gymnasium.make("pipeline.envs.car_racing:FastCarRacing-v3")`` is a drop-in replacement for ``CarRacing-v3``: the same
+``gymnasium.make("pipeline.envs.car_racing:WorldModels/FastCarRacing-v3")`` is a drop-in replacement for ``CarRacing-v3``: the same
 class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96; here the observation is
 drawn at its final size.
 """
@@ -37,7 +37,7 @@ from pipeline.envs.car_sprites import (
 from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
 
-ID = "FastCarRacing-v3"
+ID = "WorldModels/FastCarRacing-v3"
 
 # Texels along each side of the playfield, by frame width: at full zoom, a texel is about one pixel or half a pixel.
 _TEXTURE_SIDES = {64: 960, 96: 1920}

@@ -1,4 +1,4 @@
-"""The table of temperatures: returns in the dream beside returns in the game (World Models, section 4.4)."""
+"""The table of temperatures: returns in the dream and in the game (World Models, section 4.4)."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def film(
 
 
 def _fitted(scene: Image.Image) -> Image.Image:
-    """Resize a scene to fill the picture's height or width, with black bars beside it."""
+    """Resize a scene to fill the picture's height or width, with black bars on the sides."""
     scale = min(_SCENE[0] / scene.width, _SCENE[1] / scene.height)
     size = round(scene.width * scale), round(scene.height * scale)
     picture = Image.new("RGB", _SCENE)

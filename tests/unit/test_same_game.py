@@ -22,7 +22,7 @@ from tests.car_drivers import (
     straight_on,
 )
 
-FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"
+FAST_ID = "pipeline.envs.car_racing:WorldModels/FastCarRacing-v3"
 TRACKS, BATCH, STEPS = 60, 10, 100
 
 
