@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
+from pipeline.base.formatting import duration
 from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import Round, config_in
@@ -35,7 +36,14 @@ RUN: Mapping[str, Callable[[RunConfig, Store, Executor, Round], Mapping[str, Any
 
 
 def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequence[Stage] | None = None) -> None:
-    """Run stages in order, default: all of the run; skip complete stages and resume incomplete ones."""
+    """Run stages in order; skip complete stages and resume incomplete ones.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stages.
+        stages: Stages to run; None for all of the run.
+    """
     for stage in stages_of(config) if stages is None else stages:
         of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)
@@ -51,7 +59,7 @@ def run_stages(config: RunConfig, store: Store, executor: Executor, stages: Sequ
         failpoint("stage-done")
         _seal(of_round, store, stage, upstream, {**info, "seconds": seconds})
         failpoint("stage-sealed")
-        logger.info("%s: complete in %.1f s", stage.title, seconds)
+        logger.info("%s: complete in %s", stage.title, duration(seconds))
 
 
 def stages_for(config: RunConfig, store: Store, command: str) -> list[Stage]:
@@ -69,6 +77,12 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     """Return whether a stage's manifest matches the config and the stage's inputs.
 
     If a limit of the stage or one of its inputs has grown, the seal is removed and the stage is not complete.
+
+    Args:
+        config: Config of the stage's round.
+        store: Store of the run.
+        stage: Stage to check.
+        upstream: Manifest digest of each stage that it reads, by prefix.
 
     Raises:
         ConfigError: The manifest belongs to a different config; names the keys.

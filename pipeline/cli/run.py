@@ -37,7 +37,7 @@ def add_parsers(commands: Commands) -> None:
             help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
         command.set_defaults(perform=_run)
-    text = "continue a run with its saved config; -o raises its limits or changes runtime keys"
+    text = "resume a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
     resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     add_override(resume)
@@ -86,7 +86,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     check_machine(store, exact=config.execution.exact)
     check_growth(config, store)
     rate = None
-    if config.env.id != CAR_RACING:  # whose bits the tests hold, and whose speed is known
+    if config.env.id != CAR_RACING:  # its bits are tested, and its speed is known
         rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
     preflight.check(config, run_dir)
     logger.info(preflight.describe(config, store.locate(), rate))

@@ -24,7 +24,7 @@ def add_parser(commands: Commands) -> None:
     text = "list unreferenced objects and old checkpoints; with --delete, remove them"
     gc = actions.add_parser("gc", help=text, description=text)
     gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
-    gc.add_argument("--delete", action="store_true", help="removal of the listed objects; takes the run's lease")
+    gc.add_argument("--delete", action="store_true", help="remove the listed objects; takes the run's lease")
     gc.add_argument(
         "--keep",
         type=positive,

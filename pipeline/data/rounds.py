@@ -1,7 +1,8 @@
 """Rounds of a run: the folders and the episodes of each, and the earlier output that it builds on.
 
 The first round collects with a random policy and trains V, M and C from scratch. A later one collects with the
-controllers of the round before it and trains on (World Models, section 5: the iterative training procedure).
+controllers of the round before it and continues the trainings (World Models, section 5: the iterative training
+procedure).
 """
 
 from __future__ import annotations
@@ -103,5 +104,5 @@ def vae_folder(config: RunConfig, at: Round) -> str:
 
 
 def latents_rounds(config: RunConfig, at: Round) -> list[Round]:
-    """Rounds in whose folders the latents of all episodes so far lie: a V that was trained on encodes all again."""
+    """Rounds whose folders hold the latents of all episodes so far: a V with further training encodes all again."""
     return [at] if config.rounds.vae_epochs else at.so_far

@@ -1,8 +1,8 @@
 """CarRacing: Gymnasium's game with rendering that is dozens of times faster, and the pipeline's environment of it.
 
-``gymnasium.make("pipeline.envs.car_racing:WorldModels/FastCarRacing-v3")`` is a drop-in replacement for ``CarRacing-v3``: the same
-class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96; here the observation is
-drawn at its final size.
+``gymnasium.make("pipeline.envs.car_racing:WorldModels/FastCarRacing-v3")`` is a drop-in replacement for
+``CarRacing-v3``: the same class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96;
+here the observation is drawn at its final size.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         ValueError: There is no such view; the message lists the views.
 
     Attributes:
-        unseen: Whether the next steps skip drawing and return no observation, for steps that nobody looks at.
+        unseen: Whether the next steps skip drawing and return no observation, for steps with an unused observation.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def environment_class(env_id: str) -> EnvironmentClass:
     """Look up the class of an id: one of ours, ``module:Class``, or any id of Gymnasium.
 
     Raises:
-        ConfigError: There is no such environment; names what was looked up, and the valid forms.
+        ConfigError: There is no such environment. The message names the cause and the valid forms.
     """
     path = ENVIRONMENTS.get(env_id, env_id)
     module, separator, name = path.partition(":")

@@ -202,7 +202,14 @@ class Crew:
 
     @classmethod
     def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Crew:
-        """Crew of a round, with the weights and the recorded frames that its store holds."""
+        """Crew of a round, with the weights and the recorded frames that its store holds.
+
+        Args:
+            config: Config of the run.
+            store: Store of the run.
+            executor: Executor of the pools.
+            at: Round of the evolution.
+        """
         v = vae_weights(store, vae_folder(config, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         starts = read_starts(config, store, at) if config.evolve.environment == "dream" else None

@@ -58,6 +58,12 @@ def remember(
     """Update the track scores after a generation, sorted by track; scores outside the window are dropped.
 
     Non-finite returns are ignored.
+
+    Args:
+        config: Config of the run.
+        played: Track scores before the generation.
+        jobs: Jobs of the generation.
+        results: Results by job id.
     """
     if not config.evolve.replayed_tracks:
         return []

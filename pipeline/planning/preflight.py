@@ -220,8 +220,8 @@ def check(config: RunConfig, run_dir: str) -> None:
     """Refuse a run that does not fit on this machine, or a run directory that is deleted with a job's sources.
 
     Raises:
-        ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message says
-            what to change.
+        ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message names
+            a remedy.
     """
     rows = estimate(config)
     if has_uploaded_sources():

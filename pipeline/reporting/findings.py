@@ -122,7 +122,7 @@ class FilmedDrive:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of a run; where there are several rounds, of the last one.
+    """Results of a run; with several rounds, of the last one.
 
     Attributes:
         tag: Name of the evaluation: its generation and number of episodes.

@@ -44,7 +44,7 @@ class DreamGame:
 
     Args:
         step: M's step.
-        config: Section of dreams: what pays, and when a dream ends.
+        config: Section ``dream``: source of the rewards, condition of an end.
         starts: Frames from which dreams begin; M's state is zero.
         slots: Largest number of dreams.
     """

@@ -145,7 +145,14 @@ def _start(config: RunConfig, episode_id: int) -> np.random.Generator | None:
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Collect the shards that are not committed yet."""
+    """Collect the shards that are not committed yet.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     prefix = at.folder(ROLLOUTS)
     present = read_records(store, prefix)
     missing = [ShardJob(shard) for shard in shards_of(config, at) if shard_name(shard) not in present]

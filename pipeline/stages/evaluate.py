@@ -61,7 +61,14 @@ EpisodeRow = dict[str, Any]
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Run the test episodes that are not done yet, film one drive, and commit the summary."""
+    """Run the test episodes that are not done yet, film one drive, and commit the summary.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     prefix = at.folder(EVALUATION)
     v = vae_weights(store, vae_folder(config, at))
     m = mdnrnn_weights(store, at.folder(MDNRNN))

@@ -24,7 +24,14 @@ PREFIX = REPORT
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder."""
+    """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     from pipeline.reporting.page import make_page  # imports matplotlib, which only a report needs
 
     findings = gather(config, store)

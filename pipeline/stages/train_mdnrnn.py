@@ -41,7 +41,7 @@ class MdnRnnObjective:
         config: Config of the run.
         action_size: Length of an action, A.
         held_out: Held-out windows.
-        before: Weights of M as safetensors bytes to train on from; None for initial weights.
+        before: Weights to start from, as safetensors bytes; None: random.
     """
 
     def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock, before: bytes | None = None) -> None:
@@ -172,7 +172,14 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Train M as one task, on a GPU if there is one."""
+    """Train M as one task, on a GPU if there is one.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
     with watched(executor, "train-mdnrnn", "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

@@ -88,7 +88,7 @@ class VaeObjective:
     Args:
         config: Config of the run.
         held_out: Held-out frames.
-        before: Weights of V as safetensors bytes to train on from; None for initial weights.
+        before: Weights to start from, as safetensors bytes; None: random.
     """
 
     def __init__(self, config: RunConfig, held_out: HeldOut, before: bytes | None = None) -> None:
@@ -126,7 +126,14 @@ class VaeObjective:
 def frame_stream(
     config: RunConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
 ) -> BlockStream[Frames]:
-    """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes."""
+    """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        records: Records of the shards by name.
+        held_out: IDs of the held-out episodes.
+    """
     left_out = set(held_out)
     episodes = {episode for record in records.values() for episode in episode_steps(record)}
 
@@ -199,7 +206,14 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Train V as one task, on a GPU if there is one."""
+    """Train V as one task, on a GPU if there is one.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
     with watched(executor, "train-vae", "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

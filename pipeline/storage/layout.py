@@ -93,7 +93,14 @@ def record_key(prefix: str, name: str) -> str:
 
 
 def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
-    """Key of a committed object, unique to its content."""
+    """Key of a committed object, unique to its content.
+
+    Args:
+        prefix: Prefix of the stage.
+        folder: Folder of the object: ``data`` or ``files``.
+        name: Name of the object.
+        sha256: SHA-256 (hex) of the object.
+    """
     path = PurePosixPath(name)
     return f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
 

@@ -13,7 +13,6 @@ from pipeline.storage.store import Store
 
 # Version of the run directory: its names, its JSON, and the columns of its Parquet files.
 FORMAT_VERSION = 3
-OTHER_VERSION = "Use the version that wrote the run, or choose a new --run-dir."
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
@@ -43,7 +42,8 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
         raise damaged(store, key, what, error) from error
     if version != FORMAT_VERSION:
         raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. {OTHER_VERSION}"
+            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
+            "Use the version that wrote the run, or choose a new --run-dir."
         )
     if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(

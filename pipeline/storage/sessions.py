@@ -81,7 +81,7 @@ class Session:
         owner: Process that began the session.
         heartbeats: Number of heartbeats; 0 before the first.
         time: Unix time in seconds of the last heartbeat, by the owner's clock.
-        ended: How the session ended; None while it runs, or if its process was killed.
+        ended: Outcome of the session; None while it runs, or if its process was killed.
         age_s: Seconds since its last sign of life, by the store's clock.
     """
 
@@ -146,7 +146,7 @@ def end_session(store: Store, number: int, how: str) -> None:
     Args:
         store: Store of the run.
         number: Session number.
-        how: How the session ended, such as "copied".
+        how: Outcome of the session, such as "copied".
     """
     store.write(session_key(number, HEARTBEAT), json.dumps({"count": 0, "time": time.time(), "ended": how}).encode())
 
