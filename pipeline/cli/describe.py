@@ -173,7 +173,7 @@ def _evolution(config: RunConfig, store: Store) -> tuple[Round, dict[str, Any] |
     return FIRST, None
 
 
-def summarize_scores(store: Store) -> str:
+def summarise_scores(store: Store) -> str:
     """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
     config = saved_config(store)

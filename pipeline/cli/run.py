@@ -94,7 +94,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     executor = make_executor(config)
     try:
         # The stages import torch: after the checks that do not need it.
-        from pipeline.cli.describe import summarize_scores
+        from pipeline.cli.describe import summarise_scores
         from pipeline.run import run_stages, stages_for
         from pipeline.training.hardware import check_devices
 
@@ -110,7 +110,7 @@ def run_config(config: RunConfig, run_dir: str, command: str) -> int:
     finally:
         executor.close()
     if command in ("run", "report"):
-        print(summarize_scores(store))
+        print(summarise_scores(store))
     return 0
 
 

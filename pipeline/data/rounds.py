@@ -69,7 +69,7 @@ def latest_round(config: RunConfig, store: Store, name: str) -> Round:
 
 
 def episodes_of(config: RunConfig, at: Round) -> range:
-    """Ids of the episodes that a round collects."""
+    """IDs of the episodes that a round collects."""
     if at == FIRST:
         return range(config.collect.episodes)
     first = config.collect.episodes + (at.number - 2) * config.rounds.episodes
@@ -87,7 +87,7 @@ def shards_of(config: RunConfig, at: Round) -> range:
 
 
 def shard_episodes(config: RunConfig, at: Round, shard: int) -> range:
-    """Episode ids of a shard; they do not depend on the worker that records it."""
+    """Episode IDs of a shard; they do not depend on the worker that records it."""
     size, episodes = config.collect.episodes_per_shard, episodes_of(config, at)
     first = (shard - shards_of(config, at).start) * size
     return episodes[first : first + size]

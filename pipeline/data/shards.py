@@ -87,7 +87,7 @@ def _write(tables: Iterable[pa.Table], description: Mapping[str, Any]) -> bytes:
 
 
 def episodes_to_bytes(episodes: Iterable[Episode]) -> bytes:
-    """Serialize episodes as one shard."""
+    """Serialise episodes as one shard."""
     columns = ["episode_id", "step", "track", "frame", "action", "reward", "terminated", "truncated", "final_frame"]
     return _write((pa.table(_steps(e) | _frame_columns(e)).select(columns) for e in episodes), _FRAMES)
 
@@ -101,7 +101,7 @@ def _frame_columns(episode: Episode) -> dict[str, pa.Array]:
 
 
 def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
-    """Serialize latents as one shard."""
+    """Serialise latents as one shard."""
     columns = ["episode_id", "step", "track", "mu", "logvar", "action", "reward", "terminated", "truncated"]
     return _write(
         (pa.table({**_steps(e), "mu": _vectors(e.mu), "logvar": _vectors(e.logvar)}).select(columns) for e in episodes),

@@ -133,7 +133,7 @@ def run_episodes(
         require_finite: Whether a return that is non-finite the second time is an error; if False, it is a result.
 
     Returns:
-        Results by job id.
+        Results by job ID.
 
     Raises:
         JobError: A job has no result; or, with ``require_finite``, its return was non-finite twice.

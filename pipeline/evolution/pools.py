@@ -106,7 +106,7 @@ def run_dreams(
         Progress after every 64 dreams.
 
     Returns:
-        (job id, result) of each dream.
+        (job ID, result) of each dream.
     """
     worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=len(jobs))
     found: list[tuple[JobId, RolloutResult]] = []
@@ -122,7 +122,7 @@ class TaskPool:
 
     Args:
         executor: Executor of the tasks.
-        task: Task that takes the jobs and ``arguments``, and returns (job id, result) for each.
+        task: Task that takes the jobs and ``arguments``, and returns (job ID, result) for each.
         arguments: Further arguments of the task.
         resources: Resources of the task.
     """

@@ -63,7 +63,7 @@ def remember(
         config: Config of the run.
         played: Track scores before the generation.
         jobs: Jobs of the generation.
-        results: Results by job id.
+        results: Results by job ID.
     """
     if not config.evolve.replayed_tracks:
         return []

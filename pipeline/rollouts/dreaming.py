@@ -119,7 +119,7 @@ class DreamWorker:
         self._steps, self._max_steps = np.zeros((2, lanes), np.int64)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
-        """Run every job's dream, yielding (job id, result) as each ends."""
+        """Run every job's dream, yielding (job ID, result) as each ends."""
         return run_in_lockstep(self, jobs)
 
     def begin(self, slot: int, job: RolloutJob) -> None:

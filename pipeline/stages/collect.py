@@ -84,7 +84,7 @@ class CollectWorker:
             importlib.import_module("torch")  # first, because a call's thread count only reaches imported libraries
 
     def run(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[int, Record]]:
-        """Record and commit the shards, yielding (job id, record) for each."""
+        """Record and commit the shards, yielding (job ID, record) for each."""
         return commit_behind(((job.id, self._collect(job.id)) for job in jobs), self.waiting)
 
     def _collect(self, shard: int) -> Callable[[], Record]:

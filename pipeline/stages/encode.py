@@ -60,7 +60,7 @@ class EncodeWorker:
         self._store, self._folder = store, folder
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
-        """Encode and commit the shards, yielding (job id, record) for each."""
+        """Encode and commit the shards, yielding (job ID, record) for each."""
         shards = read_ahead(self._store, (job.record for job in jobs), self.waiting)
         return commit_behind(((record.name, self._encode(record, data)) for record, data in shards), self.waiting)
 

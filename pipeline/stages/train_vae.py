@@ -63,7 +63,7 @@ class HeldOut:
     Attributes:
         store: Store to read from.
         records: Records of the shards by name.
-        episodes: Ids of the held-out episodes.
+        episodes: IDs of the held-out episodes.
         max_frames: Maximum number of frames; the episode that exceeds it is cut.
     """
 

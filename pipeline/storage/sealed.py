@@ -16,7 +16,7 @@ FORMAT_VERSION = 3
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Serialize content with the format version and a checksum."""
+    """Serialise content with the format version and a checksum."""
     versioned = {"format_version": FORMAT_VERSION, **content}
     return json.dumps({**versioned, "checksum": checksum(versioned)}, indent=1).encode()
 

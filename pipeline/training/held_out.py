@@ -39,7 +39,7 @@ def draw_held_out(episodes: Sequence[int], fraction: float, seed: int, purpose: 
     """Draw the episodes to hold out from training, in the order of drawing.
 
     Args:
-        episodes: Ids of the episodes, in any order.
+        episodes: IDs of the episodes, in any order.
         fraction: Fraction to hold out.
         seed: Seed of the run.
         purpose: Purpose of the random stream.

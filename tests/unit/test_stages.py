@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from pipeline.base.statistics import summarise
-from pipeline.cli.describe import summarize_scores
+from pipeline.cli.describe import summarise_scores
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
@@ -226,7 +226,7 @@ def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(loc
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
     local_store.write("config.yaml", dump(counting_config()).encode())
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
-    assert summarize_scores(local_store).splitlines() == [
+    assert summarise_scores(local_store).splitlines() == [
         "CMA mean: return 5.0 on one test track, too few for a score",
         "best on validation: return 6.0 +- 2.8 (95 % interval 4.0 to 8.0) on 2 test tracks, none used for selection",
     ]
