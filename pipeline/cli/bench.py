@@ -58,7 +58,7 @@ def add_parser(commands: Commands) -> None:
         metavar="N",
         help="largest number of workers for `fanout`, all on this machine, at most 16 for each core (default: 32)",
     )
-    bench.add_argument("--json", action="store_true", help="JSON output: one object per bench, as the last lines")
+    bench.add_argument("--json", action="store_true", help="print JSON: one object per bench, as the last lines")
     bench.set_defaults(perform=_bench)
 
 

@@ -51,7 +51,7 @@ def add_parser(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument("--generations", type=positive, metavar="N", help="generations of each (default: the run's)")
     command.add_argument("--episodes", type=positive, metavar="N", help="test episodes of each (default: the run's)")
-    command.add_argument("--json", action="store_true", help="JSON output: one list as the last line")
+    command.add_argument("--json", action="store_true", help="print JSON: one list as the last line")
     add_override(command)
     command.set_defaults(perform=_temperatures)
 

@@ -117,9 +117,9 @@ def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
     found: dict[str, set[str]] = {}
     for file in FILES:
         package = package_of(file.removesuffix(".py").replace("/", ".")) or ""
-        names = {name for name, _ in imports(ast.parse((ROOT / file).read_text()))}
+        imported = {package_of(name) for name, _ in imports(ast.parse((ROOT / file).read_text()))}
         theirs = found.setdefault(package, set())
-        theirs.update(filter(None, (package_of(name) for name in names if package_of(name) != package)))
+        theirs.update(name for name in imported if name not in (None, package))
     for package in ("", "__init__.py", "__main__.py"):  # of pipeline itself
         found.pop(package, None)
     assert listed == found
