@@ -253,7 +253,7 @@ def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "ramps", raising=False)
     assert traits_of(EnvConfig(id="ramps:Steep-v0")).actions.size == 3
-    with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an id of"):
+    with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an ID of"):
         make_environment(EnvConfig(id="ramps:Flat-v0"))
     del gymnasium.registry["Steep-v0"]
 
