@@ -176,7 +176,7 @@ class Frames:
     """A drive's frames of an environment under test.
 
     Attributes:
-        drive: that was driven again.
+        drive: Drive whose actions were replayed.
         view: of the frames.
         frames: by step, as the drive's pictures.
     """
