@@ -15,7 +15,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ swig
 COPY pyproject.toml requirements.lock ./
 ARG DEVICE=gpu
 ARG PIP_EXTRA_INDEX_URL
-# What running needs, at the lock's versions. The lock has tools for development too, which nothing asks for here.
+# The packages of a run, at the lock's versions. The lock also has tools for development, which are left out.
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["gcp"], sep="\n")' > image.txt \
     && if [ "$DEVICE" = cpu ]; then sed -n 's/^torch==.*/&+cpu/p' requirements.lock >> image.txt; fi \
     && python -m venv --without-pip /venv \
@@ -39,7 +39,7 @@ COPY configs /app/configs
 ENV PATH=/venv/bin:$PATH HOME=/home/worldmodels PYTHONUNBUFFERED=1
 USER 1000
 WORKDIR /work
-# These sources are found by this command only. On a cluster a job brings its own, by --working-dir: one that does not
-# fails at once instead of running what happened to be in the image.
+# Only this command finds these sources. On a cluster a job brings its own, by --working-dir; a job without them fails
+# at once instead of running the sources of the image.
 ENTRYPOINT ["env", "PYTHONPATH=/app", "python", "-m", "pipeline"]
 CMD ["--help"]

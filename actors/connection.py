@@ -17,10 +17,10 @@ from ray.experimental import internal_kv
 from ray.job_config import JobConfig
 
 import actors
-from actors.nodes import sigterm_left_alone
+from actors.nodes import preserved_sigterm_handler
 from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.ray_environment import cluster_address
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.cluster import cluster_address
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _LOCAL = "unset RAY_ADDRESS and leave execution.ray_address null for a local Ray
 _PRIVATE = b"world-models/private-to-process"
 
 
-class _OurSourcesFirst(JobConfig):  # type: ignore[misc]
+class _DriverPathsFirst(JobConfig):  # type: ignore[misc]
     """Makes Ray's workers import the same packages as this driver.
 
     Ray puts the current folder of the command first on the path of its workers, so that they would import any package
@@ -65,8 +65,8 @@ def connect(execution: ExecutionConfig, num_cpus: int) -> bool:
         ConfigError: The cluster at the address cannot be joined.
         ClusterError: No local Ray starts.
     """
-    address = cluster_address(execution)
-    with sigterm_left_alone():
+    address = cluster_address(execution.ray_address)
+    with preserved_sigterm_handler():
         if address is not None:
             _join(address)
             return False
@@ -83,13 +83,13 @@ def _join(address: str) -> None:
     try:
         place = services.canonicalize_bootstrap_address_or_die(address)
         host, _, port = place.rpartition(":")
-        why = _why_not(host.strip("[]"), int(port))
+        why = _refusal_reason(host.strip("[]"), int(port))
         if why is None:
             # With "auto", Ray looks for a token by itself.
             ray.init(
                 address="auto" if address == "auto" else place,
                 logging_level=logging.WARNING,
-                job_config=_OurSourcesFirst(),
+                job_config=_DriverPathsFirst(),
             )
     except (ConnectionError, ValueError, OSError) as error:
         why = str(error).rstrip(".")
@@ -110,7 +110,7 @@ def _join(address: str) -> None:
         )
 
 
-def _why_not(host: str, port: int) -> str | None:
+def _refusal_reason(host: str, port: int) -> str | None:
     """Reason why an address cannot be joined; None if Ray's control service may listen there.
 
     Ray itself waits for 15 minutes if nothing listens there.
@@ -162,7 +162,7 @@ def _init(num_cpus: int) -> None:
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
-            job_config=_OurSourcesFirst(),
+            job_config=_DriverPathsFirst(),
             logging_level=logging.WARNING,
             _node_ip_address="127.0.0.1",
         )

@@ -19,13 +19,13 @@ from actors.listening import LISTEN_S
 from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
-from actors.task import Silent, TaskTry
+from actors.task import TaskSilent, TaskTry
 from actors.telemetry import Telemetry
 from pipeline.base.errors import ConfigError, EpisodeError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import RunConfig
-from pipeline.execution.jobs import gave_up
+from pipeline.execution.jobs import abandoned_error
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class RayExecutor:
                 failure = Failure(FailureKind.WORKER_LOST, "it ended without a result", None)
             except RayError as error:
                 failure = classify(error)
-            except Silent:
+            except TaskSilent:
                 failure = hung(timeout_s)
                 self._require_end(attempt, timeout_s)
             except BaseException:
@@ -130,7 +130,7 @@ class RayExecutor:
             tries += 1
             causes.add(repr(failure.cause) if by_environment else what)
             if tries == max_attempts:
-                raise gave_up(attempt.name, tries, what, causes) from failure.cause
+                raise abandoned_error(attempt.name, tries, what, causes) from failure.cause
             logger.warning("%s, try %d of %d: %s", attempt.name, tries, max_attempts, what)
             self._telemetry.retried(1)
 

@@ -120,7 +120,7 @@ class WorkerIdentity:
         logs = self.logs or session_logs()
         found = sorted(logs.glob(f"worker-*-{self.pid}.err")) if self.host == socket.gethostname() else []
         path = found[0] if found else logs / f"worker-*-{self.pid}.err"
-        return f"the worker's log: {path} (and .out beside it) on {self.host}, pid {self.pid}"
+        return f"the worker's log: {path} (and .out next to it) on {self.host}, pid {self.pid}"
 
 
 @cache

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 
 LISTEN_S = 1.0
-SAY_EVERY_S = 60.0  # interval of the warnings while something is waited for
+WARN_EVERY_S = 60.0  # interval of the warnings while something is waited for
 # With many workers, answers are gathered: checking which of 256 workers answered takes as long as reading an answer.
 # Meanwhile the workers are busy with the jobs ahead of them.
 _MANY = 32

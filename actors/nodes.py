@@ -155,7 +155,7 @@ def sharing_a_folder() -> list[Path]:
 
 
 @contextmanager
-def sigterm_left_alone() -> Iterator[None]:
+def preserved_sigterm_handler() -> Iterator[None]:
     """Keep this process's own handler of SIGTERM while Ray starts.
 
     ``ray.init`` sets its own Python handler, which ends the process silently without releasing its resources. Restoring

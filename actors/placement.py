@@ -47,7 +47,7 @@ class Placement:
             on_head: Number of workers that are on the head already, because there is no other node.
         """
         head = next((node for node in nodes if node.is_head and node.alive and not node.draining), None)
-        if head is not None and self.is_all_there_is(nodes):
+        if head is not None and self.only_head_available(nodes):
             for _ in range(int(head.num_cpus) - on_head):
                 yield Place({"label_selector": {"ray.io/node-id": head.id}}, on_head=True)
         selector = {}
@@ -58,17 +58,17 @@ class Placement:
         while True:
             yield Place({"scheduling_strategy": "SPREAD", "label_selector": selector})
 
-    def is_all_there_is(self, nodes: Sequence[Node]) -> bool:
-        """Whether no live node is for workers, so that the head has to run them."""
+    def only_head_available(self, nodes: Sequence[Node]) -> bool:
+        """Whether only the head can run workers, because no other live node is for them."""
         return not any(node.alive and not node.draining and self._is_for_workers(node) for node in nodes)
 
-    def to_leave(self, nodes: Sequence[Node]) -> set[str]:
+    def unsuitable_nodes(self, nodes: Sequence[Node]) -> set[str]:
         """IDs of the nodes that workers have to leave.
 
         These are draining nodes, and nodes that workers landed on but should not use: the head once other nodes exist,
         and nodes that joined after the actor was requested.
         """
-        spared = self.is_all_there_is(nodes)
+        spared = self.only_head_available(nodes)
         return {
             node.id for node in nodes
             if node.draining or (node.alive and not self._is_for_workers(node) and not (node.is_head and spared))

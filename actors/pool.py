@@ -175,7 +175,7 @@ class RayPool:
         worker.waiting_for = None
         if worker.identity is None:
             worker.identity, worker.heard_at = answer, self._clock
-            if self._placement is None or worker.node_id not in self._placement.to_leave(nodes()):
+            if self._placement is None or worker.node_id not in self._placement.unsuitable_nodes(nodes()):
                 self._build(worker, answer)
             return
         if not worker.built:
@@ -323,9 +323,9 @@ class RayPool:
         if self._placement is None:
             return
         known = {node.id: node for node in nodes()}
-        to_leave = self._placement.to_leave([*known.values()])
+        unsuitable = self._placement.unsuitable_nodes([*known.values()])
         for worker in self._workers:
-            if worker.node_id in to_leave and worker.staying:
+            if worker.node_id in unsuitable and worker.staying:
                 worker.drain()
                 logger.info("draining worker: its node is going away or is not for workers; %s", worker.where())
         draining = [worker for worker in self._workers if worker.state is WorkerState.DRAINING]
@@ -395,6 +395,6 @@ class RayPool:
         """Warn once a minute while all workers wait for a node."""
         if any(worker.identity is not None and worker.staying for worker in self._workers):
             self._warned_at = self._clock
-        elif self._clock - self._warned_at >= listening.SAY_EVERY_S:
+        elif self._clock - self._warned_at >= listening.WARN_EVERY_S:
             self._warned_at = self._clock
             logger.warning("%s", waiting_message(len(self._workers)))

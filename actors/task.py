@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.identity import WorkerIdentity, forget_announced, session_logs
-from actors.listening import LISTEN_S, SAY_EVERY_S, listen
+from actors.listening import LISTEN_S, WARN_EVERY_S, listen
 from actors.nodes import nodes, staying_nodes, was_lost
 from actors.worker import end_process, run_task
 from pipeline.execution.protocol import Resources
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _END_S = 60.0
 
 
-class Silent(Exception):
+class TaskSilent(Exception):
     """A task that has begun gave no sign of life for too long."""
 
 
@@ -78,7 +78,7 @@ class TaskTry:
         The wait for the first message has no limit, because the task may wait for a node.
 
         Raises:
-            Silent: The task has begun and hangs.
+            TaskSilent: The task has begun and hangs.
             RayError: The task raised, or its worker died.
         """
         silent_s = said_s = 0.0
@@ -88,10 +88,10 @@ class TaskTry:
             if ready is None:
                 silent_s += listened_s
                 if begun and silent_s >= self._timeout_s:
-                    raise Silent
-                if not begun and silent_s - said_s >= SAY_EVERY_S:
+                    raise TaskSilent
+                if not begun and silent_s - said_s >= WARN_EVERY_S:
                     said_s = silent_s
-                    logger.warning("%s", self._still_waiting())
+                    logger.warning("%s", self._waiting_message())
                 continue
             reference = next(self._updates, None)
             if reference is None:
@@ -146,7 +146,7 @@ class TaskTry:
         worker = self.worker
         return worker.log_location() if worker is not None else f"logs of this node's workers: {session_logs()}"
 
-    def _still_waiting(self) -> str:
+    def _waiting_message(self) -> str:
         largest = max((node for node in nodes() if node.alive), key=lambda node: (node.num_gpus, node.num_cpus))
         gpus = " and a GPU" if self._resources.gpus else ""
         return (

@@ -97,7 +97,7 @@ def _find(clouds: Sequence[Cloud], poll_s: float) -> Cloud:
     )
 
 
-def tell(node: nodes.LocalNode, notice: Notice, *, poll_s: float) -> None:
+def drain_node(node: nodes.LocalNode, notice: Notice, *, poll_s: float) -> None:
     """Drain the node.
 
     Args:
@@ -146,7 +146,7 @@ def _watch(options: argparse.Namespace) -> int:
         return 0
     left = "" if notice.deadline_s is None else f", {notice.deadline_s - time.time():.0f} s from now"
     logger.warning("%s%s: draining Ray node %s", notice.what, left, node.id)
-    tell(node, notice, poll_s=options.poll_s)
+    drain_node(node, notice, poll_s=options.poll_s)
     logger.info("the cluster has accepted the drain")
     return 0
 
@@ -155,7 +155,7 @@ def _check(node: nodes.LocalNode) -> None:
     """Check the connection and the token before any notice, in another process: Ray would stay in this one."""
     command = [sys.executable, "-m", "cluster.spot", "--check", "--node-id", node.id]
     if subprocess.run(command, check=False).returncode != 0:
-        raise ClusterError(f"the cluster at {node.cluster_address} could not be told of a notice: see the error above")
+        raise ClusterError(f"the cluster at {node.cluster_address} could not be notified: see the error above")
 
 
 def _clouds(options: argparse.Namespace) -> list[Cloud]:
@@ -185,7 +185,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="only check that the cluster could be told of a notice; the watch also begins with this check",
+        help="only check that the cluster could be notified; the watch also begins with this check",
     )
     return parser
 

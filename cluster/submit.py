@@ -184,11 +184,11 @@ class Jobs:
             ConfigError: Another job of the cluster already has this run.
             ClusterError: The job server refuses the job.
         """
-        driving = [other for other in self._all_of(job.run_dir) if other.status in _ACTIVE]
-        if driving:
+        active_jobs = [other for other in self._all_of(job.run_dir) if other.status in _ACTIVE]
+        if active_jobs:
             raise ConfigError(
-                f"{job.run_dir} is being driven by job {driving[0].submission_id}, {driving[0].status.lower()}\n"
-                + self.directions(driving[0].submission_id or "", job.run_dir)
+                f"{job.run_dir} is in use by job {active_jobs[0].submission_id}, {active_jobs[0].status.lower()}\n"
+                + self.directions(active_jobs[0].submission_id or "", job.run_dir)
             )
         with tempfile.TemporaryDirectory(prefix="world-models-") as folder:
             stage_sources(job, Path(folder))

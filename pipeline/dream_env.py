@@ -1,4 +1,4 @@
-"""A run's dream as a Gymnasium environment, in which anybody's agent can be trained.
+"""A run's dream as a Gymnasium environment, in which any agent can be trained.
 
 ``gymnasium.make("pipeline.dream_env:WorldModels/Dream-v0", run="runs/takecover-laptop")`` makes one dream, and
 ``gymnasium.make_vec`` many in one batch. Observations are the inputs of the run's controller, or letters of z, h and c.
@@ -192,9 +192,9 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Array, Any, NDArray[Any]]):  # t
         """Begin all dreams.
 
         Args:
-            seed: Seed of the first dream, whose successors get the next ones; or one seed for each; None to go on with
-                the streams that there are.
-            options: Not used.
+            seed: Seed of the first dream, whose successors get the next ones; or one seed for each. None continues the
+                current streams.
+            options: Argument of Gymnasium's interface; not used.
         """
         if seed is not None or not self._streams:
             seeds = [None] * self.num_envs if seed is None else seed

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
+from pipeline.base.formatting import duration
 from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import REPORT
@@ -48,7 +49,7 @@ def run_stages(
 
     Args:
         config: Config of the run.
-        store: Store of the run.
+        store: Store of the run, fenced by the session.
         executor: Executor of the stages.
         stages: Stages to run; None for all of the run.
         reuse: Other runs, to whose equal stages the run refers instead of making them again.
@@ -71,7 +72,7 @@ def run_stages(
         failpoint("stage-done")
         _seal(of_round, store, stage, upstream, {**info, "seconds": seconds})
         failpoint("stage-sealed")
-        logger.info("%s: complete in %.1f s", stage.title, seconds)
+        logger.info("%s: complete in %s", stage.title, duration(seconds))
 
 
 def stages_for(config: RunConfig, store: Store, command: str) -> list[Stage]:
@@ -89,6 +90,12 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     """Return whether a stage's manifest matches the config and the stage's inputs.
 
     If a limit of the stage or one of its inputs has grown, the seal is removed and the stage is not complete.
+
+    Args:
+        config: Config of the stage's round.
+        store: Store of the run.
+        stage: Stage to check.
+        upstream: Manifest digest of each stage that it reads, by prefix.
 
     Raises:
         ConfigError: The manifest belongs to a different config; names the keys.
@@ -158,9 +165,9 @@ def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Map
     if changed:
         raise StorageError(
             f"{stage.name}: the output in {store.locate(stage.prefix)} was made from a different "
-            f"{' and '.join(f'{prefix}/' for prefix in changed)} than the current one. Restore the original inputs "
-            f"from a copy; or, to make the output again, remove {store.locate(stage.prefix)} and run the same "
-            "command again."
+            f"{' and '.join(f'{prefix}/' for prefix in changed)} than the current one",
+            resume_after="restore the original inputs from a copy, or remove "
+            f"{store.locate(stage.prefix)} to make the output again",
         )
 
 

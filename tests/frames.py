@@ -17,7 +17,7 @@ from gymnasium.envs.box2d import car_racing
 from numpy.typing import NDArray
 
 from pipeline.envs.car_sprites import reduce_observation
-from tests.driving import Driver, UndrawnCarRacing
+from tests.car_drivers import Driver, UndrawnCarRacing
 
 Pixels = NDArray[np.uint8]
 Errors = NDArray[np.int64]
@@ -176,7 +176,7 @@ class Frames:
     """A drive's frames of an environment under test.
 
     Attributes:
-        drive: that was driven again.
+        drive: Drive whose actions were replayed.
         view: of the frames.
         frames: by step, as the drive's pictures.
     """
@@ -206,7 +206,7 @@ class Frames:
         return sum(int(mask.sum()) for step, _, mask, _ in self.part(name) if step >= ZOOM_STEPS)
 
 
-def drive_again(env: Any, drive: Drive, view: View) -> Frames:
+def replay_actions(env: Any, drive: Drive, view: View) -> Frames:
     observation, _ = env.reset(seed=drive.track)
     frames = {0: observation}
     for step, action in enumerate(drive.actions, 1):

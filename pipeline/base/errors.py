@@ -72,7 +72,14 @@ class EpisodeError(JobError):
 
     @classmethod
     def raised(cls, episode: str, when: str, error: Exception, job_id: Hashable) -> EpisodeError:
-        """Error of an environment that raised ``error`` in an episode, named in words, ``when`` it was used."""
+        """Error of an environment that raised ``error`` in an episode, named in words, ``when`` it was used.
+
+        Args:
+            episode: Episode, in words.
+            when: Use of the environment at that moment, in words.
+            error: Exception of the environment.
+            job_id: ID of the episode's job.
+        """
         return cls(f"the environment raised in {episode}, {when}: {error!r}", job_id)
 
 

@@ -21,8 +21,8 @@ FAILPOINTS = (
     "checkpoint-data-written",
     "checkpoint-recorded",  # older checkpoints are not pruned yet
     "checkpoint-half-removed",  # a pruned checkpoint's record is gone, its bytes are not
-    "generation-driven",  # all returns are known, CMA-ES is not updated
-    "generation-told",
+    "generation-scored",  # all returns are known, CMA-ES is not updated
+    "search-updated",
     "stage-done",  # everything but the seal
     "stage-superseded",  # an outgrown manifest is archived, and not yet removed
     "stage-sealed",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.base.ray_environment import is_job
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -44,7 +46,7 @@ def stop_grace_s() -> float:
     Ray kills a job after ``RAY_JOB_STOP_WAIT_TIME_S`` (default: 3 s). Docker waits 10 s, Kubernetes 30 s, systemd
     90 s, and a person at a terminal has no fixed limit.
     """
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    if not is_job():
         return 10.0
     with contextlib.suppress(ValueError):
         return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))

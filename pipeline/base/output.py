@@ -61,7 +61,7 @@ def _dropping(stream: TextIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=at_once)
 
 
-def drop_what_nobody_takes() -> None:
+def drop_unread_output() -> None:
     """Make both outputs of this process drop text that has no reader, instead of failing."""
     flush()
     for name in ("stdout", "stderr"):

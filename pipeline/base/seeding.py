@@ -44,5 +44,12 @@ def generator(seed: int, purpose: str, *indices: int) -> np.random.Generator:
 
 
 def track(seed: int, tracks: TrackRange, purpose: str, *indices: int) -> int:
-    """Draw a track seed from a range."""
+    """Draw a track seed from a range.
+
+    Args:
+        seed: Seed of the run.
+        tracks: Range of track seeds.
+        purpose: Purpose of the random stream.
+        *indices: Indices of the random stream.
+    """
     return tracks.start + derive(seed, purpose, *indices) % tracks.size

@@ -85,7 +85,15 @@ def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
 def naive_loop(
     view: str, max_steps: int, vae: Vae, mdnrnn: MdnRnn, parameters: NDArray[np.float32]
 ) -> Callable[[], int]:
-    """Make a straightforward loop: one environment, one frame at a time; each call runs 50 steps."""
+    """Make a straightforward loop: one environment, one frame at a time; each call runs 50 steps.
+
+    Args:
+        view: View of observations.
+        max_steps: Maximum number of steps of an episode.
+        vae: V.
+        mdnrnn: M.
+        parameters: Parameters of a linear controller on z and h, (n,) float32.
+    """
     env = gymnasium.make("CarRacing-v3", max_episode_steps=max_steps)
     weights = torch.from_numpy(parameters[:-3].reshape(3, -1))
     bias = torch.from_numpy(parameters[-3:])

@@ -1,4 +1,4 @@
-"""``bench fanout``: utilization of many workers by the production pool. Ray actors are real, episodes are simulated."""
+"""``bench fanout``: utilisation of many workers by the production pool. Ray actors are real, episodes are simulated."""
 
 from __future__ import annotations
 

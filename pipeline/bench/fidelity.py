@@ -13,14 +13,14 @@ from pipeline.base.statistics import summarise
 from pipeline.base.threads import num_threads
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
+from pipeline.data.artifacts import EVALUATION, ROLLOUTS, TEST_EPISODES
 from pipeline.data.rounds import latest_round
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.evolution.fitness import run_episodes, scored_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor
 from pipeline.models.forward import encode_all, make_encoder
-from pipeline.models.precision import native_precisions, resolve_precision
+from pipeline.models.precision import encoder_precision, native_precisions
 from pipeline.reporting.findings import read_test_returns
 from pipeline.storage.manifest import newest, require_manifest
 from pipeline.storage.store import Store
@@ -71,14 +71,14 @@ def bench_fidelity(run: TrainedRun, store: Store, executor: Callable[[RunConfig]
     """
     evaluated = _evaluated(store, run.config)
     frames = _some_frames(store)
-    torch_mu = _mu(_with(run.config, "torch", "float32"), run, frames)
-    own = resolve_precision(run.config.rollouts)
+    torch_mu = _mu(_with_precision(run.config, "torch", "float32"), run, frames)
+    own = encoder_precision(run.config.rollouts)
     seed = run.config.seed  # as `evaluate` draws its interval
     rows = [_row("gymnasium", run.config.rollouts.engine, own, None, torch_mu, evaluated, evaluated, seed)]
     native = native_precisions()
     torchs = [("torch", precision) for precision in native if precision != "int8"]
     for engine, precision in [*torchs, *(("openvino", precision) for precision in native)]:
-        config = _with(run.config, engine, precision)
+        config = _with_precision(run.config, engine, precision)
         mu = None if (engine, precision) == ("torch", "float32") else _mu(config, run, frames)
         rows.append(_row("texture", engine, precision, mu, torch_mu, _returns(config, run, executor), evaluated, seed))
     return rows
@@ -141,14 +141,14 @@ def _row(
     )
 
 
-def _with(config: RunConfig, engine: str, precision: str) -> RunConfig:
+def _with_precision(config: RunConfig, engine: str, precision: str) -> RunConfig:
     rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
     env = config.env.model_copy(update={"rendering": "texture"})
     return config.model_copy(update={"rollouts": rollouts, "env": env})
 
 
 def _some_frames(store: Store) -> NDArray[np.uint8]:
-    records = require_manifest(store, "rollouts").records.values()
+    records = require_manifest(store, ROLLOUTS).records.values()
     episodes = {episode for record in records for episode in episode_steps(record)}
     frames: list[NDArray[np.uint8]] = []
     for part in read_frames(store, records, episodes):
@@ -175,7 +175,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
     )
     on = executor(config)
     try:
-        with rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
+        with open_rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
             results = run_episodes(pool, jobs, lambda *_: None, require_finite=True)
     finally:
         on.close()

@@ -17,7 +17,7 @@ from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, training_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor
 from pipeline.models.weights import load_into, new_mdnrnn, new_vae
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
@@ -56,7 +56,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
         naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
     on = executor(config)
     try:
-        with rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
+        with open_rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
             # Wait until every worker is up, as in all generations after the first.
             warm_up = [replace(job, purpose="warm-up", max_steps=1) for job in jobs]
             run_episodes(pool, warm_up, lambda *_: None, require_finite=True)

@@ -18,7 +18,7 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.bench.s3_server import S3Server, server_program
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import LATENTS
+from pipeline.data.artifacts import LATENTS, ROLLOUTS
 from pipeline.data.episodes import Episode
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.data.rounds import FIRST, shards_of
@@ -52,7 +52,7 @@ def bench_storage(seconds: float) -> Comparison:
     Also measures the same shards in a bucket on a real S3 server on this machine, if its package is installed, and the
     share of their time that collecting, encoding and training V wait for storage.
     """
-    frames = _driven_frames()
+    frames = _recorded_frames()
     flags = np.zeros(_STORED_FRAMES, np.bool_)
     actions, rewards = np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32)
     episode = Episode(0, 0, frames, actions, rewards, flags, flags, final_frame=frames[-1])
@@ -110,7 +110,7 @@ def _bucket(folder: Path) -> Iterator[Store]:
             os.environ.update(before)
 
 
-def _driven_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _recorded_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     env = CarRacing(_RUN.env)
     policy = make_policy(_RUN.collect, _RUN.agent, env, seeding.generator(0, "bench"))
     frames = np.empty((_STORED_FRAMES, *FRAME_SHAPE), np.uint8)
@@ -145,7 +145,7 @@ def _waits(store: Store) -> dict[str, float]:
         list(collect.run([ShardJob(shard) for shard in shards_of(_RUN, FIRST)]))
         shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
 
-        records = read_records(store, "rollouts")
+        records = read_records(store, ROLLOUTS)
         encode = EncodeWorker(_RUN, store, LATENTS, weights.to_bytes(weights.new_vae(_RUN.agent)))
         began = time.perf_counter()
         list(encode.run([EncodeJob(name, record) for name, record in records.items()]))

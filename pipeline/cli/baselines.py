@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
         help="random, repeat, and 'sweep N' where an action is one number (default: all, with sweeps of 40, 60, 90 "
         "and 140 actions each way)",
     )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="JSON output: one list as the last line")
+    command.add_argument("--json", action="store_true", help="print JSON: one list as the last line")
     add_override(command)
     command.set_defaults(perform=_baselines)
 

@@ -58,13 +58,14 @@ def add_parser(commands: Commands) -> None:
         metavar="N",
         help="largest number of workers for `fanout`, all on this machine, at most 16 for each core (default: 32)",
     )
-    bench.add_argument("--json", action="store_true", help="JSON output: one object per bench, as the last lines")
+    bench.add_argument("--json", action="store_true", help="print JSON: one object per bench, as the last lines")
     bench.set_defaults(perform=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
     from pipeline.bench.fanout import check_workers
     from pipeline.bench.run import run_benches
+    from pipeline.data.artifacts import REPORT
     from pipeline.storage.manifest import read_manifest
     from pipeline.storage.run_dir import open_store
 
@@ -73,7 +74,7 @@ def _bench(options: argparse.Namespace) -> int:
         check_workers(options.workers)
     run_dir = options.run_dir
     if run_dir is None and not NEED_A_RUN.isdisjoint(names):
-        finished = (path for path in ("runs/laptop", "runs/tiny") if read_manifest(open_store(path), "report"))
+        finished = (path for path in ("runs/laptop", "runs/tiny") if read_manifest(open_store(path), REPORT))
         run_dir = next(finished, None)
         if run_dir is None:
             logger.info("no run with controllers to measure; first running `world-models run tiny` (a few minutes)")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline.base.errors import SessionEnded
+from pipeline.base.formatting import duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
 from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import PAGE, TEMPERATURE, view_key
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
 from pipeline.storage.saved_config import saved_config
@@ -38,22 +38,24 @@ def describe_run(store: Store) -> str:
         if manifest is not None and stale_inputs(store, manifest):
             lines.append(f"  {stage.name:<13} out of date: its inputs have grown")
         elif manifest is not None:
-            lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
+            lines.append(
+                f"  {stage.name:<13} complete  {duration(manifest.info['seconds']):>11}  {_facts(manifest.info)}"
+            )
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
     lines += _branches(config, store)
     at, state = _evolution(config, store)
     if state is not None and state["history"]:
         last = state["history"][-1]
-        seconds = state["seconds"] / last.generation
+        each_s = state["seconds"] / last.generation
         ended = read_manifest(store, at.folder(EVOLUTION)) is not None
         generations = config.in_round(at.number).evolve.generations
-        left = max(0, generations - last.generation) * seconds
+        left = max(0, generations - last.generation) * each_s
         of_round = "" if at == FIRST else f"round {at.number}, "
         lines.append(
             f"evolution: {of_round}generation {last.generation} of {generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s/generation, "
-            f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
+            f"(best candidate {last.fitness_max:.1f}), {each_s:.1f} s/generation, "
+            f"{'ended' if ended else f'{duration(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
             lines.append(
@@ -73,7 +75,7 @@ def _branches(config: RunConfig, store: Store) -> list[str]:
     """Lines on the evolutions of ``world-models temperatures``."""
     lines = []
     for at in rounds_of(config):
-        start = at.folder("temperature-")
+        start = at.folder(TEMPERATURE)
         for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in store.list(start)}):
             evolved, evaluated = (
                 read_manifest(store, Round(at.number, branch).folder(name)) for name in (EVOLUTION, EVALUATION)
@@ -124,7 +126,7 @@ def _owner(session: Session) -> str:
 
 
 def _ago(seconds: float) -> str:
-    return f"{tqdm.format_interval(seconds)} ago"
+    return f"{duration(seconds)} ago"
 
 
 def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
@@ -138,10 +140,6 @@ def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
         shards = sum(len(shards_of(config, each)) for each in (at.so_far if all_so_far else [at]))
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
-
-
-def _seconds(info: Any) -> str:
-    return f"{info['seconds']:,.1f} s"
 
 
 def _facts(info: Any) -> str:
@@ -175,7 +173,7 @@ def _evolution(config: RunConfig, store: Store) -> tuple[Round, dict[str, Any] |
     return FIRST, None
 
 
-def summarize_scores(store: Store) -> str:
+def summarise_scores(store: Store) -> str:
     """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
     config = saved_config(store)
@@ -195,5 +193,5 @@ def summarize_scores(store: Store) -> str:
             else:
                 lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, too few for a score")
     if read_manifest(store, REPORT) is not None:
-        lines.append(f"report: {store.locate('report/index.html')}")
+        lines.append(f"report: {store.locate(view_key(REPORT, PAGE))}")
     return "\n".join(lines)

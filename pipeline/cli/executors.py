@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pipeline.base.ray_environment import joins_cluster
+
 if TYPE_CHECKING:
     from pipeline.config.schema import RunConfig
     from pipeline.execution.protocol import Executor
@@ -16,9 +18,7 @@ def make_executor(config: RunConfig) -> Executor:
         from pipeline.execution.in_process import InProcessExecutor
 
         return InProcessExecutor(config.execution.max_attempts)
-    from pipeline.execution.cluster import cluster_address
-
-    if cluster_address(config.execution) is None:
+    if not joins_cluster(config.execution.executor, config.execution.ray_address):
         # A local Ray of our own: servers on loopback only (Ray reads this when it is imported, and by default picks an
         # address that other machines can reach), and no tokens, whatever the user's environment says about clusters.
         # Its workers have the configured priority: at Ray's default, nice 15, one busy program starves them.

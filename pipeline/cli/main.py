@@ -12,6 +12,7 @@ from pipeline.base import output
 from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
+from pipeline.base.ray_environment import is_job
 from pipeline.cli import baselines, bench, compare, plan, run, signals, status, storage, submit, temperatures
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """Run the command as a process, which exits at once after a stop even if threads still wait for a store."""
-    output.drop_what_nobody_takes()
+    output.drop_unread_output()
     code = main()
     if code in (130, 143):
         output.flush()
@@ -100,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
     """How to resume: by the same command or, for a job of a cluster, by submitting the same job again."""
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if is_job():
         return "submit the same run again"
     resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
     return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

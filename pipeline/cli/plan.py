@@ -76,7 +76,7 @@ def add_parser(commands: Commands) -> None:
         metavar="MS",
         help="driver's time per generation, for CMA-ES and the checkpoint (default: 200)",
     )
-    plan.add_argument("--json", action="store_true", help="JSON output: one object as the last line")
+    plan.add_argument("--json", action="store_true", help="print JSON: one object as the last line")
     plan.set_defaults(perform=_plan)
 
 

@@ -39,7 +39,7 @@ def add_parsers(commands: Commands) -> None:
         )
         add_reuse(command)
         command.set_defaults(perform=_run)
-    text = "continue a run with its saved config; -o raises its limits or changes runtime keys"
+    text = "resume a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
     resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
     add_override(resume)
@@ -80,18 +80,18 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.planning.growth import check_growth
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
-    from pipeline.storage.sessions import refuse_if_driven
+    from pipeline.storage.sessions import refuse_if_owned
 
     # All checks come before the first write.
     store = open_store(run_dir)
     others = _others(store, reuse)
     check_environment(config)
-    refuse_if_driven(store)
+    refuse_if_owned(store)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
     check_growth(config, store)
     rate = None
-    if config.env.id != CAR_RACING:  # whose bits the tests hold, and whose speed is known
+    if config.env.id != CAR_RACING:  # its bits are tested, and its speed is known
         rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
     preflight.check(config, run_dir)
     logger.info(preflight.describe(config, store.locate(), rate))
@@ -99,7 +99,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     executor = make_executor(config)
     try:
         # The stages import torch: after the checks that do not need it.
-        from pipeline.cli.describe import summarize_scores
+        from pipeline.cli.describe import summarise_scores
         from pipeline.run import run_stages, stages_for
         from pipeline.training.hardware import check_devices
 
@@ -115,7 +115,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     finally:
         executor.close()
     if command in ("run", "report"):
-        print(summarize_scores(store))
+        print(summarise_scores(store))
     return 0
 
 

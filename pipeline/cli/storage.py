@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, positive, run_dir
+from pipeline.data.artifacts import EVOLUTION
 from pipeline.storage.saved_config import saved_config
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_parser(commands: Commands) -> None:
     text = "list unreferenced objects and old checkpoints; with --delete, remove them"
     gc = actions.add_parser("gc", help=text, description=text)
     gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
-    gc.add_argument("--delete", action="store_true", help="removal of the listed objects; takes the run's lease")
+    gc.add_argument("--delete", action="store_true", help="remove the listed objects; takes the run's lease")
     gc.add_argument(
         "--keep",
         type=positive,
@@ -56,7 +57,7 @@ def _storage(options: argparse.Namespace) -> int:
         return 1 if found.problems else 0
     maintenance.require_run(store)
     config = saved_config(store)
-    by_prefix = {"evolution": config.evolve.keep_checkpoints} if options.keep is None else {}
+    by_prefix = {EVOLUTION: config.evolve.keep_checkpoints} if options.keep is None else {}
     keep = maintenance.checkpoints_to_keep(by_prefix, options.keep or KEEP)
     if options.delete:
         with lease_for(config, store, "storage gc") as fenced:

@@ -40,14 +40,14 @@ def add_parser(commands: Commands) -> None:
         "http://127.0.0.1:8265)",
     )
     submit.add_argument(
-        "--follow", action="store_true", help="live output of the job; this command exits with the job's exit code"
+        "--follow", action="store_true", help="print the job's output until it ends, and exit with its code"
     )
     submit.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="environment variable for the job and its workers (default value: its value here); may be repeated. "
+        help="environment variable for the job and its workers (default value: its value here); may be repeated; "
         "the AWS settings of region, endpoint and retries are always passed, secrets never: name a profile or a file",
     )
     submit.set_defaults(perform=_submit)

@@ -51,7 +51,7 @@ def add_parser(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument("--generations", type=positive, metavar="N", help="generations of each (default: the run's)")
     command.add_argument("--episodes", type=positive, metavar="N", help="test episodes of each (default: the run's)")
-    command.add_argument("--json", action="store_true", help="JSON output: one list as the last line")
+    command.add_argument("--json", action="store_true", help="print JSON: one list as the last line")
     add_override(command)
     command.set_defaults(perform=_temperatures)
 
@@ -63,7 +63,7 @@ def _temperatures(options: argparse.Namespace) -> int:
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
     from pipeline.storage.session_notes import check_machine, lease_for
-    from pipeline.storage.sessions import refuse_if_driven
+    from pipeline.storage.sessions import refuse_if_owned
 
     store = open_store(options.run_dir)
     require_run(store)
@@ -72,7 +72,7 @@ def _temperatures(options: argparse.Namespace) -> int:
     configs = {at: config_at(config, at, options.generations, options.episodes) for at in sorted(set(options.at))}
     folders = {at: branch_name(at) for at in configs}
     check_environment(config)
-    refuse_if_driven(store)
+    refuse_if_owned(store)
     check_machine(store, exact=config.execution.exact)
     executor = make_executor(config)
     try:
@@ -106,9 +106,11 @@ def branch_name(temperature: float) -> str:
     Raises:
         ConfigError: The temperature has more than two decimals, which a name does not show.
     """
+    from pipeline.storage.layout import temperature_folder
+
     if round(temperature, 2) != temperature:
         raise ConfigError(f"temperature {temperature!r}: at most two decimals are expected")
-    return f"temperature-{temperature:g}"
+    return temperature_folder(temperature)
 
 
 def config_at(config: RunConfig, temperature: float, generations: int | None, episodes: int | None) -> RunConfig:

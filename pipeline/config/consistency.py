@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_heads(dream: DreamConfig, mdnrnn: MdnRnnConfig) -> None:
-    """Refuse dreams that pay what M does not predict.
+    """Refuse dreams with rewards that M does not predict.
 
     Raises:
         ValueError: M lacks the head. The message names the keys, and a remedy.

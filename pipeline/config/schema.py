@@ -25,7 +25,7 @@ from pipeline.config.section import Section, growable, runtime
 class EnvConfig(Section):
     """The environment, the same in every stage."""
 
-    id: str = Field("CarRacing-v3", description="an id of Gymnasium, module:Id, or module:Class (docs/environments.md)")
+    id: str = Field("CarRacing-v3", description="an ID of Gymnasium, module:ID, or module:Class (docs/environments.md)")
     options: dict[str, Any] = Field({}, description="arguments of gymnasium.make")
     frame_key: str | None = Field(
         None, description="entry of a Dict observation that is the frame; null: the only image, or else render()"

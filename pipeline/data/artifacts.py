@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
+from pipeline.base.errors import DamagedDataError
+from pipeline.storage.layout import manifest_key
 from pipeline.storage.manifest import Record, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
@@ -52,9 +54,23 @@ def mdnrnn_weights(store: Store, folder: str = MDNRNN) -> bytes:
 
 
 def controllers_record(store: Store, folder: str = EVOLUTION) -> Record:
-    """Record of the newest controllers of an evolution; errors as for ``controllers_of``."""
-    record = newest(require_manifest(store, folder).records, CONTROLLERS)
-    assert record is not None, "a sealed evolution has controllers"
+    """Record of the newest controllers of an evolution; errors as for ``newest_record``."""
+    return newest_record(store, folder, CONTROLLERS)
+
+
+def newest_record(store: Store, folder: str, start: str) -> Record:
+    """Last record of a complete stage, by name, with this start of its name.
+
+    Raises:
+        StorageError: The stage is not complete.
+        DamagedDataError: The stage is sealed without such a record.
+    """
+    record = newest(require_manifest(store, folder).records, start)
+    if record is None:
+        where = store.locate(manifest_key(folder))
+        raise DamagedDataError(
+            f"{where} names no {start}*, so this pipeline did not write it", resume_after=f"remove {where}"
+        )
     return record
 
 

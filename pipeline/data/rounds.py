@@ -1,7 +1,8 @@
 """Rounds of a run: the folders and the episodes of each, and the earlier output that it builds on.
 
 The first round collects with a random policy and trains V, M and C from scratch. A later one collects with the
-controllers of the round before it and trains on (World Models, section 5: the iterative training procedure).
+controllers of the round before it and continues the trainings (World Models, section 5: the iterative training
+procedure).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, VAE
+from pipeline.storage.layout import round_folder
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
 
@@ -30,7 +32,7 @@ class Round:
         """Folder of a stage's output in this round, relative to the run directory."""
         of_branch = self.branch and name in (EVOLUTION, EVALUATION)
         path = f"{self.branch}/{name}" if of_branch else name
-        return path if self.number == 1 else f"round-{self.number:03d}/{path}"
+        return path if self.number == 1 else f"{round_folder(self.number)}/{path}"
 
     @property
     def previous(self) -> Round | None:
@@ -67,7 +69,7 @@ def latest_round(config: RunConfig, store: Store, name: str) -> Round:
 
 
 def episodes_of(config: RunConfig, at: Round) -> range:
-    """Ids of the episodes that a round collects."""
+    """IDs of the episodes that a round collects."""
     if at == FIRST:
         return range(config.collect.episodes)
     first = config.collect.episodes + (at.number - 2) * config.rounds.episodes
@@ -85,7 +87,7 @@ def shards_of(config: RunConfig, at: Round) -> range:
 
 
 def shard_episodes(config: RunConfig, at: Round, shard: int) -> range:
-    """Episode ids of a shard; they do not depend on the worker that records it."""
+    """Episode IDs of a shard; they do not depend on the worker that records it."""
     size, episodes = config.collect.episodes_per_shard, episodes_of(config, at)
     first = (shard - shards_of(config, at).start) * size
     return episodes[first : first + size]
@@ -102,5 +104,5 @@ def vae_folder(config: RunConfig, at: Round) -> str:
 
 
 def latents_rounds(config: RunConfig, at: Round) -> list[Round]:
-    """Rounds in whose folders the latents of all episodes so far lie: a V that was trained on encodes all again."""
+    """Rounds whose folders hold the latents of all episodes so far: a V with further training encodes all again."""
     return [at] if config.rounds.vae_epochs else at.so_far

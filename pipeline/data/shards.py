@@ -87,7 +87,7 @@ def _write(tables: Iterable[pa.Table], description: Mapping[str, Any]) -> bytes:
 
 
 def episodes_to_bytes(episodes: Iterable[Episode]) -> bytes:
-    """Serialize episodes as one shard."""
+    """Serialise episodes as one shard."""
     columns = ["episode_id", "step", "track", "frame", "action", "reward", "terminated", "truncated", "final_frame"]
     return _write((pa.table(_steps(e) | _frame_columns(e)).select(columns) for e in episodes), _FRAMES)
 
@@ -101,7 +101,7 @@ def _frame_columns(episode: Episode) -> dict[str, pa.Array]:
 
 
 def latents_to_bytes(episodes: Iterable[LatentEpisode]) -> bytes:
-    """Serialize latents as one shard."""
+    """Serialise latents as one shard."""
     columns = ["episode_id", "step", "track", "mu", "logvar", "action", "reward", "terminated", "truncated"]
     return _write(
         (pa.table({**_steps(e), "mu": _vectors(e.mu), "logvar": _vectors(e.logvar)}).select(columns) for e in episodes),
@@ -169,7 +169,7 @@ def read_frames(store: Store, records: Iterable[Record], wanted: Container[int])
     Yields:
         Frames of one episode, (T, 64, 64, 3) uint8.
     """
-    for record, data in read_ahead(store, with_any(records, wanted)):
+    for record, data in read_ahead(store, records_with_episodes(records, wanted)):
         for table in read_row_groups(data, store.locate(record.key), ["episode_id", "frame"]):
             if int(_column(table, "episode_id")[0]) in wanted:
                 yield _frames(table)
@@ -199,7 +199,7 @@ def latents_in(data: bytes, where: str) -> Iterator[LatentEpisode]:
         )
 
 
-def with_any(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
+def records_with_episodes(records: Iterable[Record], wanted: Container[int]) -> Iterator[Record]:
     """Records of the shards that hold a selected episode."""
     return (record for record in records if any(episode in wanted for episode in episode_steps(record)))
 

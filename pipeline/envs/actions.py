@@ -183,7 +183,7 @@ def actions_of(space: gymnasium.Space[Any], env_id: str) -> Actions:
 
     Args:
         space: Action space.
-        env_id: Id of the environment, for messages.
+        env_id: ID of the environment, for messages.
 
     Raises:
         ConfigError: The space is of a kind that a controller cannot act in.

@@ -1,8 +1,8 @@
 """CarRacing: Gymnasium's game with rendering that is dozens of times faster, and the pipeline's environment of it.
 
-``gymnasium.make("pipeline.envs.car_racing:FastCarRacing-v3")`` is a drop-in replacement for ``CarRacing-v3``: the same
-class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96; here the observation is
-drawn at its final size.
+``gymnasium.make("pipeline.envs.car_racing:WorldModels/FastCarRacing-v3")`` is a drop-in replacement for
+``CarRacing-v3``: the same class with two methods extended. Gymnasium draws 1000x800 pixels and shrinks them to 96x96;
+here the observation is drawn at its final size.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pipeline.envs.car_sprites import (
     status_bar,
 )
 from pipeline.envs.environment import Step, configure_headless
-from pipeline.envs.track_texture import Color, EpisodeTexture, Quad, TrackTexture
+from pipeline.envs.track_texture import Colour, EpisodeTexture, Quad, TrackTexture
 
-ID = "FastCarRacing-v3"
+ID = "WorldModels/FastCarRacing-v3"
 
 # Texels along each side of the playfield, by frame width: at full zoom, a texel is about one pixel or half a pixel.
 _TEXTURE_SIDES = {64: 960, 96: 1920}
@@ -76,7 +76,7 @@ class _Track:
         rng_after: State of the generator afterwards.
         start_alpha, track: Gymnasium's attributes of these names.
         polygons: Entries of ``road_poly``: (vertices, colour), with None as the colour of tiles.
-        tile_colors: Colours of the tiles before any is visited, (N, 3) float64.
+        tile_colours: Colours of the tiles before any is visited, (N, 3) float64.
         fixtures: Fixture definitions of the tiles, for use in other worlds.
         textures: Textures by side.
     """
@@ -86,7 +86,7 @@ class _Track:
     start_alpha: float
     track: list[tuple[float, float, float, float]]
     polygons: list[tuple[Any, Any]]
-    tile_colors: NDArray[np.float64]
+    tile_colours: NDArray[np.float64]
     fixtures: list[Any]
     textures: dict[int, TrackTexture] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         ValueError: There is no such view; the message lists the views.
 
     Attributes:
-        unseen: Whether the next steps skip drawing and return no observation, for steps that nobody looks at.
+        unseen: Whether the next steps skip drawing and return no observation, for steps with an unused observation.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
             polygons=[
                 (vertices, None if isinstance(color, np.ndarray) else color) for vertices, color in self.road_poly
             ],
-            tile_colors=np.array([color for _, color in tiles]),
+            tile_colours=np.array([color for _, color in tiles]),
             fixtures=[
                 Box2D.b2FixtureDef(shape=Box2D.b2PolygonShape(vertices=vertices), isSensor=True)
                 for vertices, _ in tiles
@@ -171,7 +171,7 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         self.road: list[Any] = []
         if not known.created:
             return
-        tiles = zip(known.fixtures, known.tile_colors.copy(), strict=True)
+        tiles = zip(known.fixtures, known.tile_colours.copy(), strict=True)
         for vertices, color in known.polygons:
             if color is None:
                 fixture, color = next(tiles)
@@ -190,9 +190,9 @@ class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
         """Copy the track's texture, drawing it if necessary, and register a callback on every tile."""
         side = _TEXTURE_SIDES[self._view.width]
         if side not in track.textures:
-            tile_colors = iter(track.tile_colors)
+            tile_colours = iter(track.tile_colours)
             quads = [
-                Quad(np.array(vertices, np.float64), _rgb(next(tile_colors) if color is None else color))
+                Quad(np.array(vertices, np.float64), _rgb(next(tile_colours) if color is None else color))
                 for vertices, color in track.polygons
             ]
             tiles = [index for index, (_, color) in enumerate(track.polygons) if color is None]
@@ -374,7 +374,7 @@ def forget_tracks() -> None:
     _tracks.clear()
 
 
-def _rgb(color: Any) -> Color:
+def _rgb(color: Any) -> Colour:
     """Convert a plain colour to its value after Gymnasium's drawing: truncated to integers, then shrunk."""
     red, green, blue = (max(int(c) - SHRINK_LOSS, 0) for c in color)
     return red, green, blue

@@ -99,7 +99,7 @@ def import_extra(env_id: str, module: str, extra: str) -> ModuleType:
     """Import a package that an environment needs.
 
     Args:
-        env_id: Id of the environment, for messages.
+        env_id: ID of the environment, for messages.
         module: Module to import.
         extra: Extra of this project that installs it.
 

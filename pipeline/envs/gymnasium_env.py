@@ -1,6 +1,6 @@
 """Any Gymnasium environment as an environment of the pipeline, with frames from its observations or from ``render()``.
 
-Use its registered id as ``env.id``. Ids of packages that register them on import may be given as ``module:Id``, which
+Use its registered ID as ``env.id``. IDs of packages that register them on import may be given as ``module:ID``, which
 is Gymnasium's own form; the packages of ``PLUGINS`` are imported for their ids.
 """
 
@@ -41,7 +41,7 @@ class Plugin(NamedTuple):
     extra: str
 
 
-# By the start of their ids.
+# By the start of their IDs.
 PLUGINS = {
     "ALE/": Plugin("ale_py", "atari"),
     "Vizdoom": Plugin("vizdoom.gymnasium_wrapper", "doom"),
@@ -50,8 +50,8 @@ PLUGINS = {
 }
 
 
-def why_not_registered(env_id: str) -> str | None:
-    """Reason why Gymnasium does not know an id, once its package is imported; None if it knows it.
+def registration_problem(env_id: str) -> str | None:
+    """Reason why Gymnasium does not know an ID, once its package is imported; None if it knows it.
 
     Raises:
         ConfigError: The package is not installed; names the command that installs it.

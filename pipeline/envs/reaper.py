@@ -1,4 +1,4 @@
-"""A process that ends game engines when the worker that started them is gone, however that ended.
+"""A process that ends game engines after any end of the worker that started them.
 
 Started by ``pipeline.envs.engines`` as a script of its own, in a new session, with a pipe from the worker. The pipe
 closes with the worker, even if that is killed. Then this process kills the engines and removes their shared memory.

@@ -1,4 +1,4 @@
-"""Environments by id: classes of this project and of users, and all ids of Gymnasium."""
+"""Environments by ID: classes of this project and of users, and all IDs of Gymnasium."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.envs.environment import Environment, EnvironmentClass, ExploringEn
 
 CAR_RACING = "CarRacing-v3"
 
-# id -> module:Class. Strings, so that only the environment of the run is imported.
+# ID -> module:Class. Strings, so that only the environment of the run is imported.
 ENVIRONMENTS = {
     CAR_RACING: "pipeline.envs.car_racing:CarRacing",
     "TakeCover": "pipeline.envs.take_cover:TakeCover",
@@ -24,7 +24,7 @@ ENVIRONMENTS = {
 
 # Keys that only our CarRacing has.
 _CAR_RACING_KEYS = ("view", "rendering", "domain_randomize")
-# Keys that only Gymnasium's ids have.
+# Keys that only Gymnasium's IDs have.
 _GYMNASIUM_KEYS = ("frame_key", "crop", "fresh")
 
 
@@ -50,10 +50,10 @@ class Traits:
 
 
 def environment_class(env_id: str) -> EnvironmentClass:
-    """Look up the class of an id: one of ours, ``module:Class``, or any id of Gymnasium.
+    """Look up the class of an ID: one of ours, ``module:Class``, or any ID of Gymnasium.
 
     Raises:
-        ConfigError: There is no such environment; names what was looked up, and the valid forms.
+        ConfigError: There is no such environment. The message names the cause and the valid forms.
     """
     path = ENVIRONMENTS.get(env_id, env_id)
     module, separator, name = path.partition(":")
@@ -71,16 +71,16 @@ def environment_class(env_id: str) -> EnvironmentClass:
         reason = f"{module} has no class {name}, and "
     from pipeline.envs import gymnasium_env  # imports all of Gymnasium
 
-    why_not = gymnasium_env.why_not_registered(env_id)
-    if why_not is None:
+    problem = gymnasium_env.registration_problem(env_id)
+    if problem is None:
         return gymnasium_env.GymnasiumEnvironment
-    raise _unknown(env_id, reason + why_not)
+    raise _unknown(env_id, reason + problem)
 
 
 def _unknown(env_id: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"env.id = {env_id!r}: {reason}. Expected {' or '.join(ENVIRONMENTS)}; an id of Gymnasium, such as "
-        "CartPole-v1; module:Id, where the module registers the id; or module:Class for a class with the methods in "
+        f"env.id = {env_id!r}: {reason}. Expected {' or '.join(ENVIRONMENTS)}; an ID of Gymnasium, such as "
+        "CartPole-v1; module:ID, where the module registers the ID; or module:Class for a class with the methods in "
         "pipeline/envs/environment.py"
     )
 
@@ -172,7 +172,7 @@ def _check_keys(config: RunConfig) -> None:
     default = EnvConfig()
     for keys, apply, of in (
         (_CAR_RACING_KEYS, ours, CAR_RACING),
-        (_GYMNASIUM_KEYS, gymnasiums, "ids of Gymnasium"),
+        (_GYMNASIUM_KEYS, gymnasiums, "IDs of Gymnasium"),
     ):
         changed = [key for key in keys if getattr(env, key) != getattr(default, key)]
         if changed and not apply:

@@ -12,7 +12,7 @@ from gymnasium.envs.box2d.car_racing import PLAYFIELD
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-Color = tuple[int, int, int]
+Colour = tuple[int, int, int]
 
 # Side of the drawing in pixels. It is averaged down to the texture, so texels at an edge are partly road, partly grass.
 # A pixel is a sixth of a world unit, and a kerb is 8 pixels wide.
@@ -37,7 +37,7 @@ class Quad(NamedTuple):
     """
 
     vertices: NDArray[np.float64]
-    color: Color
+    color: Colour
 
 
 class _Patch(NamedTuple):
@@ -62,7 +62,7 @@ class TrackTexture:
     """
 
     def __init__(
-        self, quads: Sequence[Quad], tiles: Sequence[int], *, road: Color, background: Color, grass: Color, side: int
+        self, quads: Sequence[Quad], tiles: Sequence[int], *, road: Colour, background: Colour, grass: Colour, side: int
     ) -> None:
         self.side = side
         self._oversampling = _DRAWN_SIDE // side
@@ -83,7 +83,7 @@ class TrackTexture:
             self._patches[key] = self._make_patches(quad.vertices, tint, num_levels) if tint.any() else []
         return self._patches[key]
 
-    def _draw(self, quads: Sequence[Quad], background: Color, grass: Color) -> Pixels:
+    def _draw(self, quads: Sequence[Quad], background: Colour, grass: Colour) -> Pixels:
         """Draw the finest level."""
         drawn, shrunk = _ground(background, grass, self._oversampling)
         finest = shrunk.copy()
@@ -197,10 +197,10 @@ class EpisodeTexture:
 
 
 # Only the last ground is kept: a run has one, unless colours are drawn at random.
-_grounds: dict[tuple[Color, Color, int], tuple[Pixels, Pixels]] = {}
+_grounds: dict[tuple[Colour, Colour, int], tuple[Pixels, Pixels]] = {}
 
 
-def _ground(background: Color, grass: Color, oversampling: int) -> tuple[Pixels, Pixels]:
+def _ground(background: Colour, grass: Colour, oversampling: int) -> tuple[Pixels, Pixels]:
     """Draw the playfield without a road; returns it as drawn, and shrunk to a texture's finest level."""
     key = (background, grass, oversampling)
     if key not in _grounds:
@@ -225,7 +225,7 @@ def _outline(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     return outline
 
 
-def _fill(pixels: Pixels, outline: NDArray[np.float64], color: Color | int) -> None:
+def _fill(pixels: Pixels, outline: NDArray[np.float64], color: Colour | int) -> None:
     points = np.rint(outline * 2**_SHIFT).astype(np.int32)
     cv2.fillConvexPoly(pixels, points, color, shift=_SHIFT)
 

@@ -74,7 +74,17 @@ def scored_jobs(
     first_track: int,
     episodes: Iterable[int],
 ) -> list[RolloutJob]:
-    """Create full-length episodes of one controller on the tracks ``first_track + episode``: validation and test."""
+    """Create full-length episodes of one controller on the tracks ``first_track + episode``: validation and test.
+
+    Args:
+        config: Config of the run.
+        purpose: Purpose of the episodes: ``"validate"`` or ``"test"``.
+        generation: Number of the generation.
+        candidate: Number of the controller in the names of its jobs.
+        parameters: Parameters of the controller, (n,).
+        first_track: Track seed of episode 0.
+        episodes: Numbers of the episodes.
+    """
     return [
         RolloutJob(
             purpose=purpose,
@@ -123,7 +133,7 @@ def run_episodes(
         require_finite: Whether a return that is non-finite the second time is an error; if False, it is a result.
 
     Returns:
-        Results by job id.
+        Results by job ID.
 
     Raises:
         JobError: A job has no result; or, with ``require_finite``, its return was non-finite twice.

@@ -30,13 +30,20 @@ _STARTS_AN_EPISODE = 4  # with dream.start anywhere
 _RESULTS_PER_UPDATE = 64  # updates are a task's sign of life
 
 
-def rollout_pool(
+def open_rollout_pool(
     executor: Executor, env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes
 ) -> AbstractContextManager[Pool]:
-    """Create a pool of rollout workers.
+    """Open a pool of rollout workers.
 
     A worker's networks run on full micro-batches, so each additional worker needs at least one micro-batch of
     episodes.
+
+    Args:
+        executor: Executor of the pool.
+        env: Section ``env`` of a config.
+        agent: Sections of the agent.
+        vae_weights: Weights of V as safetensors.
+        mdnrnn_weights: Weights of M as safetensors.
     """
     return executor.pool(
         RolloutWorker,
@@ -49,10 +56,19 @@ def rollout_pool(
     )
 
 
-def dream_pool(
+def open_dream_pool(
     executor: Executor, agent: AgentConfig, dream: DreamConfig, actions: Actions, mdnrnn_weights: bytes, starts: Starts
 ) -> AbstractContextManager[Pool]:
-    """Create a pool of dreaming workers, with at least one micro-batch of dreams for each; or one task on a GPU."""
+    """Open a pool of dreaming workers, with at least one micro-batch of dreams for each; or one task on a GPU.
+
+    Args:
+        executor: Executor of the pool.
+        agent: Sections of the agent.
+        dream: Section ``dream`` of a config.
+        actions: Actions of the environment.
+        mdnrnn_weights: Weights of M as safetensors.
+        starts: Latents from which dreams begin.
+    """
     if gpus := gpus_for(dream.device, executor):
         arguments = (agent, dream, actions, mdnrnn_weights, starts)
         return nullcontext(TaskPool(executor, run_dreams, arguments, Resources(gpus=gpus)))
@@ -76,7 +92,22 @@ def run_dreams(
     mdnrnn_weights: bytes,
     starts: Starts,
 ) -> Generator[Update, None, list[tuple[JobId, RolloutResult]]]:
-    """Run all dreams in one batch on a GPU; a task for an executor. Returns (job id, result) for each."""
+    """Run all dreams in one batch on a GPU; a task for an executor.
+
+    Args:
+        jobs: Dreams to run.
+        agent: Sections of the agent.
+        dream: Section ``dream`` of a config.
+        actions: Actions of the environment.
+        mdnrnn_weights: Weights of M as safetensors.
+        starts: Latents from which dreams begin.
+
+    Yields:
+        Progress after every 64 dreams.
+
+    Returns:
+        (job ID, result) of each dream.
+    """
     worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=len(jobs))
     found: list[tuple[JobId, RolloutResult]] = []
     for pair in worker.run(jobs):
@@ -91,7 +122,7 @@ class TaskPool:
 
     Args:
         executor: Executor of the tasks.
-        task: Task that takes the jobs and ``arguments``, and returns (job id, result) for each.
+        task: Task that takes the jobs and ``arguments``, and returns (job ID, result) for each.
         arguments: Further arguments of the task.
         resources: Resources of the task.
     """
@@ -112,7 +143,7 @@ class TaskPool:
             )
 
 
-class OnePool(ExitStack):
+class ExclusivePool(ExitStack):
     """A context that holds one pool at a time: two would wait for each other's CPUs.
 
     Attributes:
@@ -150,48 +181,59 @@ class Crew:
     """Workers of one evolution.
 
     Args:
-        drivers: Function that opens the pool for episodes in the environment.
-        dreamers: Function that opens the pool for dreams.
-        trust: See the attribute.
+        open_environment_pool: Function that opens the pool for episodes in the environment.
+        open_dream_pool: Function that opens the pool for dreams.
+        recall_note: Share of the ends that M predicts, in words.
 
     Attributes:
         pool: Context that holds the open pool.
-        trust: How many ends M predicts, in words: a return in dreams says nothing without it.
+        recall_note: Share of the ends that M predicts, in words: a return in dreams says nothing without it.
     """
 
     def __init__(
         self,
-        drivers: Callable[[], AbstractContextManager[Pool]],
-        dreamers: Callable[[], AbstractContextManager[Pool]],
-        trust: str = "",
+        open_environment_pool: Callable[[], AbstractContextManager[Pool]],
+        open_dream_pool: Callable[[], AbstractContextManager[Pool]],
+        recall_note: str = "",
     ) -> None:
-        self.pool = OnePool()
-        self.trust = trust
-        self._drivers, self._dreamers = drivers, dreamers
+        self.pool = ExclusivePool()
+        self.recall_note = recall_note
+        self._open_environment_pool, self._open_dream_pool = open_environment_pool, open_dream_pool
 
     @classmethod
     def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Crew:
-        """Crew of a round, with the weights and the recorded frames that its store holds."""
+        """Crew of a round, with the weights and the recorded frames that its store holds.
+
+        Args:
+            config: Config of the run.
+            store: Store of the run.
+            executor: Executor of the pools.
+            at: Round of the evolution.
+        """
         v = vae_weights(store, vae_folder(config, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         starts = read_starts(config, store, at) if config.evolve.environment == "dream" else None
 
-        def dreamers() -> AbstractContextManager[Pool]:
+        def dreaming() -> AbstractContextManager[Pool]:
             assert starts is not None
-            return dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
+            return open_dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
 
         held_out = require_manifest(store, at.folder(MDNRNN)).info.get("held_out") or {}
         recall = held_out.get("end_recall")
-        trust = "M predicts an unknown share of the ends" if recall is None else f"M predicts {recall:.0%} of the ends"
-        return cls(lambda: rollout_pool(executor, config.env, config.agent, v, m), dreamers, trust)
+        share = "an unknown share" if recall is None else f"{recall:.0%}"
+        return cls(
+            lambda: open_rollout_pool(executor, config.env, config.agent, v, m),
+            dreaming,
+            f"M predicts {share} of the ends",
+        )
 
-    def drivers(self) -> Pool:
+    def environment_pool(self) -> Pool:
         """Open the pool for episodes in the environment."""
-        return self.pool.get(self._drivers)
+        return self.pool.get(self._open_environment_pool)
 
-    def dreamers(self) -> Pool:
+    def dream_pool(self) -> Pool:
         """Open the pool for dreams."""
-        return self.pool.get(self._dreamers)
+        return self.pool.get(self._open_dream_pool)
 
 
 def read_starts(config: RunConfig, store: Store, at: Round = FIRST, start: str | None = None) -> Starts:

@@ -18,7 +18,7 @@ from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 
 
 @dataclass(frozen=True)
-class DrivenTrack:
+class PlayedTrack:
     """Score of the population on a track.
 
     Attributes:
@@ -32,13 +32,13 @@ class DrivenTrack:
     mean_return: float
 
 
-def replayed_tracks(config: RunConfig, generation: int, driven: Iterable[DrivenTrack]) -> list[int]:
+def replayed_tracks(config: RunConfig, generation: int, played: Iterable[PlayedTrack]) -> list[int]:
     """Draw the tracks that a generation repeats: at most ``evolve.replayed_tracks``, all different.
 
     Tracks are drawn from the last ``evolve.replay_window`` generations. A track's probability is proportional to the
     inverse of its rank, where the lowest return has rank 1 (eq. 2 of the paper, at a temperature of 1).
     """
-    recent = [track for track in driven if track.generation >= generation - config.evolve.replay_window]
+    recent = [track for track in played if track.generation >= generation - config.evolve.replay_window]
     hardest_first = sorted(recent, key=lambda track: (track.mean_return, track.track))
     count = min(config.evolve.replayed_tracks, len(hardest_first))
     if not count:
@@ -51,13 +51,19 @@ def replayed_tracks(config: RunConfig, generation: int, driven: Iterable[DrivenT
 
 def remember(
     config: RunConfig,
-    driven: Iterable[DrivenTrack],
+    played: Iterable[PlayedTrack],
     jobs: Iterable[RolloutJob],
     results: Mapping[JobId, RolloutResult],
-) -> list[DrivenTrack]:
+) -> list[PlayedTrack]:
     """Update the track scores after a generation, sorted by track; scores outside the window are dropped.
 
     Non-finite returns are ignored.
+
+    Args:
+        config: Config of the run.
+        played: Track scores before the generation.
+        jobs: Jobs of the generation.
+        results: Results by job ID.
     """
     if not config.evolve.replayed_tracks:
         return []
@@ -68,8 +74,8 @@ def remember(
         episode_return = results[job.id].episode_return
         if math.isfinite(episode_return):
             returns.setdefault(job.track, []).append(episode_return)
-    known = {track.track: track for track in driven if track.generation > generation - config.evolve.replay_window}
+    known = {track.track: track for track in played if track.generation > generation - config.evolve.replay_window}
     known.update(
-        (track, DrivenTrack(track, generation, math.fsum(values) / len(values))) for track, values in returns.items()
+        (track, PlayedTrack(track, generation, math.fsum(values) / len(values))) for track, values in returns.items()
     )
     return [known[track] for track in sorted(known)]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evolution.replay import DrivenTrack
+from pipeline.evolution.replay import PlayedTrack
 from pipeline.evolution.search import Search
 
 
@@ -59,7 +59,7 @@ class EvolutionState:
         search: CMA-ES search.
         history: One row per generation.
         means: Last CMA means, (n,) float64 each, newest last; at most the number to average.
-        driven: Population's scores on the tracks that can be repeated.
+        played: Population's scores on the tracks that can be repeated.
         best: Controller with the best validation so far, by the returns that ``evolve.select`` names, (n,) float64;
             None before the first validation.
         best_generation, best_validation: Generation of that controller and its mean of these returns; None before the
@@ -72,7 +72,7 @@ class EvolutionState:
     search: Search
     history: list[Generation] = field(default_factory=list)
     means: list[NDArray[np.float64]] = field(default_factory=list)
-    driven: list[DrivenTrack] = field(default_factory=list)
+    played: list[PlayedTrack] = field(default_factory=list)
     best: NDArray[np.float64] | None = None
     best_generation: int | None = None
     best_validation: float | None = None
@@ -103,7 +103,7 @@ class EvolutionState:
         """Serialise as a numpy ``.npz``: mean, sigma and C for any reader, the full state for ``from_bytes``."""
         progress: dict[str, Any] = {
             "history": [asdict(row) for row in self.history],
-            "driven": [asdict(track) for track in self.driven],
+            "driven": [asdict(track) for track in self.played],
             "best_generation": self.best_generation,
             "best_validation": self.best_validation,
             "env_steps": self.env_steps,
@@ -132,7 +132,7 @@ class EvolutionState:
             return cls(
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
                 history=progress["history"],
-                driven=progress["driven"],
+                played=progress["driven"],
                 means=[*arrays["means"]],
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
@@ -148,11 +148,11 @@ def read_progress(data: bytes) -> dict[str, Any]:
     """Read an evolution's progress from a checkpoint, without unpickling anything.
 
     Returns:
-        Dictionary with the keys ``history`` (list of ``Generation``), ``driven`` (list of ``DrivenTrack``),
+        Dictionary with the keys ``history`` (list of ``Generation``), ``driven`` (list of ``PlayedTrack``),
         ``best_generation``, ``best_validation``, ``env_steps``, ``seconds`` and ``dream_steps``.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())
     progress["history"] = [Generation(**row) for row in progress["history"]]
-    progress["driven"] = [DrivenTrack(**track) for track in progress["driven"]]
+    progress["driven"] = [PlayedTrack(**track) for track in progress["driven"]]
     return progress

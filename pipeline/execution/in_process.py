@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
-from pipeline.execution.jobs import MapJobs, cause_message, gave_up
+from pipeline.execution.jobs import MapJobs, abandoned_error, cause_message
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class InProcessExecutor:
             except EpisodeError as error:
                 causes.add(repr(error))
                 if tries == self._max_attempts:
-                    raise gave_up(task.__name__, tries, cause_message(error), causes) from error
+                    raise abandoned_error(task.__name__, tries, cause_message(error), causes) from error
                 logger.warning("%s, try %d of %d: %s", task.__name__, tries, self._max_attempts, cause_message(error))
         raise AssertionError("max_attempts is at least 1")
 

@@ -89,7 +89,7 @@ class MapJobs:
         tries = max((self._failures[job_id] for job_id in begun), default=0)
         if tries >= self._max_attempts:
             causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
-            raise gave_up(_name(begun), tries, what, causes) from cause
+            raise abandoned_error(_name(begun), tries, what, causes) from cause
         if begun:
             logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
@@ -180,7 +180,7 @@ def _name(ids: Sequence[Hashable]) -> str:
     return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
 
 
-def gave_up(name: str, tries: int, what: str, causes: Collection[str]) -> JobError:
+def abandoned_error(name: str, tries: int, what: str, causes: Collection[str]) -> JobError:
     """Error about a job or a task that is abandoned.
 
     Args:

@@ -32,7 +32,14 @@ class ControllerShape:
 
     @classmethod
     def of(cls, config: ControllerConfig, *, z_size: int, rnn_size: int, action_size: int) -> ControllerShape:
-        """Create the shape that a config specifies."""
+        """Create the shape that a config specifies.
+
+        Args:
+            config: Section ``controller`` of a config.
+            z_size: Length of z.
+            rnn_size: Length of h, and of c.
+            action_size: Length of an action.
+        """
         sizes = {"z": z_size, "c": rnn_size, "h": rnn_size}
         return cls(
             features=config.features,
@@ -63,7 +70,14 @@ class ControllerShape:
 
 
 def join_features(names: str, z: Array, h: Array, c: Array) -> Array:
-    """Join the inputs of controllers, (B, F) float32; names: letters of z, h and c, in their order."""
+    """Join the inputs of controllers, (B, F) float32.
+
+    Args:
+        names: Letters of z, h and c, in their order.
+        z: Latents, (B, Z) float32.
+        h: Hidden states of M, (B, H) float32.
+        c: Cell states of M, (B, H) float32.
+    """
     parts = {"z": z, "h": h, "c": c}
     return np.concatenate([parts[name] for name in names], axis=1)
 

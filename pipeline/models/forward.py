@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.config.agent import AgentConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.dream import DreamStep
-from pipeline.models.precision import resolve_precision
+from pipeline.models.precision import encoder_precision
 
 Array = NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def make_encoder(config: AgentConfig, vae_weights: bytes, batch_size: int) -> En
     Raises:
         DamagedDataError: The weights do not belong to this config.
     """
-    precision = resolve_precision(config.rollouts)
+    precision = encoder_precision(config.rollouts)
     if config.rollouts.engine == "openvino":
         from pipeline.models.openvino_forward import OpenVinoEncoder
 

@@ -114,7 +114,7 @@ def _dream_step(
 
 
 def _soft_clamp(x: Any, low: float, high: float) -> Any:
-    """Bound log sigma as ``mdnrnn.soft_clamp`` does."""
+    """Bound log sigma as ``mdnrnn._soft_clamp`` does."""
     x = ops.subtract(np.float32(high), ops.softplus(ops.subtract(np.float32(high), x)))
     scale = (high - low) / math.log1p(math.exp(high - low)) if high - low < 30 else 1.0
     return ops.add(np.float32(low), ops.multiply(ops.softplus(ops.subtract(x, np.float32(low))), np.float32(scale)))

@@ -41,7 +41,7 @@ def has_fast_bfloat16() -> bool:
     return "amx_bf16" in flags or ("avx512_bf16" in flags and fields.get("vendor_id") == "AuthenticAMD")
 
 
-def resolve_precision(rollouts: RolloutsConfig) -> Precision:
+def encoder_precision(rollouts: RolloutsConfig) -> Precision:
     """Resolve ``rollouts.precision`` on this machine.
 
     With OpenVINO, ``auto`` is int8 on a CPU with VNNI, else bfloat16 where it is faster, else float32. With torch, it
@@ -80,5 +80,5 @@ def resolved(config: RunConfig) -> dict[str, str]:
     rollouts = config.rollouts
     return {
         "engine": rollouts.engine,
-        "precision": resolve_precision(rollouts) if config.execution.exact else rollouts.precision,
+        "precision": encoder_precision(rollouts) if config.execution.exact else rollouts.precision,
     }

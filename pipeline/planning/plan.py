@@ -250,7 +250,14 @@ def _requested_workers(config: RunConfig) -> int:
 
 
 def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from: str) -> list[str]:
-    """List the assumptions of the table, one line each."""
+    """List the assumptions of the table, one line each.
+
+    Args:
+        config: Config of the planned run.
+        costs: Speed of a worker and times of the driver.
+        price: Price of a vCPU-hour in USD; None if unknown.
+        speed_from: Source of the speed, in words.
+    """
     evolve, speed = config.evolve, costs.speed
     lengths = f"every training episode lasts its limit of {step_limit(config):,} steps, which is an upper bound"
     if costs.episode_steps is not None:

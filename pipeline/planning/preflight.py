@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +10,11 @@ from pathlib import Path
 from pipeline.base.errors import ConfigError
 from pipeline.base.formatting import binary_size, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
+from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
-from pipeline.execution.cluster import cluster_address
 from pipeline.models.controller import ControllerShape
 from pipeline.storage.run_dir import check_lasting
 
@@ -35,7 +33,6 @@ _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units an
 _DREAM_WEIGHTS_PER_S = 1.2e10  # weights of M times dream steps per second
 _START_S = {"ray": 4.0, "in-process": 1.5}  # start of a stage's processes, with their imports
 _VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -223,11 +220,11 @@ def check(config: RunConfig, run_dir: str) -> None:
     """Refuse a run that does not fit on this machine, or a run directory that is deleted with a job's sources.
 
     Raises:
-        ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message says
-            what to change.
+        ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message names
+            a remedy.
     """
     rows = estimate(config)
-    if _sources_are_a_copy():
+    if has_uploaded_sources():
         check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
@@ -246,12 +243,6 @@ def check(config: RunConfig, run_dir: str) -> None:
         raise ConfigError(f"{needed}: lower {key}, which takes {binary_size(most)} of it" if helps else needed)
 
 
-def _sources_are_a_copy() -> bool:
-    """Whether this is the driver of a job with uploaded sources; Ray puts the job's description into this variable."""
-    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
-    return "working_dir" in job.get("runtime_env", {})
-
-
 def _check_disk(run_dir: Path, size_bytes: float) -> None:
     folder = run_dir.absolute()
     while not folder.exists():
@@ -266,7 +257,7 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
 
 
 def _on_a_cluster(config: RunConfig) -> bool:
-    return config.execution.executor == "ray" and cluster_address(config.execution) is not None
+    return joins_cluster(config.execution.executor, config.execution.ray_address)
 
 
 def _present_bytes(folder: Path) -> int:

@@ -48,7 +48,15 @@ def returns(rows: Sequence[tuple[str, Sequence[float], tuple[float, float] | Non
 
 
 def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key: str, unit: str) -> str:
-    """Describe a training curve of the model ``name``."""
+    """Describe a training curve.
+
+    Args:
+        name: Name of the model.
+        training: Rows of the training curve.
+        held_out: Rows of the held-out losses, one for each epoch.
+        key: Name of the shown loss in a row.
+        unit: Unit of the loss, in words.
+    """
     parts = []
     if training:
         parts.append(f"from {number(training[0][key], 3)} to {number(training[-1][key], 3)} on training episodes")

@@ -1,4 +1,4 @@
-"""A run's controller beside policies that look at nothing, paired by test track."""
+"""A run's controller compared with policies that look at nothing, paired by test track."""
 
 from __future__ import annotations
 

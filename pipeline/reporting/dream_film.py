@@ -125,7 +125,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
 
 
 def _choose(config: RunConfig, at: Round, rollouts: Mapping[str, Record]) -> tuple[str, int, float, bool] | None:
-    """Choose the episode with the highest return among those that M was not trained on, as the most eventful one.
+    """Choose the held-out episode of M with the highest return, as the most eventful one; without any, of all episodes.
 
     Returns:
         Name of the shard, episode ID, return, and whether the episode was excluded from M's training; None if every

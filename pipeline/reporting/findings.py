@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.base.errors import DamagedDataError
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import (
     CONTROLLERS,
@@ -26,6 +25,7 @@ from pipeline.data.artifacts import (
     TEST_EPISODES,
     VAE,
     VAE_WEIGHTS,
+    newest_record,
 )
 from pipeline.data.rounds import FIRST, rounds_of, vae_folder
 from pipeline.evolution.state import Generation
@@ -122,7 +122,7 @@ class FilmedDrive:
 
 @dataclass(frozen=True)
 class Findings:
-    """Results of a run; where there are several rounds, of the last one.
+    """Results of a run; with several rounds, of the last one.
 
     Attributes:
         tag: Name of the evaluation: its generation and number of episodes.
@@ -232,14 +232,9 @@ def gather(config: RunConfig, store: Store) -> Findings:
     everything, last = all_manifests(config, store), rounds_of(config)[-1]
     manifests = {name: everything[folder] for name, folder in folders_of(config, last).items()}
     evaluation = manifests[EVALUATION].records
-    summary_record = newest(evaluation, SUMMARY)
-    history_record = newest(manifests[EVOLUTION].records, HISTORY)
-    if summary_record is None or history_record is None:
-        raise DamagedDataError(
-            f"{store.locate('evaluation')} or {store.locate('evolution')} is sealed without a summary or a history: "
-            "it was not made by this pipeline. Remove its MANIFEST.json and run the same command again."
-        )
+    summary_record = newest_record(store, last.folder(EVALUATION), SUMMARY)
     summary = json.loads(read_verified(store, summary_record))
+    history = newest_record(store, last.folder(EVOLUTION), HISTORY)
     held_out = manifests[MDNRNN].info.get("held_out")
     infos = [manifest.info for manifest in everything.values()]
     vae = read_losses(store, vae_folder(config, last))
@@ -255,7 +250,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
-        history=[Generation(**row) for row in json.loads(read_verified(store, history_record))],
+        history=[Generation(**row) for row in json.loads(read_verified(store, history))],
         baseline=_baseline(config, everything[ROLLOUTS].records),
         frames=sum(r.rows for at in last.so_far for r in everything[at.folder(ROLLOUTS)].records.values()),
         vae=vae,

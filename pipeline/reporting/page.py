@@ -101,7 +101,7 @@ def make_page(
 
 
 def _game_from(run: Findings) -> dict[str, int] | None:
-    """Where an evolution went on in the environment after dreams, and the steps until then; None if it did not."""
+    """First generation in the environment after dreams, and the steps before it; None if there is none."""
     generation = run.config["evolve"]["game_from"]
     if generation is None or len(run.history) < generation:
         return None
@@ -115,7 +115,7 @@ def _names(run: Findings) -> dict[str, str]:
 
 
 def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
-    """Rows of the table of M's quality: what M predicts, how well, and what to compare it with."""
+    """Rows of the table of M's quality: quantity, value, comparison."""
     rows: list[tuple[str, str, str]] = []
     if found.nll is not None:
         rows.append(("Next z, negative log-likelihood per dimension", f"{found.nll:.3f} nats", "lower is better"))

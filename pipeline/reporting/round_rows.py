@@ -1,4 +1,4 @@
-"""Rounds of a run side by side: what each brought, for the report."""
+"""Rounds of a run side by side, for the report: data, errors and scores of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of temperatures: returns in the dream beside returns in the game (World Models, section 4.4)."""
+"""The table of temperatures: returns in the dream and in the game (World Models, section 4.4)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, MDNRNN
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, MDNRNN, newest_record
 from pipeline.data.rounds import Round
-from pipeline.storage.manifest import newest, read_verified, require_manifest
+from pipeline.storage.manifest import read_verified, require_manifest
 from pipeline.storage.store import Store
 
 
@@ -42,10 +42,10 @@ def read_row(store: Store, at: Round, temperature: float) -> TemperatureRow:
 
     Raises:
         StorageError: The branch is not complete.
+        DamagedDataError: Its history is missing or changed.
     """
     evolution = require_manifest(store, at.folder(EVOLUTION))
-    record = newest(evolution.records, HISTORY)
-    assert record is not None, "a sealed evolution has a history"
+    record = newest_record(store, at.folder(EVOLUTION), HISTORY)
     chosen = evolution.info["best_generation"]
     history = {row["generation"]: row for row in json.loads(read_verified(store, record))}
     score = require_manifest(store, at.folder(EVALUATION)).info["controllers"]

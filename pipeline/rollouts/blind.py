@@ -107,7 +107,7 @@ class BlindWorker:
         return env
 
     def run(self, jobs: Iterable[BlindJob]) -> Iterator[tuple[BlindJobId, float]]:
-        """Run every job's episode, yielding (job id, return) for each.
+        """Run every job's episode, yielding (job ID, return) for each.
 
         Raises:
             EpisodeError: The environment raised. It is discarded; the worker can be called again.

@@ -44,7 +44,7 @@ class DreamGame:
 
     Args:
         step: M's step.
-        config: Section of dreams: what pays, and when a dream ends.
+        config: Section ``dream``: source of the rewards, condition of an end.
         starts: Frames from which dreams begin; M's state is zero.
         slots: Largest number of dreams.
     """
@@ -119,7 +119,7 @@ class DreamWorker:
         self._steps, self._max_steps = np.zeros((2, lanes), np.int64)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
-        """Run every job's dream, yielding (job id, result) as each ends."""
+        """Run every job's dream, yielding (job ID, result) as each ends."""
         return run_in_lockstep(self, jobs)
 
     def begin(self, slot: int, job: RolloutJob) -> None:

@@ -75,7 +75,15 @@ class Camera:
 def film(
     env: EnvConfig, agent: AgentConfig, vae_weights: bytes, mdnrnn_weights: bytes, job: RolloutJob
 ) -> Generator[Update, None, Film]:
-    """Run a job's episode and film it; a task for an executor."""
+    """Run a job's episode and film it; a task for an executor.
+
+    Args:
+        env: Section ``env`` of a config.
+        agent: Sections of the agent.
+        vae_weights: Weights of V as safetensors.
+        mdnrnn_weights: Weights of M as safetensors.
+        job: Episode to film.
+    """
     every = max(1, _STEPS_PER_PICTURE // env.action_repeat)
     camera = Camera(every)
     yield Update(0, 1)
@@ -92,7 +100,7 @@ def film(
 
 
 def _fitted(scene: Image.Image) -> Image.Image:
-    """Resize a scene to fill the picture's height or width, with black bars beside it."""
+    """Resize a scene to fill the picture's height or width, with black bars on the sides."""
     scale = min(_SCENE[0] / scene.width, _SCENE[1] / scene.height)
     size = round(scene.width * scale), round(scene.height * scale)
     picture = Image.new("RGB", _SCENE)

@@ -32,7 +32,7 @@ class Lanes(Protocol):
 
 
 def run_in_lockstep(lanes: Lanes, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
-    """Run every job's episode, yielding (job id, result) as each ends.
+    """Run every job's episode, yielding (job ID, result) as each ends.
 
     A lane whose episode ends takes the next job. If there is none, the last active lane moves into its slot.
     """

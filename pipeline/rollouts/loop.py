@@ -87,7 +87,7 @@ class RolloutWorker:
         self._controllers = ControllerBatch(shape, slots)
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
-        """Run every job's episode, yielding (job id, result) as each ends.
+        """Run every job's episode, yielding (job ID, result) as each ends.
 
         Raises:
             EpisodeError: An environment raised. That environment is discarded; the worker can be called again.

@@ -205,7 +205,14 @@ class EvolvedAgent:
 
 
 def make_policy(collect: CollectConfig, agent: AgentConfig, env: Environment, rng: np.random.Generator) -> Policy:
-    """Create the policy that ``collect.policy`` names, for one episode."""
+    """Create the policy that ``collect.policy`` names, for one episode.
+
+    Args:
+        collect: Section ``collect`` of a config.
+        agent: Sections of the agent.
+        env: Environment of the episode.
+        rng: Generator of the policy's randomness.
+    """
     if collect.policy == "brownian":
         return BrownianPolicy(env, rng)
     if collect.policy == "white":

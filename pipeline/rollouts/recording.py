@@ -29,7 +29,7 @@ def record_episode(
     Args:
         env: Environment to step.
         policy: Policy that chooses the actions.
-        episode_id: Id of the episode.
+        episode_id: ID of the episode.
         track: Track seed.
         max_actions: Maximum number of actions.
         start: Random stream that draws the start state, for an ``ExploringEnvironment``; None for the track's own

@@ -84,7 +84,7 @@ class CollectWorker:
             importlib.import_module("torch")  # first, because a call's thread count only reaches imported libraries
 
     def run(self, jobs: Iterable[ShardJob]) -> Iterator[tuple[int, Record]]:
-        """Record and commit the shards, yielding (job id, record) for each."""
+        """Record and commit the shards, yielding (job ID, record) for each."""
         return commit_behind(((job.id, self._collect(job.id)) for job in jobs), self.waiting)
 
     def _collect(self, shard: int) -> Callable[[], Record]:
@@ -145,7 +145,14 @@ def _start(config: RunConfig, episode_id: int) -> np.random.Generator | None:
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Collect the shards that are not committed yet."""
+    """Collect the shards that are not committed yet.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     prefix = at.folder(ROLLOUTS)
     present = read_records(store, prefix)
     missing = [ShardJob(shard) for shard in shards_of(config, at) if shard_name(shard) not in present]

@@ -60,7 +60,7 @@ class EncodeWorker:
         self._store, self._folder = store, folder
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
-        """Encode and commit the shards, yielding (job id, record) for each."""
+        """Encode and commit the shards, yielding (job ID, record) for each."""
         shards = read_ahead(self._store, (job.record for job in jobs), self.waiting)
         return commit_behind(((record.name, self._encode(record, data)) for record, data in shards), self.waiting)
 
@@ -93,7 +93,14 @@ class EncodeWorker:
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Encode the shards that are not committed yet: a new V all shards so far, an old one only those of this round."""
+    """Encode the uncommitted shards: with a new V of all rounds so far, else of this round alone.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     v, folder = vae_round(config, at), at.folder(LATENTS)
     collected = at.so_far if v == at else [at]
     frames = sealed_records(store, (each.folder(ROLLOUTS) for each in collected))

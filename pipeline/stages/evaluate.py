@@ -35,7 +35,7 @@ from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import DESCRIPTION_KEY
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
@@ -61,7 +61,14 @@ EpisodeRow = dict[str, Any]
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Run the test episodes that are not done yet, film one drive, and commit the summary."""
+    """Run the test episodes that are not done yet, film one drive, and commit the summary.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     prefix = at.folder(EVALUATION)
     v = vae_weights(store, vae_folder(config, at))
     m = mdnrnn_weights(store, at.folder(MDNRNN))
@@ -215,7 +222,7 @@ def _run_test_episodes(
                 save()
 
         if missing:
-            with rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
+            with open_rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
                 run_episodes(pool, missing, take, require_finite=True)
                 retries = pool.retries
             save()

@@ -54,7 +54,14 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Evolve from the newest checkpoint until a limit of the config is reached."""
+    """Evolve from the newest checkpoint until a limit of the config is reached.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     prefix = at.folder(EVOLUTION)
     description = describe_controller(config)
     checkpoints = Checkpoints(store, prefix, keep=config.evolve.keep_checkpoints)
@@ -118,7 +125,7 @@ def _check_dream_device(config: RunConfig, state: EvolutionState, device: str) -
         ConfigError: With ``execution.exact``, it is another one.
     """
     if state.dream_device not in (None, device):
-        message = f"evolve: the dreams so far ran on {state.dream_device}, and would go on on {device}"
+        message = f"evolve: the dreams so far ran on {state.dream_device}, and would continue on {device}"
         if config.execution.exact:
             raise ConfigError(
                 f"{message}: results would differ. Resume on {state.dream_device}, or accept the difference with "
@@ -170,7 +177,7 @@ def _evolve(
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
             if row.dream_mean is not None:
-                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.trust})"
+                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.recall_note})"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
@@ -214,52 +221,29 @@ def _next_generation(
     """
     began = time.monotonic()
     generation = state.generation + 1
-    dreaming, validates_dreams = config.evolve.dreams_at(generation), config.evolve.environment == "dream"
+    dreaming = config.evolve.dreams_at(generation)
     steps, dream_steps = Steps(on_episode), Steps(on_episode)
     sigma = config.evolve.sigma_at(generation)
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
-    replayed = replayed_tracks(config, generation, state.driven)
+    replayed = replayed_tracks(config, generation, state.played)
     jobs = training_jobs(config, generation, candidates, replayed, *at.seed_indices())
-    pool = crew.dreamers() if dreaming else crew.drivers()
+    pool = crew.dream_pool() if dreaming else crew.environment_pool()
     results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
-    failpoint("generation-driven")
+    failpoint("generation-scored")
     state.search.tell(candidates, fitness)
     if not dreaming:
-        state.driven = remember(config, state.driven, jobs, results)
+        state.played = remember(config, state.played, jobs, results)
     state.remember_mean(config.evolve.average_means)
-    failpoint("generation-told")
+    failpoint("search-updated")
 
     validation = dreams = None
     if generation % config.evolve.validate_every == 0:
-        controller = state.average_mean
-        if validates_dreams:
-            dreamt = validation_dreams(config, generation, controller)
-            results = run_episodes(crew.dreamers(), dreamt, dream_steps, require_finite=False)
-            non_finite += _report_non_finite(dreamt, results)
-            dreams = validation_returns(dreamt, results)
-        scored = scored_jobs(
-            config,
-            purpose="validate",
-            generation=generation,
-            candidate=0,
-            parameters=controller,
-            first_track=config.tracks.validation.start,
-            episodes=range(config.evolve.validation_episodes),
-        )
-        # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
-        by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
-        results = run_episodes(crew.drivers(), by_length, steps, require_finite=False)
-        lengths.update((job.track, results[job.id].steps) for job in scored)
-        non_finite += _report_non_finite(scored, results)
-        validation = validation_returns(scored, results)
-        by = dreams if config.evolve.select == "dream" and dreams is not None else validation
-        if state.best_validation is None or by.mean() > state.best_validation:
-            state.best, state.best_generation = controller, generation
-            state.best_validation = float(by.mean())
+        validation, dreams, count = _validate(config, state, generation, crew, steps, dream_steps, lengths)
+        non_finite += count
 
     state.env_steps += steps.count
     state.dream_steps += dream_steps.count
@@ -284,6 +268,59 @@ def _next_generation(
         )
     )
     return state.history[-1]
+
+
+def _validate(
+    config: RunConfig,
+    state: EvolutionState,
+    generation: int,
+    crew: Crew,
+    steps: Steps,
+    dream_steps: Steps,
+    lengths: dict[int, int],
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, int]:
+    """Validate the average of the last CMA means, and keep it if it is the best so far.
+
+    Args:
+        config: Config of the run.
+        state: State of the evolution; its best controller is updated in place.
+        generation: Number of the generation.
+        crew: Workers to run the episodes and dreams on.
+        steps: Counter of the steps in the environment.
+        dream_steps: Counter of the steps in dreams.
+        lengths: Steps of the most recent validation episode by track; updated in place.
+
+    Returns:
+        Returns in the environment, (N,) float64; returns in dreams, (M,) float64, or None if candidates are scored in
+        the environment; number of non-finite returns.
+    """
+    controller = state.average_mean
+    dreams, non_finite = None, 0
+    if config.evolve.environment == "dream":
+        dreamt = validation_dreams(config, generation, controller)
+        results = run_episodes(crew.dream_pool(), dreamt, dream_steps, require_finite=False)
+        non_finite += _report_non_finite(dreamt, results)
+        dreams = validation_returns(dreamt, results)
+    scored = scored_jobs(
+        config,
+        purpose="validate",
+        generation=generation,
+        candidate=0,
+        parameters=controller,
+        first_track=config.tracks.validation.start,
+        episodes=range(config.evolve.validation_episodes),
+    )
+    # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
+    by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
+    results = run_episodes(crew.environment_pool(), by_length, steps, require_finite=False)
+    lengths.update((job.track, results[job.id].steps) for job in scored)
+    non_finite += _report_non_finite(scored, results)
+    validation = validation_returns(scored, results)
+    by = dreams if config.evolve.select == "dream" and dreams is not None else validation
+    if state.best_validation is None or by.mean() > state.best_validation:
+        state.best, state.best_generation = controller, generation
+        state.best_validation = float(by.mean())
+    return validation, dreams, non_finite
 
 
 class Steps:

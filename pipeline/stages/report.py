@@ -16,6 +16,7 @@ from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
+from pipeline.storage.layout import FIGURES, PAGE, view_key
 from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
@@ -23,7 +24,14 @@ PREFIX = REPORT
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder."""
+    """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     from pipeline.reporting.page import make_page  # imports matplotlib, which only a report needs
 
     findings = gather(config, store)
@@ -36,10 +44,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     figures = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
     ).encode()
-    _commit(store, "index.html", findings.tag, page.at("../.."))
-    _commit(store, "report.json", findings.tag, figures)
-    store.write(f"{PREFIX}/index.html", page.at(".."))
-    store.write(f"{PREFIX}/report.json", figures)
+    _commit(store, PAGE, findings.tag, page.at("../.."))
+    _commit(store, FIGURES, findings.tag, figures)
+    store.write(view_key(PREFIX, PAGE), page.at(".."))
+    store.write(view_key(PREFIX, FIGURES), figures)
     return {"evaluation": findings.tag}
 
 

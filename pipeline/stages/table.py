@@ -23,7 +23,7 @@ class Stage:
         reads: Prefixes of the stages whose output it reads.
         keys: Config sections or keys that its output depends on.
         help: One-line description for ``--help``.
-        may_grow: Prefixes, of those that it reads, that may grow after it was complete: it is then resumed.
+        may_grow: Prefixes of ``reads`` that may grow after the completion of this stage, which is then resumed.
         round: Round that it belongs to.
     """
 
@@ -55,7 +55,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
     return [*of_rounds, Stage("report", REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
 
 
-# A round's own limits are those of its stages: how many rounds there are concerns none of them.
+# A round's own limits are those of its stages: the number of rounds concerns none of them.
 _ROUND_KEYS = tuple(flatten(RunConfig(), "identity", ("rounds",)))
 
 

@@ -16,7 +16,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS, mdnrnn_weights
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.rounds import FIRST, Round, latents_rounds
-from pipeline.data.shards import episode_steps, read_latents, with_any
+from pipeline.data.shards import episode_steps, read_latents, records_with_episodes
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.watching import watched
 from pipeline.models import weights
@@ -28,7 +28,7 @@ from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.assessment import assess
 from pipeline.training.blocks import BlockStream
-from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, training_precision
 from pipeline.training.held_out import held_out_of_round, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 from pipeline.training.windows import WindowBlock, Windows, num_windows
@@ -41,7 +41,7 @@ class MdnRnnObjective:
         config: Config of the run.
         action_size: Length of an action, A.
         held_out: Held-out windows.
-        before: Weights of M as safetensors bytes to train on from; None for initial weights.
+        before: Weights to start from, as safetensors bytes; None: random.
     """
 
     def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock, before: bytes | None = None) -> None:
@@ -49,7 +49,7 @@ class MdnRnnObjective:
         self._seed = config.seed
         self._held_out = held_out
         self.device = resolve_device(config.mdnrnn.device)
-        self.precision = resolve_precision(config.mdnrnn.precision, self.device)
+        self.precision = training_precision(config.mdnrnn.precision, self.device)
         check_lstm(self.precision, self.device)
         agent = config.agent
         mdnrnn = (
@@ -128,7 +128,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     assessed = set(held_out_of_round(config, at, fraction, purpose))
 
     def read(block: Sequence[Record], wanted: set[int], seed: int) -> WindowBlock:
-        episodes = read_latents(store, *with_any(block, wanted))
+        episodes = read_latents(store, *records_with_episodes(block, wanted))
         found = [episode for episode in episodes if episode.id in wanted]
         return WindowBlock(found, window, seeding.generator(seed, "windows"))
 
@@ -143,7 +143,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     )
 
     def assessed_latents() -> list[LatentEpisode]:
-        found = read_latents(store, *with_any(list(records.values()), assessed))
+        found = read_latents(store, *records_with_episodes(list(records.values()), assessed))
         return [episode for episode in found if episode.id in assessed]
 
     held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
@@ -172,7 +172,14 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Train M as one task, on a GPU if there is one."""
+    """Train M as one task, on a GPU if there is one.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
     with watched(executor, "train-mdnrnn", "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

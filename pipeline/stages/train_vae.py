@@ -29,7 +29,7 @@ from pipeline.storage.manifest import Record, commit, read_records, sealed_recor
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.blocks import BlockStream
-from pipeline.training.hardware import gpus_for, precision_name, resolve_device, resolve_precision
+from pipeline.training.hardware import gpus_for, precision_name, resolve_device, training_precision
 from pipeline.training.held_out import held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
@@ -63,7 +63,7 @@ class HeldOut:
     Attributes:
         store: Store to read from.
         records: Records of the shards by name.
-        episodes: Ids of the held-out episodes.
+        episodes: IDs of the held-out episodes.
         max_frames: Maximum number of frames; the episode that exceeds it is cut.
     """
 
@@ -88,14 +88,14 @@ class VaeObjective:
     Args:
         config: Config of the run.
         held_out: Held-out frames.
-        before: Weights of V as safetensors bytes to train on from; None for initial weights.
+        before: Weights to start from, as safetensors bytes; None: random.
     """
 
     def __init__(self, config: RunConfig, held_out: HeldOut, before: bytes | None = None) -> None:
         self._config = config
         self._held_out = held_out
         self.device = resolve_device(config.vae.device)
-        self.precision = resolve_precision(config.vae.precision, self.device)
+        self.precision = training_precision(config.vae.precision, self.device)
         vae = weights.new_vae(config.agent) if before is None else weights.load_vae(config.agent, before)
         self.module = vae.to(self.device)
         self.optimizer = Adam(self.module.parameters(), config.vae.learning_rate)
@@ -126,7 +126,14 @@ class VaeObjective:
 def frame_stream(
     config: RunConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
 ) -> BlockStream[Frames]:
-    """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes."""
+    """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        records: Records of the shards by name.
+        held_out: IDs of the held-out episodes.
+    """
     left_out = set(held_out)
     episodes = {episode for record in records.values() for episode in episode_steps(record)}
 
@@ -199,7 +206,14 @@ def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Train V as one task, on a GPU if there is one."""
+    """Train V as one task, on a GPU if there is one.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run, fenced by the session.
+        executor: Executor of the stage's work.
+        at: Round of the stage.
+    """
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
     with watched(executor, "train-vae", "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

@@ -46,8 +46,7 @@ def copy_run(source: Store, target: Store) -> int:
     last = sessions.last_session(source)
     if last is not None and not last.over:
         raise StorageError(
-            f"{source.locate()} is being driven by {last.owner}: a copy would not be a consistent snapshot. "
-            "Stop it first."
+            f"{source.locate()} is in use by {last.owner}: a copy would not be a consistent snapshot. Stop it first."
         )
     elsewhere = referred_records(source)
     own = [key for key in own_keys(source) if not key.startswith(REFERRERS)]
@@ -68,7 +67,7 @@ def copy_run(source: Store, target: Store) -> int:
             f"{source.locate()} was changed while it was copied: the copy is not a consistent snapshot. Copy it again."
         )
     if last is not None and last.ended is None:
-        # The driver of the source does not drive the copy.
+        # The copy has no driver.
         sessions.end_session(target, last.owner.number, "copied")
     return len(keys)
 
@@ -93,9 +92,7 @@ def _copy_object(source: Store, target: Store, key: str, elsewhere: Record | Non
             )
     target.write(key, data)
     if hashlib.sha256(target.read(key)).digest() != hashlib.sha256(data).digest():
-        raise DamagedDataError(
-            f"{target.locate(key)} differs from the bytes that were written: run the same command again"
-        )
+        raise DamagedDataError(f"{target.locate(key)} differs from the bytes that were written", resume_after="")
 
 
 def _without_references(source: Store, key: str) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.base.errors import LeaseError
-from pipeline.storage.layout import session_key
-from pipeline.storage.sessions import BEGUN, read_owner
+from pipeline.storage.layout import SESSION_BEGUN, session_key
+from pipeline.storage.sessions import read_owner
 from pipeline.storage.store import Store
 
 
@@ -29,7 +29,7 @@ class Fence:
             LeaseError: A later session has begun.
         """
         # Session numbers have no gaps, so it is enough to look for the next one.
-        if self.store.exists(session_key(self.session + 1, BEGUN)):
+        if self.store.exists(session_key(self.session + 1, SESSION_BEGUN)):
             successor = read_owner(self.store, self.session + 1)
             raise LeaseError(
                 f"this driver has lost {self.store.locate()} to {successor}: its lease expired without a sign of "

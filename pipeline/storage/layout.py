@@ -22,16 +22,21 @@ SESSIONS = "sessions/"
 REFERRERS = "referrers/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
+PAGE, FIGURES = "index.html", "report.json"
+SESSION_BEGUN, HEARTBEAT = "begun", "heartbeat"
+TEMPERATURE = "temperature-"
+_ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, FIGURES)))
 _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
     | referrers/[0-9a-f]{{12}}\.json
-    | (round-\d{{3}}/)?(temperature-[0-9.]+/)?[a-z]+/(
-        MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
+    | ({_ROUND}\d{{3}}/)?({TEMPERATURE}[0-9.]+/)?[a-z]+/(
+        {_NOTES} | metrics\.jsonl
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
         | superseded/[0-9a-f]{{12}}\.json
@@ -46,8 +51,18 @@ _OWN = re.compile(
 _CLUTTER = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 
 
+def round_folder(number: int) -> str:
+    """Folder of a round after the first."""
+    return f"{_ROUND}{number:03d}"
+
+
+def temperature_folder(temperature: float) -> str:
+    """Folder of another evolution in dreams, at this temperature."""
+    return f"{TEMPERATURE}{temperature:g}"
+
+
 def session_key(number: int, name: str) -> str:
-    """Key of a small object of a session, such as ``begun`` or ``heartbeat``."""
+    """Key of a small object of a session: ``SESSION_BEGUN``, ``HEARTBEAT`` or the name of a stage."""
     return f"{SESSIONS}{number:06d}/{name}.json"
 
 
@@ -87,7 +102,14 @@ def record_key(prefix: str, name: str) -> str:
 
 
 def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
-    """Key of a committed object, unique to its content."""
+    """Key of a committed object, unique to its content.
+
+    Args:
+        prefix: Prefix of the stage.
+        folder: Folder of the object: ``data`` or ``files``.
+        name: Name of the object.
+        sha256: SHA-256 (hex) of the object.
+    """
     path = PurePosixPath(name)
     return f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
 
@@ -111,6 +133,11 @@ def step_and_session(name: str) -> tuple[int, int]:
 def metrics_key(prefix: str) -> str:
     """Key of a stage's metrics as JSON lines."""
     return f"{prefix}/metrics.jsonl"
+
+
+def view_key(prefix: str, name: str) -> str:
+    """Key of a view of the committed report: ``PAGE`` or ``FIGURES``."""
+    return f"{prefix}/{name}"
 
 
 def tensorboard_prefix(prefix: str) -> str:
@@ -143,7 +170,8 @@ def stage_of_checkpoint(key: str) -> str | None:
 
 def is_sealed_note(key: str) -> bool:
     """Whether an object other than a record or manifest carries its own checksum."""
-    return key.endswith((f"/{BEGUN}", "/begun.json")) or "/superseded/" in key or key.startswith(REFERRERS)
+    ends = (f"/{BEGUN}", f"/{SESSION_BEGUN}.json")
+    return key.endswith(ends) or "/superseded/" in key or key.startswith(REFERRERS)
 
 
 def own_keys(store: Store, prefix: str = "") -> list[str]:

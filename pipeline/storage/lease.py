@@ -23,8 +23,8 @@ from pipeline.base.machine import machine_name, process_started, stop_grace_s
 from pipeline.base.progress import Progress, Update
 from pipeline.storage import sealed
 from pipeline.storage.fence import Fence, fenced
-from pipeline.storage.layout import session_key
-from pipeline.storage.sessions import BEGUN, HEARTBEAT, Owner, Session, driven_error, last_session, read_session
+from pipeline.storage.layout import HEARTBEAT, SESSION_BEGUN, session_key
+from pipeline.storage.sessions import Owner, Session, last_session, owned_error, read_session
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Lease:
                 )
             owner = self._this_process(1 if last is None else last.owner.number + 1)
             try:
-                self._store.create(session_key(owner.number, BEGUN), sealed.to_bytes(asdict(owner)))
+                self._store.create(session_key(owner.number, SESSION_BEGUN), sealed.to_bytes(asdict(owner)))
             except AlreadyExistsError:
                 continue  # another driver was faster and has the last session now
             self._require_exclusive(owner)
@@ -115,7 +115,7 @@ class Lease:
     def _require_exclusive(self, owner: Owner) -> None:
         """Check that a second create of the same key fails: some servers ignore the condition."""
         try:
-            self._store.create(session_key(owner.number, BEGUN), sealed.to_bytes(asdict(owner)))
+            self._store.create(session_key(owner.number, SESSION_BEGUN), sealed.to_bytes(asdict(owner)))
         except AlreadyExistsError:
             return
         raise StorageError(
@@ -130,7 +130,7 @@ class Lease:
             LeaseError: The session gave a sign of life.
         """
         if last.seen_alive:
-            raise driven_error(self._store, last)
+            raise owned_error(self._store, last)
         logger.info(
             "%s has not ended, and its last sign of life was %.0f s ago: taking over unless it gives another",
             last.owner,
@@ -143,7 +143,7 @@ class Lease:
                 time.sleep(min(1.0, last.owner.expiry_s / 10))
                 now = read_session(self._store, last.owner.number)
                 if now.heartbeats > last.heartbeats and now.ended is None:
-                    raise driven_error(self._store, now)
+                    raise owned_error(self._store, now)
                 last = now
 
     def _this_process(self, number: int) -> Owner:

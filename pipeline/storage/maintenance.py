@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.base.formatting import size
 from pipeline.base.progress import Progress, Update
 from pipeline.storage import sealed
 from pipeline.storage.checkpoints import Checkpoints
@@ -272,7 +273,7 @@ def check_lines(check: Check, store: Store) -> list[str]:
     """Lines of the output of ``storage check``."""
     lines = [f"damaged: {problem}" for problem in check.problems]
     lines.append(
-        f"{store.locate()}: {check.objects:,} objects, {check.size_bytes / 1e6:,.1f} MB, {check.rows:,} rows verified, "
+        f"{store.locate()}: {check.objects:,} objects, {size(check.size_bytes)}, {check.rows:,} rows verified, "
         f"{check.manifests} stages sealed, {len(check.problems)} problem{'s' * (len(check.problems) != 1)}"
     )
     lines += [f"  {count:,} of the objects lie in {run}" for run, count in sorted(check.elsewhere.items())]

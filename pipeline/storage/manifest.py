@@ -126,8 +126,8 @@ def commit(
             raise StorageError(
                 f"{store.locate(record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
                 f"computed now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
-                "the same package versions; was this run begun on another machine? Both objects are kept. To continue "
-                f"with the new one, remove {store.locate(record_key(prefix, name))} and run the same command again."
+                "the same package versions; was this run begun on another machine? Both objects are kept",
+                resume_after=f"to keep the new one, remove {store.locate(record_key(prefix, name))}",
             ) from None
         return present
     failpoint("record-created")
@@ -177,31 +177,33 @@ def read_verified(store: Store, record: Record, prefix: str | None = None) -> by
         data = source.read(record.key)
     except FileNotFoundError:
         raise DamagedDataError(
-            f"{source.locate(record.key)} is missing, though a record commits it. {_restore(store, record, prefix)}"
+            f"{source.locate(record.key)} is missing, though a record commits it",
+            resume_after=_restore(store, record, prefix),
         ) from None
     if len(data) != record.size_bytes:
         raise DamagedDataError(
-            f"{source.locate(record.key)} has {len(data)} bytes where {record.size_bytes} were committed. "
-            f"{_restore(store, record, prefix)}"
+            f"{source.locate(record.key)} has {len(data)} bytes where {record.size_bytes} were committed",
+            resume_after=_restore(store, record, prefix),
         )
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise DamagedDataError(
-            f"{source.locate(record.key)} does not match its committed SHA-256: its bytes have changed. "
-            f"{_restore(store, record, prefix)}"
+            f"{source.locate(record.key)} does not match its committed SHA-256: its bytes have changed",
+            resume_after=_restore(store, record, prefix),
         )
     return data
 
 
 def _restore(store: Store, record: Record, prefix: str | None) -> str:
+    """Imperative clause on how to replace a damaged object."""
     prefix = prefix or stage_of(record.key) or ""
     if record.run:
         return (
-            f"{store.locate(prefix)} refers to the run {holder(store, record).locate()}: put that run back where it "
-            f"was; or remove {store.locate(prefix)} and run the same command again to recompute the stage."
+            f"put the run {holder(store, record).locate()}, to which this one refers, back where it was, or remove "
+            f"{store.locate(prefix)} to recompute the stage"
         )
     return (
-        f"Restore the file from a copy, or recompute it: remove {store.locate(record_key(prefix, record.name))} "
-        f"and {store.locate(manifest_key(prefix))}, then run the same command again."
+        f"restore the file from a copy, or remove {store.locate(record_key(prefix, record.name))} and "
+        f"{store.locate(manifest_key(prefix))} to recompute it"
     )
 
 

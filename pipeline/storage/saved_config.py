@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.base.errors import DamagedDataError
 from pipeline.config import presets, yaml_text
 from pipeline.config.schema import RunConfig
-from pipeline.storage.layout import CONFIG, SESSIONS
-from pipeline.storage.sealed import FORMAT_VERSION, OTHER_VERSION
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.store import Store
 
 
@@ -22,19 +21,9 @@ def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The config was changed by hand, or an override is invalid.
         DamagedDataError: The file does not hold a config.
-        StorageError: The run has another format.
     """
     where = store.locate(CONFIG)
     document = yaml_text.parse(store.read(CONFIG).decode(), where)
     if not isinstance(document.values, dict):
         raise DamagedDataError(f"{where} does not hold a config: restore it from a copy")
-    try:
-        return presets.with_overrides(document, overrides, where)
-    except ConfigError as error:
-        if store.list(SESSIONS):
-            raise
-        # The keys of other formats have other names: it would not help the user to correct them by hand.
-        raise StorageError(
-            f"{store.locate()} holds a run of another format: it has no {SESSIONS}, and its config has other keys "
-            f"({error}). This version reads format {FORMAT_VERSION}. {OTHER_VERSION}"
-        ) from error
+    return presets.with_overrides(document, overrides, where)

@@ -13,11 +13,10 @@ from pipeline.storage.store import Store
 
 # Version of the run directory: its names, its JSON, and the columns of its Parquet files.
 FORMAT_VERSION = 3
-OTHER_VERSION = "Use the version that wrote the run, or choose a new --run-dir."
 
 
 def to_bytes(content: Mapping[str, Any]) -> bytes:
-    """Serialize content with the format version and a checksum."""
+    """Serialise content with the format version and a checksum."""
     versioned = {"format_version": FORMAT_VERSION, **content}
     return json.dumps({**versioned, "checksum": checksum(versioned)}, indent=1).encode()
 
@@ -43,11 +42,12 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
         raise damaged(store, key, what, error) from error
     if version != FORMAT_VERSION:
         raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. {OTHER_VERSION}"
+            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
+            "Use the version that wrote the run, or choose a new --run-dir."
         )
     if found != checksum({"format_version": version, **content}):
         raise DamagedDataError(
-            f"{store.locate(key)} does not match its own checksum: it was changed. {remedy(store, key)}"
+            f"{store.locate(key)} does not match its own checksum: it was changed", resume_after=remedy(store, key)
         )
     return dict(content)
 
@@ -67,17 +67,14 @@ def damaged(store: Store, key: str, what: str, error: Exception) -> DamagedDataE
         what: Expected kind of object: "a manifest".
         error: Cause.
     """
-    return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}. {remedy(store, key)}")
+    return DamagedDataError(f"{store.locate(key)} is not {what}: {error!r}", resume_after=remedy(store, key))
 
 
 def remedy(store: Store, key: str) -> str:
-    """Advice for a small object that is damaged."""
+    """Imperative clause on how to replace a damaged small object."""
     if key.startswith(SESSIONS):
-        return "Restore it from a copy; or, if the run has no driver, remove it and run the same command again."
+        return "restore it from a copy or, if the run has no driver, remove it"
     prefix = stage_of_record(key)
     sealed = prefix is not None and store.exists(manifest_key(prefix))
     manifest = f" and {store.locate(manifest_key(prefix))}" if prefix is not None and sealed else ""
-    return (
-        f"Restore it from a copy; or remove {store.locate(key)}{manifest} and run the same command again to "
-        "recompute its contents."
-    )
+    return f"restore it from a copy, or remove {store.locate(key)}{manifest} to recompute it"

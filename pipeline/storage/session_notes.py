@@ -48,19 +48,19 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
     numbers = session_numbers(store)
     if not numbers:
         return
-    first, this = read_owner(store, numbers[0]).about, _this_machine()
-    if first["cpu"] != this["cpu"] and exact:
+    first, current = read_owner(store, numbers[0]).about, _this_machine()
+    if first["cpu"] != current["cpu"] and exact:
         raise ConfigError(
-            f"{store.locate()} was begun on CPU {first['cpu']}, this is {this['cpu']}: results would not be "
+            f"{store.locate()} was begun on CPU {first['cpu']}, this is {current['cpu']}: results would not be "
             "bit-for-bit the same. Continue there, or accept the difference with -o execution.exact=false"
         )
     for key in ("cpu", "code_version", "versions"):
-        if session is None and first[key] != this[key]:
+        if session is None and first[key] != current[key]:
             logger.warning(
                 "this run was begun with %s %s, this session has %s; the difference is recorded",
                 key,
                 first[key],
-                this[key],
+                current[key],
             )
 
 

@@ -17,13 +17,10 @@ from uuid import uuid4
 from pipeline.base.errors import LeaseError
 from pipeline.base.machine import machine_name, process_started
 from pipeline.storage import sealed
-from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
+from pipeline.storage.layout import HEARTBEAT, SESSION_BEGUN, SESSIONS, own_keys, session_key, session_number
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
-
-
-BEGUN, HEARTBEAT = "begun", "heartbeat"
 
 
 # Two readings of the start time of one process differ by the rounding of a clock tick; two processes differ by more.
@@ -84,7 +81,7 @@ class Session:
         owner: Process that began the session.
         heartbeats: Number of heartbeats; 0 before the first.
         time: Unix time in seconds of the last heartbeat, by the owner's clock.
-        ended: How the session ended; None while it runs, or if its process was killed.
+        ended: Outcome of the session; None while it runs, or if its process was killed.
         age_s: Seconds since its last sign of life, by the store's clock.
     """
 
@@ -110,12 +107,12 @@ class Session:
 def session_numbers(store: Store) -> list[int]:
     """Numbers of all sessions, in ascending order."""
     keys = own_keys(store, SESSIONS)
-    return [session_number(key) for key in keys if key == session_key(session_number(key), BEGUN)]
+    return [session_number(key) for key in keys if key == session_key(session_number(key), SESSION_BEGUN)]
 
 
 def read_owner(store: Store, number: int) -> Owner:
     """Owner of a session."""
-    key = session_key(number, BEGUN)
+    key = session_key(number, SESSION_BEGUN)
     content = sealed.read(store, key, "the beginning of a session")
     try:
         return Owner(**content)
@@ -131,7 +128,7 @@ def read_session(store: Store, number: int) -> Session:
         heartbeat = json.loads(store.read(key))
         return Session(owner, heartbeat["count"], heartbeat["time"], heartbeat["ended"], store.age_s(key))
     except FileNotFoundError:
-        return Session(owner, 0, owner.began, None, store.age_s(session_key(number, BEGUN)))
+        return Session(owner, 0, owner.began, None, store.age_s(session_key(number, SESSION_BEGUN)))
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is corrupt; using only its modification time", store.locate(key))
         return Session(owner, 0, owner.began, None, store.age_s(key))
@@ -149,12 +146,12 @@ def end_session(store: Store, number: int, how: str) -> None:
     Args:
         store: Store of the run.
         number: Session number.
-        how: How the session ended, such as "copied".
+        how: Outcome of the session, such as "copied".
     """
     store.write(session_key(number, HEARTBEAT), json.dumps({"count": 0, "time": time.time(), "ended": how}).encode())
 
 
-def refuse_if_driven(store: Store) -> None:
+def refuse_if_owned(store: Store) -> None:
     """Refuse a run, without waiting, whose owner is alive on this machine.
 
     Raises:
@@ -162,12 +159,12 @@ def refuse_if_driven(store: Store) -> None:
     """
     session = last_session(store)
     if session is not None and session.seen_alive:
-        raise driven_error(store, session)
+        raise owned_error(store, session)
 
 
-def driven_error(store: Store, session: Session) -> LeaseError:
+def owned_error(store: Store, session: Session) -> LeaseError:
     """Error for a run that already has a driver."""
     return LeaseError(
-        f"{store.locate()} is being driven by {session.owner}, whose last sign of life was {session.age_s:.0f} s ago; "
+        f"{store.locate()} is in use by {session.owner}, whose last sign of life was {session.age_s:.0f} s ago; "
         "a run has one driver at a time. Wait for it or stop it; `world-models status` shows its progress."
     )

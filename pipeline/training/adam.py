@@ -1,6 +1,6 @@
 """Adam (Kingma & Ba 2015) by torch's fused kernel, without ``torch.optim``'s classes.
 
-Those import torch's compiler, which nothing here uses: some 1.4 s of CPU time in each process that trains.
+Their import loads torch's compiler, which is not used here: about 1.4 s of CPU time in each training process.
 """
 
 from __future__ import annotations

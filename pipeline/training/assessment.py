@@ -1,4 +1,4 @@
-"""How well M predicts games that it was not trained on: the next frame, rewards, ends, and whole dreams."""
+"""Quality of M on held-out episodes: predictions of the next frame, rewards and ends, and whole dreams."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class BlockStream(Generic[Batch]):
 
     Args:
         records: Records of all shards by name.
-        items_of: Function from (episode id, steps) to the episode's number of items; 0 leaves the episode out.
+        items_of: Function from (episode ID, steps) to the episode's number of items; 0 leaves the episode out.
         load: Function that reads a block, given its records and a seed for choices that differ between epochs.
         batch_size: Items per batch; a block with fewer items is one smaller batch.
         block_items: Approximate number of items in memory at a time. A shard is never split.

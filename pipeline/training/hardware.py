@@ -63,7 +63,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
             logger.info("%s = 'auto': no GPU is available; using the CPU%s", key, hint)
     if not (present or executor.can_grow):  # on a cluster each worker checks its own CPU
         cpu = torch.device("cpu")
-        check_lstm(resolve_precision(config.mdnrnn.precision, cpu), cpu)
+        check_lstm(training_precision(config.mdnrnn.precision, cpu), cpu)
 
 
 def gpus_for(device: Literal["auto", "cpu", "cuda"], executor: Executor) -> int:
@@ -76,7 +76,7 @@ def precision_name(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
-def resolve_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
+def training_precision(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
     """Resolve a precision setting: ``auto`` is bfloat16 if it is faster on the device, else float32."""
     if precision == "auto":
         on_gpu = device.type == "cuda"

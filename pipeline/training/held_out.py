@@ -12,12 +12,26 @@ from pipeline.data.rounds import Round, episodes_of
 
 
 def held_out_of_round(config: RunConfig, at: Round, fraction: float, purpose: str) -> list[int]:
-    """Draw the episodes to hold out of those that a round collects, in the order of drawing."""
+    """Draw the held-out episodes of a round, in the order of drawing.
+
+    Args:
+        config: Config of the run.
+        at: Round.
+        fraction: Fraction to hold out.
+        purpose: Purpose of the random stream.
+    """
     return draw_held_out(episodes_of(config, at), fraction, config.seed, purpose, *at.seed_indices())
 
 
 def held_out_so_far(config: RunConfig, at: Round, fraction: float, purpose: str) -> list[int]:
-    """Episodes to hold out of all that were collected up to a round; the latest round's first."""
+    """Held-out episodes of all rounds up to this one; the latest round's first.
+
+    Args:
+        config: Config of the run.
+        at: Round, the last one.
+        fraction: Fraction to hold out.
+        purpose: Purpose of the random stream.
+    """
     return [e for each in reversed(at.so_far) for e in held_out_of_round(config, each, fraction, purpose)]
 
 
@@ -25,7 +39,7 @@ def draw_held_out(episodes: Sequence[int], fraction: float, seed: int, purpose: 
     """Draw the episodes to hold out from training, in the order of drawing.
 
     Args:
-        episodes: Ids of the episodes, in any order.
+        episodes: IDs of the episodes, in any order.
         fraction: Fraction to hold out.
         seed: Seed of the run.
         purpose: Purpose of the random stream.

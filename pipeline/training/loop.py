@@ -26,7 +26,7 @@ Batch = TypeVar("Batch")
 
 
 class Optimizer(Protocol):
-    """Optimiser of a module; torch's own are some, too."""
+    """Optimiser of a module, such as one of torch's."""
 
     def zero_grad(self) -> None:
         """Remove the gradients."""

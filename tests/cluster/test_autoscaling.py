@@ -146,7 +146,7 @@ def test_a_gpu_node_comes_for_training_and_leaves_when_the_driver_fails(
 
 def test_nodes_leave_when_the_driver_is_killed(head: Head, watch: _Watch, tmp_path: Path) -> None:
     _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu", execution__workers=1)
-    driver = _run(head, tmp_path, **{VARIABLE: "generation-driven@1:freeze"})
+    driver = _run(head, tmp_path, **{VARIABLE: "generation-scored@1:freeze"})
 
     def is_frozen() -> bool:
         _let_training_go_on(head)

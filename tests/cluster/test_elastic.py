@@ -236,4 +236,4 @@ def test_nodes_that_workers_leave_once_they_are_on_them(
     cluster_nodes: list[Node], told: list[Any], left: set[str]
 ) -> None:
     """A GPU node may come after actors were asked for, and Ray then puts those that wait on it."""
-    assert Placement(ExecutionConfig(workers_on=told)).to_leave(cluster_nodes) == left
+    assert Placement(ExecutionConfig(workers_on=told)).unsuitable_nodes(cluster_nodes) == left

@@ -149,5 +149,5 @@ def test_a_cluster_that_could_not_be_told_is_found_out_at_the_beginning(cluster:
         environment = {**aws.environment, **no_token}
         code, output = Command("--node-id", head.id, environment=environment, module="cluster.spot").finish()
     assert code == 1, output
-    assert "could not be told of a notice: see the error above" in output
+    assert "could not be notified: see the error above" in output
     assert aws.asked == []

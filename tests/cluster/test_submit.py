@@ -80,13 +80,13 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
 
     arguments = ("submit", *SMALL, "--run-dir", str(folder), "--address", head.jobs)
     # It stands still halfway. An address in the environment must not win over the one that is given.
-    halfway = ("--env", f"{VARIABLE}=generation-driven@3:freeze")
+    halfway = ("--env", f"{VARIABLE}=generation-scored@3:freeze")
     code, output = command.run(*arguments, *halfway, environment={"RAY_ADDRESS": "127.0.0.1:1"})
     assert code == 0, output
     first = job_in(output)
     code, output = command.run(*arguments)
     assert code == 2, output
-    assert f"{folder} is being driven by job {first}, " in output
+    assert f"{folder} is in use by job {first}, " in output
     assert f"ray job stop --address {head.jobs} {first}" in output
 
     while not (frozen := command.frozen_below(head.pid)):

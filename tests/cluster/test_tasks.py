@@ -92,7 +92,7 @@ def test_a_task_that_no_node_can_hold_says_what_it_waits_for(monkeypatch: pytest
     def say(*said: str) -> None:
         raise _SaidEnough(said[1])
 
-    monkeypatch.setattr(task_module, "SAY_EVERY_S", 1.0)
+    monkeypatch.setattr(task_module, "WARN_EVERY_S", 1.0)
     monkeypatch.setattr(task_module.logger, "warning", say)
     with pytest.raises(
         _SaidEnough, match=r"toys waits for a node with 64 free CPUs; the largest that is up has 4 CPUs"

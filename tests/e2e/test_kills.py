@@ -36,12 +36,12 @@ KILLS = (
     "stage-sealed@1",
     "checkpoint-recorded@1",  # train-mdnrnn
     "stage-sealed@1",
-    "generation-driven@2",
-    "generation-told@1",
+    "generation-scored@2",
+    "search-updated@1",
     "checkpoint-data-written@1",
     "checkpoint-recorded@1",
     "checkpoint-half-removed@1",
-    "generation-driven@1",
+    "generation-scored@1",
     "record-created@1",  # the controllers
     "stage-done@1",
     "checkpoint-recorded@1",  # evaluate
@@ -53,7 +53,7 @@ KILLS = (
 GROWN = (
     "stage-superseded@1",
     "stage-begun@1",
-    "generation-told@1",
+    "search-updated@1",
     "stage-superseded@1",  # evaluate
     "stage-sealed@1",
 )
@@ -121,7 +121,7 @@ def test_a_failpoint_kills_the_driver_alone(tmp_path: Path) -> None:
         "-o",
         "execution.workers=1",
     )
-    output = killed_at("generation-driven@2", *arguments)
+    output = killed_at("generation-scored@2", *arguments)
     assert "evolve: begins" in output
     code, output = command.run("evolve", *arguments[1:])
     assert code == 0, output

@@ -40,7 +40,7 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
     for attempt in (arguments, ("resume", str(folder)), ("storage", "gc", str(folder), "--delete")):
         code, output = command.run(*attempt)
         assert code == 1, output
-        assert f"{folder} is being driven by `run` on {socket.gethostname()}, pid {first.process.pid}" in output
+        assert f"{folder} is in use by `run` on {socket.gethostname()}, pid {first.process.pid}" in output
         assert "whose last sign of life was" in output
         assert "Traceback" not in output
     code, output = command.run("status", str(folder))
@@ -101,7 +101,7 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
     assert abs(owner.began - (folder / "config.yaml").stat().st_mtime) > 100_000, "its clock is not wrong"
     code, output = command.run(*arguments)
     assert code == 1, output
-    assert "is being driven by" in output
+    assert "is in use by" in output
     first.interrupt(signal.SIGKILL, lambda: True)
     # From another host: the heartbeats alone must tell.
     _as_if_elsewhere(folder)

@@ -40,7 +40,7 @@ def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, 
     assert not (folder / "vae" / "MANIFEST.json").exists()
 
     arguments += ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
-    code, output = command.run(*arguments, environment={VARIABLE: "generation-driven@3"})
+    code, output = command.run(*arguments, environment={VARIABLE: "generation-scored@3"})
     assert code == -signal.SIGKILL, output
     resumed = re.search(r"train-vae: resuming at step (\d+)", output)
     assert resumed is not None and int(resumed[1]) >= 3, output

@@ -78,7 +78,7 @@ def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
     assert code == -signal.SIGKILL, output
     assert store.list("rollouts/data/") and not store.exists("rollouts/MANIFEST.json")
     arguments += ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
-    code, output = command.run(*arguments, environment={VARIABLE: "generation-told@2"})
+    code, output = command.run(*arguments, environment={VARIABLE: "search-updated@2"})
     assert code == -signal.SIGKILL, output
     assert store.list("evolution/checkpoints/records/") and not store.exists("evolution/MANIFEST.json")
     code, output = command.run(*arguments)

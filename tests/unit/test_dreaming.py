@@ -17,7 +17,7 @@ from pipeline.cli.main import make_parser
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import BoxActions
 from pipeline.evolution.fitness import training_jobs, validation_dreams
-from pipeline.evolution.pools import OnePool, TaskPool, dream_pool, read_starts, run_dreams
+from pipeline.evolution.pools import ExclusivePool, TaskPool, open_dream_pool, read_starts, run_dreams
 from pipeline.evolution.state import EvolutionState
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Resources
@@ -180,13 +180,13 @@ def test_a_task_on_a_gpu_runs_all_dreams_in_one_batch(monkeypatch: pytest.Monkey
 def test_a_generation_goes_to_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     config, executor = config_of(), InProcessExecutor()
     arguments = (config.agent, config.dream, ACTIONS, to_bytes(m_of(config)), starts_of(config))
-    with dream_pool(executor, *arguments) as pool:
+    with open_dream_pool(executor, *arguments) as pool:
         assert not isinstance(pool, TaskPool)
     monkeypatch.setattr(InProcessExecutor, "has_gpu", True)
-    with dream_pool(executor, *arguments) as pool:
+    with open_dream_pool(executor, *arguments) as pool:
         assert isinstance(pool, TaskPool)
     of_cpu = config.dream.model_copy(update={"device": "cpu"})
-    with dream_pool(executor, config.agent, of_cpu, *arguments[2:]) as pool:
+    with open_dream_pool(executor, config.agent, of_cpu, *arguments[2:]) as pool:
         assert not isinstance(pool, TaskPool)
 
 
@@ -236,7 +236,7 @@ def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> Non
         return opened
 
     games, dreams = opening(3), opening(5)
-    with OnePool() as pools:
+    with ExclusivePool() as pools:
         first = pools.get(games)
         assert pools.get(games) is first and pools.retries == 2
         pools.get(dreams)
@@ -253,7 +253,7 @@ def test_dreams_go_on_on_the_kind_of_device_that_they_began_on(local_store: Loca
     assert manifest is not None and manifest.info["dream_device"] == "cpu"
     state = EvolutionState.from_bytes(Checkpoints(local_store, "evolution").latest()[1])  # type: ignore[index]
     assert state.dream_device == "cpu"
-    with pytest.raises(ConfigError, match="the dreams so far ran on cpu, and would go on on cuda"):
+    with pytest.raises(ConfigError, match="the dreams so far ran on cpu, and would continue on cuda"):
         evolve._check_dream_device(config, state, "cuda")
     inexact = config.model_copy(update={"execution": config.execution.model_copy(update={"exact": False})})
     evolve._check_dream_device(inexact, state, "cuda")

@@ -18,10 +18,10 @@ from gymnasium.utils.env_checker import check_env
 
 from pipeline.envs import car_sprites
 from pipeline.envs.car_racing import FastCarRacing
-from tests.driving import GoodDriver, RandomDriver, UndrawnCarRacing
+from tests.car_drivers import GoodDriver, RandomDriver, UndrawnCarRacing
 from tests.frames import View
 
-FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"
+FAST_ID = "pipeline.envs.car_racing:WorldModels/FastCarRacing-v3"
 VIEWS: dict[View, tuple[int, ...]] = {"observation": (96, 96, 3), "full": (64, 64, 3), "playfield": (64, 64, 3)}
 
 

@@ -203,8 +203,8 @@ def test_int8_without_calibration_is_refused() -> None:
 def test_a_precision_without_instructions_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32"])
     with pytest.raises(ConfigError, match=r"bfloat16.*no instructions.*float32"):
-        precision_module.resolve_precision(config_of("openvino", "bfloat16").rollouts)
-    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == "float32"
+        precision_module.encoder_precision(config_of("openvino", "bfloat16").rollouts)
+    assert precision_module.encoder_precision(config_of("openvino", "auto").rollouts) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -223,22 +223,22 @@ def test_auto_is_bfloat16_where_it_is_faster(
     monkeypatch.setattr(precision_module, "cpu_info", lambda: {"vendor_id": vendor, "flags": flags})
     monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32", "bfloat16"])
     expected = "bfloat16" if fast else "float32"
-    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == expected
-    assert precision_name(hardware.resolve_precision("auto", torch.device("cpu"))) == expected
-    assert precision_module.resolve_precision(config_of("openvino", "bfloat16").rollouts) == "bfloat16"
+    assert precision_module.encoder_precision(config_of("openvino", "auto").rollouts) == expected
+    assert precision_name(hardware.training_precision("auto", torch.device("cpu"))) == expected
+    assert precision_module.encoder_precision(config_of("openvino", "bfloat16").rollouts) == "bfloat16"
     monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32", "bfloat16", "int8"])
-    assert precision_module.resolve_precision(config_of("openvino", "auto").rollouts) == "int8"
+    assert precision_module.encoder_precision(config_of("openvino", "auto").rollouts) == "int8"
 
 
 def test_torch_has_no_int8() -> None:
     with pytest.raises(ConfigError, match=r"int8.*openvino"):
-        precision_module.resolve_precision(config_of("torch", "int8").rollouts)
+        precision_module.encoder_precision(config_of("torch", "int8").rollouts)
 
 
 def test_a_missing_openvino_names_the_command_and_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install openvino.*rollouts\.engine=torch"):
-        precision_module.resolve_precision(config_of("openvino", "auto").rollouts)
+        precision_module.encoder_precision(config_of("openvino", "auto").rollouts)
 
 
 def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:

@@ -13,8 +13,8 @@ from pipeline.envs import car_racing, car_sprites
 from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
-from tests.driving import Driver, GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, drive_again, now_and_then, record, rejecting
+from tests.car_drivers import Driver, GoodDriver, RandomDriver, straight_on
+from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, now_and_then, record, rejecting, replay_actions
 
 VIEWS: tuple[View, ...] = get_args(View)
 DRIVES: dict[str, Callable[[], Drive]] = {
@@ -35,7 +35,7 @@ def drives() -> dict[str, Drive]:
 @pytest.fixture(scope="module", params=[(name, view) for name in DRIVES for view in VIEWS], ids=" in view ".join)
 def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
     name, view = request.param
-    return drive_again(FastCarRacing(view=view, **drives[name].options), drives[name], view)
+    return replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -48,7 +48,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
     for track in range(first, first + 15):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
-        frames = drive_again(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
+        frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
         errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"
@@ -57,7 +57,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
 def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
-    frames = drive_again(FastCarRacing(view=view, **drives[name].options), drives[name], view)
+    frames = replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
     seen = {part: frames.seen(part) for part in PARTS}
     absent = {"status bar"} if view == "playfield" else set()
     assert min(seen[part] for part in PARTS.keys() - absent - {"steering"}) > 100, seen
@@ -65,7 +65,7 @@ def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_random_drive_sees_its_wheels_turn(drives: dict[str, Drive], view: View) -> None:
-    assert drive_again(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
+    assert replay_actions(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
 
 
 def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
@@ -214,13 +214,13 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 )
 def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
     mutant, checks, drive = FAULTS[fault]
-    found = rejecting(drive_again(mutant(mutable)(view=view), drives[drive].until(240), view))
+    found = rejecting(replay_actions(mutant(mutable)(view=view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
 def test_a_sound_environment_passes_where_the_faulty_ones_do_not(drives: dict[str, Drive], mutable: Any) -> None:
     for view in VIEWS:
-        assert rejecting(drive_again(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
+        assert rejecting(replay_actions(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 
 
 # ---- a texture is shared by the episodes on a track, and what an episode does to it is not

@@ -219,11 +219,11 @@ def test_chance_without_a_seed_is_refused_unless_a_run_need_not_be_exact() -> No
         ({"env.id": "CartPole-v1", "evaluate.rendering": "texture"}, r"evaluate\.rendering is a key of CarRacing"),
         ({"env.id": "CartPole-v1", "collect.exploring_starts": 0.5}, "cannot begin anywhere"),
         ({"env.id": "CartPole-v1", "collect.policy": "brownian"}, r"'brownian': .* discrete actions.*repeat"),
-        ({"env.id": "CarRacing-v3", "env.crop": [0, 50, 0, 50]}, r"env\.crop is a key of ids of Gymnasium only"),
+        ({"env.id": "CarRacing-v3", "env.crop": [0, 50, 0, 50]}, r"env\.crop is a key of IDs of Gymnasium only"),
         ({"env.id": "CarRacing-v3", "env.options": {"wings": 2}}, r"CarRacing-v3 does not take them"),
         ({"env.options": {"wings": 2}}, r"env\.options go to gymnasium\.make: the class tests\.counting:CountingEnv"),
         ({"env.id": "CartPole-v99"}, r"env\.id = 'CartPole-v99': .*CartPole"),
-        ({"env.id": "Nothing-v0"}, r"env\.id = 'Nothing-v0': .*an id of Gymnasium"),
+        ({"env.id": "Nothing-v0"}, r"env\.id = 'Nothing-v0': .*an ID of Gymnasium"),
     ],
 )
 def test_keys_of_other_games_and_unknown_ids_are_refused(overrides: dict[str, Any], said: str) -> None:
@@ -253,7 +253,7 @@ def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "ramps", raising=False)
     assert traits_of(EnvConfig(id="ramps:Steep-v0")).actions.size == 3
-    with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an id of"):
+    with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an ID of"):
         make_environment(EnvConfig(id="ramps:Flat-v0"))
     del gymnasium.registry["Steep-v0"]
 

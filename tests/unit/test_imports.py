@@ -94,6 +94,37 @@ def test_no_packages_of_the_pipeline_import_each_other() -> None:
     assert {package for package in arrows if package in reached(package)} == set()
 
 
+def package_of(name: str) -> str | None:
+    """The package of a module of this project, as docs/architecture.md names it without its folder."""
+    first, _, rest = name.partition(".")
+    if first != "pipeline":
+        return first if first in LAYERS else None
+    second = rest.partition(".")[0]
+    if (ROOT / "pipeline" / second).is_dir() and second:
+        return second
+    return f"{second}.py" if (ROOT / "pipeline" / f"{second}.py").is_file() else None
+
+
+def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("## Packages")[2].partition("`tests/` holds")[0]
+    listed = {}
+    for entry in text.split("\n- ")[1:]:
+        about, _, names = " ".join(entry.split()).partition("Imports ")
+        package = about.split("`")[1].removeprefix("pipeline/")
+        general = {"base"} if package not in ("base", "configs") else set()
+        general |= {"config"} if package not in ("base", "config", "configs", "execution") else set()
+        listed[package] = general.union(names.split("`")[1::2])
+    found: dict[str, set[str]] = {}
+    for file in FILES:
+        package = package_of(file.removesuffix(".py").replace("/", ".")) or ""
+        imported = {package_of(name) for name, _ in imports(ast.parse((ROOT / file).read_text()))}
+        theirs = found.setdefault(package, set())
+        theirs.update(name for name in imported if name not in (None, package))
+    for package in ("", "__init__.py", "__main__.py"):  # of pipeline itself
+        found.pop(package, None)
+    assert listed == found
+
+
 @pytest.mark.parametrize(
     "module",
     [

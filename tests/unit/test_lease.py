@@ -86,13 +86,13 @@ def test_a_second_driver_is_refused_with_the_owners_host_pid_and_age(store: Stor
     assert f"pid {os.getpid()}" in str(refused.value)
     assert re.search(r"last sign of life was \d+ s ago", str(refused.value))
     with pytest.raises(LeaseError), new_lease(store, heartbeat_s=10.0, expiry_s=600.0):
-        sessions.refuse_if_driven(store)
+        sessions.refuse_if_owned(store)
 
 
 def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> None:
     dead = replace(gone_process(), expiry_s=3600.0)
     put(store, dead, count=5)
-    sessions.refuse_if_driven(store)
+    sessions.refuse_if_owned(store)
     began = time.monotonic()
     with new_lease(store) as held:
         assert held.session == 2
@@ -108,7 +108,7 @@ def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(stor
 @pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
 def test_a_silent_driver_elsewhere_is_succeeded_after_its_expiry(store: Store, heartbeat: dict[str, Any]) -> None:
     put(store, ELSEWHERE, **heartbeat)
-    sessions.refuse_if_driven(store)  # it may be dead: that takes waiting to find out
+    sessions.refuse_if_owned(store)  # it may be dead: that takes waiting to find out
     session = last_session(store)
     assert session is not None and not session.over
     with new_lease(store) as held:

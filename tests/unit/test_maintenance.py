@@ -246,7 +246,7 @@ def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: Lo
 
 def test_a_run_that_is_driven_is_not_copied(made: Store, target: LocalStore) -> None:
     put(made, replace(HERE, number=2), count=1)
-    with pytest.raises(StorageError, match="is being driven by"):
+    with pytest.raises(StorageError, match="is in use by"):
         copy_run(made, target)
     assert target.list() == []
 

@@ -151,7 +151,7 @@ def test_checking_reads_the_other_run(made: Path, tmp_path: Path) -> None:
     assert str(referring) in "\n".join(check_lines(check_run(LocalStore(made)), LocalStore(made)))
     made.rename(tmp_path / "moved")
     problems = check_run(store).problems
-    assert problems and all(f"refers to the run {made}" in problem for problem in problems)
+    assert problems and all(f"put the run {made}, to which this one refers, back" in problem for problem in problems)
 
 
 def test_runs_that_are_moved_together_find_each_other(made: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.schema import RunConfig
 from pipeline.evolution.fitness import run_episodes, training_jobs
-from pipeline.evolution.replay import DrivenTrack, remember, replayed_tracks
+from pipeline.evolution.replay import PlayedTrack, remember, replayed_tracks
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.run import run_stages
@@ -39,7 +39,7 @@ def test_the_chance_of_a_track_falls_with_the_inverse_of_its_rank() -> None:
     returns = {1: 300.0, 2: -20.0, 3: 900.0, 4: 10.0}
     counts: Counter[int] = Counter()
     for generation in range(1, 6001):
-        counts.update(replayed_tracks(config, generation, [DrivenTrack(t, generation, r) for t, r in returns.items()]))
+        counts.update(replayed_tracks(config, generation, [PlayedTrack(t, generation, r) for t, r in returns.items()]))
     harmonic = 1 + 1 / 2 + 1 / 3 + 1 / 4
     expected = {2: 1 / harmonic, 4: 1 / 2 / harmonic, 1: 1 / 3 / harmonic, 3: 1 / 4 / harmonic}
     for track, chance in expected.items():
@@ -48,7 +48,7 @@ def test_the_chance_of_a_track_falls_with_the_inverse_of_its_rank() -> None:
 
 def test_no_track_is_drawn_twice_in_a_generation_nor_from_before_the_window() -> None:
     config = replaying(episodes=9, replayed_tracks=5)
-    known = [DrivenTrack(track, 1 + track // 10, float(track)) for track in range(100)]
+    known = [PlayedTrack(track, 1 + track // 10, float(track)) for track in range(100)]
     for generation, eldest in ((11, 8), (12, 9), (13, 10)):
         drawn = replayed_tracks(config, generation, known)
         assert len(drawn) == len(set(drawn)) == 5
@@ -58,7 +58,7 @@ def test_no_track_is_drawn_twice_in_a_generation_nor_from_before_the_window() ->
 
 
 def test_the_draw_depends_on_the_seed_the_generation_and_what_is_known_alone() -> None:
-    known = [DrivenTrack(track, 4, float(track * 7 % 20)) for track in range(20)]
+    known = [PlayedTrack(track, 4, float(track * 7 % 20)) for track in range(20)]
     here, there = replaying(), replaying(generations=50, sigma=0.3)
     for generation in range(5, 8):
         assert replayed_tracks(here, generation, known) == replayed_tracks(there, generation, known[::-1])
@@ -83,15 +83,15 @@ def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_wi
     nan = float("nan")
     returns = {new[0]: [1.0, 2.0, 6.0], new[1]: [nan, 4.0, 8.0], 10: [-1.0, -1.0, -4.0], 20: [nan, nan, nan]}
     before = [
-        DrivenTrack(10, 3, 500.0), DrivenTrack(20, 3, 600.0), DrivenTrack(30, 3, 700.0), DrivenTrack(40, 2, 0.0),
+        PlayedTrack(10, 3, 500.0), PlayedTrack(20, 3, 600.0), PlayedTrack(30, 3, 700.0), PlayedTrack(40, 2, 0.0),
     ]  # fmt: skip
     after = {track.track: track for track in remember(config, before, jobs, driven(jobs, returns))}
     assert after == {
-        new[0]: DrivenTrack(new[0], 5, 3.0),
-        new[1]: DrivenTrack(new[1], 5, 6.0),
-        10: DrivenTrack(10, 5, -2.0),
-        20: DrivenTrack(20, 3, 600.0),
-        30: DrivenTrack(30, 3, 700.0),
+        new[0]: PlayedTrack(new[0], 5, 3.0),
+        new[1]: PlayedTrack(new[1], 5, 6.0),
+        10: PlayedTrack(10, 5, -2.0),
+        20: PlayedTrack(20, 3, 600.0),
+        30: PlayedTrack(30, 3, 700.0),
     }
     assert list(after) == sorted(after)
     assert remember(replaying(replayed_tracks=0), [], jobs, driven(jobs, returns)) == []

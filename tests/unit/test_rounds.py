@@ -14,7 +14,7 @@ from safetensors.numpy import load
 
 from pipeline.base import seeding
 from pipeline.base.errors import ConfigError, StorageError
-from pipeline.cli.describe import describe_run, summarize_scores
+from pipeline.cli.describe import describe_run, summarise_scores
 from pipeline.cli.run import run_config
 from pipeline.config.identity import check_same_run
 from pipeline.config.presets import dump
@@ -173,7 +173,7 @@ def test_the_report_and_the_command_show_round_by_round(store: LocalStore) -> No
     assert "Rounds</h2>" in store.read("report/index.html").decode()
     text = describe_run(store)
     assert "\nround 2\n" in text and "evolution: round 2, generation 2 of 2" in text
-    assert summarize_scores(store).splitlines()[0] == "round 1"
+    assert summarise_scores(store).splitlines()[0] == "round 1"
 
 
 def test_a_run_that_stops_anywhere_has_the_same_results(store: LocalStore, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from gymnasium.envs.box2d import car_racing as gymnasiums
 
 from pipeline.envs import car_racing
 from pipeline.envs.car_racing import FastCarRacing, forget_tracks
-from tests.driving import (
+from tests.car_drivers import (
     Driver,
     GoodButtonDriver,
     GoodDriver,
@@ -22,7 +22,7 @@ from tests.driving import (
     straight_on,
 )
 
-FAST_ID = "pipeline.envs.car_racing:FastCarRacing-v3"
+FAST_ID = "pipeline.envs.car_racing:WorldModels/FastCarRacing-v3"
 TRACKS, BATCH, STEPS = 60, 10, 100
 
 

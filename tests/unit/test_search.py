@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import DamagedDataError
 from pipeline.config.evolution import EvolveConfig
-from pipeline.evolution.replay import DrivenTrack
+from pipeline.evolution.replay import PlayedTrack
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation, read_progress
 
@@ -237,7 +237,7 @@ def make_state() -> EvolutionState:
         state.remember_mean(3)
     state.best, state.best_generation, state.best_validation = search.mean / 3, 2, 0.1 + 0.2
     state.env_steps, state.seconds = 200, 2.5
-    state.driven = [DrivenTrack(3, 1, 0.1 + 0.2), DrivenTrack(5, 2, -1e-17)]
+    state.played = [PlayedTrack(3, 1, 0.1 + 0.2), PlayedTrack(5, 2, -1e-17)]
     return state
 
 
@@ -247,7 +247,7 @@ def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
     assert back.history == state.history
     assert (back.generation, back.best_generation, back.best_validation) == (2, 2, 0.1 + 0.2)
     assert (back.env_steps, back.seconds) == (200, 2.5)
-    assert back.driven == state.driven
+    assert back.played == state.played
     assert state.best is not None
     assert back.best is not None
     assert back.best.tobytes() == state.best.tobytes()

@@ -261,7 +261,7 @@ def test_the_cluster_is_told_no_longer_than_it_matters(
     notice = Aws().notice()
     assert notice is not None
     with pytest.raises(ClusterError, match="it does not answer"):
-        spot.tell(node, notice, poll_s=0.01)
+        spot.drain_node(node, notice, poll_s=0.01)
     as_if_on_a_node(monkeypatch)
     if gone == "the time":
         assert spot.main(["--poll-s", "0.01"]) == 1

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from pipeline.base.statistics import summarise
-from pipeline.cli.describe import summarize_scores
+from pipeline.cli.describe import summarise_scores
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents
 from pipeline.evolution.fitness import run_episodes, scored_jobs
-from pipeline.evolution.pools import rollout_pool
+from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.metadata import to_metadata
 from pipeline.models.weights import new_vae, to_bytes
@@ -155,7 +155,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
     )  # fmt: skip
-    with rollout_pool(executor, config.env, config.agent, *weights) as pool:
+    with open_rollout_pool(executor, config.env, config.agent, *weights) as pool:
         driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
@@ -226,7 +226,7 @@ def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(loc
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
     local_store.write("config.yaml", dump(counting_config()).encode())
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
-    assert summarize_scores(local_store).splitlines() == [
+    assert summarise_scores(local_store).splitlines() == [
         "CMA mean: return 5.0 on one test track, too few for a score",
         "best on validation: return 6.0 +- 2.8 (95 % interval 4.0 to 8.0) on 2 test tracks, none used for selection",
     ]
