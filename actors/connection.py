@@ -170,5 +170,10 @@ def _init(num_cpus: int) -> None:
         slow.cancel()
 
 
+def is_private() -> bool:
+    """Whether the Ray that this process has joined is one that ``connect`` started."""
+    return internal_kv._internal_kv_get(_PRIVATE) is not None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().partition("\n")[0].rstrip(".")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError
 
-from actors.connection import connect
+from actors.connection import connect, is_private
 from actors.failures import Failure, FailureKind, classify, hung
 from actors.identity import WorkerIdentity
 from actors.listening import LISTEN_S
@@ -53,6 +53,8 @@ class RayExecutor:
             # A local Ray may have more CPUs (for training) than there are cores.
             threads = (config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1)
             self._local = connect(config.execution, max(num_cores(), *threads))
+        elif is_private():
+            self._local = True  # the Ray that a study has started for its runs
         if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
             self.close()
             raise ConfigError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.base.ray_environment import joins_cluster
 
 if TYPE_CHECKING:
-    from pipeline.config.schema import RunConfig
+    from pipeline.config.schema import ExecutionConfig, RunConfig
     from pipeline.execution.protocol import Executor
 
 
@@ -19,12 +19,17 @@ def make_executor(config: RunConfig) -> Executor:
 
         return InProcessExecutor(config.execution.max_attempts)
     if not joins_cluster(config.execution.executor, config.execution.ray_address):
-        # A local Ray of our own: servers on loopback only (Ray reads this when it is imported, and by default picks an
-        # address that other machines can reach), and no tokens, whatever the user's environment says about clusters.
-        # Its workers have the configured priority: at Ray's default, nice 15, one busy program starves them.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-        os.environ["RAY_worker_niceness"] = str(config.execution.niceness)  # noqa: SIM112 - its name
+        prepare_local_ray(config.execution)
     from actors.executor import RayExecutor
 
     return RayExecutor(config)
+
+
+def prepare_local_ray(execution: ExecutionConfig) -> None:
+    """Set the environment of a local Ray of our own, before Ray is imported."""
+    # Servers on loopback only: by default Ray picks an address that other machines can reach. No tokens, whatever the
+    # user's environment says about clusters. Workers have the configured priority: at Ray's default, nice 15, one busy
+    # program starves them.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_worker_niceness"] = str(execution.niceness)  # noqa: SIM112 - its name

@@ -16,14 +16,14 @@ from pipeline.config import yaml_text
 from pipeline.config.schema import RunConfig
 
 # Next to the packages: a folder of this name in the current directory is unrelated.
-_PRESETS = Path(__file__).parents[2] / "configs"
+PRESETS = Path(__file__).parents[2] / "configs"
 
 STANDARD_INPUT = "-"
 
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the project."""
-    return sorted(path.stem for path in _PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -49,7 +49,7 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> RunConfig:
 def _read(preset: str) -> tuple[str, str, str]:
     """Source of a config in words, its text, and the name to use if it gives none."""
     if preset in preset_names():
-        return f"preset {preset}", (_PRESETS / f"{preset}.yaml").read_text(), preset
+        return f"preset {preset}", (PRESETS / f"{preset}.yaml").read_text(), preset
     if preset == STANDARD_INPUT:
         try:
             return "standard input", "" if sys.stdin is None else sys.stdin.read(), "stdin"

@@ -67,6 +67,7 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
     agent_before: tuple[str, ...] = ()
     if before is not None:
         agent_before = (vae_folder(config, before), before.folder(MDNRNN), before.folder(EVOLUTION))
+    agent_sizes = ("vae.z_size", "mdnrnn.hidden_size", "controller")
     encoded = rollouts if v == at.folder(VAE) else rollouts[-1:]
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
@@ -76,8 +77,8 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
     stages = [
         stage(
             "collect", ROLLOUTS, agent_before,
-            # The sizes of V, M and C: random controllers use them.
-            ("seed", "env", "tracks.training", "collect", "vae.z_size", "mdnrnn.hidden_size", "controller")
+            ("seed", "env", "tracks.training", "collect")
+            + (agent_sizes if config.collect.policy == "random-controller" or before is not None else ())
             + (("rollouts.engine", "rollouts.precision") if before is not None else ()),
             "1: run episodes with a random policy and write them to shards",
         ),

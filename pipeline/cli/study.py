@@ -1,0 +1,192 @@
+"""``world-models study``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import JobError, StorageError
+from pipeline.base.ray_environment import cluster_address
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_override, number, run_dir
+from pipeline.cli.compare import THRESHOLD
+from pipeline.cli.executors import prepare_local_ray
+from pipeline.cli.run import run_config
+from pipeline.config.study import StudyConfig, dump_study, load_study, study_names
+from pipeline.data.rounds import rounds_of
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+    from pipeline.comparison.arms import RunResult
+    from pipeline.comparison.scores import Comparison
+    from pipeline.studies.plan import Trial
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLES = """\
+examples:
+  world-models study ablation --run-dir runs/ablation              a study that ships with the project
+  world-models study my-study.yaml --run-dir s3://bucket/study     your own
+  world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3 --run-dir runs/init
+  world-models study ablation --run-dir runs/ablation --only-compare
+                                                                   the table and the page of the runs that are complete
+  tensorboard --logdir runs/ablation/arms                          the curves of all runs
+
+The runs lie in STUDY_DIR/arms/ARM/seed-N, stages that several runs share in STUDY_DIR/shared. After an interruption,
+run the same command again: each run resumes to the same result.
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``study``."""
+    text = "run several configs for several seeds each, as trials of Ray Tune, and compare them"
+    command = commands.add_parser(
+        "study", help=text, description=text, epilog=f"{_EXAMPLES}\n{EXIT_CODES}", formatter_class=FORMATTER
+    )
+    command.add_argument(
+        "study",
+        metavar="STUDY",
+        help=f"study ({', '.join(study_names())}) or path of its YAML file; with --vary or --seeds, a preset or a "
+        "config file",
+    )
+    command.add_argument(
+        "--run-dir", type=run_dir, metavar="STUDY_DIR", help="folder or s3://bucket/prefix of the study "
+        "(default: runs/NAME, with the study's name)",
+    )  # fmt: skip
+    command.add_argument(
+        "--vary", action="append", default=[], metavar="KEY=VALUE,VALUE",
+        help="arms without a study file: one for each value, and for each combination if repeated",
+    )  # fmt: skip
+    command.add_argument("--seeds", type=_seeds, metavar="N,N", help="seeds of each arm (default: those of the file)")
+    command.add_argument("--only-compare", action="store_true", help="compare the complete runs, and run nothing")
+    command.add_argument(
+        "--below", type=number, default=THRESHOLD, metavar="RETURN",
+        help=f"return below which an episode counts as failed (default: {THRESHOLD:g})",
+    )  # fmt: skip
+    add_override(command)
+    command.set_defaults(perform=_study)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: whole numbers were expected, for example 1,2,3") from error
+
+
+def _study(options: argparse.Namespace) -> int:
+    from pipeline.comparison.page import write
+    from pipeline.comparison.scores import table
+    from pipeline.storage.run_dir import open_store
+    from pipeline.studies.plan import COMPARISON, STUDY, trials_of
+
+    study = load_study(options.study, options.override, options.vary, options.seeds)
+    store = open_store(options.run_dir or f"runs/{study.name}")
+    study_dir = store.locate()
+    trials = trials_of(study)
+    failed: dict[str, str] = {}
+    if not options.only_compare:
+        _log_plan(study, trials, study_dir)
+        store.write(STUDY, dump_study(study).encode())
+        failed = _run_trials(study, trials, study_dir)
+    for name, error in failed.items():
+        logger.error("%s failed: %s", name, error)
+    found = _compare(trials, study_dir, options.below)
+    if found is not None:
+        print("\n".join(table(found)))
+        print(f"page: {write(found, open_store(f'{study_dir}/{COMPARISON}'), f'Study {study.name}')}")
+    if failed:
+        raise JobError(f"{len(failed)} of {len(trials)} runs failed: {', '.join(failed)}", resume_after="")
+    if found is None:
+        raise StorageError(f"no run of the study in {study_dir} is evaluated yet")
+    return 0
+
+
+def _log_plan(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> None:
+    from pipeline.studies.plan import ARMS
+
+    shared = {stage.folder for trial in trials for stage in trial.shared}
+    logger.info(
+        "study %s: %d runs (%d arms, %d seeds) in %s/%s; %d stages are made once for several runs",
+        study.name, len(trials), len(study.arms), len(study.seeds), study_dir, ARMS, len(shared),
+    )  # fmt: skip
+
+
+def _run_trials(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> dict[str, str]:
+    """Run the trials on Ray Tune; returns the errors of those that failed, by name."""
+    from pipeline.base.machine import num_cores
+
+    execution = trials[0].config.execution
+    threads = max(max(trial.config.vae.threads, trial.config.mdnrnn.threads) for trial in trials)
+    in_process = execution.executor == "in-process"
+    if cluster_address(execution.ray_address) is None:
+        prepare_local_ray(execution)
+    # Tune is slow to import, and Ray reads its settings when it is imported.
+    import ray
+
+    from actors.connection import connect
+    from actors.study import cluster_cpus, run_trials
+
+    local = connect(execution, max(num_cores(), threads))
+    try:
+        a_run = threads if in_process else execution.workers or cluster_cpus()
+        names = {trial.name: trial for trial in trials}
+        return run_trials(
+            [*names],
+            partial(_perform, names, study_dir),
+            partial(_progress, names, study_dir),
+            concurrent=study.concurrent or max(1, cluster_cpus() // a_run),
+            cpus=threads if in_process else 0,
+            early_stopping=_asha(study, trials),
+        )
+    finally:
+        if local or ray.is_initialized():
+            ray.shutdown()
+
+
+def _perform(trials: Mapping[str, Trial], study_dir: str, name: str) -> None:
+    from pipeline.studies.trials import perform
+
+    perform(trials[name], study_dir, run_config)
+
+
+def _progress(trials: Mapping[str, Trial], study_dir: str, name: str) -> list[dict[str, float]]:
+    from pipeline.studies.trials import progress
+
+    return list(progress(trials[name], study_dir))
+
+
+def _asha(study: StudyConfig, trials: Sequence[Trial]) -> dict[str, Any] | None:
+    """Arguments of Tune's ASHA, see ``actors.study.run_trials``."""
+    if study.early_stopping is None:
+        return None
+    longest = max(
+        sum(trial.config.in_round(at.number).evolve.generations for at in rounds_of(trial.config)) for trial in trials
+    )
+    return {
+        "time_attr": "generation", "metric": "validation", "mode": "max", "max_t": longest,
+        "grace_period": study.early_stopping.grace_generations,
+        "reduction_factor": study.early_stopping.reduction_factor,
+    }  # fmt: skip
+
+
+def _compare(trials: Sequence[Trial], study_dir: str, threshold: float) -> Comparison | None:
+    """Compare the evaluated runs of a study; None if there is none."""
+    from pipeline.comparison.arms import Arm, check_comparable, read_result
+    from pipeline.comparison.scores import compare
+    from pipeline.storage.run_dir import open_store
+    from pipeline.studies.trials import is_evaluated
+
+    arms: dict[str, list[RunResult]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        if is_evaluated(trial, study_dir):
+            arms.setdefault(trial.arm, []).append(read_result(open_store(f"{study_dir}/{trial.folder}")))
+        else:
+            logger.info("%s is not evaluated yet: the comparison is without it", trial.name)
+    if not arms:
+        return None
+    check_comparable([run for runs in arms.values() for run in runs])
+    order = dict.fromkeys(trial.arm for trial in trials)
+    return compare([Arm(name, arms[name]) for name in order if name in arms], threshold)

@@ -1,0 +1,157 @@
+"""Studies: a base config, and arms that override keys of it, each for several seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from pipeline.base.errors import ConfigError
+from pipeline.config import yaml_text
+from pipeline.config.presets import PRESETS, load_config, preset_names, with_overrides
+from pipeline.config.schema import RunConfig
+from pipeline.config.section import Section
+
+_STUDIES = PRESETS / "studies"
+_ARM_NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
+
+
+class EarlyStoppingConfig(Section):
+    """Early stopping of arms with low validation returns, by asynchronous successive halving (ASHA)."""
+
+    grace_generations: int = Field(ge=1, description="generations before the first decision on a run")
+    reduction_factor: float = Field(3, gt=1, description="of the runs that reach a decision, one in this many goes on")
+
+
+class StudyConfig(Section):
+    """A study: arms times seeds."""
+
+    name: str = Field(pattern=_ARM_NAME, description="name of the study")
+    base: str | dict[str, Any] = Field(
+        description="config that the arms override: a preset, the path of a YAML file, or the config itself"
+    )
+    seeds: list[int] = Field(min_length=1, description="seeds of each arm; three at least for an answer")
+    overrides: dict[str, Any] = Field({}, description="dotted keys and values, for all arms")
+    arms: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="names of the arms, each with its dotted keys and values; the first is the reference"
+    )
+    concurrent: int | None = Field(
+        None, ge=1, description="runs at once; null: as many as the cluster's CPUs allow when the study begins"
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(None, description="null: every run is completed")
+
+
+def study_names() -> list[str]:
+    """Names of the studies that ship with the project."""
+    return sorted(path.stem for path in _STUDIES.glob("*.yaml"))
+
+
+def load_study(
+    study: str, overrides: Sequence[str] = (), varied: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> StudyConfig:
+    """Load a study; or make one from a preset or a config file.
+
+    Args:
+        study: Name of a study that ships with the project, path of a study's YAML file, or a preset or the path of a
+            config. A relative ``base`` in a file is relative to the file's folder.
+        overrides: Settings of all arms, ``key=value``; they win over those of the file.
+        varied: Keys with their values, ``key=a,b,c``: of a preset or a config, an arm for each combination of values.
+        seeds: Seeds of each arm; None for those of the file, or for seed 1.
+
+    Raises:
+        ConfigError: The study is invalid. The message names the key and the reason.
+    """
+    given = dict(_split(override) for override in overrides)
+    path = _STUDIES / f"{study}.yaml" if study in study_names() else Path(study)
+    source = f"study {study}" if study in study_names() else str(path)
+    values = (
+        yaml_text.parse(path.read_text(), source).values if study not in preset_names() and path.is_file() else None
+    )
+    if not isinstance(values, dict) or "arms" not in values:
+        return _of_config(study, given, varied, [1] if seeds is None else seeds)
+    if varied:
+        raise ConfigError(f"--vary {varied[0]}: {source} has arms of its own; name a preset or a config to vary")
+    base = values.get("base")
+    if isinstance(base, str) and base not in preset_names() and not Path(base).is_absolute():
+        values["base"] = str(path.parent / base)
+    merged = {"name": path.stem, **values, "overrides": {**(values.get("overrides") or {}), **given}}
+    return _validate(merged if seeds is None else {**merged, "seeds": [*seeds]}, source)
+
+
+def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], seeds: Sequence[int]) -> StudyConfig:
+    """Study of a preset or a config file, with an arm for each combination of values."""
+    try:
+        name = load_config(base).name
+    except ConfigError as error:
+        raise ConfigError(f"{error}. Studies: {', '.join(study_names())}") from error
+    choices = []
+    for text in varied:
+        key, separator, values = text.partition("=")
+        if not separator or not key or "" in values.split(","):
+            raise ConfigError(f"--vary {text}: expected KEY=VALUE,VALUE, for example mdnrnn.init=trained,random")
+        choices.append([(key, yaml_text.parse(value, f"--vary {text}").values) for value in values.split(",")])
+    arms = {
+        re.sub(r"[^A-Za-z0-9._=+-]", "-", "+".join(f"{key}={value}" for key, value in arm)) or name: dict(arm)
+        for arm in itertools.product(*choices)
+    }
+    study = {"name": name, "base": base, "seeds": [*seeds], "overrides": dict(overrides), "arms": arms}
+    return _validate(study, "the command line")
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"-o {override}: expected dotted.key=value, for example -o evolve.population_size=8")
+    return key, yaml_text.parse(text, f"-o {override}").values
+
+
+def _validate(values: Mapping[str, Any], source: str) -> StudyConfig:
+    try:
+        study = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"{source}: seeds: {study.seeds} names a seed twice")
+    for name in study.arms:
+        if not re.fullmatch(_ARM_NAME, name):
+            raise ConfigError(f"{source}: arms.{name}: expected a name of letters, digits and ._=+-")
+    for name in study.arms:
+        for seed in study.seeds:
+            config_of(study, name, seed)
+    return study
+
+
+def config_of(study: StudyConfig, arm: str, seed: int) -> RunConfig:
+    """Config of a run of a study.
+
+    Args:
+        study: Study.
+        arm: Name of the arm.
+        seed: Seed of the run.
+
+    Raises:
+        ConfigError: The config is invalid; names the arm.
+    """
+    settings = {**study.overrides, **study.arms[arm], "name": f"{study.name}-{arm}", "seed": seed}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    try:
+        if isinstance(study.base, str):
+            return load_config(study.base, overrides)
+        copy = json.loads(json.dumps(study.base))
+        return with_overrides(yaml_text.Document(copy, {}), overrides, f"the base of study {study.name}")
+    except ConfigError as error:
+        raise ConfigError(f"study {study.name}, arm {arm}: {error}") from error
+
+
+def dump_study(study: StudyConfig) -> str:
+    """Write a study as YAML, with the base config in full, so that it depends on no other file."""
+    values = study.model_dump(mode="json")
+    if isinstance(study.base, str):
+        values["base"] = load_config(study.base).model_dump(mode="json")
+    return yaml_text.to_text(values)

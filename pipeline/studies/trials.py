@@ -1,0 +1,83 @@
+"""One run of a study: its shared stages, then the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from pipeline.base.errors import LeaseError
+from pipeline.data.artifacts import EVALUATION, EVOLUTION
+from pipeline.data.rounds import rounds_of
+from pipeline.storage.layout import metrics_key
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.run_dir import open_store
+from pipeline.studies.plan import SharedStage, Trial
+
+logger = logging.getLogger(__name__)
+
+# (config, run directory, command, other runs): ``pipeline.cli.run.run_config``.
+RunConfigOf = Callable[..., int]
+
+_WAIT_S = 2.0
+
+
+def perform(trial: Trial, study_dir: str, run: RunConfigOf) -> None:
+    """Make the shared stages of a run that nobody has made yet, then the run.
+
+    Args:
+        trial: Run of the study.
+        study_dir: Folder of the study, or ``s3://bucket/prefix``.
+        run: Function that runs a config, ``pipeline.cli.run.run_config``.
+    """
+    for stage in trial.shared:
+        _make(stage, study_dir, run)
+    others = [f"{study_dir}/{stage.folder}" for stage in trial.shared]
+    run(trial.config, f"{study_dir}/{trial.folder}", "run", others)
+
+
+def _make(stage: SharedStage, study_dir: str, run: RunConfigOf) -> None:
+    """Make a shared stage, or wait while another run of the study makes it."""
+    location = f"{study_dir}/{stage.folder}"
+    store = open_store(location)
+    waiting = False
+    while read_manifest(store, stage.prefix) is None:
+        try:
+            run(stage.config, location, stage.command, [f"{study_dir}/{folder}" for folder in stage.inputs])
+        except LeaseError as error:
+            if not waiting:
+                logger.info("%s is being made by another run of the study: waiting (%s)", location, error)
+            waiting = True
+            time.sleep(_WAIT_S)
+
+
+def progress(trial: Trial, study_dir: str) -> Iterator[dict[str, float]]:
+    """Validated generations of a run so far, each with the number of its generation and its validation return."""
+    store = open_store(f"{study_dir}/{trial.folder}")
+    before = 0
+    for at in rounds_of(trial.config):
+        last = before
+        try:
+            lines = store.read(metrics_key(at.folder(EVOLUTION))).splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the last line may be half-written
+            last = before + int(row["step"])
+            if row.get("validation_mean") is not None:
+                yield {
+                    "generation": last,
+                    "validation": float(row["validation_mean"]),
+                    "env_steps": float(row["env_steps"]),
+                }
+        before = last
+
+
+def is_evaluated(trial: Trial, study_dir: str) -> bool:
+    """Whether a run of a study has its test scores."""
+    store = open_store(f"{study_dir}/{trial.folder}")
+    return read_manifest(store, rounds_of(trial.config)[-1].folder(EVALUATION)) is not None

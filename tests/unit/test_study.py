@@ -1,0 +1,160 @@
+"""Studies: arms from files and from the command line, the stages that runs share, and a run's way through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.base.errors import ConfigError, LeaseError
+from pipeline.cli.main import main
+from pipeline.cli.run import run_config
+from pipeline.config.study import config_of, dump_study, load_study, study_names
+from pipeline.storage.local import LocalStore
+from pipeline.storage.manifest import read_manifest
+from pipeline.studies import trials as trials_module
+from pipeline.studies.plan import trials_of
+from pipeline.studies.trials import is_evaluated, perform, progress
+from tests.counting import counting_config
+from tests.e2e.command import outcome
+
+
+def study_file(folder: Path, text: str = "", **changes: Any) -> str:
+    """A study of two arms and two seeds on the counting environment."""
+    values = counting_config(changes).model_dump_json()
+    path = folder / "two-arms.yaml"
+    arms = "  trained: {}\n  random: {mdnrnn.init: random}\n  wide: {evolve.sigma: 0.3}\n"
+    path.write_text(text or f"base: {values}\nseeds: [1, 2]\narms:\n{arms}")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_studies_that_ship_are_valid(name: str) -> None:
+    study = load_study(name)
+    assert len(study.seeds) >= 3 and study.early_stopping is None
+    trials = trials_of(study)
+    assert len({trial.folder for trial in trials}) == len(study.arms) * len(study.seeds)
+    budgets = {trial.config.evolve.generations * trial.config.evolve.population_size for trial in trials}
+    assert len(budgets) == 1, "an equal budget"
+
+
+def test_the_ablation_has_the_papers_arms_and_shares_v_within_a_seed() -> None:
+    trials = trials_of(load_study("ablation"))
+    full, untrained, z_only, hidden = (trial.config for trial in trials[:4])
+    assert (full.mdnrnn.init, untrained.mdnrnn.init) == ("trained", "random")
+    assert (z_only.controller.features, z_only.controller.hidden_size) == ("z", 0)
+    assert hidden.controller.features == "z" and hidden.controller.hidden_size > 0
+    shared = [[stage.command for stage in trial.shared] for trial in trials[:4]]
+    assert all(names[:3] == ["collect", "train-vae", "encode"] for names in shared)
+    by_seed = {trial.seed: {stage.folder for stage in trial.shared[:3]} for trial in trials}
+    assert len(set().union(*by_seed.values())) == 9, "nothing is shared across seeds"
+
+
+def test_a_preset_is_varied_in_every_combination() -> None:
+    study = load_study("smoke", ["vae.epochs=1"], ["mdnrnn.init=trained,random", "evolve.sigma=0.1,0.2"], [3, 4])
+    assert [*study.arms] == [
+        "mdnrnn.init=trained+evolve.sigma=0.1", "mdnrnn.init=trained+evolve.sigma=0.2",
+        "mdnrnn.init=random+evolve.sigma=0.1", "mdnrnn.init=random+evolve.sigma=0.2",
+    ]  # fmt: skip
+    config = config_of(study, "mdnrnn.init=random+evolve.sigma=0.2", 4)
+    assert (config.mdnrnn.init, config.evolve.sigma, config.vae.epochs, config.seed) == ("random", 0.2, 1, 4)
+    assert [*load_study("smoke", seeds=[1, 2]).arms] == ["smoke"], "one arm, several seeds"
+
+
+def test_a_saved_study_needs_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 9\nvae: {epochs: 3}\n")
+    file = tmp_path / "study.yaml"
+    file.write_text("base: base.yaml\nseeds: [1]\noverrides: {evolve.sigma: 0.3}\narms:\n  a: {vae.epochs: 4}\n")
+    study = load_study(str(file), ["evolve.sigma=0.4"])
+    (tmp_path / "saved.yaml").write_text(dump_study(study))
+    expected = config_of(study, "a", 1)
+    (tmp_path / "base.yaml").unlink()
+    again = load_study(str(tmp_path / "saved.yaml"))
+    assert config_of(again, "a", 1) == expected
+    assert expected.evolve.sigma == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("base: smoke\nseeds: []\narms: {a: {}}", "seeds"),
+        ("base: smoke\nseeds: [1, 1]\narms: {a: {}}", "names a seed twice"),
+        ("base: smoke\nseeds: [1]\narms: {}", "arms"),
+        ("base: smoke\nseeds: [1]\narms: {a/b: {}}", "arms.a/b: expected a name"),
+        ("base: smoke\nseeds: [1]\narms: {a: {vae.epoch: 1}}", "arm a: .*unknown key vae.epoch. Did you mean epochs"),
+        ("base: smokey\nseeds: [1]\narms: {a: {}}", "smokey"),
+        ("base: smoke\nseeds: [1]\narm: {a: {}}\narms: {a: {}}", "arm: "),
+        ("base: smoke\nseeds: [1]\narms: {a: {}}\nearly_stopping: {}", "grace_generations"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_study(study_file(tmp_path, text))
+
+
+def test_what_is_wrong_on_the_command_line_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--vary mdnrnn.init=: expected KEY=VALUE,VALUE"):
+        load_study("smoke", varied=["mdnrnn.init="])
+    with pytest.raises(ConfigError, match="has arms of its own"):
+        load_study(study_file(tmp_path), varied=["seed=1,2"])
+    with pytest.raises(ConfigError, match=r"neither a preset nor a YAML file.*Studies: ablation"):
+        load_study("ablatoin")
+
+
+def test_runs_share_what_is_the_same_up_to_where_they_differ(tmp_path: Path) -> None:
+    trials = {trial.name: trial for trial in trials_of(load_study(study_file(tmp_path)))}
+    shared = {name: [stage.prefix for stage in trial.shared] for name, trial in trials.items()}
+    assert shared["trained/seed-1"] == shared["wide/seed-1"] == ["rollouts", "vae", "latents", "mdnrnn"]
+    assert shared["random/seed-1"] == ["rollouts", "vae", "latents"], "its M is another"
+    first = trials["trained/seed-1"].shared
+    assert [stage.folder for stage in first[:3]] == [stage.folder for stage in trials["random/seed-1"].shared]
+    assert first[0].folder != trials["trained/seed-2"].shared[0].folder
+    assert first[3].inputs == tuple(stage.folder for stage in first[:3])
+    # Whoever makes it, and whoever takes it over, does so with one config.
+    assert trials["random/seed-1"].shared[0].config == trials["trained/seed-1"].config
+
+
+def test_a_run_makes_its_shared_stages_once_and_refers_to_them(tmp_path: Path) -> None:
+    study_dir = str(tmp_path / "study")
+    trials = trials_of(load_study(study_file(tmp_path), seeds=[1]))
+    ran: list[tuple[str, str]] = []
+
+    def run(config: Any, location: str, command: str, reuse: list[str]) -> int:
+        ran.append((location.removeprefix(f"{study_dir}/").rpartition("-")[0] or location, command))
+        return run_config(config, location, command, reuse)
+
+    for trial in trials:
+        perform(trial, study_dir, run)
+        assert is_evaluated(trial, study_dir)
+    made = [command for place, command in ran if place.startswith("shared")]
+    assert made == ["collect", "train-vae", "encode", "train-mdnrnn"], "each once"
+    for trial in trials:
+        folder = tmp_path / "study" / trial.folder
+        assert not [*(folder / "rollouts").glob("data/*")]
+        rows = [*progress(trial, study_dir)]
+        assert [row["generation"] for row in rows] == [2.0]
+    straight = tmp_path / "straight"
+    run_config(trials[1].config, str(straight), "run")
+    assert outcome(straight) == outcome(tmp_path / "study" / trials[1].folder)
+
+
+def test_a_run_waits_while_another_makes_a_shared_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (trial, *_) = trials_of(load_study(study_file(tmp_path), seeds=[1]))
+    tried: list[str] = []
+    monkeypatch.setattr(trials_module, "_WAIT_S", 0.0)
+
+    def run(config: Any, location: str, command: str, reuse: list[str]) -> int:
+        tried.append(command)
+        if len(tried) < 3:
+            raise LeaseError("another driver has it")
+        return run_config(config, location, command, reuse)
+
+    perform(trial, str(tmp_path / "study"), run)
+    assert tried[:4] == ["collect", "collect", "collect", "train-vae"]
+    assert read_manifest(LocalStore(tmp_path / "study" / trial.folder), "report") is not None
+
+
+def test_a_comparison_needs_a_run_that_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", study_file(tmp_path), "--run-dir", str(tmp_path / "study"), "--only-compare"]) == 1
+    assert "no run of the study" in capsys.readouterr().err
