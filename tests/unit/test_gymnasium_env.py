@@ -39,11 +39,15 @@ class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
         end: tuple[bool, bool] = (True, False),
         remembers: bool = False,
         noise: bool = False,
+        keeps: bool = False,
+        drawn: bool = False,
     ) -> None:
         self.render_mode = render_mode if shows != "nothing" else None
         self._shows, self._ends_at, self._end = shows, ends_at, end
-        self._remembers, self._noise = remembers, noise
+        self._remembers, self._noise, self._keeps = remembers, noise, keeps
         self._episodes = 0
+        self._first: int | None = None
+        self._drawn = int(np.random.default_rng().integers(2**31)) if drawn else 0
         self.action_space = spaces.Discrete(3)
         image = spaces.Box(0, 255, (80, 100, 3), np.uint8)
         small = spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -59,13 +63,15 @@ class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
         super().reset(seed=seed)
         self._episodes += 1
         self._seed, self._step = (seed or 0) % 256, 0
+        if self._keeps:
+            self._seed = self._first = self._seed if self._first is None else self._first
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._step += 1
         over = self._step == self._ends_at
         terminated, truncated = (over and self._end[0]), (over and self._end[1])
-        return self._observation(), float(action), terminated, truncated, {}
+        return self._observation(), float(action) + self._drawn, terminated, truncated, {}
 
     def render(self) -> Any:
         picture = np.zeros((80, 100, 3), np.uint8)
@@ -197,6 +203,28 @@ def test_a_used_instance_that_differs_needs_a_fresh_one_for_each_episode() -> No
         check_determinism(config(remembers=True), 5, exact=True)
     assert check_determinism(config(remembers=True, fresh=True), 5, exact=True) > 0
     assert check_determinism(config(), 5, exact=True) > 0
+
+
+def test_an_instance_that_keeps_its_first_map_is_found_by_a_new_one_on_another_track() -> None:
+    with pytest.raises(ConfigError, match=r"used before gives another episode.*env\.fresh=true"):
+        check_determinism(config(keeps=True), 5, exact=True)
+    assert check_determinism(config(keeps=True, fresh=True), 5, exact=True) > 0
+
+
+def test_chance_that_an_instance_draws_once_is_found_by_a_second_one() -> None:
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match=r"is not deterministic"):
+            check_determinism(config(drawn=True, fresh=fresh), 5, exact=True)
+
+
+def test_short_episodes_are_followed_by_more_of_them_until_there_are_steps_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracks: list[int] = []
+    reset = Ramp.reset
+    monkeypatch.setattr(Ramp, "reset", lambda self, *, seed, **more: tracks.append(seed) or reset(self, seed=seed))
+    check_determinism(config(ends_at=20), 5, exact=True)
+    assert tracks == [5, 7, 9, 6, 8, 10, 5, 7, 9, 6, 8, 10]
 
 
 def test_what_an_environment_raises_is_refused_before_the_run_with_its_place() -> None:
