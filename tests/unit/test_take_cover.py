@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pipeline.config.schema import EnvConfig
 from pipeline.envs import reaper
 from pipeline.envs.take_cover import TakeCover
 from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
-from tests.engines import shared_memory, wait_until_gone
+from tests.engines import engines_below, shared_memory, wait_until_gone
 
 CONFIG = EnvConfig(id="TakeCover", max_episode_steps=2100)
 FIRST_GAME = 20_000
@@ -171,6 +172,21 @@ time.sleep(3600)
 """
 
 
+STARTING = """
+import sys
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.registry import make_environment
+envs = [make_environment(EnvConfig(id="TakeCover")) for _ in range(2)]
+print("starting", flush=True)
+envs[0].reset(1)
+print("started", flush=True)
+input()
+envs[1].reset(1)
+print("started", flush=True)
+input()
+"""
+
+
 @pytest.mark.parametrize("end", ["closes", "raises", "SIGTERM", "SIGKILL", "stopped, then SIGKILL"])
 def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
@@ -195,6 +211,59 @@ def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: 
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
     assert list(here.iterdir()) == [], "nothing is written to the working directory"
+
+
+def test_an_engine_whose_worker_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    worker = subprocess.Popen([sys.executable, "-c", STARTING], stdout=subprocess.PIPE, text=True, env=environment)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "starting\n"
+    started: list[psutil.Process] = []
+    while not started and worker.poll() is None:
+        started = [child for child in psutil.Process(worker.pid).children() if "vizdoom" in child.name()]
+    (engine,) = started
+    engine.suspend()  # so that its start does not come to an end
+    memory = shared_memory(engine)
+    try:
+        worker.kill()
+        worker.wait(600)
+        wait_until_gone([engine], memory)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            engine.kill()
+
+
+def test_a_reaper_that_was_killed_is_followed_by_another_that_ends_all_engines(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert worker.stdin is not None and worker.stdout is not None
+    assert [worker.stdout.readline() for _ in range(2)] == ["starting\n", "started\n"]
+    (reaping,) = (
+        process
+        for process in psutil.process_iter()
+        if process.is_running() and _variable(process, "TMPDIR") == str(tmp_path) and "detached" in process.cmdline()
+    )
+    reaping.kill()
+    reaping.wait(600)
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    assert worker.stdout.readline() == "started\n"
+    engines = engines_below(worker.pid)
+    memory = [path for engine in engines for path in shared_memory(engine)]
+    assert len(engines) == 2 and len(memory) == 6
+    worker.kill()
+    worker.wait(600)
+    wait_until_gone(engines, memory)
+
+
+def _variable(process: psutil.Process, name: str) -> str | None:
+    try:
+        return str(process.environ().get(name))
+    except psutil.Error:
+        return None
 
 
 def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown() -> None:
