@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from pipeline.base.errors import SessionEnded
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
+from pipeline.data.quality import held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
@@ -39,6 +40,8 @@ def describe_run(store: Store) -> str:
             lines.append(f"  {stage.name:<13} out of date: its inputs have grown")
         elif manifest is not None:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
+            if stage.name == "evolve" and config.evolve.select == "dream":
+                lines[-1] += f", in dreams ({_trust(config, store, stage.round)})"
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
     lines += _branches(config, store)
@@ -49,16 +52,18 @@ def describe_run(store: Store) -> str:
         ended = read_manifest(store, at.folder(EVOLUTION)) is not None
         generations = config.in_round(at.number).evolve.generations
         left = max(0, generations - last.generation) * seconds
+        trust = _trust(config, store, at)
+        dreamt = f", in dreams: {trust}" if config.in_round(at.number).evolve.dreams_at(last.generation) else ""
         of_round = "" if at == FIRST else f"round {at.number}, "
         lines.append(
             f"evolution: {of_round}generation {last.generation} of {generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {seconds:.1f} s/generation, "
+            f"(best candidate {last.fitness_max:.1f}{dreamt}), {seconds:.1f} s/generation, "
             f"{'ended' if ended else f'{tqdm.format_interval(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
             lines.append(
                 f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
-                f"{state['best_generation']}"
+                f"{state['best_generation']}{f' ({trust})' if config.evolve.select == 'dream' else ''}"
             )
     checkpoint = _newest_checkpoint(config, store)
     if checkpoint is not None:
@@ -69,12 +74,19 @@ def describe_run(store: Store) -> str:
     return "\n".join(lines)
 
 
+def _trust(config: RunConfig, store: Store, at: Round) -> str:
+    """Share of the ends that a round's M predicts, in words."""
+    manifest = read_manifest(store, at.folder(MDNRNN))
+    return predicted_ends(held_out_quality(manifest.info if manifest else {}, config.dream.end_probability))
+
+
 def _branches(config: RunConfig, store: Store) -> list[str]:
     """Lines on the evolutions of ``world-models temperatures``."""
     lines = []
     for at in rounds_of(config):
-        start = at.folder("temperature-")
-        for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in store.list(start)}):
+        starts = (at.folder("temperature-"), at.folder("game/"))
+        keys = [key for start in starts for key in store.list(start)]
+        for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in keys}):
             evolved, evaluated = (
                 read_manifest(store, Round(at.number, branch).folder(name)) for name in (EVOLUTION, EVALUATION)
             )

@@ -14,6 +14,7 @@ from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, mdnrnn_weights, vae_weights
+from pipeline.data.quality import held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_folder
 from pipeline.data.shards import read_latents
 from pipeline.envs.actions import Actions
@@ -180,9 +181,8 @@ class Crew:
             assert starts is not None
             return dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
 
-        held_out = require_manifest(store, at.folder(MDNRNN)).info.get("held_out") or {}
-        recall = held_out.get("end_recall")
-        trust = "M predicts an unknown share of the ends" if recall is None else f"M predicts {recall:.0%} of the ends"
+        info = require_manifest(store, at.folder(MDNRNN)).info
+        trust = predicted_ends(held_out_quality(info, config.dream.end_probability))
         return cls(lambda: rollout_pool(executor, config.env, config.agent, v, m), dreamers, trust)
 
     def drivers(self) -> Pool:

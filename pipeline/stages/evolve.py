@@ -167,6 +167,8 @@ def _evolve(
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
+            if config.evolve.dreams_at(row.generation):
+                shown["fitness"] += f" in dreams ({crew.trust})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
             if row.dream_mean is not None:
@@ -175,6 +177,8 @@ def _evolve(
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
                 best = "none" if state.best_validation is None else f"{state.best_validation:.1f}"
+                if config.evolve.select == "dream":
+                    best += f", in dreams ({crew.trust})"
                 raise SessionEnded(
                     f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {best}. "

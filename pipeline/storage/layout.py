@@ -4,8 +4,9 @@ File managers, editors, network file systems, synchronisation services and peopl
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
 A run directory holds ``config.yaml``, ``sessions/NUMBER/`` and a folder for each stage. Those of later rounds lie in
-``round-NUMBER/``, and other evolutions with a round's V and M in ``temperature-NUMBER/``. A stage's folder holds its
-manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its checkpoints.
+``round-NUMBER/``, and other evolutions with the V and M of a round in ``temperature-NUMBER/`` and ``game/``. The folder
+of a stage holds its manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _OWN = re.compile(
     rf"""
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
-    | (round-\d{{3}}/)?(temperature-[0-9.]+/)?[a-z]+/(
+    | (round-\d{{3}}/)?((temperature-[0-9.]+|game)/)?[a-z]+/(
         MANIFEST\.json | BEGUN\.json | metrics\.jsonl | index\.html | report\.json
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
