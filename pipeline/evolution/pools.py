@@ -77,8 +77,8 @@ def run_dreams(
     mdnrnn_weights: bytes,
     starts: Starts,
 ) -> Generator[Update, None, list[tuple[JobId, RolloutResult]]]:
-    """Run all dreams in one batch on a GPU; a task for an executor. Returns (job id, result) for each."""
-    worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=len(jobs))
+    """Run all dreams on a GPU; a task for an executor. Returns (job id, result) for each."""
+    worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=True)
     found: list[tuple[JobId, RolloutResult]] = []
     for pair in worker.run(jobs):
         found.append(pair)
