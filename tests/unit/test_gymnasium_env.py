@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
-from pipeline.envs import registry
+from pipeline.envs import gymnasium_env, registry
 from pipeline.envs.determinism import check_determinism
 from pipeline.envs.environment import Environment
 from pipeline.envs.frames import to_frame, to_rgb
@@ -289,6 +290,30 @@ def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an id of"):
         make_environment(EnvConfig(id="ramps:Flat-v0"))
     del gymnasium.registry["Steep-v0"]
+
+
+@pytest.mark.parametrize("raised", ["KeyError('x')", "RuntimeError('x')", "SystemExit(3)"])
+def test_a_module_that_raises_on_import_is_named(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_game.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"importing broken_game failed: {raised.partition('(')[0]}"):
+        make_environment(EnvConfig(id="broken_game:Game"))
+
+
+def test_an_engine_is_guarded_by_the_class_that_starts_it_and_not_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded: list[str] = []
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        guarded.append("engine")
+        yield
+
+    monkeypatch.setattr(gymnasium_env, "starting_engines", guard)
+    make_environment(config()).reset(1)
+    assert guarded == []
+    monkeypatch.setattr(Ramp, "__module__", "vizdoom.gymnasium_wrapper.base_gymnasium_env")
+    make_environment(config()).reset(1)
+    assert guarded == ["engine"]
 
 
 def test_facts_come_from_an_instance_and_speeds_from_its_metadata() -> None:
