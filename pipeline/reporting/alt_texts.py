@@ -57,7 +57,8 @@ def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key:
         parts.append(f"from {number(training[0][key], 3)} to {number(training[-1][key], 3)} on training episodes")
     if held_out:
         best = min(held_out, key=lambda row: row["loss"])[key]
-        epochs = f"{number(len(held_out))} epoch{'s' * (len(held_out) != 1)}"
+        count = sum(row["step"] > 0 for row in held_out)  # at step 0: the weights of the round before
+        epochs = f"{number(count)} epoch{'s' * (count != 1)}"
         parts.append(f"on held-out episodes {number(best, 3)} at its best of {epochs}")
     return f"Training of the {name}, {unit}: {', '.join(parts)}."
 
