@@ -110,6 +110,30 @@ def test_frames_are_colour_without_the_status_bar(env: TakeCover) -> None:
     assert env.render().shape == (120, 160, 3)
     red, _, blue = frame.reshape(-1, 3).astype(int).mean(axis=0)
     assert red > blue, "the walls of this map are brown"
+    screen = env.render().astype(np.float64)
+    # Of 64 rows the last one covers rows 98.4 to 100 of the screen; the status bar begins at 100.
+    last = (0.5625 * screen[98] + screen[99]) / 1.5625
+    wide = np.repeat(last, 2, axis=0).reshape(64, 5, 3).mean(axis=1)
+    np.testing.assert_allclose(frame[-1], wide, atol=0.51)
+    for _ in range(25):
+        env.step(np.ones(1, np.float32))
+    moved = np.abs(env.render() - screen).mean(axis=(1, 2))
+    assert moved[95:100].min() > 1 and moved[100:107].max() == 0, "a walk changes the view and not the bar"
+
+
+def test_frames_look_like_those_of_the_papers_resolution(env: TakeCover) -> None:
+    large = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=2100, options={"resolution": "640x480"}))
+    try:
+        for track in (3, 4):
+            seen = [(env.reset(track), large.reset(track))]
+            for step in range(60):
+                action = env.actions.random(np.random.default_rng(step))
+                seen.append((env.step(action).frame, large.step(action).frame))
+            assert large.render().shape == (480, 640, 3)
+            differences = [np.abs(one.astype(np.int64) - other).mean() for one, other in seen]
+            assert max(differences) < 6, "of 255"
+    finally:
+        large.close()
 
 
 def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thresholds(env: TakeCover) -> None:
@@ -123,10 +147,16 @@ def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thre
             frame = env.step(np.array([value], np.float32)).frame
         return frame.astype(np.int64)
 
-    still, right = after(0.0), after(1.0)
-    # Of the frames shifted to either side, the one shifted to the left resembles the view after a walk to the right.
-    shift = [np.abs(np.roll(still, columns, axis=1)[:, 12:-12] - right[:, 12:-12]).mean() for columns in (-8, 8)]
-    assert shift[0] != shift[1] and np.abs(still - right).mean() > 1
+    still = after(0.0)
+
+    def unlike(walked: NDArray[np.int64], columns: int) -> float:
+        """Difference from the view without a walk, shifted to the right by some columns."""
+        return float(np.abs(np.roll(still, columns, axis=1)[:, 12:-12] - walked[:, 12:-12]).mean())
+
+    # A walk to the right moves the view to the left.
+    right, left = after(1.0), after(-1.0)
+    assert unlike(right, -8) < unlike(right, 8) - 0.3
+    assert unlike(left, 8) < unlike(left, -8) - 0.3
 
 
 def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:
