@@ -10,7 +10,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import make_environment
 from pipeline.rollouts.policies import make_policy
 
-_EPISODES = 8
+_EPISODES = 32
 _SECONDS = 1.0
 
 
