@@ -41,7 +41,7 @@ def describe_run(store: Store) -> str:
         elif manifest is not None:
             lines.append(f"  {stage.name:<13} complete    {_seconds(manifest.info):>9}  {_facts(manifest.info)}")
             if stage.name == "evolve" and config.evolve.select == "dream":
-                lines[-1] += f", in dreams ({_trust(config, store, stage.round)})"
+                lines[-1] += f"; best_validation is in dreams ({_trust(config, store, stage.round)})"
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
     lines += _branches(config, store)
