@@ -195,11 +195,16 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv[Array, Any, NDArray[Any]]):  # t
             seed: Seed of the first dream, whose successors get the next ones; or one seed for each. None continues the
                 current streams.
             options: Argument of Gymnasium's interface; not used.
+
+        Raises:
+            ValueError: The number of seeds is not that of dreams.
         """
         if seed is not None or not self._streams:
             seeds = [None] * self.num_envs if seed is None else seed
-            if isinstance(seeds, int):
-                seeds = range(seeds, seeds + self.num_envs)
+            if isinstance(seeds, int | np.integer):
+                seeds = range(int(seeds), int(seeds) + self.num_envs)
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"{len(seeds)} seeds for {self.num_envs} dreams: expected one for each, or one in all")
             self._streams = [np.random.default_rng(each) for each in seeds]
         for slot, stream in enumerate(self._streams):
             self._dreams.begin(slot, stream)

@@ -106,9 +106,7 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
     where = store.locate(manifest_key(stage.prefix))
     if lines := diff(manifest.config, identity):
-        raise ConfigError(
-            f"{where} was made with a different config:\n" + "\n".join(lines) + "\nChoose another --run-dir."
-        )
+        raise ConfigError(f"{where} was made with a different config:\n" + "\n".join(lines) + _elsewhere(store, stage))
     if lines := shrunk(manifest.grown, growable):
         raise ConfigError(
             f"{where} already has more than this config asks for:\n" + "\n".join(lines) + "\nThese keys may only grow."
@@ -154,6 +152,14 @@ def _refer_to_inputs(config: RunConfig, store: Store, stage: Stage, reuse: Seque
                 _refer_to_equal(at, store, earlier[prefix], _upstream_digests(config, store, earlier[prefix]), reuse)
 
 
+def _elsewhere(store: Store, stage: Stage) -> str:
+    """Next step after a refusal of a stage that was made with another config."""
+    if not stage.round.branch:
+        return "\nChoose another --run-dir."
+    folder = store.locate(stage.prefix.rpartition("/")[0])
+    return f"\nUse these values again; or remove {folder} to run this evolution from scratch."
+
+
 def _immutable_digests(stage: Stage, upstream: Mapping[str, str]) -> dict[str, str]:
     """Digests of the upstream stages that must never change."""
     return {prefix: digest for prefix, digest in upstream.items() if prefix not in stage.may_grow}
@@ -190,7 +196,7 @@ def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapp
         raise ConfigError(
             f"{store.locate(key)}: the stage was started with a different config:\n"
             + "\n".join(lines)
-            + "\nChoose another --run-dir."
+            + _elsewhere(store, stage)
         )
     _check_upstream(store, stage, upstream_before, upstream)
 

@@ -20,13 +20,13 @@ from pipeline.config.presets import validate
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import shard_name
 from pipeline.data.episodes import Episode, LatentEpisode
+from pipeline.data.quality import Assessment
 from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
 from pipeline.evolution.state import Generation
 from pipeline.models import weights
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
-from pipeline.training.assessment import Assessment
 
 SHARDS, PER_SHARD, Z, A = 3, 2, 4, 3
 SECONDS = {"rollouts": 11.5, "vae": 22.25, "latents": 3.0, "mdnrnn": 4.5, "evolution": 77.0, "evaluation": 9.0}

@@ -7,12 +7,13 @@ from typing import Any
 from pipeline.base.errors import SessionEnded
 from pipeline.base.formatting import duration
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
+from pipeline.data.quality import held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.layout import PAGE, TEMPERATURE, view_key
+from pipeline.storage.layout import GAME, PAGE, TEMPERATURE, view_key
 from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
 from pipeline.storage.saved_config import saved_config
@@ -41,6 +42,8 @@ def describe_run(store: Store) -> str:
             lines.append(
                 f"  {stage.name:<13} complete  {duration(manifest.info['seconds']):>11}  {_facts(manifest.info)}"
             )
+            if stage.name == "evolve" and config.evolve.select == "dream":
+                lines[-1] += f"; best_validation is in dreams ({_recall(config, store, stage.round)})"
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
     lines += _branches(config, store)
@@ -51,16 +54,18 @@ def describe_run(store: Store) -> str:
         ended = read_manifest(store, at.folder(EVOLUTION)) is not None
         generations = config.in_round(at.number).evolve.generations
         left = max(0, generations - last.generation) * each_s
+        recall = _recall(config, store, at)
+        dreamt = f", in dreams: {recall}" if config.in_round(at.number).evolve.dreams_at(last.generation) else ""
         of_round = "" if at == FIRST else f"round {at.number}, "
         lines.append(
             f"evolution: {of_round}generation {last.generation} of {generations}, fitness {last.fitness_mean:.1f} "
-            f"(best candidate {last.fitness_max:.1f}), {each_s:.1f} s/generation, "
+            f"(best candidate {last.fitness_max:.1f}{dreamt}), {each_s:.1f} s/generation, "
             f"{'ended' if ended else f'{duration(left)} left'}, {state['env_steps']:,} steps"
         )
         if state["best_validation"] is not None:
             lines.append(
                 f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
-                f"{state['best_generation']}"
+                f"{state['best_generation']}{f' ({recall})' if config.evolve.select == 'dream' else ''}"
             )
     checkpoint = _newest_checkpoint(config, store)
     if checkpoint is not None:
@@ -71,12 +76,19 @@ def describe_run(store: Store) -> str:
     return "\n".join(lines)
 
 
+def _recall(config: RunConfig, store: Store, at: Round) -> str:
+    """Share of the ends that a round's M predicts, in words."""
+    manifest = read_manifest(store, at.folder(MDNRNN))
+    return predicted_ends(held_out_quality(manifest.info if manifest else {}, config.dream.end_probability))
+
+
 def _branches(config: RunConfig, store: Store) -> list[str]:
     """Lines on the evolutions of ``world-models temperatures``."""
     lines = []
     for at in rounds_of(config):
-        start = at.folder(TEMPERATURE)
-        for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in store.list(start)}):
+        starts = (at.folder(TEMPERATURE), at.folder(f"{GAME}/"))
+        keys = [key for start in starts for key in store.list(start)]
+        for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in keys}):
             evolved, evaluated = (
                 read_manifest(store, Round(at.number, branch).folder(name)) for name in (EVOLUTION, EVALUATION)
             )

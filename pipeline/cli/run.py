@@ -77,6 +77,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.envs.determinism import check_determinism
     from pipeline.envs.registry import CAR_RACING, check_environment
     from pipeline.planning import preflight
+    from pipeline.planning.episode_length import collected_actions
     from pipeline.planning.growth import check_growth
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
@@ -90,11 +91,12 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
     check_growth(config, store)
-    rate = None
+    rate = length = None
     if config.env.id != CAR_RACING:  # its bits are tested, and its speed is known
         rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
-    preflight.check(config, run_dir)
-    logger.info(preflight.describe(config, store.locate(), rate))
+        length = collected_actions(config)
+    preflight.check(config, run_dir, length)
+    logger.info(preflight.describe(config, store.locate(), rate, length))
 
     executor = make_executor(config)
     try:

@@ -25,6 +25,8 @@ examples:
   world-models temperatures runs/takecover-laptop --generations 50 --episodes 300 --json
   world-models temperatures runs/car --at 0.7 1.0 -o dream.reward=model -o dream.start=anywhere
                                                           an M that was trained with mdnrnn.reward_weight above 0
+  world-models temperatures runs/car --at 0.7 1.0 1.15 1.3 --game
+                                                          and an evolution in the game, as long as the others
 """
 
 _RESUMING = """\
@@ -40,7 +42,8 @@ def add_parser(commands: Commands) -> None:
         "temperatures",
         help=text,
         description=f"{text}.\nV and M are those of the run. Each evolution lies in its own folder of the run and is "
-        "resumed by the same command;\nits best controller is chosen by dreams alone and tested on the test tracks.",
+        "resumed by the same command;\nits best controller is chosen by dreams alone and tested on the test tracks. "
+        "They are those of the run's evaluation:\na temperature that is chosen by this table is chosen on them.",
         epilog=f"{_EXAMPLES}\n{_RESUMING}",
         formatter_class=FORMATTER,
     )
@@ -52,6 +55,9 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("--generations", type=positive, metavar="N", help="generations of each (default: the run's)")
     command.add_argument("--episodes", type=positive, metavar="N", help="test episodes of each (default: the run's)")
     command.add_argument("--json", action="store_true", help="print JSON: one list as the last line")
+    command.add_argument(
+        "--game", action="store_true", help="add a row: an evolution in the game, with the same V, M and generations"
+    )
     add_override(command)
     command.set_defaults(perform=_temperatures)
 
@@ -69,7 +75,8 @@ def _temperatures(options: argparse.Namespace) -> int:
     require_run(store)
     config = saved_config(store, options.override)
     refuse_other_identity(saved_config(store), config, ("dream", "evolve", "evaluate"), "temperatures")
-    configs = {at: config_at(config, at, options.generations, options.episodes) for at in sorted(set(options.at))}
+    wanted: list[float | None] = [*sorted(set(options.at)), *([None] if options.game else [])]
+    configs = {at: config_at(config, at, options.generations, options.episodes) for at in wanted}
     folders = {at: branch_name(at) for at in configs}
     check_environment(config)
     refuse_if_owned(store)
@@ -89,36 +96,38 @@ def _temperatures(options: argparse.Namespace) -> int:
         check_devices(next(iter(configs.values())), executor)
         with lease_for(config, store, "temperatures") as fenced:
             for number, (at, chosen) in enumerate(configs.items(), 1):
-                logger.info("temperature %g (%d of %d)", at, number, len(configs))
+                logger.info("%s (%d of %d)", folders[at], number, len(configs))
                 run_stages(chosen, fenced, executor, branch_stages(chosen, branches[at]))
     finally:
         executor.close()
-    rows = [read_row(store, branch, at) for at, branch in branches.items()]
-    print("\n".join(table(rows, store, Round(last))))
+    rows = [read_row(store, branch, at, config.dream.end_probability) for at, branch in branches.items()]
+    print("\n".join(table(rows)))
     if options.json:
         print(json.dumps(to_json(rows)))
     return 0
 
 
-def branch_name(temperature: float) -> str:
-    """Folder of an evolution at a temperature.
+def branch_name(temperature: float | None) -> str:
+    """Folder of an evolution at a temperature; None is the one in the game.
 
     Raises:
         ConfigError: The temperature has more than two decimals, which a name does not show.
     """
-    from pipeline.storage.layout import temperature_folder
+    from pipeline.storage.layout import GAME, temperature_folder
 
+    if temperature is None:
+        return GAME
     if round(temperature, 2) != temperature:
         raise ConfigError(f"temperature {temperature!r}: at most two decimals are expected")
     return temperature_folder(temperature)
 
 
-def config_at(config: RunConfig, temperature: float, generations: int | None, episodes: int | None) -> RunConfig:
+def config_at(config: RunConfig, temperature: float | None, generations: int | None, episodes: int | None) -> RunConfig:
     """Config of an evolution in the dream at a temperature: nothing in it is chosen by the environment.
 
     Args:
         config: Config of the run.
-        temperature: Temperature of the dreams.
+        temperature: Temperature of the dreams; None for an evolution in the game, and chosen by it.
         generations: Generations; None for the run's.
         episodes: Test episodes; None for the run's.
 
@@ -128,20 +137,25 @@ def config_at(config: RunConfig, temperature: float, generations: int | None, ep
     from pipeline.config.presets import validate
 
     values = config.model_dump()
-    values["dream"]["temperature"] = temperature
     values["evolve"] |= {
-        "environment": "dream",
-        "select": "dream",
         "game_from": None,
         "generations": generations or config.evolve.generations,
-        # Parts of an evolution in the environment.
-        "replayed_tracks": 0,
-        "episode_steps": None,
-        "stall_steps": None,
         "target_return": None,
     }
+    if temperature is None:
+        values["evolve"] |= {"environment": "game", "select": "game"}
+    else:
+        values["dream"]["temperature"] = temperature
+        values["evolve"] |= {
+            "environment": "dream",
+            "select": "dream",
+            # Parts of an evolution in the environment.
+            "replayed_tracks": 0,
+            "episode_steps": None,
+            "stall_steps": None,
+        }
     values["evaluate"] |= {"controllers": "best", "episodes": episodes or config.evaluate.episodes}
-    found = validate(values, f"temperature {temperature:g}")
+    found = validate(values, branch_name(temperature))
     if found.evolve.generations < found.evolve.validate_every:
         raise ConfigError(
             f"{found.evolve.generations} generations end before the first validation, which chooses the controller "

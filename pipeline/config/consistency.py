@@ -73,6 +73,11 @@ def check_consistency(config: RunConfig) -> None:
             raise ValueError(f"{stage} {episodes} is more than {key} holds ({tracks.size} tracks)")
     if config.evolve.environment == "dream":
         check_heads(config.dream, config.mdnrnn)
+        if (config.evolve.game_from or 0) > config.evolve.generations:
+            raise ValueError(
+                f"evolve.game_from {config.evolve.game_from} is above evolve.generations {config.evolve.generations}: "
+                "no generation would be scored in the environment. Lower it, or set it to null"
+            )
         only_dreams = config.evolve.game_from is None
         if config.evolve.replayed_tracks and only_dreams:
             raise ValueError("evolve.replayed_tracks: a dream has no track. Set it to 0, or evolve.environment to game")

@@ -43,7 +43,7 @@ class DreamConfig(Section):
         128, ge=1, description="dreams in a forward pass on a CPU; an identity key: it changes bits"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: a GPU if there is one, which then dreams a whole generation in one batch"
+        "auto", description="auto: a GPU if there is one, which then dreams a whole generation in one task"
     )
     lanes: int = runtime(256, ge=1, description="dreams that one worker runs in lockstep on a CPU")
 

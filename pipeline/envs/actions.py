@@ -58,7 +58,7 @@ class BoxActions:
         dtype: Type of the numbers that the environment takes.
 
     Raises:
-        ValueError: A bound is not finite, or not below the other.
+        ValueError: A bound is not finite or not below the other, or their difference is too large for float32.
     """
 
     discrete = False
@@ -66,8 +66,12 @@ class BoxActions:
 
     def __init__(self, low: ArrayLike, high: ArrayLike, dtype: Any = np.float32) -> None:
         first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
-        if not (np.isfinite(first).all() and np.isfinite(last).all() and (first < last).all()):
-            raise ValueError(f"the bounds {first.tolist()} and {last.tolist()} are not finite, or not in order")
+        with np.errstate(over="ignore", invalid="ignore"):
+            ranges = last - first
+        if not (np.isfinite(ranges).all() and (ranges > 0).all()):
+            raise ValueError(
+                f"the bounds {first.tolist()} and {last.tolist()} are not finite, too far apart, or not in order"
+            )
         self._shape, self._dtype = first.shape, dtype
         self.low, self.high = first.reshape(-1), last.reshape(-1)
         self.size = self.low.size
@@ -85,6 +89,8 @@ class BoxActions:
 
     def native(self, action: Vector) -> Any:
         """See ``Actions.native``."""
+        if np.issubdtype(self._dtype, np.integer):
+            action = np.rint(action)
         return action.reshape(self._shape).astype(self._dtype)
 
     def vector(self, value: Any) -> Vector:

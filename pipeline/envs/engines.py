@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,13 +21,14 @@ import psutil
 
 from pipeline.envs import reaper
 
-_INSTANCE = "+viz_instance_id"  # argument of an engine, before the ID that its shared memory is named after
-
 
 @contextmanager
 def starting_engines() -> Iterator[None]:
-    """Guard the engines that are started inside, which write their files into a temporary folder."""
-    registry = _reaper()
+    """Guard the engines that are started inside, which write their files into a temporary folder.
+
+    It is also their working directory, by which the reaper finds one whose worker is killed before it is registered.
+    """
+    _tell({"folder": str(_folder())})
     before = set(_children())
     here = Path.cwd()
     os.chdir(_folder())
@@ -36,18 +37,27 @@ def starting_engines() -> Iterator[None]:
     finally:
         os.chdir(here)
         for child in set(_children()) - before:
-            _register(registry, child)
+            _register(child)
 
 
-def _register(registry: IO[str], engine: psutil.Process) -> None:
+def _register(engine: psutil.Process) -> None:
     try:
         arguments = engine.cmdline()
     except psutil.Error:  # it has ended already
         return
-    if _INSTANCE in arguments:
-        shared = f"ViZDoom*{arguments[arguments.index(_INSTANCE) + 1]}"
-        entry = {"pid": engine.pid, "started": reaper.started(engine.pid), "shared_memory": shared}
-        print(json.dumps(entry), file=registry, flush=True)
+    shared = reaper.shared_memory(arguments)
+    if shared is not None:
+        _tell({"pid": engine.pid, "started": reaper.started(engine.pid), "shared_memory": shared})
+
+
+def _tell(entry: Mapping[str, str | int | None]) -> None:
+    """Send an entry to the reaper; if it was killed, to a new one, which finds earlier engines by their folder."""
+    line = json.dumps(entry).encode() + b"\n"
+    try:
+        _reaper().write(line)
+    except BrokenPipeError:
+        _reaper.cache_clear()
+        _reaper().write(line)
 
 
 def _children() -> list[psutil.Process]:
@@ -56,17 +66,17 @@ def _children() -> list[psutil.Process]:
 
 
 @cache
-def _reaper() -> IO[str]:
+def _reaper() -> IO[bytes]:
     """Pipe to the process that ends this process's engines."""
     process = subprocess.Popen(
         [sys.executable, "-S", "-E", reaper.__file__, "detached"],
         stdin=subprocess.PIPE,
-        text=True,
+        bufsize=0,
         start_new_session=True,
     )
     assert process.stdin is not None
     process.wait()  # only until it has detached itself
-    print(json.dumps({"folder": str(_folder())}), file=process.stdin, flush=True)
+    process.stdin.write(json.dumps({"folder": str(_folder())}).encode() + b"\n")
     return process.stdin
 
 

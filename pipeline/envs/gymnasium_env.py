@@ -109,7 +109,7 @@ class GymnasiumEnvironment:
             self._game = _make(self._config)
         self._fresh = False
         self._steps = 0
-        with _engines(self._config):
+        with _engines(self._game):
             observation, _ = self._game.reset(seed=track)
         return self._frame(observation)
 
@@ -163,17 +163,17 @@ def _make(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     if modes is None or "rgb_array" in modes:
         arguments.setdefault("render_mode", "rgb_array")
     try:
-        with _engines(config):
-            return gymnasium.make(spec, **arguments)
+        return gymnasium.make(spec, **arguments)
     except Exception as error:  # an environment's constructor may raise anything
         raise ConfigError(
             f"env.id = {config.id!r} cannot be made with env.options {config.options}: {type(error).__name__}: {error}"
         ) from error
 
 
-def _engines(config: EnvConfig) -> AbstractContextManager[None]:
-    """Guard of the engines that an environment starts, in its constructor or in its first reset."""
-    return starting_engines() if config.id.rpartition(":")[2].startswith("Vizdoom") else nullcontext()
+def _engines(game: gymnasium.Env[Any, Any]) -> AbstractContextManager[None]:
+    """Guard of the engine that an environment starts in its first reset, whatever its id; only ViZDoom's do."""
+    packages = {kind.__module__.partition(".")[0] for kind in type(game.unwrapped).__mro__}
+    return starting_engines() if "vizdoom" in packages else nullcontext()
 
 
 def _render_modes(spec: Any) -> list[str] | None:

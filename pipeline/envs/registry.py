@@ -61,8 +61,8 @@ def environment_class(env_id: str) -> EnvironmentClass:
     if separator:
         try:
             found = getattr(importlib.import_module(module), name, None)
-        except (ImportError, ValueError, TypeError) as error:
-            reason = f"importing {module} failed: {error}"
+        except (Exception, SystemExit) as error:  # a user's module may raise anything
+            reason = f"importing {module} failed: {type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
                 reason = f"{error}, so start the command with PYTHONPATH=FOLDER, the folder that holds it"
             raise _unknown(env_id, reason) from error

@@ -215,3 +215,23 @@ def _min_finite(returns: Iterable[float]) -> float:
 
 def _replace_non_finite(returns: Iterable[float], replacement: float) -> list[float]:
     return [value if math.isfinite(value) else replacement for value in returns]
+
+
+class Steps:
+    """Counter of the steps of episodes; call it with each result.
+
+    Args:
+        on_episode: Callback for the result of each episode.
+
+    Attributes:
+        count: Number of steps.
+    """
+
+    def __init__(self, on_episode: Callable[[RolloutResult], None]) -> None:
+        self.count = 0
+        self._on_episode = on_episode
+
+    def __call__(self, job: RolloutJob, result: RolloutResult) -> None:
+        """Count the steps of an episode."""
+        self.count += result.steps
+        self._on_episode(result)

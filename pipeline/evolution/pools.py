@@ -14,6 +14,7 @@ from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, mdnrnn_weights, vae_weights
+from pipeline.data.quality import held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, latents_rounds, vae_folder
 from pipeline.data.shards import read_latents
 from pipeline.envs.actions import Actions
@@ -92,7 +93,7 @@ def run_dreams(
     mdnrnn_weights: bytes,
     starts: Starts,
 ) -> Generator[Update, None, list[tuple[JobId, RolloutResult]]]:
-    """Run all dreams in one batch on a GPU; a task for an executor.
+    """Run all dreams on a GPU; a task for an executor.
 
     Args:
         jobs: Dreams to run.
@@ -108,7 +109,7 @@ def run_dreams(
     Returns:
         (job ID, result) of each dream.
     """
-    worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=len(jobs))
+    worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=True)
     found: list[tuple[JobId, RolloutResult]] = []
     for pair in worker.run(jobs):
         found.append(pair)
@@ -218,13 +219,11 @@ class Crew:
             assert starts is not None
             return open_dream_pool(executor, config.agent, config.dream, traits_of(config.env).actions, m, starts)
 
-        held_out = require_manifest(store, at.folder(MDNRNN)).info.get("held_out") or {}
-        recall = held_out.get("end_recall")
-        share = "an unknown share" if recall is None else f"{recall:.0%}"
+        info = require_manifest(store, at.folder(MDNRNN)).info
         return cls(
             lambda: open_rollout_pool(executor, config.env, config.agent, v, m),
             dreaming,
-            f"M predicts {share} of the ends",
+            predicted_ends(held_out_quality(info, config.dream.end_probability)),
         )
 
     def environment_pool(self) -> Pool:

@@ -144,7 +144,8 @@ class Dream:
         active = len(actions)
         self._actions[:active] = actions
         self._draw_ahead(active)
-        at = self._drawn
+        # Slots beyond the active ones pad the last batch, with any random numbers, and stay as they are.
+        at = np.minimum(self._drawn, _STEPS_PER_DRAW - 1)
         has_reward = has_end = False
         for start in range(0, active, self._step.batch_size):
             rows = slice(start, start + self._step.batch_size)
@@ -157,11 +158,13 @@ class Dream:
                 self._uniform[each, at[rows]],
                 self._noise[each, at[rows]],
             )
-            self.z[rows], self.h[rows], self.c[rows] = sample.z, sample.h, sample.c
+            count = min(self._step.batch_size, active - start)
+            kept = slice(start, start + count)
+            self.z[kept], self.h[kept], self.c[kept] = sample.z[:count], sample.h[:count], sample.c[:count]
             if has_reward := sample.reward is not None:
-                self._rewards[rows] = sample.reward
+                self._rewards[kept] = sample.reward[:count]
             if has_end := sample.end_logit is not None:
-                self._end_logits[rows] = sample.end_logit
+                self._end_logits[kept] = sample.end_logit[:count]
         self._drawn[:active] += 1
         return DreamSample(
             self.z[:active],
@@ -173,8 +176,6 @@ class Dream:
 
     def _draw_ahead(self, active: int) -> None:
         """Draw random numbers for the next steps of the active dreams that have used up theirs."""
-        # Slots beyond the active ones pad the last batch: any random numbers do.
-        self._drawn[active:] = 0
         for slot in np.flatnonzero(self._drawn[:active] == _STEPS_PER_DRAW):
             stream = self._streams[slot]
             assert stream is not None, "an active dream has begun"

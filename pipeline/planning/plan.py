@@ -190,7 +190,7 @@ def goals(config: RunConfig) -> list[tuple[float | None, int]]:
     Published generations apply only to the same population size and number of episodes.
     """
     evolve, published = config.evolve, PUBLISHED.get(config.env.id)
-    if published is not None and not (evolve.episodes_from or evolve.replayed_tracks):
+    if published is not None and published.scale is not None and not (evolve.episodes_from or evolve.replayed_tracks):
         scale = published.scale
         if (evolve.population_size, evolve.episodes) == (scale.population_size, scale.candidate_episodes):
             return [(mean, generation) for generation, mean in published.curve]
@@ -292,10 +292,12 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
     if price is not None:
         lines.append(f"${price:g} per vCPU-hour, for idle workers too")
     published = PUBLISHED.get(config.env.id)
-    if published is None or goals(config)[0][0] is None:
+    scale = published.scale if published is not None else None
+    if published is not None and scale is None:
+        lines.append("no scores: those published for this environment are not by generation")
+    elif published is None or scale is None or goals(config)[0][0] is None:
         lines.append("no scores: none is published for this environment with this number of candidates and episodes")
     else:
-        scale = published.scale
         lines.append(
             f"scores are those of the paper's CMA mean over {published.curve_episodes:,} episodes, at the same "
             f"generations; another evolution may not reach them. The paper's {scale.generations:,} generations took "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
-_DREAM_WEIGHTS_PER_S = 1.2e10  # weights of M times dream steps per second
+_DREAM_WEIGHTS_PER_S = 2e10  # weights of M times dream steps per second, of `world-models bench dream`
 _START_S = {"ray": 4.0, "in-process": 1.5}  # start of a stage's processes, with their imports
 _VAE_FRAME_BYTES = 1.0e6  # kept for the backward pass
 
@@ -46,6 +46,7 @@ class StageEstimate:
         disk_bytes: Bytes written to the run directory.
         memory: Peak bytes of all processes together, by the config key that each part grows with; ``""`` for the part
             that no key changes.
+        at_most: Whether the time is that of episodes at their limit, which may end before.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class StageEstimate:
     seconds: float
     disk_bytes: float
     memory: Mapping[str, float]
+    at_most: bool = False
 
     @property
     def memory_bytes(self) -> float:
@@ -67,19 +69,29 @@ def num_workers(config: RunConfig) -> int:
     return config.execution.workers or num_cores()
 
 
-def estimate(config: RunConfig, env_rate: float | None = None) -> list[StageEstimate]:
-    """Estimate each stage of each round roughly, with all episodes at their limit.
+def estimate(
+    config: RunConfig, env_rate: float | None = None, collected_actions: float | None = None
+) -> list[StageEstimate]:
+    """Estimate each stage of each round roughly, with episodes at their limit whose length is not known.
 
     Args:
         config: Config of the run.
         env_rate: Measured actions per second of the environment; None: the known rates of CarRacing.
+        collected_actions: Measured mean actions of the first round's collected episodes; None: they are at their limit.
     """
     collected = config.collect.episodes
-    *rows, report = _estimate(config, _Episodes(collected, collected, collected, config.collect.policy), env_rate)
+    limit = config.env.actions_in(config.collect.episode_steps)
+    length = collected_actions or limit
+    frames = collected * length
+    first = _Episodes(collected, collected, frames, frames, frames, config.collect.policy, collected_actions)
+    *rows, report = _estimate(config, first, env_rate)
     for at in rounds_of(config)[1:]:
         so_far, new = episodes_of(config, at).stop, config.rounds.episodes
+        new_frames = new * limit
+        frames = collected * length + (so_far - collected) * limit
+        encoded_frames = frames if config.rounds.vae_epochs else new_frames
         # An agent collects about as slowly as random controllers do.
-        episodes = _Episodes(new, so_far, so_far if config.rounds.vae_epochs else new, "random-controller")
+        episodes = _Episodes(new, so_far, new_frames, frames, encoded_frames, "random-controller", None)
         for row in _estimate(config.in_round(at.number), episodes, env_rate)[:-1]:
             if row.stage != "train-vae" or config.rounds.vae_epochs:
                 rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
@@ -93,14 +105,23 @@ class _Episodes:
     Attributes:
         new: Number of episodes that it collects.
         so_far: Number of episodes that V and M train on.
-        encoded: Number of episodes that are encoded.
+        new_frames, frames, encoded_frames: Numbers of frames that are collected, trained on, and encoded.
         policy: Policy that collects.
+        length: Measured mean actions of an episode; None: all are at their limit.
     """
 
     new: int
     so_far: int
-    encoded: int
+    new_frames: float
+    frames: float
+    encoded_frames: float
     policy: str
+    length: float | None
+
+    @property
+    def at_most(self) -> bool:
+        """Whether episodes are counted at their limit."""
+        return self.length is None
 
 
 def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) -> list[StageEstimate]:
@@ -109,8 +130,11 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
-    new_frames, shard_frames = episodes.new * episode_frames, collect.episodes_per_shard * episode_frames
-    frames, encoded_frames = episodes.so_far * episode_frames, episodes.encoded * episode_frames
+    new_frames, frames, encoded_frames = episodes.new_frames, episodes.frames, episodes.encoded_frames
+    shard_frames, most_frames = collect.episodes_per_shard * episode_frames, episodes.so_far * episode_frames
+    length = f"of up to {collect.episode_steps:,} steps"
+    if episodes.length is not None:
+        length = f"of about {episodes.length * config.env.action_repeat:,.0f} steps"
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
     of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
     latent_bytes = 8 * vae.z_size + 32
@@ -144,43 +168,47 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
         StageEstimate(
-            "collect", f"{episodes.new:,} episodes of up to {collect.episode_steps:,} steps",
+            "collect", f"{episodes.new:,} episodes {length}",
             new_frames / collect_rate / cores, new_frames * _FRAME_BYTES, {**of_workers, **of_shards},
+            episodes.at_most,
         ),
         StageEstimate(
-            "train-vae", f"{frames:,} frames, up to {vae.epochs} epochs",
+            "train-vae", f"{frames:,.0f} frames, up to {vae.epochs} epochs",
             frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, num_cores()),
             3 * 4 * 4 * _VAE_PARAMETERS,
             {
                 "": _TRAINING_PROCESS_BYTES,
-                "vae.shuffle_frames": 2 * min(vae.shuffle_frames, frames) * _FRAME_MEMORY_BYTES,
+                "vae.shuffle_frames": 2 * min(vae.shuffle_frames, most_frames) * _FRAME_MEMORY_BYTES,
                 "collect.episodes_per_shard": 2 * shard_frames * _FRAME_MEMORY_BYTES,
-                "vae.batch_size": min(vae.batch_size, frames) * _VAE_FRAME_BYTES,
+                "vae.batch_size": min(vae.batch_size, most_frames) * _VAE_FRAME_BYTES,
             },
+            episodes.at_most,
         ),
         StageEstimate(
-            "encode", f"{encoded_frames:,} frames",
+            "encode", f"{encoded_frames:,.0f} frames",
             encoded_frames / _ENCODED_FRAMES_PER_S / cores, encoded_frames * latent_bytes, {**of_workers, **of_shards},
+            episodes.at_most,
         ),
         StageEstimate(
-            "train-mdnrnn", f"{frames:,} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
+            "train-mdnrnn", f"{frames:,.0f} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
             rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, num_cores()),
             3 * 4 * 4 * _RNN_PARAMETERS,
             {
                 "": _TRAINING_PROCESS_BYTES,
-                "mdnrnn.shuffle_frames": 2 * min(rnn.shuffle_frames, frames) * latent_bytes,
+                "mdnrnn.shuffle_frames": 2 * min(rnn.shuffle_frames, most_frames) * latent_bytes,
                 "mdnrnn.batch_size": window_bytes * min(rnn.batch_size, windows) if rnn_steps else 0,
             },
+            episodes.at_most and rnn_steps > 0,
         ),
         StageEstimate(
             "evolve",
             f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} {scored_in}",
             (evolve_steps / rate[config.env.rendering] + dream_s) / cores,
-            (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers,
+            (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers, True,
         ),
         StageEstimate(
             "evaluate", f"{num_controllers} controllers x {config.evaluate.episodes} tracks",
-            evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers,
+            evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers, True,
         ),
         StageEstimate("report", "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
     ]  # fmt: skip
@@ -194,36 +222,46 @@ def _lstm_weights(config: RunConfig) -> float:
     return 4.0 * hidden_size * (hidden_size + z_size) + 3.0 * hidden_size * z_size * config.mdnrnn.mixtures
 
 
-def describe(config: RunConfig, run_dir: str, env_rate: float | None = None) -> str:
+def describe(
+    config: RunConfig, run_dir: str, env_rate: float | None = None, collected_actions: float | None = None
+) -> str:
     """Write the estimates as a table; arguments as for ``estimate``."""
-    rows = estimate(config, env_rate)
+    rows = estimate(config, env_rate, collected_actions)
     count = num_workers(config)
     workers = f"{count} worker{'s' * (count != 1)} here" if not _on_a_cluster(config) else "the cluster's workers"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
-        f"  {'stage':<15} {'about':>9}  {'disk':>9}  work",
+        f"  {'stage':<15} {'about':>17}  {'disk':>9}  work",
     ]
     for row in rows:
-        lines.append(
-            f"  {row.stage:<15} {rough_duration(row.seconds):>9}  {binary_size(row.disk_bytes):>9}  {row.work}"
-        )
-    time, disk = rough_duration(sum(r.seconds for r in rows)), binary_size(sum(r.disk_bytes for r in rows))
+        lines.append(f"  {row.stage:<15} {_time([row]):>17}  {binary_size(row.disk_bytes):>9}  {row.work}")
+    time, disk = _time(rows), binary_size(sum(r.disk_bytes for r in rows))
     lines.append(
-        f"  {'all':<15} {time:>9}  {disk:>9}  "
+        f"  {'all':<15} {time:>17}  {disk:>9}  "
         f"memory at most {binary_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
     )
     return "\n".join(lines)
 
 
-def check(config: RunConfig, run_dir: str) -> None:
+def _time(rows: Sequence[StageEstimate]) -> str:
+    text = rough_duration(sum(row.seconds for row in rows))
+    return f"at most {text}" if any(row.at_most for row in rows) else text
+
+
+def check(config: RunConfig, run_dir: str, collected_actions: float | None = None) -> None:
     """Refuse a run that does not fit on this machine, or a run directory that is deleted with a job's sources.
+
+    Args:
+        config: Config of the run.
+        run_dir: Folder or ``s3://bucket/prefix``.
+        collected_actions: As for ``estimate``.
 
     Raises:
         ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message names
             a remedy.
     """
-    rows = estimate(config)
+    rows = estimate(config, collected_actions=collected_actions)
     if has_uploaded_sources():
         check_lasting(run_dir)
     if "://" not in run_dir:

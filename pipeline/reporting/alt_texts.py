@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pipeline.base.formatting import number
+from pipeline.data.quality import predicted_ends
 from pipeline.evolution.state import Generation
 from pipeline.reporting import figures
 from pipeline.reporting.dream_film import DreamFilm
@@ -31,6 +32,8 @@ def learning_curve(run: Findings, by: figures.Axis, *, with_paper: bool) -> str:
         text += f" Validation is at its best with {number(best.validation_mean, 1)} in {place(best)}."
         if best.dream_mean is not None:
             text += f" The same controller scores {number(best.dream_mean, 1)} in dreams."
+    if run.dreaming:
+        text += f" {predicted_ends(run.mdnrnn_held_out)}."
     if with_paper and run.published is not None:
         generation, mean = run.published.curve[-1]
         at = f"generation {number(generation)}" if by == "generation" else "the end"
@@ -62,7 +65,8 @@ def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key:
         parts.append(f"from {number(training[0][key], 3)} to {number(training[-1][key], 3)} on training episodes")
     if held_out:
         best = min(held_out, key=lambda row: row["loss"])[key]
-        epochs = f"{number(len(held_out))} epoch{'s' * (len(held_out) != 1)}"
+        count = sum(row["step"] > 0 for row in held_out)  # at step 0: the weights of the round before
+        epochs = f"{number(count)} epoch{'s' * (count != 1)}"
         parts.append(f"on held-out episodes {number(best, 3)} at its best of {epochs}")
     return f"Training of the {name}, {unit}: {', '.join(parts)}."
 

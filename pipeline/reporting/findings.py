@@ -27,14 +27,14 @@ from pipeline.data.artifacts import (
     VAE_WEIGHTS,
     newest_record,
 )
-from pipeline.data.rounds import FIRST, rounds_of, vae_folder
+from pipeline.data.quality import Assessment, held_out_quality
+from pipeline.data.rounds import FIRST, config_in, rounds_of, vae_folder
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
 from pipeline.reporting.round_rows import RoundRow, all_manifests, folders_of, round_rows
 from pipeline.storage.layout import metrics_key
 from pipeline.storage.manifest import Manifest, Record, newest, read_verified
 from pipeline.storage.store import Store
-from pipeline.training.assessment import Assessment
 
 # Maximum points of a training curve: a long training logs tens of thousands, a figure shows a few hundred.
 MAX_CURVE_POINTS = 400
@@ -136,6 +136,7 @@ class Findings:
         directory: Run directory for commands: its URL, or ``.`` for a folder, in which commands are to be run.
         files: Key in the store of each file of interest, by description.
         published: Published results on the run's environment; None if there are none.
+        config: Config of the run, in its last round.
         cpus, code_versions: All kinds of CPU and code versions of the stages, usually one each.
         versions: Library versions of the last stage.
     """
@@ -235,7 +236,6 @@ def gather(config: RunConfig, store: Store) -> Findings:
     summary_record = newest_record(store, last.folder(EVALUATION), SUMMARY)
     summary = json.loads(read_verified(store, summary_record))
     history = newest_record(store, last.folder(EVOLUTION), HISTORY)
-    held_out = manifests[MDNRNN].info.get("held_out")
     infos = [manifest.info for manifest in everything.values()]
     vae = read_losses(store, vae_folder(config, last))
     first_vae = vae if last == FIRST else read_losses(store, VAE)
@@ -256,18 +256,18 @@ def gather(config: RunConfig, store: Store) -> Findings:
         vae=vae,
         mdnrnn=read_losses(store, last.folder(MDNRNN)),
         mdnrnn_init=config.mdnrnn.init,
-        mdnrnn_held_out=Assessment(**held_out) if held_out is not None else None,
+        mdnrnn_held_out=held_out_quality(manifests[MDNRNN].info, config.dream.end_probability),
         drive=_drive(newest(evaluation, DRIVE, ".webm")),
         files=_files(manifests),
         stages=[_stage(folder, manifest) for folder, manifest in everything.items()],
-        rounds=round_rows(config, everything, best.get("reconstruction")),
+        rounds=round_rows(config, store, everything, best.get("reconstruction")),
         engine=manifests[EVALUATION].info.get("engine", "not recorded"),
         precision=manifests[EVALUATION].info.get("precision", "not recorded"),
         published=PUBLISHED.get(config.env.id),
         cpus=sorted({str(info["cpu"]) for info in infos}),
         code_versions=sorted({str(info["code_version"]) for info in infos}),
         versions=dict(manifests[EVALUATION].info["versions"]),
-        config=config.model_dump(mode="json"),
+        config=config_in(config, last).model_dump(mode="json"),
     )
 
 

@@ -17,11 +17,13 @@ from pipeline.base.formatting import duration, fact, number, size
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SIZE
+from pipeline.data.quality import Assessment, predicted_ends
+from pipeline.data.rounds import config_in, rounds_of
 from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
 from pipeline.reporting.findings import Findings, LossCurve, Score
 from pipeline.reporting.published import PublishedScale
-from pipeline.training.assessment import DREAM_STEPS, Assessment
+from pipeline.training.assessment import DREAM_STEPS
 
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
 
@@ -54,6 +56,8 @@ def make_page(
         drive: WebM of a drive; None if none was filmed.
         reconstructions: PNG of V's reconstructions; None if there is none.
     """
+    of_round = config_in(config, rounds_of(config)[-1])
+    scale = run.published.scale if run.published else None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -66,10 +70,10 @@ def make_page(
         "script": Markup((package / "page.js").read_text("utf-8")),
         "run": run,
         "names": _names(run),
-        "differs": {score.controller: _differs(config, run, score) for score in run.scores},
+        "differs": {score.controller: _differs(of_round, run, score) for score in run.scores},
         "best_validation": run.best_validation,
-        "scale": _scale(config, run, run.published.scale) if run.published else [],
-        "verdict": _verdict(run, run.published.scale) if run.published else "",
+        "scale": _scale(of_round, run, scale) if scale else [],
+        "verdict": _verdict(run, scale) if scale else "",
         "figures": _figures(run),
         "published_by_steps": _published_by_steps(run),
         "pictures": {
@@ -133,7 +137,11 @@ def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
         rows.append(("Reward, correlation with the true one", correlation, "1 is exact"))
     if found.end_recall is not None:
         rows.append(
-            ("Ends that M predicts (recall)", f"{found.end_recall:.1%}", f"of {found.ends:,} ends by the environment")
+            (
+                "Ends that M predicts (recall)",
+                f"{found.end_recall:.1%}",
+                f"of {found.ends:,} ends by the environment; predicted: a probability above {found.end_threshold:g}",
+            )
         )
         precision = "–" if found.end_precision is None else f"{found.end_precision:.1%}"
         rows.append(("Predicted ends that are true (precision)", precision, "100% is exact"))
@@ -153,12 +161,13 @@ def _figures(run: Findings) -> dict[str, Markup | None]:
         first = run.published.scores[0]
         reference = (f"World Models, {first.mean:g}", first.mean)
     rows.append(baseline)
-    by_steps = run.published if _published_by_steps(run) else None
+    curve = run.published if run.published and run.published.curve else None
+    by_steps = curve if _published_by_steps(run) else None
     game_from = run.config["evolve"]["game_from"]
     steps: figures.Axis = "dream_steps" if run.dreaming and game_from is None else "env_steps"
     svgs = {
         "by_generation": figures.learning_curve(
-            run.history, run.published, "generation", alt_texts.learning_curve(run, "generation", with_paper=True)
+            run.history, curve, "generation", alt_texts.learning_curve(run, "generation", with_paper=curve is not None)
         ),
         "by_env_steps": figures.learning_curve(
             run.history, by_steps, steps, alt_texts.learning_curve(run, steps, with_paper=by_steps is not None)
@@ -179,7 +188,7 @@ def _loss(name: str, curve: LossCurve, key: str, unit: str, *, log: bool = False
 
 def _published_by_steps(run: Findings) -> bool:
     """Whether to show the paper's points by environment steps too: not if its scale dwarfs the run's."""
-    if run.published is None or run.dreaming:
+    if run.published is None or not run.published.curve or run.dreaming:
         return False
     first, _ = run.published.curve[0]
     return run.history[-1].env_steps >= 0.1 * run.published.curve_env_steps(first)
@@ -197,13 +206,15 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
         if first < chosen.generation:
             what = f"the average of the CMA means of generations {number(first)} to {number(chosen.generation)}"
         places, reached = f"{number(config.evolve.validation_episodes)} validation tracks", chosen.validation_mean
+        trust = ""
         if run.selected_by == "dream":
             places, reached = f"{number(config.evolve.validation_dreams)} dreams", chosen.dream_mean
-        return f"{where}; {what}, chosen on {places}, where it reached {number(reached or 0.0, 1)}"
+            trust = f" ({predicted_ends(run.mdnrnn_held_out)})"
+        return f"{where}; {what}, chosen on {places}, where it reached {number(reached or 0.0, 1)}{trust}"
     text = f"{where}; after {number(len(run.history))} generations of {population} episodes"
     if len(run.scores) > 1:
         return text
-    return text + ("; also the best on validation" if run.validations else "; never validated")
+    return text + (f"; also the {_names(run)['best']}" if run.validations else "; never validated")
 
 
 def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tuple[str, str, str]]:

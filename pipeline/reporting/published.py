@@ -16,6 +16,10 @@ class Source:
 
 _WORLD_MODELS = Source("Ha & Schmidhuber 2018, arXiv 1803.10122", "https://arxiv.org/abs/1803.10122")
 _REPRODUCTION = Source("Tallec, Blier & Kalainathan 2018", "https://ctallec.github.io/world-models/")
+_AUTHORS_LOG = Source(
+    "github.com/hardmaru/WorldModelsExperiments, doomrnn", "https://github.com/hardmaru/WorldModelsExperiments"
+)
+_JAX_REPRODUCTION = Source("github.com/Sha01in/world-models-jax", "https://github.com/Sha01in/world-models-jax")
 _ATTENTION_AGENT = Source("Tang, Nguyen & Ha 2020, arXiv 2003.08165", "https://arxiv.org/abs/2003.08165")
 
 
@@ -68,19 +72,20 @@ class Published:
     Attributes:
         ours: Environment of a run of this pipeline, in words, to compare with the published ones.
         scores: Published scores, the paper's own first.
-        curve: Pairs (generation, mean return of the CMA mean) of the paper's run.
+        curve: Pairs (generation, mean return of the CMA mean) of the paper's run; empty if it is not published.
         curve_episodes: Number of episodes behind each point of the curve.
-        scale: Scale of the paper's run.
+        scale: Scale of the paper's run; None if it has no environment steps to compare with.
     """
 
     ours: str
     scores: tuple[PublishedScore, ...]
-    curve: tuple[tuple[int, float], ...]
-    curve_episodes: int
-    scale: PublishedScale
+    curve: tuple[tuple[int, float], ...] = ()
+    curve_episodes: int = 0
+    scale: PublishedScale | None = None
 
     def curve_env_steps(self, generation: int) -> float:
         """Environment steps of the paper's run up to a generation, assuming generations of equal length."""
+        assert self.scale is not None, "a curve has a scale"
         return self.scale.env_steps * generation / self.scale.generations
 
 
@@ -149,6 +154,52 @@ PUBLISHED: Mapping[str, Published] = {
             hours=1119,
             cores=64,
             test_episodes=100,
+        ),
+    ),
+    # Its evolution ran in dreams, whose returns are no scores: there is no curve.
+    "TakeCover": Published(
+        ours="TakeCover of ViZDoom at skill 4, one tic a step",
+        scores=(
+            PublishedScore(
+                "World Models: evolved in dreams at temperature 1.15",
+                _WORLD_MODELS,
+                mean=1092,
+                sd=556,
+                episodes=100,
+                differs="DoomTakeCover-v0 of OpenAI Gym, 640x480; 1,800 generations of 64 x 16 dreams",
+            ),
+            PublishedScore(
+                "World Models: the authors' weights, their log",
+                _AUTHORS_LOG,
+                mean=973,
+                sd=540,
+                episodes=100,
+                differs="the same game; the weights that the authors published",
+            ),
+            PublishedScore(
+                "World Models: the authors' weights in a port",
+                _JAX_REPRODUCTION,
+                mean=991,
+                sd=507,
+                episodes=100,
+                differs="TakeCover of ViZDoom; other 100 games gave 923, 955 and 1,031",
+            ),
+            PublishedScore(
+                "JAX reproduction: own V and M, the best policy of 7",
+                _JAX_REPRODUCTION,
+                mean=840,
+                sd=524,
+                episodes=100,
+                differs="TakeCover of ViZDoom; M trained on 1,000 games of its agent too; 801.5 over 400 games",
+            ),
+            PublishedScore(
+                "Random actions",
+                _WORLD_MODELS,
+                mean=210,
+                sd=108,
+                episodes=100,
+                differs="DoomTakeCover-v0; a new action each tic",
+            ),
         ),
     ),
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, ROLLOUTS, VAE
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, LATENTS, MDNRNN, ROLLOUTS, VAE
+from pipeline.data.quality import Assessment, held_out_quality
 from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
-from pipeline.storage.manifest import Manifest, require_manifest
+from pipeline.storage.manifest import Manifest, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
-from pipeline.training.assessment import Assessment
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class RoundRow:
         reconstruction: Squared error of V's reconstructions of held-out frames of these episodes, summed over a frame;
             None if it was not measured.
         mdnrnn: Quality of M on held-out episodes of them; None if M was not trained.
-        validation: Best validation return; None without validation.
+        validation, dream: Mean returns of the chosen controller in its validation in the environment, and in dreams;
+            None without validation, and without dreams.
         score, sd: Mean and standard deviation of the test returns of the best controller.
         test_episodes: Number of test episodes.
     """
@@ -35,6 +38,7 @@ class RoundRow:
     reconstruction: float | None
     mdnrnn: Assessment | None
     validation: float | None
+    dream: float | None
     score: float
     sd: float
     test_episodes: int
@@ -56,11 +60,14 @@ def all_manifests(config: RunConfig, store: Store) -> dict[str, Manifest]:
     return {folder: require_manifest(store, folder) for folder in dict.fromkeys(folders)}
 
 
-def round_rows(config: RunConfig, manifests: dict[str, Manifest], first_reconstruction: float | None) -> list[RoundRow]:
+def round_rows(
+    config: RunConfig, store: Store, manifests: dict[str, Manifest], first_reconstruction: float | None
+) -> list[RoundRow]:
     """Rows of all rounds; none if there is only one.
 
     Args:
         config: Config of the run.
+        store: Store of the run.
         manifests: Manifests by folder.
         first_reconstruction: Error of V's reconstructions in the first round.
     """
@@ -71,7 +78,7 @@ def round_rows(config: RunConfig, manifests: dict[str, Manifest], first_reconstr
         of_round = {name: manifests[folder] for name, folder in folders_of(config, at).items()}
         records = of_round[ROLLOUTS].records.values()
         returns = [float(value) for record in records for value in record.info["returns"]]
-        held_out = of_round[MDNRNN].info.get("held_out")
+        chosen = _chosen(store, of_round[EVOLUTION])
         scores = of_round[EVALUATION].info["controllers"]
         score = scores[min(scores)]  # "best" before "mean"
         rows.append(
@@ -81,11 +88,19 @@ def round_rows(config: RunConfig, manifests: dict[str, Manifest], first_reconstr
                 frames=sum(record.rows for record in records),
                 collected_mean=sum(returns) / len(returns),
                 reconstruction=first_reconstruction if at == FIRST else of_round[LATENTS].info.get("reconstruction"),
-                mdnrnn=Assessment(**held_out) if held_out is not None else None,
-                validation=of_round[EVOLUTION].info.get("best_validation"),
+                mdnrnn=held_out_quality(of_round[MDNRNN].info, config.dream.end_probability),
+                validation=chosen.get("validation_mean"),
+                dream=chosen.get("dream_mean"),
                 score=score["mean"],
                 sd=score["sd"],
                 test_episodes=score["episodes"],
             )
         )
     return rows
+
+
+def _chosen(store: Store, evolution: Manifest) -> dict[str, Any]:
+    """Row of the history of the generation that was chosen; empty without validation."""
+    record = newest(evolution.records, HISTORY)
+    history = [] if record is None else json.loads(read_verified(store, record))
+    return next((row for row in history if row["generation"] == evolution.info.get("best_generation")), {})

@@ -20,6 +20,9 @@ from pipeline.rollouts.lockstep import run_in_lockstep
 
 Array = NDArray[np.float32]
 
+# Dreams in a forward pass on a GPU, and in lockstep: fixed, so that no bit depends on the number of jobs.
+GPU_BATCH, GPU_LANES = 256, 1024
+
 
 @dataclass(frozen=True)
 class Starts:
@@ -92,7 +95,7 @@ class DreamWorker:
         actions: Actions of the environment that is dreamt.
         mdnrnn_weights: Weights of M as safetensors bytes.
         starts: Frames from which dreams begin.
-        on_gpu: Number of dreams that a GPU runs in one batch; None for a CPU.
+        on_gpu: Whether M runs on a GPU, in batches of ``GPU_BATCH`` dreams.
 
     Attributes:
         num_lanes: Maximum number of active dreams.
@@ -105,12 +108,13 @@ class DreamWorker:
         actions: Actions,
         mdnrnn_weights: bytes,
         starts: Starts,
-        on_gpu: int | None = None,
+        *,
+        on_gpu: bool = False,
     ) -> None:
-        self.num_lanes = lanes = on_gpu or dream.lanes
+        self.num_lanes = lanes = GPU_LANES if on_gpu else dream.lanes
         self._actions = actions
-        batch_size, temperature = on_gpu or dream.micro_batch, dream.temperature
-        step = make_dream_step(agent, mdnrnn_weights, batch_size, actions.size, temperature, on_gpu=on_gpu is not None)
+        batch_size = GPU_BATCH if on_gpu else dream.micro_batch
+        step = make_dream_step(agent, mdnrnn_weights, batch_size, actions.size, dream.temperature, on_gpu=on_gpu)
         self._game = DreamGame(step, dream, starts, lanes)
         shape = ControllerShape.of_agent(agent, actions.size)
         self._features = shape.features

@@ -23,6 +23,7 @@ from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, controllers
 from pipeline.data.rounds import FIRST, Round
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import (
+    Steps,
     candidate_fitness,
     not_finite,
     run_episodes,
@@ -174,6 +175,8 @@ def _evolve(
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
+            if config.evolve.dreams_at(row.generation):
+                shown["fitness"] += f" in dreams ({crew.recall_note})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
             if row.dream_mean is not None:
@@ -182,6 +185,8 @@ def _evolve(
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
                 best = "none" if state.best_validation is None else f"{state.best_validation:.1f}"
+                if config.evolve.select == "dream":
+                    best += f", in dreams ({crew.recall_note})"
                 raise SessionEnded(
                     f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {best}. "
@@ -321,26 +326,6 @@ def _validate(
         state.best, state.best_generation = controller, generation
         state.best_validation = float(by.mean())
     return validation, dreams, non_finite
-
-
-class Steps:
-    """Counter of the steps of episodes; call it with each result.
-
-    Args:
-        on_episode: Callback for the result of each episode.
-
-    Attributes:
-        count: Number of steps.
-    """
-
-    def __init__(self, on_episode: Callable[[RolloutResult], None]) -> None:
-        self.count = 0
-        self._on_episode = on_episode
-
-    def __call__(self, job: RolloutJob, result: RolloutResult) -> None:
-        """Count the steps of an episode."""
-        self.count += result.steps
-        self._on_episode(result)
 
 
 def _sd(returns: NDArray[np.float64]) -> float:

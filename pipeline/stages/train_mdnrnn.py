@@ -158,6 +158,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         "train-mdnrnn",
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
+        continues=at.previous is not None,
     )
     summary = yield from fit.run()
     commit(store, prefix, MDNRNN_WEIGHTS, weights.to_bytes(objective.module, description))

@@ -176,6 +176,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         "train-vae",
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
+        continues=at.previous is not None,
     )
     summary = yield from fit.run()
     for _, batch in objective.held_out():

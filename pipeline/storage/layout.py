@@ -4,9 +4,9 @@ File managers, editors, network file systems, synchronisation services and peopl
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
 A run directory holds ``config.yaml``, ``sessions/NUMBER/``, a folder for each stage, and ``referrers/`` where other
-runs refer to its stages. The stages of later rounds lie in ``round-NUMBER/``, and other evolutions with a round's V and
-M in ``temperature-NUMBER/``. A stage's folder holds its manifest, the records of its objects, the objects themselves in
-``data/`` and ``files/``, and its checkpoints.
+runs refer to its stages. The stages of later rounds lie in ``round-NUMBER/``, and other evolutions with the V and M of
+a round in ``temperature-NUMBER/`` and ``game/``. A stage's folder holds its manifest, the records of its objects, the
+objects themselves in ``data/`` and ``files/``, and its checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
 PAGE, FIGURES = "index.html", "report.json"
 SESSION_BEGUN, HEARTBEAT = "begun", "heartbeat"
-TEMPERATURE = "temperature-"
+TEMPERATURE, GAME = "temperature-", "game"
 _ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -35,7 +35,7 @@ _OWN = re.compile(
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
     | referrers/[0-9a-f]{{12}}\.json
-    | ({_ROUND}\d{{3}}/)?({TEMPERATURE}[0-9.]+/)?[a-z]+/(
+    | ({_ROUND}\d{{3}}/)?(({TEMPERATURE}[0-9.]+|{GAME})/)?[a-z]+/(
         {_NOTES} | metrics\.jsonl
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import seeding
 from pipeline.data.episodes import LatentEpisode
+from pipeline.data.quality import THRESHOLDS, Assessment
 from pipeline.models.dream import Dream
 from pipeline.models.mdnrnn import MdnRnn, mixture_nll
 from pipeline.models.torch_forward import TorchDreamStep
@@ -23,37 +23,6 @@ _MAX_EPISODES = 256
 _BATCH = 32
 WARM_UP_STEPS = 20
 DREAM_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """Quality of M on held-out episodes, from their first step, with z sampled as in training.
-
-    Attributes:
-        episodes: Number of episodes.
-        nll: Negative log-likelihood of the next z, in nats per latent dimension; None without a next z.
-        reward_error: Root of the mean squared error of rewards; None without a reward head.
-        reward_correlation: Correlation of predicted and true rewards; None if one of them is constant.
-        ends: Number of episodes that the environment ended.
-        end_recall: Share of these ends that M predicts (a probability above 0.5); None without ends or a done head.
-        end_precision: Share of the predicted ends that are ends; None if M predicts none.
-        dream_error: Distance of a dream of 50 steps from the truth, after 20 true steps and with the true actions: root
-            of the mean squared error per latent dimension, of the z that M expects at each step from the dream before
-            it, to the true mean. (The z that it samples is as far away as V's own noise.) None if no episode is that
-            long.
-        copy_error: The same distance of a copy of the last true frame before the dream. A useful dream has a smaller
-            one.
-    """
-
-    episodes: int
-    nll: float | None
-    reward_error: float | None
-    reward_correlation: float | None
-    ends: int
-    end_recall: float | None
-    end_precision: float | None
-    dream_error: float | None
-    copy_error: float | None
 
 
 @torch.inference_mode()
@@ -69,16 +38,16 @@ def assess(mdnrnn: MdnRnn, episodes: Sequence[LatentEpisode], seed: int) -> Asse
     chosen = sorted(episodes[:_MAX_EPISODES], key=len)
     nlls: list[Array] = []
     rewards: list[tuple[Array, Array]] = []
-    ends: list[tuple[Flags, Flags]] = []
+    ends: list[tuple[Array, Flags]] = []
     for first in range(0, len(chosen), _BATCH):
         _predict(mdnrnn, chosen[first : first + _BATCH], seeding.generator(seed, "assess", first), nlls, rewards, ends)
     nll = np.concatenate(nlls) if nlls else np.zeros(0)
-    recall = precision = reward_error = correlation = None
+    reward_error = correlation = None
+    by_threshold: dict[str, tuple[float | None, float | None]] = {}
     if ends:
-        predicted, true = (np.concatenate(parts) for parts in zip(*ends, strict=True))
-        hits = int(np.sum(predicted & true))
-        recall = hits / int(true.sum()) if true.any() else None
-        precision = hits / int(predicted.sum()) if predicted.any() else None
+        probability, true = (np.concatenate(parts) for parts in zip(*ends, strict=True))
+        by_threshold = {name: _recall_and_precision(probability > at, true) for name, at in THRESHOLDS.items()}
+    recall, precision = by_threshold.get("0.50", (None, None))
     if rewards:
         guessed, earned = (np.concatenate(parts).astype(np.float64) for parts in zip(*rewards, strict=True))
         reward_error = float(np.sqrt(np.square(guessed - earned).mean()))
@@ -95,7 +64,13 @@ def assess(mdnrnn: MdnRnn, episodes: Sequence[LatentEpisode], seed: int) -> Asse
         end_precision=precision,
         dream_error=dream_error,
         copy_error=copy_error,
+        ends_by_threshold=by_threshold,
     )
+
+
+def _recall_and_precision(predicted: Flags, true: Flags) -> tuple[float | None, float | None]:
+    hits = int(np.sum(predicted & true))
+    return hits / int(true.sum()) if true.any() else None, hits / int(predicted.sum()) if predicted.any() else None
 
 
 def _predict(
@@ -104,7 +79,7 @@ def _predict(
     rng: np.random.Generator,
     nlls: list[Array],
     rewards: list[tuple[Array, Array]],
-    ends: list[tuple[Flags, Flags]],
+    ends: list[tuple[Array, Flags]],
 ) -> None:
     """Append M's predictions for a batch of episodes and the truth, without padding."""
     longest = max(map(len, episodes))
@@ -126,7 +101,7 @@ def _predict(
         if prediction.reward is not None:
             rewards.append((prediction.reward[row, :steps].cpu().numpy(), episode.rewards))
         if prediction.done_logit is not None:
-            ends.append((prediction.done_logit[row, :steps].cpu().numpy() > 0, episode.terminated))
+            ends.append((prediction.done_logit[row, :steps].sigmoid().cpu().numpy(), episode.terminated))
 
 
 def _drift(mdnrnn: MdnRnn, episodes: Sequence[LatentEpisode], seed: int) -> tuple[float | None, float | None]:

@@ -117,6 +117,8 @@ class Fit(Generic[Batch]):
         name: Name for messages.
         hardware: Device and precision, which determine the bits of the results.
         exact: Whether to refuse a checkpoint that was made on different hardware.
+        continues: Whether the module was trained before. Its weights then count as epoch 0, and are kept if no epoch
+            has a better held-out loss.
 
     Raises:
         ConfigError: With ``exact``, the newest checkpoint was made on different hardware.
@@ -133,7 +135,9 @@ class Fit(Generic[Batch]):
         *,
         hardware: str = "cpu float32",
         exact: bool = True,
+        continues: bool = False,
     ) -> None:
+        self._continues = continues
         self._hardware, self._exact = hardware, exact
         self._stream, self._objective, self._schedule, self._name = stream, objective, schedule, name
         self._checkpoints = Checkpoints(store, prefix)
@@ -151,13 +155,16 @@ class Fit(Generic[Batch]):
             Progress updates.
 
         Returns:
-            Summary with the keys ``steps``, ``epochs``, ``best_epoch`` and ``loss``.
+            Summary with the keys ``steps``, ``epochs``, ``best_epoch`` (0 for the weights before training) and
+            ``loss``.
 
         Raises:
             TrainingError: A loss or a weight is not finite.
         """
         state, schedule = self._state, self._schedule
         totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
+        if self._continues and state.step == 0:
+            self._score(epoch=-1)
         while not state.finished:
             for batch in self._stream.batches(state.epoch, skip=state.step_in_epoch):
                 shown, metrics = self._train_step(batch)
@@ -189,20 +196,25 @@ class Fit(Generic[Batch]):
 
     def _end_epoch(self) -> tuple[dict[str, str], Metrics]:
         state, schedule = self._state, self._schedule
-        held_out = self._held_out_losses()
-        self._require_finite(held_out, "held-out")
-        self._metrics.log(state.step, {f"held_out_{name}": value for name, value in held_out.items()})
-        if held_out["loss"] < state.best_loss:
-            state.best_loss, state.best_epoch = held_out["loss"], state.epoch
-            state.best_weights = {k: v.detach().clone() for k, v in self._objective.module.state_dict().items()}
+        loss = self._score(state.epoch)
         state.epoch += 1
         state.step_in_epoch = 0
         stalled = schedule.patience is not None and state.epoch - 1 - state.best_epoch >= schedule.patience
         if stalled and state.epoch < schedule.epochs:
             logger.info("%s: stopping early, no better held-out loss in %d epochs", self._name, schedule.patience)
         state.finished = stalled or state.epoch >= schedule.epochs
-        shown = {"epoch": str(state.epoch), "held-out loss": f"{held_out['loss']:.4g}"}
-        return shown, {"held_out_loss": held_out["loss"]}
+        return {"epoch": str(state.epoch), "held-out loss": f"{loss:.4g}"}, {"held_out_loss": loss}
+
+    def _score(self, epoch: int) -> float:
+        """Compute and log the held-out loss after an epoch, and keep the weights if it is the best."""
+        state = self._state
+        held_out = self._held_out_losses()
+        self._require_finite(held_out, "held-out")
+        self._metrics.log(state.step, {f"held_out_{name}": value for name, value in held_out.items()})
+        if held_out["loss"] < state.best_loss:
+            state.best_loss, state.best_epoch = held_out["loss"], epoch
+            state.best_weights = {k: v.detach().clone() for k, v in self._objective.module.state_dict().items()}
+        return held_out["loss"]
 
     def _held_out_losses(self) -> dict[str, float]:
         sums: dict[str, float] = {}

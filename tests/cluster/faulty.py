@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from actors.identity import session_logs
 from pipeline.config.schema import EnvConfig
+from pipeline.envs.actions import Actions, BoxActions
 from pipeline.envs.environment import Step
 from tests.cluster.toys import hang, wait_for
 from tests.counting import CountingEnv
 
 ENV_ID = "tests.cluster.faulty:FaultyEnv"
+DREAMT_ID = "tests.cluster.faulty:DreamtEnv"
 
 _AT_STEP = 1  # so that an episode is under way
 
@@ -92,6 +94,36 @@ class FaultyEnv(CountingEnv):
         if (self._folder / f"{fault}@{track}@always").exists():
             return True
         return any(_took(file) for file in self._folder.glob(f"{fault}@{track}@*"))
+
+
+class FaultyActions(BoxActions):
+    """Actions of which the third one kills its process, if ``ask_for_a_death_in_a_dream`` was called before."""
+
+    def __init__(self) -> None:
+        super().__init__([-1.0, 0.0], [1.0, 1.0])
+        self._calls = 0
+
+    def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._calls += 1
+        if self._calls == 3 and _took(_death_in_a_dream()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().squash(output)
+
+
+class DreamtEnv(CountingEnv):
+    """``CountingEnv`` with such actions, which a worker that dreams has without an environment."""
+
+    actions: Actions = FaultyActions()
+
+
+def ask_for_a_death_in_a_dream() -> Path:
+    """Have one of the workers that dream next kill itself, when its dreams are under way."""
+    _death_in_a_dream().touch()
+    return _death_in_a_dream()
+
+
+def _death_in_a_dream() -> Path:
+    return faults_folder() / "death in a dream"
 
 
 def _took(file: Path) -> bool:

@@ -19,7 +19,8 @@ from pipeline.models.precision import native_precisions
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.local import LocalStore
-from pipeline.storage.manifest import read_manifest, read_verified
+from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
+from tests.cluster.faulty import DREAMT_ID, ask_for_a_death_in_a_dream, faults_folder
 
 BEFORE_EVOLVE, EVOLVE_AND_EVALUATE = STAGES[:4], STAGES[4:6]
 
@@ -169,3 +170,25 @@ def test_dreams_on_ray_with_other_lanes_in_two_sessions_give_the_same_bits(tmp_p
     history = next(value for name, value in outcome(here).items() if name.startswith("history"))
     assert [row["dream_mean"] is not None for row in history] == [False, True, False]
     assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_worker_that_is_killed_in_a_dream_changes_no_bit(tmp_path: Path) -> None:
+    def mortal(workers: int) -> RunConfig:
+        keys = dreaming(workers).model_dump()
+        keys["env"]["id"] = DREAMT_ID
+        return RunConfig.model_validate(keys)
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    run_stages(mortal(1), LocalStore(here), InProcessExecutor(), STAGES[:6])
+    for stage in BEFORE_EVOLVE:
+        shutil.copytree(here / stage.prefix, there / stage.prefix)
+    faults_folder().mkdir()
+    try:
+        asked = ask_for_a_death_in_a_dream()
+        run_stages(mortal(2), LocalStore(there), RayExecutor(mortal(2)), EVOLVE_AND_EVALUATE)
+        assert not asked.exists(), "a worker died"
+    finally:
+        shutil.rmtree(faults_folder())
+    assert require_manifest(LocalStore(there), "evolution").info["retries"] > 0
+    assert outcome(there) == outcome(here)

@@ -28,12 +28,13 @@ from pipeline.execution.protocol import Resources
 from pipeline.models.controller import ControllerShape
 from pipeline.models.torch_forward import TorchDreamStep
 from pipeline.models.weights import load_mdnrnn, new_mdnrnn, to_bytes
-from pipeline.rollouts.dreaming import Starts
+from pipeline.rollouts.dreaming import GPU_BATCH, Starts
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import require_manifest
+from pipeline.training.windows import num_windows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,6 +94,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_v_and_m_train_from_shards(run: Path) -> None:
     store = LocalStore(run)
+    collected = require_manifest(store, "rollouts").records.values()
+    windows = sum(num_windows(steps, CONFIG.mdnrnn.window) for each in collected for _, steps in each.info["episodes"])
     frames = sum(record.rows for record in require_manifest(store, "rollouts").records.values())
     for stage, epochs in ((STAGES[1], CONFIG.vae.epochs), (STAGES[2], 0), (STAGES[3], CONFIG.mdnrnn.epochs)):
         began = time.monotonic()
@@ -105,6 +108,7 @@ def test_v_and_m_train_from_shards(run: Path) -> None:
         assert info["device"].startswith("cuda") and np.isfinite(info["loss"])
         say(
             stage=stage.name, frames_per_s=epochs * frames / seconds, steps=info["steps"], seconds=seconds,
+            windows_per_s=epochs * windows / seconds if stage.name == "train-mdnrnn" else None,
             precision=info["precision"], storage_wait_s=info["storage_wait_s"],
             gpu_busy=float(np.mean(busy)) if busy else None,
         )  # fmt: skip
@@ -120,6 +124,23 @@ def test_a_dream_step_is_the_cpus() -> None:
     for one, other in zip(here(z, action, h, c, uniform, noise), there(z, action, h, c, uniform, noise), strict=True):
         if one is not None and other is not None:
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_its_place() -> None:
+    data = to_bytes(new_mdnrnn(CONFIG.agent, 3))
+    step = TorchDreamStep(load_mdnrnn(CONFIG.agent, 3, data).cuda(), GPU_BATCH, 1.15)
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((GPU_BATCH, width), np.float32) for width in (64, 3, 512, 512)]
+    rows += [rng.random((GPU_BATCH, 64), np.float32), rng.standard_normal((GPU_BATCH, 64), np.float32)]
+    whole = [None if part is None else part.copy() for part in step(*rows)]
+    order = rng.permutation(GPU_BATCH)
+    mixed = [array[order] for array in rows]
+    for array in mixed:
+        array[7:] = rng.random(array[7:].shape, np.float32)  # other neighbours
+    for one, other in zip(whole, step(*mixed), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one[order[:7]].tobytes() == other[:7].tobytes()
 
 
 def test_a_generation_of_64_candidates_with_16_dreams() -> None:

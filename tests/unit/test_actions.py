@@ -88,9 +88,17 @@ def test_numbers_are_squashed_by_tanh_between_their_bounds() -> None:
     np.testing.assert_allclose(actions.squash(raw), 2 + 4 * np.tanh(raw), rtol=1e-6)
 
 
+def test_whole_numbers_are_the_nearest_ones_so_that_the_largest_is_reached() -> None:
+    actions = actions_of(spaces.Box(-2, 3, (1,), np.int32), "Any-v0")
+    taken = [actions.native(np.array([value], np.float32)) for value in (-2, -1.6, 0.4, 2.4, 2.6, 3)]
+    assert [int(value[0]) for value in taken] == [-2, -2, 0, 2, 3, 3]
+    assert {value.dtype for value in taken} == {np.dtype(np.int32)}
+
+
 @pytest.mark.parametrize(
     "space",
-    [spaces.Box(-np.inf, np.inf, (2,)), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]),
+    [spaces.Box(-3e38, 3e38, (2,)),
+     spaces.Box(-np.inf, np.inf, (2,)), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]),
      spaces.Text(5), spaces.Box(1.0, 1.0, (2,))],
 )  # fmt: skip
 def test_other_spaces_are_refused_by_name(space: gymnasium.Space[Any]) -> None:

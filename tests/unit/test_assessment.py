@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.data.episodes import LatentEpisode
+from pipeline.data.quality import Assessment, held_out_quality, predicted_ends
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.mdnrnn import MdnRnn, Prediction
 from pipeline.stages import report
@@ -78,6 +80,7 @@ def test_a_model_that_knows_the_world_is_found_to_know_it() -> None:
     found = assess(Oracle(), GAMES, seed=1)
     assert (found.episodes, found.ends) == (42, 42)
     assert (found.end_recall, found.end_precision) == (1.0, 1.0)
+    assert all(found.at(probability).end_recall == 1.0 for probability in (0.1, 0.9))
     assert found.reward_error == pytest.approx(0, abs=1e-6)
     assert found.reward_correlation == pytest.approx(1)
     sigma = math.exp(Oracle()._bound(torch.tensor(-4.0)).item())
@@ -96,6 +99,21 @@ def test_a_model_that_sees_no_end_or_only_ends_is_found_out(
     found = assess(Oracle(ends_at), GAMES, seed=1)
     assert found.end_recall == recall
     assert found.end_precision == (None if precision is None else pytest.approx(precision))
+
+
+def test_ends_are_counted_at_the_probability_at_which_dreams_end() -> None:
+    # The true ends get a probability of 0.73, all other steps one of 0.
+    found = assess(Oracle(4.9), GAMES, seed=1)
+    assert found.at(0.5).end_recall == found.at(0.7).end_recall == 1.0
+    assert (found.at(0.8).end_recall, found.at(0.8).end_precision) == (0.0, None)
+    assert found.at(0.83).end_threshold == 0.85
+    old = {key: value for key, value in vars(found).items() if key not in ("end_threshold", "ends_by_threshold")}
+    info = {"held_out": json.loads(json.dumps(old))}
+    assert held_out_quality(info, 0.9) == Assessment(**old), "a run of an earlier version has one threshold"
+    assert predicted_ends(held_out_quality({"held_out": json.loads(json.dumps(vars(found)))}, 0.5)) == (
+        "M predicts 100% of the ends"
+    )
+    assert predicted_ends(held_out_quality({}, 0.5)) == "M predicts an unknown share of the ends"
 
 
 def test_what_cannot_be_measured_is_none() -> None:
@@ -137,7 +155,7 @@ def test_the_quality_of_m_on_held_out_episodes_is_shown_with_what_to_compare_it_
         "distance of the expected z from the true one 0.500 1.500 for a copy of the last true frame",
         "root of the mean squared error 0.250",
         "correlation with the true one 0.750",
-        "(recall) 87.5% of 16 ends by the environment",
+        "(recall) 87.5% of 16 ends by the environment; predicted: a probability above 0.5",
         "(precision) –",
     ):
         assert said in words, said

@@ -21,4 +21,4 @@ def test_the_last_checkpoint_is_the_newest_of_all_stages(local_store: LocalStore
         written = time.time() - age_s
         os.utime(local_store.root / record_key(checkpoints.prefix, checkpoints.names()[0]), (written, written))
     newest = describe._newest_checkpoint(RunConfig(), local_store)
-    assert newest is not None and newest.startswith("evolve, generation 4, 01:")
+    assert newest is not None and newest.startswith("evolve, generation 4, 1 min")

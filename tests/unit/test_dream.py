@@ -212,6 +212,27 @@ def test_what_cannot_be_is_refused() -> None:
         dreams_of(make_mdnrnn(), 2).reset(draws(2, 1)[0], seeds=[1])
 
 
+def test_dreams_that_are_not_stepped_stay_as_they_are() -> None:
+    z, actions = draws(4, 40)
+    whole, some = (Dream(TorchDreamStep(make_mdnrnn(), 4), 4) for _ in range(2))
+    for dream in (whole, some):
+        dream.reset(z, seeds=range(4))
+    for step, action in enumerate(actions):
+        expected = whole.step(action).z[2:].tobytes()
+        other = some.step(action if step < 36 else action[:2])  # from there on the last two fill up the batch
+        if step >= 36:
+            assert len(other.z) == 2
+        else:
+            last = [array[2:].tobytes() for array in (some.z, some.h, some.c)]
+            assert last[0] == expected
+    assert [array[2:].tobytes() for array in (some.z, some.h, some.c)] == last
+    alone = Dream(TorchDreamStep(make_mdnrnn(), 4), 4)
+    alone.reset(z, seeds=range(4))
+    for action in [*actions[:36], actions[0]]:
+        expected = alone.step(action).z[2:].tobytes()
+    assert some.step(actions[0]).z[2:].tobytes() == expected, "with its own next random numbers"
+
+
 def test_dreams_that_move_and_end_leave_the_others_as_they_are() -> None:
     mdnrnn = make_mdnrnn()
     z, actions = draws(5, 40)

@@ -105,6 +105,9 @@ def test_a_vector_of_dreams_is_each_of_them_and_begins_again_where_one_ended(run
     again, _ = many.reset(seed=[12, 11, 10])
     first, _ = many.reset(seed=10)
     np.testing.assert_array_equal(again, first[::-1])
+    np.testing.assert_array_equal(many.reset(seed=np.int64(10))[0], first)
+    with pytest.raises(ValueError, match="2 seeds for 3 dreams: expected one for each"):
+        many.reset(seed=[1, 2])
     assert many.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
 
 

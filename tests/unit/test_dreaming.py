@@ -25,7 +25,7 @@ from pipeline.models.controller import ControllerBatch, ControllerShape
 from pipeline.models.mdnrnn import MdnRnn, sample_mixture
 from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.planning import preflight
-from pipeline.rollouts.dreaming import DreamWorker, Starts
+from pipeline.rollouts.dreaming import GPU_BATCH, DreamWorker, Starts
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.run import run_stages
 from pipeline.stages import evolve
@@ -164,7 +164,7 @@ def test_a_controller_whose_action_is_no_number_ends_its_dream_alone() -> None:
     assert all(results[job.id] == whole[job.id] for job in jobs if job is not jobs[1])
 
 
-def test_a_task_on_a_gpu_runs_all_dreams_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_on_a_gpu_runs_all_dreams_in_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the GPU is the CPU: what is tested is all but the device."""
     config = config_of(reward="model", end_probability=0.7, **{"rollouts.engine": "torch"})
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
@@ -172,8 +172,11 @@ def test_a_task_on_a_gpu_runs_all_dreams_in_one_batch(monkeypatch: pytest.Monkey
     arguments = (config.agent, config.dream, ACTIONS, to_bytes(mdnrnn), starts_of(config))
     pool = TaskPool(InProcessExecutor(), run_dreams, arguments, Resources())
     found = dict(pool.map(jobs))
-    whole = config_of(reward="model", end_probability=0.7, micro_batch=12, lanes=12, **{"rollouts.engine": "torch"})
+    whole = config_of(
+        reward="model", end_probability=0.7, micro_batch=GPU_BATCH, lanes=12, **{"rollouts.engine": "torch"}
+    )
     assert found == dict(worker_of(whole, mdnrnn).run(jobs))
+    assert dict(pool.map(jobs[3:5])) == {job.id: found[job.id] for job in jobs[3:5]}, "whatever their number"
     assert list(pool.map([])) == [] and (pool.num_workers, pool.retries) == (1, 0)
 
 
@@ -283,6 +286,7 @@ def test_an_evolution_goes_on_in_the_environment_from_the_generation_asked_for(
     ("overrides", "said"),
     [
         ({"evolve.select": "dream", "evolve.game_from": 3}, "would choose by dreams among generations"),
+        ({"evolve.game_from": 4}, "evolve.game_from 4 is above evolve.generations 3"),
         ({"evolve.environment": "game", "evolve.game_from": 3}, "evolve.game_from 3 needs evolve.environment 'dream'"),
         ({"mdnrnn.done_weight": 0.0}, "'survival' needs an M that predicts ends.*mdnrnn.done_weight"),
         ({"mdnrnn.reward_weight": 0.0, "dream.reward": "model"}, "'model' needs an M that predicts rewards"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ from pipeline.cli.run import run_config
 from pipeline.envs.registry import check_environment, traits_of
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.planning import preflight
+from pipeline.planning.episode_length import collected_actions
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.local import LocalStore
@@ -74,6 +76,35 @@ def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog
             str(tmp_path / "run"), "collect",
         )  # fmt: skip
     assert "CartPole-v1" in caplog.text
+
+
+def test_collected_episodes_are_estimated_at_the_length_that_they_have(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = {"env.max_episode_steps": 2000, "collect.episode_steps": 2000, "mdnrnn.window": 30}
+    config = counting_config({**keys, "env.id": "CartPole-v1", "collect.episodes": 100})
+    length = collected_actions(config)
+    assert length is not None and 8 < length < 60, "random CartPole falls soon"
+    rows, limits = ({row.stage: row for row in preflight.estimate(config, 100.0, known)} for known in (length, None))
+    for stage in ("collect", "train-vae", "encode", "train-mdnrnn"):
+        assert rows[stage].seconds < limits[stage].seconds and not rows[stage].at_most and limits[stage].at_most
+    assert rows["collect"].disk_bytes == pytest.approx(limits["collect"].disk_bytes * length / 2000)
+    assert rows["evolve"].at_most, "an agent's games may be long"
+    assert rows["collect"].work == f"100 episodes of about {length:.0f} steps"
+    with caplog.at_level("INFO"):
+        run_config(config.model_copy(update={"collect": config.collect.model_copy(update={"episodes": 10})}),
+                   str(tmp_path / "run"), "collect")  # fmt: skip
+    assert "10 episodes of about" in caplog.text
+    assert "at most" in caplog.text
+
+
+def test_a_length_is_asked_of_games_that_end_in_time() -> None:
+    config = counting_config({"env.id": "OwnRamp-v0", "env.options": {"ends_at": 9}, "collect.policy": "repeat"})
+    assert collected_actions(config) == 9
+    ticks = count()
+    assert collected_actions(config, lambda: float(next(ticks))) is None, "the first has not ended after a second"
+    assert collected_actions(config, lambda: next(ticks) / 8) == 10, "one ended, and a second has begun"
+    assert collected_actions(counting_config({"collect.policy": "random-controller"})) is None
 
 
 def test_a_controller_that_learned_in_the_dream_alone_is_tested_in_the_game(

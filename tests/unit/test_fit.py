@@ -274,6 +274,33 @@ def test_it_stops_after_so_many_epochs_without_a_better_loss_and_keeps_the_best_
     assert len({json.dumps({k: v.hex() for k, v in w.items()}) for w in toy.after_epoch}) == epochs
 
 
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs", "best"),
+    [([1.0, 3.0, 2.0, 1.5], None, 3, 0), ([1.0, 3.0, 2.0], 2, 2, 0), ([1.0, 3.0, 0.5, 2.0], None, 3, 2)],
+)
+def test_weights_that_were_trained_before_are_kept_if_no_epoch_is_better(
+    store: Store, losses: list[float], patience: int | None, epochs: int, best: int
+) -> None:
+    toy = Scripted(losses)
+    _, summary = finish(make_fit(store, toy, patience=patience, fit={"continues": True}))
+    assert (summary["epochs"], summary["best_epoch"], summary["loss"]) == (epochs, best, losses[best])
+    assert weights(toy) == toy.after_epoch[best]
+    held_out = [(row["step"], row["held_out_loss"]) for row in rows(store) if "held_out_loss" in row]
+    assert [loss for _, loss in held_out] == losses and held_out[0][0] == 0
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 13, 27])
+def test_a_training_that_continues_resumes_to_the_bit(store: Store, killed_at: int) -> None:
+    whole = Toy()
+    _, summary = finish(make_fit(store, whole, "whole", fit={"continues": True}))
+    with pytest.raises(Killed):
+        finish(make_fit(store, Toy(at_step(killed_at)), checkpoint_every_s=0.0, fit={"continues": True}))
+    toy = Toy()
+    assert finish(make_fit(store, toy, checkpoint_every_s=0.0, fit={"continues": True}))[1] == summary
+    assert weights(toy) == weights(whole) == Other(store).weights, "scoring the first weights changes no other"
+    assert rows(store) == rows(store, "whole")
+
+
 def test_patience_is_kept_over_a_resume(store: Store) -> None:
     killed = Scripted([3.0, 1.0, 2.0])
     running = make_fit(store, killed, epochs=6, patience=2).run()

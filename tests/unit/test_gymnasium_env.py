@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
-from pipeline.envs import registry
+from pipeline.envs import gymnasium_env, registry
 from pipeline.envs.determinism import check_determinism
 from pipeline.envs.environment import Environment
 from pipeline.envs.frames import to_frame, to_rgb
@@ -39,11 +40,15 @@ class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
         end: tuple[bool, bool] = (True, False),
         remembers: bool = False,
         noise: bool = False,
+        keeps: bool = False,
+        drawn: bool = False,
     ) -> None:
         self.render_mode = render_mode if shows != "nothing" else None
         self._shows, self._ends_at, self._end = shows, ends_at, end
-        self._remembers, self._noise = remembers, noise
+        self._remembers, self._noise, self._keeps = remembers, noise, keeps
         self._episodes = 0
+        self._first: int | None = None
+        self._drawn = int(np.random.default_rng().integers(2**31)) if drawn else 0
         self.action_space = spaces.Discrete(3)
         image = spaces.Box(0, 255, (80, 100, 3), np.uint8)
         small = spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -59,13 +64,15 @@ class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
         super().reset(seed=seed)
         self._episodes += 1
         self._seed, self._step = (seed or 0) % 256, 0
+        if self._keeps:
+            self._seed = self._first = self._seed if self._first is None else self._first
         return self._observation(), {}
 
     def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._step += 1
         over = self._step == self._ends_at
         terminated, truncated = (over and self._end[0]), (over and self._end[1])
-        return self._observation(), float(action), terminated, truncated, {}
+        return self._observation(), float(action) + self._drawn, terminated, truncated, {}
 
     def render(self) -> Any:
         picture = np.zeros((80, 100, 3), np.uint8)
@@ -199,6 +206,33 @@ def test_a_used_instance_that_differs_needs_a_fresh_one_for_each_episode() -> No
     assert check_determinism(config(), 5, exact=True) > 0
 
 
+def test_an_instance_that_keeps_its_first_map_is_found_by_a_new_one_on_another_track() -> None:
+    with pytest.raises(ConfigError, match=r"used before gives another episode.*env\.fresh=true"):
+        check_determinism(config(keeps=True), 5, exact=True)
+    assert check_determinism(config(keeps=True, fresh=True), 5, exact=True) > 0
+
+
+def test_chance_that_an_instance_draws_once_is_found_by_a_second_one() -> None:
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match=r"is not deterministic"):
+            check_determinism(config(drawn=True, fresh=fresh), 5, exact=True)
+
+
+def test_short_episodes_are_followed_by_more_of_them_until_there_are_steps_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracks: list[int | None] = []
+    reset = Ramp.reset
+
+    def noted(env: Ramp, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        tracks.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(Ramp, "reset", noted)
+    check_determinism(config(ends_at=20), 5, exact=True)
+    assert tracks == [5, 7, 9, 6, 8, 10, 5, 7, 9, 6, 8, 10]
+
+
 def test_what_an_environment_raises_is_refused_before_the_run_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"'Ramp-v0' raised on track seed 5, in reset or.*ValueError: env\.crop"):
         check_determinism(config(crop=[0, 81, 0, 100]), 5, exact=True)
@@ -256,6 +290,30 @@ def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: 
     with pytest.raises(ConfigError, match=r"'ramps:Flat-v0': ramps has no class Flat-v0, and .*an ID of"):
         make_environment(EnvConfig(id="ramps:Flat-v0"))
     del gymnasium.registry["Steep-v0"]
+
+
+@pytest.mark.parametrize("raised", ["KeyError('x')", "RuntimeError('x')", "SystemExit(3)"])
+def test_a_module_that_raises_on_import_is_named(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_game.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"importing broken_game failed: {raised.partition('(')[0]}"):
+        make_environment(EnvConfig(id="broken_game:Game"))
+
+
+def test_an_engine_is_guarded_by_the_class_that_starts_it_and_not_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    guarded: list[str] = []
+
+    @contextmanager
+    def guard() -> Iterator[None]:
+        guarded.append("engine")
+        yield
+
+    monkeypatch.setattr(gymnasium_env, "starting_engines", guard)
+    make_environment(config()).reset(1)
+    assert guarded == []
+    monkeypatch.setattr(Ramp, "__module__", "vizdoom.gymnasium_wrapper.base_gymnasium_env")
+    make_environment(config()).reset(1)
+    assert guarded == ["engine"]
 
 
 def test_facts_come_from_an_instance_and_speeds_from_its_metadata() -> None:

@@ -163,6 +163,11 @@ def test_the_papers_goals_are_the_published_ones_and_others_have_none() -> None:
     ]
     assert planning.goals(load_config("paper", ["evolve.replayed_tracks=4"])) == [(None, 1800)]
     assert planning.goals(counting_config()) == [(None, 3)]
+    take_cover = load_config("takecover", ["evolve.environment=game", "evolve.select=game"])
+    assert planning.goals(take_cover) == [(None, 1800)]
+    costs = Costs(SPEED, None, dispatch_s=1e-3, overhead_s=0.2)
+    said = planning.assumptions(take_cover, costs, None, "as given")
+    assert any("no scores: those published for this environment are not by generation" in line for line in said)
 
 
 @pytest.mark.parametrize("mean", [1.0, 60.0, 500.0, 820.0, 1000.0])

@@ -88,7 +88,7 @@ def test_episodes_and_shards_are_numbered_throughout() -> None:
 
 
 def test_one_round_has_the_stages_that_it_always_had() -> None:
-    assert stages_of(counting_config()) == list(STAGES)
+    assert stages_of(counting_config({"collect.policy": "random-controller"})) == list(STAGES)
     assert [stage.prefix for stage in STAGES] == [
         "rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation", "report"
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pipeline.config.schema import EnvConfig
 from pipeline.envs import reaper
 from pipeline.envs.take_cover import TakeCover
 from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
-from tests.engines import shared_memory, wait_until_gone
+from tests.engines import engines_below, shared_memory, wait_until_gone
 
 CONFIG = EnvConfig(id="TakeCover", max_episode_steps=2100)
 FIRST_GAME = 20_000
@@ -109,6 +110,30 @@ def test_frames_are_colour_without_the_status_bar(env: TakeCover) -> None:
     assert env.render().shape == (120, 160, 3)
     red, _, blue = frame.reshape(-1, 3).astype(int).mean(axis=0)
     assert red > blue, "the walls of this map are brown"
+    screen = env.render().astype(np.float64)
+    # Of 64 rows the last one covers rows 98.4 to 100 of the screen; the status bar begins at 100.
+    last = (0.5625 * screen[98] + screen[99]) / 1.5625
+    wide = np.repeat(last, 2, axis=0).reshape(64, 5, 3).mean(axis=1)
+    np.testing.assert_allclose(frame[-1], wide, atol=0.51)
+    for _ in range(25):
+        env.step(np.ones(1, np.float32))
+    moved = np.abs(env.render() - screen).mean(axis=(1, 2))
+    assert moved[95:100].min() > 1 and moved[100:107].max() == 0, "a walk changes the view and not the bar"
+
+
+def test_frames_look_like_those_of_the_papers_resolution(env: TakeCover) -> None:
+    large = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=2100, options={"resolution": "640x480"}))
+    try:
+        for track in (3, 4):
+            seen = [(env.reset(track), large.reset(track))]
+            for step in range(60):
+                action = env.actions.random(np.random.default_rng(step))
+                seen.append((env.step(action).frame, large.step(action).frame))
+            assert large.render().shape == (480, 640, 3)
+            differences = [np.abs(one.astype(np.int64) - other).mean() for one, other in seen]
+            assert max(differences) < 6, "of 255"
+    finally:
+        large.close()
 
 
 def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thresholds(env: TakeCover) -> None:
@@ -122,10 +147,16 @@ def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thre
             frame = env.step(np.array([value], np.float32)).frame
         return frame.astype(np.int64)
 
-    still, right = after(0.0), after(1.0)
-    # Of the frames shifted to either side, the one shifted to the left resembles the view after a walk to the right.
-    shift = [np.abs(np.roll(still, columns, axis=1)[:, 12:-12] - right[:, 12:-12]).mean() for columns in (-8, 8)]
-    assert shift[0] != shift[1] and np.abs(still - right).mean() > 1
+    still = after(0.0)
+
+    def unlike(walked: NDArray[np.int64], columns: int) -> float:
+        """Difference from the view without a walk, shifted to the right by some columns."""
+        return float(np.abs(np.roll(still, columns, axis=1)[:, 12:-12] - walked[:, 12:-12]).mean())
+
+    # A walk to the right moves the view to the left.
+    right, left = after(1.0), after(-1.0)
+    assert unlike(right, -8) < unlike(right, 8) - 0.3
+    assert unlike(left, 8) < unlike(left, -8) - 0.3
 
 
 def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:
@@ -171,6 +202,21 @@ time.sleep(3600)
 """
 
 
+STARTING = """
+import sys
+from pipeline.config.schema import EnvConfig
+from pipeline.envs.registry import make_environment
+envs = [make_environment(EnvConfig(id="TakeCover")) for _ in range(2)]
+print("starting", flush=True)
+envs[0].reset(1)
+print("started", flush=True)
+input()
+envs[1].reset(1)
+print("started", flush=True)
+input()
+"""
+
+
 @pytest.mark.parametrize("end", ["closes", "raises", "SIGTERM", "SIGKILL", "stopped, then SIGKILL"])
 def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
@@ -195,6 +241,59 @@ def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: 
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
     assert list(here.iterdir()) == [], "nothing is written to the working directory"
+
+
+def test_an_engine_whose_worker_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    worker = subprocess.Popen([sys.executable, "-c", STARTING], stdout=subprocess.PIPE, text=True, env=environment)
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "starting\n"
+    started: list[psutil.Process] = []
+    while not started and worker.poll() is None:
+        started = [child for child in psutil.Process(worker.pid).children() if "vizdoom" in child.name()]
+    (engine,) = started
+    engine.suspend()  # so that its start does not come to an end
+    memory = shared_memory(engine)
+    try:
+        worker.kill()
+        worker.wait(600)
+        wait_until_gone([engine], memory)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            engine.kill()
+
+
+def test_a_reaper_that_was_killed_is_followed_by_another_that_ends_all_engines(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
+    worker = subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert worker.stdin is not None and worker.stdout is not None
+    assert [worker.stdout.readline() for _ in range(2)] == ["starting\n", "started\n"]
+    (reaping,) = (
+        process
+        for process in psutil.process_iter()
+        if process.is_running() and _variable(process, "TMPDIR") == str(tmp_path) and "detached" in process.cmdline()
+    )
+    reaping.kill()
+    reaping.wait(600)
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    assert worker.stdout.readline() == "started\n"
+    engines = engines_below(worker.pid)
+    memory = [path for engine in engines for path in shared_memory(engine)]
+    assert len(engines) == 2 and len(memory) == 6
+    worker.kill()
+    worker.wait(600)
+    wait_until_gone(engines, memory)
+
+
+def _variable(process: psutil.Process, name: str) -> str | None:
+    try:
+        return str(process.environ().get(name))
+    except psutil.Error:
+        return None
 
 
 def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown() -> None:

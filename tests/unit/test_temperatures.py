@@ -49,6 +49,9 @@ def test_each_temperature_has_its_evolution_and_the_table_shows_all(
     assert {row["episodes"] for row in rows} == {3} and {row["generation"] for row in rows} <= {1, 2}
     assert output.count("| 0.5 |") == output.count("| 1.15 |") == 1
     assert "M predicts" in output or "is unknown" in output
+    held_out = require_manifest(LocalStore(run), "mdnrnn").info["held_out"]
+    for row in rows:
+        assert [row["end_recall"], row["end_precision"]] == held_out["ends_by_threshold"]["0.60"], "dreams end at 0.6"
     store = LocalStore(run)
     for row in rows:
         at = Round(1, f"temperature-{row['temperature']:g}")
@@ -66,6 +69,25 @@ def test_each_temperature_has_its_evolution_and_the_table_shows_all(
     assert main([*arguments[:2], "--at", "0.5", *arguments[5:-1]]) == 0, "nothing is made again"
     assert "| 0.5 |" in capsys.readouterr().out
     assert "  temperature-1.15 evaluated" in describe_run(store)
+
+
+def test_an_evolution_in_the_game_stands_beside_those_in_dreams(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["temperatures", str(run), "--at", "0.9", "--game", "--generations", "2", "--episodes", "3", "--json"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    dream, game = json.loads(output.splitlines()[-1])
+    assert (dream["temperature"], game["temperature"], game["dream_mean"]) == (0.9, None, None)
+    assert "| none: in the game | – |" in output and "evolved and chosen in the game" in output
+    store = LocalStore(run)
+    manifest = require_manifest(store, "game/evolution")
+    assert manifest.config["evolve.environment"] == manifest.config["evolve.select"] == "game"
+    assert (manifest.config["evolve.stall_steps"], manifest.info["generations"]) == (9, 2)
+    assert manifest.upstream == require_manifest(store, "temperature-0.9/evolution").upstream, "the same V and M"
+    assert foreign_keys(store) == [] and check_run(store).problems == []
+    assert "  game          evaluated" in describe_run(store)
+    assert main([*arguments[:-1], "-o", "evolve.sigma=0.25"]) == 2
+    said = capsys.readouterr().err
+    assert f"or remove {run / 'temperature-0.9'} to run this evolution from scratch" in said and "--run-dir" not in said
 
 
 def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.config.presets import load_config
 from pipeline.data.episodes import LatentEpisode
 from pipeline.training.windows import WindowBlock, Windows, num_windows
 
@@ -110,10 +113,21 @@ def take_cover_lengths(games: int) -> list[int]:
     return [int(length) for length in np.clip(drawn, 40, 2100)]
 
 
-@pytest.mark.parametrize("batch_size", [16, 100])
-def test_windows_of_games_of_many_lengths_are_hardly_padded(batch_size: int) -> None:
+def skewed_lengths(games: int) -> list[int]:
+    """Lengths of which more are very short and very long, 40 to 2,100."""
+    drawn = np.random.default_rng(6).exponential(250, games)
+    return [int(length) for length in np.clip(60 + drawn, 40, 2100)]
+
+
+@pytest.mark.parametrize("preset", ["takecover-laptop", "takecover"])
+@pytest.mark.parametrize("lengths", [take_cover_lengths, skewed_lengths])
+def test_windows_of_games_of_many_lengths_are_hardly_padded(preset: str, lengths: Callable[[int], list[int]]) -> None:
+    config = load_config(preset, []).mdnrnn
+    window, batch_size = config.window, config.batch_size
+    games = lengths(config.shuffle_frames // window)
+    held = np.cumsum([num_windows(steps, window) for steps in games]) <= config.shuffle_frames // window
     block = WindowBlock(
-        [make_episode(i, steps) for i, steps in enumerate(take_cover_lengths(600))], 500, np.random.default_rng(1)
+        [make_episode(i, steps) for i, steps in enumerate(games) if held[i]], window, np.random.default_rng(1)
     )
     order = np.random.default_rng(2).permutation(len(block))
     order = order[: len(order) // batch_size * batch_size]
