@@ -20,6 +20,7 @@ from pipeline.base.logs import configure_logging
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
+_ON_THE_HEAD = {"node:__internal_head__": 0.001}  # where Ray's jobs run their drivers: it is not a spot machine
 
 Row = Mapping[str, float | None]
 
@@ -42,7 +43,7 @@ def run_trials(
         perform: Function that runs a trial to its end, in a process of its own; it is pickled.
         progress: Function that returns the rows of a trial so far, oldest first; it is pickled.
         concurrent: Trials at once.
-        cpus: CPUs that a trial's own process takes.
+        cpus: CPUs that a trial's own process takes; 0 for one that only drives workers, which runs on the head.
         early_stopping: Arguments of ASHA (``metric``, ``mode``, ``time_attr`` and so on); None for no early stopping.
 
     Returns:
@@ -71,7 +72,7 @@ def run_trials(
 
     with tempfile.TemporaryDirectory(prefix="world-models-study-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(study_run, {"CPU": cpus}),
+            tune.with_resources(study_run, {"CPU": cpus} if cpus else _ON_THE_HEAD),
             param_space={"trial": tune.grid_search(list(names))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,

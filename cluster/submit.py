@@ -23,6 +23,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.config.presets import dump, load_config, preset_names
+from pipeline.config.schema import RunConfig
+from pipeline.config.study import config_of, dump_study, is_study, load_study
 from pipeline.storage.run_dir import check_lasting
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class Job:
         entrypoint: Command line of the driver.
         environment: Environment variables of the driver and all workers; no secrets.
         run_dir: Location of the run.
-        config: The user's config as YAML, which is sent with the sources; None for a preset of the project.
+        config: Config or study as YAML, which is sent with the sources; None for a preset of the project.
     """
 
     name: str
@@ -82,7 +84,7 @@ def make_job(
     """Make a job, after all checks that need no cluster.
 
     Args:
-        preset: Preset or config file, see ``load_config``.
+        preset: Preset or config file, see ``load_config``; or a study, see ``load_study``.
         overrides: Overrides, see ``load_config``.
         run_dir: ``s3://`` URL, or absolute path that exists on every node.
         variables: Further environment variables of the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
@@ -95,12 +97,13 @@ def make_job(
     Raises:
         ConfigError: An argument is invalid. The message names it and the reason.
     """
-    config = load_config(preset, overrides)
-    if config.execution.executor != "ray":
-        raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
     check_lasting(run_dir)
     for location in reuse:
         check_lasting(location, "--reuse")
+    if is_study(preset):
+        return _study_job(preset, overrides, run_dir, _environment(variables, environment), reuse)
+    config = load_config(preset, overrides)
+    _require_ray(config)
     if preset in preset_names():
         arguments = ["run", preset, "--run-dir", run_dir]
         for override in overrides:
@@ -111,12 +114,39 @@ def make_job(
     for location in reuse:
         arguments += ["--reuse", location]
     return Job(
-        name=f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}",
+        name=_unique(config.name),
         entrypoint=f"python -m pipeline {shlex.join(arguments)}",
         environment=_environment(variables, environment),
         run_dir=run_dir,
         config=own,
     )
+
+
+def _study_job(
+    name: str, overrides: Sequence[str], run_dir: str, environment: Mapping[str, str], reuse: Sequence[str]
+) -> Job:
+    if reuse:
+        raise ConfigError(f"--reuse {reuse[0]}: the runs of a study share stages by themselves")
+    study = load_study(name, overrides)
+    for arm in study.arms:
+        _require_ray(config_of(study, arm, study.seeds[0]))
+    return Job(
+        name=_unique(study.name),
+        entrypoint=f"python -m pipeline {shlex.join(['study', _OWN_CONFIG, '--run-dir', run_dir])}",
+        environment=environment,
+        run_dir=run_dir,
+        config=dump_study(study),
+    )
+
+
+def _require_ray(config: RunConfig) -> None:
+    if config.execution.executor != "ray":
+        raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
+
+
+def _unique(name: str) -> str:
+    """Submission ID of a new job."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid4().hex[:6]}"
 
 
 def _environment(variables: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,6 +15,7 @@ _SUBMIT_EXAMPLES = """\
 examples:
   world-models submit paper --run-dir s3://bucket/paper --address http://127.0.0.1:8265
   world-models submit paper --run-dir s3://bucket/paper --follow           again, to resume it
+  world-models submit ablation --run-dir s3://bucket/ablation              a study, as many runs at once as fit
   world-models submit my.yaml --run-dir s3://bucket/mine --env AWS_PROFILE=runs -o evolve.population_size=256
 """
 
@@ -25,7 +26,9 @@ def add_parser(commands: Commands) -> None:
     submit = commands.add_parser(
         "submit", help=text, description=text, epilog=_SUBMIT_EXAMPLES, formatter_class=FORMATTER
     )
-    submit.add_argument("preset", metavar="CONFIG", help="preset, or path of a YAML file, which is uploaded too")
+    submit.add_argument(
+        "preset", metavar="CONFIG", help="preset, study, or path of a YAML file of either, which is uploaded too"
+    )
     submit.add_argument(
         "--run-dir",
         type=run_dir,

@@ -67,12 +67,8 @@ def load_study(
         ConfigError: The study is invalid. The message names the key and the reason.
     """
     given = dict(_split(override) for override in overrides)
-    path = _STUDIES / f"{study}.yaml" if study in study_names() else Path(study)
-    source = f"study {study}" if study in study_names() else str(path)
-    values = (
-        yaml_text.parse(path.read_text(), source).values if study not in preset_names() and path.is_file() else None
-    )
-    if not isinstance(values, dict) or "arms" not in values:
+    path, source, values = _read(study)
+    if values is None:
         return _of_config(study, given, varied, [1] if seeds is None else seeds)
     if varied:
         raise ConfigError(f"--vary {varied[0]}: {source} has arms of its own; name a preset or a config to vary")
@@ -81,6 +77,20 @@ def load_study(
         values["base"] = str(path.parent / base)
     merged = {"name": path.stem, **values, "overrides": {**(values.get("overrides") or {}), **given}}
     return _validate(merged if seeds is None else {**merged, "seeds": [*seeds]}, source)
+
+
+def is_study(name: str) -> bool:
+    """Whether this is a study that ships with the project, or the path of a study's YAML file."""
+    return _read(name)[2] is not None
+
+
+def _read(study: str) -> tuple[Path, str, dict[str, Any] | None]:
+    """Path of a study, its source in words, and its values; None in place of these if it is no study."""
+    path = _STUDIES / f"{study}.yaml" if study in study_names() else Path(study)
+    source = f"study {study}" if study in study_names() else str(path)
+    in_file = study not in preset_names() and path.is_file()
+    values = yaml_text.parse(path.read_text(), source).values if in_file else None
+    return path, source, values if isinstance(values, dict) and "arms" in values else None
 
 
 def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], seeds: Sequence[int]) -> StudyConfig:

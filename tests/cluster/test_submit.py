@@ -24,10 +24,12 @@ from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.base.failpoints import VARIABLE
 from pipeline.config.identity import code_version
 from pipeline.config.presets import dump, load_config
+from pipeline.config.study import load_study
 from pipeline.stages.table import STAGES
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
+from pipeline.studies.plan import trials_of
 from tests.cluster.head import Head, free_ports
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e import command
@@ -282,6 +284,18 @@ def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[s
 def test_files_that_hold_secrets_may_be_named() -> None:
     variables = ["AWS_WEB_IDENTITY_TOKEN_FILE=/var/token", "AWS_SHARED_CREDENTIALS_FILE=/etc/aws"]
     assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
+
+
+def test_a_study_is_submitted_whole(tmp_path: Path) -> None:
+    job = submit.make_job("ablation", ["vae.epochs=2"], "s3://bucket/x", [], {})
+    assert job.name.startswith("ablation-")
+    assert job.entrypoint == "python -m pipeline study submitted.yaml --run-dir s3://bucket/x"
+    assert job.config is not None
+    (tmp_path / "study.yaml").write_text(job.config)
+    sent, ours = load_study(str(tmp_path / "study.yaml")), load_study("ablation", ["vae.epochs=2"])
+    assert [trial.config for trial in trials_of(sent)] == [trial.config for trial in trials_of(ours)]
+    with pytest.raises(ConfigError, match="share stages by themselves"):
+        submit.make_job("ablation", [], "s3://bucket/x", [], {}, ["s3://bucket/y"])
 
 
 @pytest.mark.parametrize("preset", ["tiny", "configs/tiny.yaml"])
