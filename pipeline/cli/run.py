@@ -82,11 +82,13 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_owned
+    from pipeline.tracking.tracker import check_installed
 
     # All checks come before the first write.
     store = open_store(run_dir)
     others = _others(store, reuse)
     check_environment(config)
+    check_installed(config.metrics.trackers)
     refuse_if_owned(store)
     _check_same_run(config, store)
     check_machine(store, exact=config.execution.exact)
@@ -103,6 +105,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         # The stages import torch: after the checks that do not need it.
         from pipeline.cli.describe import summarise_scores
         from pipeline.run import run_stages, stages_for
+        from pipeline.tracking.publisher import Publisher
         from pipeline.training.hardware import check_devices
 
         check_devices(config, executor)
@@ -113,7 +116,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
             check_machine(store, exact=config.execution.exact, session=fenced.session)
             fenced.write(CONFIG, text.encode())
             failpoint("config-written")
-            run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
+            with Publisher(config, fenced):
+                run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
     finally:
         executor.close()
     if command in ("run", "report"):

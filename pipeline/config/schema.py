@@ -203,6 +203,15 @@ class StorageConfig(Section):
         return self
 
 
+class MetricsConfig(Section):
+    """Experiment trackers that a run's metrics are published to. No result depends on it; logins are theirs."""
+
+    trackers: list[Literal["mlflow", "wandb", "trackio"]] = runtime(
+        [], description="trackers, each from the extra of its name; places and logins come from their environment"
+    )
+    project: str = runtime("world-models", min_length=1, description="project, or MLflow's experiment")
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -222,6 +231,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     execution: ExecutionConfig = ExecutionConfig()
     storage: StorageConfig = StorageConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

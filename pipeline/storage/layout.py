@@ -20,6 +20,7 @@ from pipeline.storage.store import Store
 CONFIG = "config.yaml"
 SESSIONS = "sessions/"
 REFERRERS = "referrers/"
+TRACKERS = "trackers/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
 PAGE, FIGURES = "index.html", "report.json"
@@ -35,6 +36,7 @@ _OWN = re.compile(
     config\.yaml
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
     | referrers/[0-9a-f]{{12}}\.json
+    | trackers/[a-z]+\.json
     | ({_ROUND}\d{{3}}/)?(({TEMPERATURE}[0-9.]+|{GAME})/)?[a-z]+/(
         {_NOTES} | metrics\.jsonl
         | records/{_NAME}\.json
@@ -135,6 +137,11 @@ def metrics_key(prefix: str) -> str:
     return f"{prefix}/metrics.jsonl"
 
 
+def tracker_key(name: str) -> str:
+    """Key of the state of an experiment tracker: the run's ID there, and the last published steps."""
+    return f"{TRACKERS}{name}.json"
+
+
 def view_key(prefix: str, name: str) -> str:
     """Key of a view of the committed report: ``PAGE`` or ``FIGURES``."""
     return f"{prefix}/{name}"
@@ -171,7 +178,7 @@ def stage_of_checkpoint(key: str) -> str | None:
 def is_sealed_note(key: str) -> bool:
     """Whether an object other than a record or manifest carries its own checksum."""
     ends = (f"/{BEGUN}", f"/{SESSION_BEGUN}.json")
-    return key.endswith(ends) or "/superseded/" in key or key.startswith(REFERRERS)
+    return key.endswith(ends) or "/superseded/" in key or key.startswith((REFERRERS, TRACKERS))
 
 
 def own_keys(store: Store, prefix: str = "") -> list[str]:

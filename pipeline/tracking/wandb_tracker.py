@@ -1,0 +1,74 @@
+"""A run in Weights & Biases, online or offline as ``WANDB_MODE`` says."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.tracker import Point
+
+
+class WandbTracker:
+    """See ``pipeline.tracking.tracker.Tracker``.
+
+    Args:
+        run: ``wandb.Run``.
+    """
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self._stages: set[str] = set()  # whose steps W&B knows
+
+    def marks(self) -> Mapping[str, int]:
+        """See ``Tracker.marks``."""
+        return {}
+
+    def log(self, points: Sequence[Point]) -> None:
+        """See ``Tracker.log``."""
+
+        def row(point: Point) -> tuple[str, int]:
+            return point.metric.rpartition("/")[0], point.step
+
+        for (stage, step), same in groupby(sorted(points, key=row), row):
+            if stage not in self._stages:
+                # W&B's own step counts the rows of all stages.
+                self._run.define_metric(f"{stage}/step")
+                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+                self._stages.add(stage)
+            self._run.log({f"{stage}/step": step, **{point.metric: point.value for point in same}})
+
+    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+        """See ``Tracker.finish``."""
+        import wandb
+
+        self._run.summary.update(dict(scores))
+        if report is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                page = Path(folder) / "index.html"
+                page.write_bytes(report)
+                artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
+                artifact.add_file(str(page))
+                self._run.log_artifact(artifact)
+                self._run.finish()  # reads the file
+        else:
+            self._run.finish()
+
+
+def make(*, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> WandbTracker:
+    """Begin or continue a run, see ``make_tracker``."""
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off", disable_git=True)
+    begun = wandb.init(
+        project=project,
+        name=run,
+        id=run_id,
+        resume="allow",
+        config=dict(config),
+        settings=settings,
+        reinit="create_new",
+    )
+    return WandbTracker(begun)
