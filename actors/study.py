@@ -51,7 +51,8 @@ def run_trials(
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the runs have metrics and TensorBoard files of their own
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # Without its loggers, it misses files that nobody reads.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends a study as it ends a run
+    # Without its loggers there are no files of results, and it warns of each.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
     def study_run(config: Mapping[str, str]) -> None:
@@ -76,7 +77,9 @@ def run_trials(
             param_space={"trial": tune.grid_search(list(names))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
-                scheduler=ASHAScheduler(**early_stopping) if early_stopping is not None else None,
+                scheduler=ASHAScheduler(**early_stopping, stop_last_trials=False)
+                if early_stopping is not None
+                else None,
                 trial_name_creator=lambda trial: trial.config["trial"].replace("/", "-"),
                 trial_dirname_creator=lambda trial: trial.config["trial"].replace("/", "-"),
             ),

@@ -137,7 +137,7 @@ def _refer_to_equal(
     _record_inputs(config, store, stage, upstream)
     refer(store, source, stage.prefix, manifest)
     failpoint("stage-sealed")
-    logger.info("%s: as in %s, which is referred to", stage.title, source.locate())
+    logger.info("%s: refers to the equal stage of %s", stage.title, source.locate())
     return True
 
 

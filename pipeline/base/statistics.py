@@ -57,12 +57,12 @@ class Estimate:
 
 
 def estimate(returns: NDArray[np.float64], seed: int) -> Estimate:
-    """Estimate a mean over seeds and tracks by a hierarchical bootstrap.
+    """Estimate a mean over seeds and tracks, by a bootstrap over tracks and Student's t over seeds.
 
-    Tracks are resampled. Seeds are too few for that (three have ten different resamples, none of them outside of the
-    three), so each sample's mean over seeds is moved by a draw of Student's t with the standard error of the seeds'
-    means. The interval therefore covers the true mean in at least 95 % of studies, also with two or three seeds; in
-    just 95 % of them where the seeds differ by much more than chance on the tracks.
+    Three seeds have only ten different resamples, which say little about a fourth seed. So each resample of the
+    tracks is moved by a draw of Student's t, with the standard error of the seeds' means. The interval therefore
+    covers the true mean in at least 95 % of studies, also with two or three seeds; in just 95 % of them where the
+    seeds differ by much more than chance on the tracks.
 
     Args:
         returns: Returns, or paired differences of returns, (S, T): a row for each seed, a column for each track.

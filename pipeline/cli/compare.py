@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from pipeline.base.errors import StorageError
 from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, number, run_dir
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _EXAMPLES = """\
 examples:
   world-models compare runs/laptop runs/laptop-untrained          two runs, paired by test track
   world-models compare runs/a-1 runs/a-2 runs/b-1 runs/b-2        runs that differ in their seed alone form one arm
+  world-models compare runs/ablation                              the arms of a study
   world-models compare runs/a runs/b --out comparison             also write index.html, comparison.json, episodes.csv
 """
 
@@ -32,7 +34,9 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    command.add_argument("runs", metavar="RUN_DIR", nargs="+", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument(
+        "runs", metavar="RUN_DIR", nargs="+", type=run_dir, help=f"{RUN_DIR_HELP}; or the folder of one study"
+    )
     command.add_argument(
         "--out",
         type=run_dir,
@@ -55,16 +59,27 @@ def _compare(options: argparse.Namespace) -> int:
     from pipeline.comparison.arms import group, read_result
     from pipeline.comparison.page import write
     from pipeline.comparison.scores import compare, table, to_json
+    from pipeline.config.study import saved_study
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
+    from pipeline.studies.plan import STUDY, trials_of
+    from pipeline.studies.results import compare_study
 
     stores = [open_store(location) for location in options.runs]
-    for store in stores:
-        require_run(store)
-    found = compare(group([read_result(store) for store in stores]), options.below)
+    title = "Comparison"
+    if len(stores) == 1 and stores[0].exists(STUDY):
+        study = saved_study(stores[0].read(STUDY).decode(), stores[0].locate(STUDY))
+        of_study = compare_study(trials_of(study), stores[0].locate(), options.below)
+        if of_study is None:
+            raise StorageError(f"no run of the study in {stores[0].locate()} is evaluated yet: finish one first")
+        found, title = of_study, f"Study {study.name}"
+    else:
+        for store in stores:
+            require_run(store)
+        found = compare(group([read_result(store) for store in stores]), options.below)
     print("\n".join(table(found)))
     if options.out is not None:
-        print(f"page: {write(found, open_store(options.out), 'Comparison')}")
+        print(f"page: {write(found, open_store(options.out), title)}")
     if options.json:
         print(json.dumps(to_json(found)))
     return 0

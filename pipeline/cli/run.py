@@ -133,12 +133,12 @@ def _others(store: Store, reuse: Sequence[str]) -> list[Store]:
         StorageError: One of them is not a run.
     """
     from pipeline.storage.maintenance import require_run
-    from pipeline.storage.run_dir import open_other
+    from pipeline.storage.run_dir import open_other, relative_run
 
     others = [open_other(each) for each in reuse]
     for other in others:
         require_run(other)
-        if other.locate() == store.locate():
+        if relative_run(store.locate(), other.locate()) == ".":
             raise ConfigError(f"--reuse {other.locate()} is the run itself: name another run")
     return others
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import JobError, StorageError
+from pipeline.base.errors import ConfigError, JobError, StorageError
 from pipeline.base.ray_environment import cluster_address
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_override, number, run_dir
 from pipeline.cli.compare import THRESHOLD
@@ -19,8 +19,6 @@ from pipeline.data.rounds import rounds_of
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
-    from pipeline.comparison.arms import RunResult
-    from pipeline.comparison.scores import Comparison
     from pipeline.studies.plan import Trial
 
 logger = logging.getLogger(__name__)
@@ -79,28 +77,36 @@ def _seeds(text: str) -> list[int]:
 def _study(options: argparse.Namespace) -> int:
     from pipeline.comparison.page import write
     from pipeline.comparison.scores import table
-    from pipeline.storage.run_dir import open_store
+    from pipeline.storage.run_dir import check_lasting, open_store
     from pipeline.studies.plan import COMPARISON, STUDY, trials_of
+    from pipeline.studies.results import compare_study
 
     study = load_study(options.study, options.override, options.vary, options.seeds)
-    store = open_store(options.run_dir or f"runs/{study.name}")
+    run_dir = options.run_dir or f"runs/{study.name}"
+    store = open_store(run_dir)
     study_dir = store.locate()
     trials = trials_of(study)
+    early_stopping = _asha(study, trials)
+    if cluster_address(trials[0].config.execution.ray_address) is not None:
+        check_lasting(run_dir)
     failed: dict[str, str] = {}
     if not options.only_compare:
         _log_plan(study, trials, study_dir)
         store.write(STUDY, dump_study(study).encode())
-        failed = _run_trials(study, trials, study_dir)
+        failed = _run_trials(study, trials, study_dir, early_stopping)
     for name, error in failed.items():
         logger.error("%s failed: %s", name, error)
-    found = _compare(trials, study_dir, options.below)
+    found = compare_study(trials, study_dir, options.below)
     if found is not None:
         print("\n".join(table(found)))
         print(f"page: {write(found, open_store(f'{study_dir}/{COMPARISON}'), f'Study {study.name}')}")
     if failed:
         raise JobError(f"{len(failed)} of {len(trials)} runs failed: {', '.join(failed)}", resume_after="")
     if found is None:
-        raise StorageError(f"no run of the study in {study_dir} is evaluated yet")
+        raise StorageError(
+            f"no run of the study in {study_dir} is evaluated yet: run the study without --only-compare; "
+            f"`world-models status {study_dir}/{trials[0].folder}` shows the state of a run"
+        )
     return 0
 
 
@@ -114,7 +120,9 @@ def _log_plan(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> No
     )  # fmt: skip
 
 
-def _run_trials(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> dict[str, str]:
+def _run_trials(
+    study: StudyConfig, trials: Sequence[Trial], study_dir: str, early_stopping: dict[str, Any] | None
+) -> dict[str, str]:
     """Run the trials on Ray Tune; returns the errors of those that failed, by name."""
     from pipeline.base.machine import num_cores
 
@@ -129,9 +137,9 @@ def _run_trials(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> 
     from actors.connection import connect
     from actors.study import cluster_cpus, run_trials
 
-    local = connect(execution, max(num_cores(), threads))
+    connect(execution, max(num_cores(), threads))
     try:
-        a_run = threads if in_process else execution.workers or cluster_cpus()
+        a_run = threads if in_process else max(threads, execution.workers or cluster_cpus())
         names = {trial.name: trial for trial in trials}
         return run_trials(
             [*names],
@@ -139,11 +147,10 @@ def _run_trials(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> 
             partial(_progress, names, study_dir),
             concurrent=study.concurrent or max(1, cluster_cpus() // a_run),
             cpus=threads if in_process else 0,
-            early_stopping=_asha(study, trials),
+            early_stopping=early_stopping,
         )
     finally:
-        if local or ray.is_initialized():
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _perform(trials: Mapping[str, Trial], study_dir: str, name: str) -> None:
@@ -165,28 +172,13 @@ def _asha(study: StudyConfig, trials: Sequence[Trial]) -> dict[str, Any] | None:
     longest = max(
         sum(trial.config.in_round(at.number).evolve.generations for at in rounds_of(trial.config)) for trial in trials
     )
+    if study.early_stopping.grace_generations > longest:
+        raise ConfigError(
+            f"early_stopping.grace_generations = {study.early_stopping.grace_generations}: the runs have {longest} "
+            "generations"
+        )
     return {
         "time_attr": "generation", "metric": "validation", "mode": "max", "max_t": longest,
         "grace_period": study.early_stopping.grace_generations,
         "reduction_factor": study.early_stopping.reduction_factor,
     }  # fmt: skip
-
-
-def _compare(trials: Sequence[Trial], study_dir: str, threshold: float) -> Comparison | None:
-    """Compare the evaluated runs of a study; None if there is none."""
-    from pipeline.comparison.arms import Arm, check_comparable, read_result
-    from pipeline.comparison.scores import compare
-    from pipeline.storage.run_dir import open_store
-    from pipeline.studies.trials import is_evaluated
-
-    arms: dict[str, list[RunResult]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.seed):
-        if is_evaluated(trial, study_dir):
-            arms.setdefault(trial.arm, []).append(read_result(open_store(f"{study_dir}/{trial.folder}")))
-        else:
-            logger.info("%s is not evaluated yet: the comparison is without it", trial.name)
-    if not arms:
-        return None
-    check_comparable([run for runs in arms.values() for run in runs])
-    order = dict.fromkeys(trial.arm for trial in trials)
-    return compare([Arm(name, arms[name]) for name in order if name in arms], threshold)

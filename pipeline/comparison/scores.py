@@ -120,16 +120,11 @@ def verdict(score: ArmScore, first: str) -> str:
     """Sentence on an arm's difference from the first arm."""
     found = score.difference
     assert found is not None, "the first arm has no difference"
-    how = "about as much as"
-    if found.low > 0:
-        how = "more than"
-    elif found.high < 0:
-        how = "less than"
+    said = f"No difference is shown between {score.name} and {first}"
+    if found.low > 0 or found.high < 0:
+        said = f"{score.name} scores {'more' if found.low > 0 else 'less'} than {first}"
     over = "seeds and tracks" if found.seeds > 1 else "tracks alone: one seed says nothing about another"
-    return (
-        f"{score.name} scores {how} {first}: {_signed(found.mean)} (95 % interval {_signed(found.low)} to "
-        f"{_signed(found.high)}, over {over})."
-    )
+    return f"{said}: {_signed(found.mean)} (95 % interval {_signed(found.low)} to {_signed(found.high)}, over {over})."
 
 
 def table(found: Comparison) -> list[str]:

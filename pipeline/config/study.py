@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -18,7 +19,8 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.section import Section
 
 _STUDIES = PRESETS / "studies"
-_ARM_NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=+-]*$"
+_OWN_KEYS = ("seed", "name")  # that a study sets itself
 
 
 class EarlyStoppingConfig(Section):
@@ -31,7 +33,7 @@ class EarlyStoppingConfig(Section):
 class StudyConfig(Section):
     """A study: arms times seeds."""
 
-    name: str = Field(pattern=_ARM_NAME, description="name of the study")
+    name: str = Field(pattern=_NAME, description="name of the study")
     base: str | dict[str, Any] = Field(
         description="config that the arms override: a preset, the path of a YAML file, or the config itself"
     )
@@ -89,8 +91,24 @@ def _read(study: str) -> tuple[Path, str, dict[str, Any] | None]:
     path = _STUDIES / f"{study}.yaml" if study in study_names() else Path(study)
     source = f"study {study}" if study in study_names() else str(path)
     in_file = study not in preset_names() and path.is_file()
-    values = yaml_text.parse(path.read_text(), source).values if in_file else None
-    return path, source, values if isinstance(values, dict) and "arms" in values else None
+    return path, source, _values(path.read_text(), source) if in_file else None
+
+
+def _values(text: str, source: str) -> dict[str, Any] | None:
+    values = yaml_text.parse(text, source).values
+    return values if isinstance(values, dict) and "arms" in values else None
+
+
+def saved_study(text: str, source: str) -> StudyConfig:
+    """Read what ``dump_study`` wrote.
+
+    Raises:
+        ConfigError: It is not a study.
+    """
+    values = _values(text, source)
+    if values is None:
+        raise ConfigError(f"{source} holds no study")
+    return _validate(values, source)
 
 
 def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], seeds: Sequence[int]) -> StudyConfig:
@@ -105,10 +123,12 @@ def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], s
         if not separator or not key or "" in values.split(","):
             raise ConfigError(f"--vary {text}: expected KEY=VALUE,VALUE, for example mdnrnn.init=trained,random")
         choices.append([(key, yaml_text.parse(value, f"--vary {text}").values) for value in values.split(",")])
-    arms = {
-        re.sub(r"[^A-Za-z0-9._=+-]", "-", "+".join(f"{key}={value}" for key, value in arm)) or name: dict(arm)
-        for arm in itertools.product(*choices)
-    }
+    arms: dict[str, dict[str, Any]] = {}
+    for arm in itertools.product(*choices):
+        arm_name = re.sub(r"[^A-Za-z0-9._=+-]", "-", "+".join(f"{key}={value}" for key, value in arm)) or name
+        if arm_name in arms:
+            raise ConfigError(f"--vary: two arms have the name {arm_name}; put arms like these into a study file")
+        arms[arm_name] = dict(arm)
     study = {"name": name, "base": base, "seeds": [*seeds], "overrides": dict(overrides), "arms": arms}
     return _validate(study, "the command line")
 
@@ -129,26 +149,39 @@ def _validate(values: Mapping[str, Any], source: str) -> StudyConfig:
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"{source}: seeds: {study.seeds} names a seed twice")
     for name in study.arms:
-        if not re.fullmatch(_ARM_NAME, name):
+        if not re.match(_NAME, name):
             raise ConfigError(f"{source}: arms.{name}: expected a name of letters, digits and ._=+-")
-    for name in study.arms:
-        for seed in study.seeds:
-            config_of(study, name, seed)
+        for key in {**study.overrides, **study.arms[name]}:
+            if key in _OWN_KEYS:
+                raise ConfigError(f"{source}, arm {name}: {key} is set by the study; seeds are given in `seeds`")
+    configs = {name: config_of(study, name, study.seeds[0]) for name in study.arms}
+    first, reference = next(iter(configs.items()))
+    for name, config in configs.items():
+        for key, ours, theirs in (
+            ("env.id", config.env.id, reference.env.id),
+            ("tracks.test", config.tracks.test, reference.tracks.test),
+        ):
+            if ours != theirs:
+                raise ConfigError(f"{source}: arms {first} and {name} have different tests: {key} differs")
+    for name, other in itertools.combinations(study.arms, 2):
+        if study.arms[name] == study.arms[other]:
+            raise ConfigError(f"{source}: arms {name} and {other} are the same")
     return study
 
 
-def config_of(study: StudyConfig, arm: str, seed: int) -> RunConfig:
+def config_of(study: StudyConfig, arm: str, seed: int, more: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
     """Config of a run of a study.
 
     Args:
         study: Study.
         arm: Name of the arm.
         seed: Seed of the run.
+        more: Further settings by dotted key.
 
     Raises:
         ConfigError: The config is invalid; names the arm.
     """
-    settings = {**study.overrides, **study.arms[arm], "name": f"{study.name}-{arm}", "seed": seed}
+    settings = {**study.overrides, **study.arms[arm], "name": f"{study.name}-{arm}-{seed}", "seed": seed, **more}
     overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     try:
         if isinstance(study.base, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -308,7 +309,11 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
         "the drive as a GIF": newest(evaluation, DRIVE, ".gif"),
         "the drive as a video": newest(evaluation, DRIVE, ".webm"),
     }
-    return {what: record.key for what, record in files.items() if record is not None}
+    return {
+        what: posixpath.join(record.run, record.key)
+        for what, record in files.items()
+        if record is not None and not posixpath.isabs(record.run)
+    }
 
 
 def _stage(folder: str, manifest: Manifest) -> StageRow:

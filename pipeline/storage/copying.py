@@ -12,6 +12,7 @@ from pipeline.storage.layout import (
     CONFIG,
     REFERRERS,
     SESSIONS,
+    TRACKERS,
     occupying_keys,
     own_keys,
     stage_of_manifest,
@@ -49,9 +50,10 @@ def copy_run(source: Store, target: Store) -> int:
             f"{source.locate()} is in use by {last.owner}: a copy would not be a consistent snapshot. Stop it first."
         )
     elsewhere = referred_records(source)
-    own = [key for key in own_keys(source) if not key.startswith(REFERRERS)]
+    # Other runs and trackers know the source, not the copy.
+    own = [key for key in own_keys(source) if not key.startswith((REFERRERS, TRACKERS))]
     keys = sorted([*own, *elsewhere], key=_copy_order)
-    if strangers := set(occupying_keys(target)) - set(keys):
+    if strangers := {key for key in occupying_keys(target) if not key.startswith(REFERRERS)} - set(keys):
         raise StorageError(
             f"{target.locate()} holds other files, such as {target.locate(min(strangers))}: choose an empty place"
         )

@@ -19,6 +19,7 @@ from pipeline.storage.layout import (
     manifest_key,
     own_keys,
     records_prefix,
+    referrer_key,
     stage_of,
     stage_of_checkpoint,
     stage_of_manifest,
@@ -191,12 +192,14 @@ class Garbage:
     Attributes:
         data: Keys of data that no record names, here or in a run that refers to this one.
         notes: Keys of notes of runs that no longer refer to this one.
+        unknown: Locations of runs that refer to this one and are not there to be asked: no data is garbage then.
         checkpoints: Old checkpoints as (prefix of the stage, name).
         leftovers: Keys of temporary files of killed writers.
     """
 
     data: list[str]
     notes: list[str]
+    unknown: list[str]
     checkpoints: list[tuple[str, str]]
     leftovers: Sequence[str]
 
@@ -226,10 +229,13 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
                 old.append((prefix, name))
             elif _is_whole(checkpoints, name):
                 whole += 1
-    used = {note: keys_used_by(referrer, store) for note, referrer in referrers(store).items()}
-    kept = set().union(*used.values())
-    data = [key for key in unnamed_data(store, keys) if key not in kept]
-    return Garbage(data, [note for note, of_run in used.items() if not of_run], old, store.list(TEMPORARY))
+    notes = referrers(store)
+    used = {note: keys_used_by(referrer, store) for note, referrer in notes.items()}
+    unknown = [notes[note].locate() for note, of_run in used.items() if of_run is None]
+    kept = {key for of_run in used.values() for key in of_run or ()}
+    data = [] if unknown else [key for key in unnamed_data(store, keys) if key not in kept]
+    stale = [note for note, of_run in used.items() if of_run is not None and not of_run]
+    return Garbage(data, stale, unknown, old, store.list(TEMPORARY))
 
 
 def _is_whole(checkpoints: Checkpoints, name: str) -> bool:
@@ -290,6 +296,11 @@ def garbage_lines(garbage: Garbage, store: Store, *, deleted: bool) -> list[str]
     """Lines of the output of ``storage gc``."""
     verb = "removed" if deleted else "would remove"
     lines = [f"{verb} data that no record names: {store.locate(key)}" for key in garbage.data]
+    lines += [
+        f"kept data that no record names, because {run} refers to this run and is not there: bring it back, or remove "
+        f"{store.locate(referrer_key(run))}"
+        for run in garbage.unknown
+    ]
     lines += [f"{verb} the note of a run that refers to nothing here: {store.locate(key)}" for key in garbage.notes]
     lines += [f"{verb} an old checkpoint: {store.locate(prefix)} {name}" for prefix, name in garbage.checkpoints]
     lines += [f"{verb} a temporary file of a killed writer: {key}" for key in garbage.leftovers]

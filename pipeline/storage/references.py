@@ -16,11 +16,13 @@ from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageEr
 from pipeline.storage import sealed
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
+    CONFIG,
     REFERRERS,
     metrics_key,
     own_keys,
     record_key,
     referrer_key,
+    stage_of_checkpoint,
     stage_of_record,
     tensorboard_prefix,
 )
@@ -49,9 +51,20 @@ def find_equal(wanted: Manifest, prefix: str, runs: Sequence[Store], cpu: str | 
         found = read_manifest(run, prefix)
         if found is None or (cpu is not None and found.info.get("cpu") != cpu):
             continue
-        if replace(found, records={}, info={}) == wanted:
+        if replace(found, records={}, info={}) == wanted and _is_held(run, found):
             return run, found
     return None
+
+
+def _is_held(run: Store, manifest: Manifest) -> bool:
+    """Whether the runs that hold a stage's objects are still there; logs those that are not."""
+    first = {record.run: record for record in manifest.records.values()}
+    for record in first.values():
+        place = holder(run, record)
+        if not place.exists(record.key):
+            logger.warning("%s refers to %s, which is gone: not reused", run.locate(), place.locate())
+            return False
+    return True
 
 
 def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
@@ -67,17 +80,19 @@ def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
         manifest: Manifest of the stage in ``source``.
 
     Raises:
-        StorageError: The run has other objects of the stage already.
+        StorageError: The run has other objects of the stage already, or the other run has changed meanwhile.
     """
     runs = {name: _located(source, record) for name, record in manifest.records.items()}
-    for location in sorted(set(runs.values())):
-        _note_referrer(open_other(location), store)
-    referring = {
-        name: replace(record, run=relative_run(store.locate(), runs[name]), session=store.session)
+    holders = [open_other(location) for location in sorted(set(runs.values()))]
+    for each in holders:
+        _note_referrer(each, store)
+    wanted = [
+        replace(record, run=relative_run(store.locate(), runs[name]), session=store.session)
         for name, record in manifest.records.items()
-    }
+    ]
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(lambda record: _create_record(store, prefix, record), referring.values()))
+        created = threads.map(lambda record: _create_record(store, prefix, record), wanted)
+        records = {record.name: record for record in created}
     for key in [metrics_key(prefix), *own_keys(source, tensorboard_prefix(prefix))]:
         if source.exists(key):
             store.write(key, source.read(key))
@@ -88,8 +103,13 @@ def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
         checkpoint = None
     if checkpoint is not None:
         Checkpoints(store, prefix).save(*checkpoint)
+    now = read_manifest(source, prefix)
+    if now is None or (now.digest, now.grown) != (manifest.digest, manifest.grown):
+        raise StorageError(f"{source.locate(prefix)} has changed while it was referred to", resume_after="")
     info = {**manifest.info, "session": store.session, "reused_from": relative_run(store.locate(), source.locate())}
-    seal(store, prefix, replace(manifest, records=referring, info=info))
+    seal(store, prefix, replace(manifest, records=records, info=info))
+    for each in holders:  # until there were records, its garbage collection could take the note for an old one
+        _note_referrer(each, store)
 
 
 def _located(source: Store, record: Record) -> str:
@@ -97,7 +117,8 @@ def _located(source: Store, record: Record) -> str:
     return holder(source, record).locate()
 
 
-def _create_record(store: Store, prefix: str, record: Record) -> None:
+def _create_record(store: Store, prefix: str, record: Record) -> Record:
+    """Create a record; returns it, or the present one of the same object."""
     key = record_key(prefix, record.name)
     try:
         store.create(key, sealed.to_bytes(asdict(record)))
@@ -108,12 +129,20 @@ def _create_record(store: Store, prefix: str, record: Record) -> None:
                 f"{store.locate(key)} commits other bytes than the equal stage of another run: one of the two was made "
                 f"by another version. Remove {store.locate(prefix)}, or run without --reuse."
             ) from None
+        return present
+    return record
 
 
 def _note_referrer(source: Store, store: Store) -> None:
     key = referrer_key(store.locate())
-    if not source.exists(key):
+    if source.exists(key):
+        return
+    try:
         source.write(key, sealed.to_bytes({"run": relative_run(source.locate(), store.locate())}))
+    except StorageError as error:
+        logger.warning(
+            "%s does not note that %s refers to it: keep it whole (%s)", source.locate(), store.locate(), error
+        )
 
 
 def referrers(store: Store) -> dict[str, Store]:
@@ -126,13 +155,15 @@ def referrers(store: Store) -> dict[str, Store]:
 
 
 def referred_records(store: Store) -> dict[str, Record]:
-    """Records whose objects lie in other runs, by the object's key."""
-    keys = [key for key in own_keys(store) if stage_of_record(key) is not None]
+    """Records whose objects lie in other runs, by the object's key. Checkpoints are never referred to."""
+    keys = [key for key in own_keys(store) if stage_of_record(key) is not None and stage_of_checkpoint(key) is None]
     with ThreadPoolExecutor(_THREADS) as threads:
         records = threads.map(lambda key: read_record(store, key), keys)
         return {record.key: record for record in records if record.run}
 
 
-def keys_used_by(referrer: Store, store: Store) -> set[str]:
-    """Keys of the objects of a run to which another run refers."""
+def keys_used_by(referrer: Store, store: Store) -> set[str] | None:
+    """Keys of the objects of a run to which another run refers; None if that run is not there to be asked."""
+    if not referrer.exists(CONFIG):
+        return None
     return {key for key, record in referred_records(referrer).items() if _located(referrer, record) == store.locate()}

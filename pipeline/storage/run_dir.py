@@ -79,7 +79,9 @@ def relative_run(run_dir: str, other: str) -> str:
     bucket, other_bucket = _bucket(run_dir), _bucket(other)
     if bucket != other_bucket:
         return other
-    return os.path.relpath(other.removeprefix(bucket) or "/", run_dir.removeprefix(bucket) or "/")
+    if not bucket:  # not the text of the paths: folders may be reached through links
+        return os.path.relpath(os.path.realpath(other), os.path.realpath(run_dir))
+    return posixpath.relpath(other.removeprefix(bucket) or "/", run_dir.removeprefix(bucket) or "/")
 
 
 def absolute_run(run_dir: str, recorded: str) -> str:
@@ -92,8 +94,10 @@ def absolute_run(run_dir: str, recorded: str) -> str:
     if "://" in recorded or recorded.startswith("/"):
         return recorded
     bucket = _bucket(run_dir)
+    if not bucket:
+        return os.path.realpath(posixpath.join(os.path.realpath(run_dir), recorded))
     path = posixpath.normpath(posixpath.join(run_dir.removeprefix(bucket) or "/", recorded))
-    return (bucket + path).rstrip("/") if bucket else path
+    return (bucket + path).rstrip("/")
 
 
 def _bucket(run_dir: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass
 
 from pipeline.config.identity import flatten
@@ -35,8 +34,9 @@ class SharedStage:
         folder: Folder of that run directory in the study.
         prefix: Prefix of the stage.
         command: Name of the stage on the command line.
-        config: Config of that run: the one of the first run of the study that has the stage.
+        config: Config of that run: the one of the first run of the study that has the stage, without trackers.
         inputs: Folders of the shared stages that it builds on, in order.
+        sharers: Folders of the runs that share it.
     """
 
     folder: str
@@ -44,6 +44,7 @@ class SharedStage:
     command: str
     config: RunConfig
     inputs: tuple[str, ...]
+    sharers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,34 @@ class Trial:
     @property
     def folder(self) -> str:
         """Folder of the run directory in the study."""
-        return f"{ARMS}/{self.name}"
+        return _folder(self.arm, self.seed)
+
+
+def _folder(arm: str, seed: int) -> str:
+    return f"{ARMS}/{arm}/seed-{seed}"
 
 
 def trials_of(study: StudyConfig) -> list[Trial]:
     """The runs of a study, seed by seed, so that an early look shows every arm."""
     configs = {(arm, seed): config_of(study, arm, seed) for seed in study.seeds for arm in study.arms}
     hashes = {which: _hashes(config) for which, config in configs.items()}
-    count = Counter(hash_ for of_run in hashes.values() for hash_ in of_run.values())
-    first: dict[str, RunConfig] = {}
+    sharers: dict[str, list[tuple[str, int]]] = {}
+    for which, of_run in hashes.items():
+        for each in of_run.values():
+            sharers.setdefault(each, []).append(which)
     trials = []
     for (arm, seed), config in configs.items():
         shared: list[SharedStage] = []
         folders: dict[str, str] = {}
         for stage in stages_of(config):
             hash_ = hashes[arm, seed].get(stage.prefix)
-            if hash_ is None or count[hash_] == 1:
+            if hash_ is None or len(sharers[hash_]) == 1:
                 continue
             folders[stage.prefix] = f"{SHARED}/{stage.label}-{hash_[:12]}"
             inputs = tuple(each.folder for each in shared)
-            made_by = first.setdefault(hash_, config)
-            shared.append(SharedStage(folders[stage.prefix], stage.prefix, stage.name, made_by, inputs))
+            made_by = config_of(study, *sharers[hash_][0], {"metrics.trackers": []})
+            runs = tuple(_folder(*which) for which in sharers[hash_])
+            shared.append(SharedStage(folders[stage.prefix], stage.prefix, stage.name, made_by, inputs, runs))
         trials.append(Trial(arm, seed, config, tuple(shared)))
     return trials
 

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from pipeline.base.errors import LeaseError
-from pipeline.data.artifacts import EVALUATION, EVOLUTION
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
 from pipeline.data.rounds import rounds_of
-from pipeline.storage.layout import metrics_key
+from pipeline.storage.layout import CONFIG, metrics_key
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.run_dir import open_store
+from pipeline.storage.saved_config import saved_config
 from pipeline.studies.plan import SharedStage, Trial
 
 logger = logging.getLogger(__name__)
@@ -31,20 +32,29 @@ def perform(trial: Trial, study_dir: str, run: RunConfigOf) -> None:
         study_dir: Folder of the study, or ``s3://bucket/prefix``.
         run: Function that runs a config, ``pipeline.cli.run.run_config``.
     """
-    for stage in trial.shared:
-        _make(stage, study_dir, run)
-    others = [f"{study_dir}/{stage.folder}" for stage in trial.shared]
-    run(trial.config, f"{study_dir}/{trial.folder}", "run", others)
+    location = f"{study_dir}/{trial.folder}"
+    if read_manifest(open_store(location), REPORT) is None:
+        for stage in trial.shared:
+            _make(stage, study_dir, run)
+    made = [f"{study_dir}/{stage.folder}" for stage in trial.shared]
+    run(trial.config, location, "run", [each for each in made if open_store(each).exists(CONFIG)])
 
 
 def _make(stage: SharedStage, study_dir: str, run: RunConfigOf) -> None:
-    """Make a shared stage, or wait while another run of the study makes it."""
+    """Make a shared stage, or wait while another run of the study makes it.
+
+    A run that had the stage for itself, before others came that share it, is referred to.
+    """
     location = f"{study_dir}/{stage.folder}"
     store = open_store(location)
     waiting = False
     while read_manifest(store, stage.prefix) is None:
+        # The folder's name has the hash of all that the stage depends on. If its run was begun with another config, as
+        # before a change of the study, the two differ in keys that do not concern the stage.
+        config = saved_config(store) if store.exists(CONFIG) else stage.config
+        others = [f"{study_dir}/{folder}" for folder in (*stage.inputs, *stage.sharers)]
         try:
-            run(stage.config, location, stage.command, [f"{study_dir}/{folder}" for folder in stage.inputs])
+            run(config, location, stage.command, [each for each in others if open_store(each).exists(CONFIG)])
         except LeaseError as error:
             if not waiting:
                 logger.info("%s is being made by another run of the study: waiting (%s)", location, error)

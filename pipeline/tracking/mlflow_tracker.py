@@ -40,7 +40,7 @@ class MlflowTracker:
         for start in range(0, len(metrics), _BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH])
 
-    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+    def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """See ``Tracker.finish``."""
         for name, value in scores.items():
             self._client.log_metric(self._run_id, name, value)
@@ -49,7 +49,7 @@ class MlflowTracker:
                 page = Path(folder) / "index.html"
                 page.write_bytes(report)
                 self._client.log_artifact(self._run_id, str(page), "report")
-        self._client.set_terminated(self._run_id, "FINISHED" if scores else "KILLED")
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
 def make(*, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> MlflowTracker:
@@ -60,15 +60,30 @@ def make(*, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> M
     from mlflow.entities import Param
 
     client = MlflowClient()
-    experiment = client.get_experiment_by_name(project)
-    experiment_id = client.create_experiment(project) if experiment is None else experiment.experiment_id
+    experiment_id = _experiment(client, project)
     found = client.search_runs([experiment_id], f"tags.`{_RUN_ID}` = '{run_id}'")
     if found:
-        own_id = found[0].info.run_id
-        client.set_terminated(own_id, "RUNNING")
-        return MlflowTracker(client, own_id)
-    own_id = client.create_run(experiment_id, tags={_RUN_ID: run_id}, run_name=run).info.run_id
-    parameters = [Param(key, str(value)[:_MAX_VALUE]) for key, value in config.items()]
+        own_id, present = found[0].info.run_id, found[0].data.params
+        client.update_run(own_id, status="RUNNING")
+    else:
+        own_id, present = client.create_run(experiment_id, tags={_RUN_ID: run_id}, run_name=run).info.run_id, {}
+    # A parameter cannot change: of keys that have grown, the first value stays.
+    parameters = [Param(key, str(value)[:_MAX_VALUE]) for key, value in config.items() if key not in present]
     for start in range(0, len(parameters), _MAX_PARAMETERS):
         client.log_batch(own_id, params=parameters[start : start + _MAX_PARAMETERS])
     return MlflowTracker(client, own_id)
+
+
+def _experiment(client: Any, name: str) -> str:
+    """ID of an experiment, which is created if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:  # another run was faster
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+    return str(experiment.experiment_id)

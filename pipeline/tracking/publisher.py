@@ -11,12 +11,13 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from pipeline.base.errors import WorldModelsError
+from pipeline.base.errors import LeaseError, WorldModelsError
 from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, REPORT
@@ -31,6 +32,29 @@ from pipeline.tracking.tracker import Point, Tracker, make_tracker
 logger = logging.getLogger(__name__)
 
 _EVERY_S = 15.0
+_PATIENCE_S = 20.0  # for a request under way, at the end of a session
+_SCORE_KEYS = ("mean", "sd", "low", "high", "episodes")
+
+
+@dataclass
+class _Session:
+    """A tracker of this session.
+
+    Attributes:
+        tracker: The tracker.
+        run_id: ID of the run there.
+        marks: Last published step of each metric.
+        scored: Digest of the evaluation whose scores were published; empty before.
+    """
+
+    tracker: Tracker
+    run_id: str
+    marks: dict[str, int]
+    scored: str
+
+    def to_bytes(self) -> bytes:
+        """Serialise all but the tracker."""
+        return sealed.to_bytes({"id": self.run_id, "marks": self.marks, "scored": self.scored})
 
 
 class Publisher:
@@ -47,29 +71,33 @@ class Publisher:
         self._config, self._store = config, store
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="trackers", daemon=True)
-        self._trackers: dict[str, tuple[Tracker, str, dict[str, int]]] = {}
+        self._sessions: dict[str, _Session] = {}
 
     def __enter__(self) -> Self:
         for name in self._config.metrics.trackers:
             self._begin(name)
-        if self._trackers:
+        if self._sessions:
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._trackers:
+        if not self._sessions:
             return
         self._stop.set()
-        self._thread.join()
+        # A stop waits for no server, and a driver that has lost its run writes nothing more. The next session publishes
+        # what is missing.
+        if isinstance(error, KeyboardInterrupt | LeaseError):
+            return
+        self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive():
+            logger.warning("a tracker does not answer: what is missing is published by the next session")
+            return
         self._publish()
-        scores, page = self._scores(), None
-        if scores and self._store.exists(view_key(REPORT, PAGE)):
-            page = self._store.read(view_key(REPORT, PAGE))
-        for name, (tracker, _, _) in self._trackers.items():
+        for name, session in self._sessions.items():
             try:
-                tracker.finish(scores, page)
+                self._finish(name, session, failed=error is not None)
             except Exception as failure:  # trackers raise errors of many classes
                 logger.warning("%s: the end of the run was not published: %s", name, failure)
 
@@ -80,16 +108,16 @@ class Publisher:
             WorldModelsError: The tracker refuses; before anything expensive has started.
         """
         key = tracker_key(name)
-        run_id, marks = uuid4().hex, dict[str, int]()
+        known: dict[str, Any] = {"id": uuid4().hex, "marks": {}, "scored": ""}
         if self._store.exists(key):
             known = sealed.read(self._store, key, "the state of a tracker")
-            run_id, marks = known["id"], known["marks"]
         else:
-            self._store.write(key, sealed.to_bytes({"id": run_id, "marks": marks}))
+            self._store.write(key, sealed.to_bytes(known))
+        marks = known["marks"]
         values = {**flatten(self._config, "identity"), **flatten(self._config, "growable")}
         try:
             tracker = make_tracker(
-                name, project=self._config.metrics.project, run=self._config.name, run_id=run_id, config=values
+                name, project=self._config.metrics.project, run=self._config.name, run_id=known["id"], config=values
             )
             for metric, step in tracker.marks().items():
                 marks[metric] = max(step, marks.get(metric, step))
@@ -98,7 +126,7 @@ class Publisher:
                 f"metrics.trackers: {name} does not begin the run: {error}. Check its address and its login, or run "
                 "without it: -o metrics.trackers=[]"
             ) from error
-        self._trackers[name] = (tracker, run_id, marks)
+        self._sessions[name] = _Session(tracker, known["id"], marks, known["scored"])
 
     def _loop(self) -> None:
         while not self._stop.wait(_EVERY_S):
@@ -106,17 +134,38 @@ class Publisher:
 
     def _publish(self) -> None:
         """Send the points that each tracker does not have yet."""
-        points = [point for stage in stages_of(self._config) for point in self._points(stage.prefix)]
-        for name, (tracker, run_id, marks) in self._trackers.items():
-            new = [point for point in points if point.step > marks.get(point.metric, -1)]
+        try:
+            points = [point for stage in stages_of(self._config) for point in self._points(stage.prefix)]
+        except Exception as failure:  # storage that does not answer now may do so later
+            logger.warning("the metrics could not be read to be published, trying again later: %s", failure)
+            return
+        for name, session in self._sessions.items():
+            new = [point for point in points if point.step > session.marks.get(point.metric, -1)]
             if not new:
                 continue
             try:
-                tracker.log(new)
-                marks.update({point.metric: point.step for point in new})
-                self._store.write(tracker_key(name), sealed.to_bytes({"id": run_id, "marks": marks}))
+                # First, because a driver that has lost its run cannot write, and must send nothing.
+                self._store.write(tracker_key(name), session.to_bytes())
+                session.tracker.log(new)
+                session.marks.update({point.metric: point.step for point in new})
+                self._store.write(tracker_key(name), session.to_bytes())
+            except LeaseError:
+                return
             except Exception as failure:  # trackers raise errors of many classes
                 logger.warning("%s: %d points were not published, trying again later: %s", name, len(new), failure)
+
+    def _finish(self, name: str, session: _Session, *, failed: bool) -> None:
+        """End the session in a tracker; publish the scores and the report, unless an earlier session has."""
+        manifest = read_manifest(self._store, rounds_of(self._config)[-1].folder(EVALUATION))
+        page = view_key(REPORT, PAGE)
+        scores: dict[str, float] = {}
+        report = None
+        if manifest is not None and session.scored != manifest.digest and self._store.exists(page):
+            found: dict[str, dict[str, Any]] = manifest.info["controllers"]
+            scores = {f"test/{who}/{key}": float(score[key]) for who, score in found.items() for key in _SCORE_KEYS}
+            report, session.scored = self._store.read(page), manifest.digest
+        session.tracker.finish(scores, report, failed=failed)
+        self._store.write(tracker_key(name), session.to_bytes())
 
     def _points(self, prefix: str) -> Sequence[Point]:
         """All points of a stage so far; within a metric, steps ascend."""
@@ -137,14 +186,3 @@ class Publisher:
                 if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             ]
         return points
-
-    def _scores(self) -> Mapping[str, float]:
-        """Final test scores by name; empty if the last round is not evaluated."""
-        manifest = read_manifest(self._store, rounds_of(self._config)[-1].folder(EVALUATION))
-        if manifest is None:
-            return {}
-        scores: dict[str, dict[str, Any]] = manifest.info["controllers"]
-        return {f"test/{name}/{key}": float(score[key]) for name, score in scores.items() for key in _SCORE_KEYS}
-
-
-_SCORE_KEYS = ("mean", "sd", "low", "high", "episodes")

@@ -37,12 +37,13 @@ class Tracker(Protocol):
     def log(self, points: Sequence[Point]) -> None:
         """Add points; within a metric, steps ascend."""
 
-    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+    def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """End the session.
 
         Args:
-            scores: Final scores by name; empty if the run is not evaluated yet.
-            report: The report's page; None if there is none yet.
+            scores: Final scores by name; empty if there are none yet, or if an earlier session gave them.
+            report: The report's page; None likewise.
+            failed: Whether the session ended with an error.
         """
 
 

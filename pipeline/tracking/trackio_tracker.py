@@ -32,7 +32,7 @@ class TrackioTracker:
         for (_, step), same in groupby(sorted(points, key=row), row):
             self._run.log({point.metric: point.value for point in same}, step=step)
 
-    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+    def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """See ``Tracker.finish``."""
         if scores:
             self._run.log(dict(scores))

@@ -40,7 +40,7 @@ class WandbTracker:
                 self._stages.add(stage)
             self._run.log({f"{stage}/step": step, **{point.metric: point.value for point in same}})
 
-    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+    def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """See ``Tracker.finish``."""
         import wandb
 
@@ -52,9 +52,9 @@ class WandbTracker:
                 artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
                 artifact.add_file(str(page))
                 self._run.log_artifact(artifact)
-                self._run.finish()  # reads the file
+                self._run.finish(exit_code=int(failed))  # reads the file
         else:
-            self._run.finish()
+            self._run.finish(exit_code=int(failed))
 
 
 def make(*, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> WandbTracker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -106,23 +105,3 @@ def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) 
         assert code == 0, output
     assert command.outcome(folder) == command.outcome(straight)
     assert check_run(store).problems == []
-
-
-def test_a_failpoint_kills_the_driver_alone(tmp_path: Path) -> None:
-    assert VARIABLE not in os.environ
-    folder = tmp_path / "run"
-    arguments = (
-        "run",
-        preset(tmp_path),
-        "--run-dir",
-        str(folder),
-        "-o",
-        "execution.executor=ray",
-        "-o",
-        "execution.workers=1",
-    )
-    output = killed_at("generation-scored@2", *arguments)
-    assert "evolve: begins" in output
-    code, output = command.run("evolve", *arguments[1:])
-    assert code == 0, output
-    assert "evolve: resuming after generation 1" in output

@@ -30,16 +30,15 @@ def _logged_steps(run: Path, stage: str) -> list[int]:
     return [row["step"] for row in rows if "held_out_loss" not in row]
 
 
-@pytest.mark.parametrize("executor", ["in-process", "ray"])
-def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path, executor: str) -> None:
+def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
+    """On Ray: ``test_s3_runs.py``."""
     folder = tmp_path / "run"
     arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **OFTEN), "--run-dir", str(folder))
-    driver = command.frozen(arguments, executor, "checkpoint-recorded@3")
+    driver = command.frozen(arguments, "in-process", "checkpoint-recorded@3")
     code, output = driver.interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output
     assert not (folder / "vae" / "MANIFEST.json").exists()
 
-    arguments += ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
     code, output = command.run(*arguments, environment={VARIABLE: "generation-scored@3"})
     assert code == -signal.SIGKILL, output
     resumed = re.search(r"train-vae: resuming at step (\d+)", output)

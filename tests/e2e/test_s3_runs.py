@@ -67,22 +67,26 @@ def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict
     assert command.outcome(store) == straight
 
 
-@pytest.mark.parametrize("executor", ["in-process", "ray"])
 def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
-    s3_url: str, straight: dict[str, Any], tmp_path: Path, executor: str
+    s3_url: str, straight: dict[str, Any], tmp_path: Path
 ) -> None:
+    """Killed in collecting, in training and in evolving: each session goes on where the one before died."""
     url = f"{s3_url}/run"
     arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     store = open_store(url)
-    code, output = command.frozen(arguments, executor, "record-created@1").interrupt(signal.SIGKILL, lambda: True)
+    code, output = command.frozen(arguments, "ray", "record-created@1").interrupt(signal.SIGKILL, lambda: True)
     assert code == -signal.SIGKILL, output
     assert store.list("rollouts/data/") and not store.exists("rollouts/MANIFEST.json")
-    arguments += ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
+    code, output = command.frozen(arguments, "ray", "checkpoint-recorded@1").interrupt(signal.SIGKILL, lambda: True)
+    assert code == -signal.SIGKILL, output
+    assert store.list("vae/checkpoints/records/") and not store.exists("vae/MANIFEST.json")
+    arguments += ("-o", "execution.executor=ray", "-o", "execution.workers=1")
     code, output = command.run(*arguments, environment={VARIABLE: "search-updated@2"})
     assert code == -signal.SIGKILL, output
     assert store.list("evolution/checkpoints/records/") and not store.exists("evolution/MANIFEST.json")
     code, output = command.run(*arguments)
     assert code == 0, output
+    assert "evolve: resuming after generation 1" in output
     assert command.outcome(store) == straight
     assert check_run(store).problems == []
 

@@ -14,12 +14,12 @@ from pipeline.cli.run import run_config
 from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import STAGES, stages_of
 from pipeline.storage import references
 from pipeline.storage.copying import copy_run
 from pipeline.storage.layout import REFERRERS, own_keys, record_key
 from pipeline.storage.local import LocalStore
-from pipeline.storage.maintenance import check_lines, check_run, find_garbage, remove_garbage
+from pipeline.storage.maintenance import check_lines, check_run, find_garbage, garbage_lines, remove_garbage
 from pipeline.storage.manifest import read_manifest, read_records, require_manifest
 from pipeline.storage.run_dir import absolute_run, open_store, relative_run
 from pipeline.storage.store import Store
@@ -120,9 +120,9 @@ def test_an_interrupted_reference_is_completed(
 
     with monkeypatch.context() as patched, pytest.raises(StorageError, match="full"):
         patched.setattr(references, "seal", fail)
-        run_stages(config, store, executor, STAGES[:1], [LocalStore(made)])
+        run_stages(config, store, executor, stages_of(config)[:1], [LocalStore(made)])
     assert read_records(store, "rollouts") and read_manifest(store, "rollouts") is None
-    run_stages(config, store, executor, STAGES[:1], [LocalStore(made)])
+    run_stages(config, store, executor, stages_of(config)[:1], [LocalStore(made)])
     assert read_manifest(store, "rollouts") is not None
 
 
@@ -130,13 +130,15 @@ def test_a_stage_that_was_referred_to_grows_from_its_checkpoint(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     referring, straight = tmp_path / "referring", tmp_path / "straight"
-    run_config(config_of(), str(referring), "run", [str(made)])
+    run_config(config_of(), str(referring), "evolve", [str(made)])
     longer = config_of(**{"evolve.generations": config_of().evolve.generations + 1})
     with caplog.at_level("INFO"):
-        run_config(longer, str(referring), "run")
+        run_config(longer, str(referring), "evolve")
     assert f"evolve: resuming after generation {config_of().evolve.generations}" in caplog.text
-    run_config(longer, str(straight), "run")
-    assert outcome(straight).items() <= outcome(referring).items()
+    run_config(longer, str(straight), "evolve", [str(made)])
+    ours, theirs = (require_manifest(LocalStore(folder), "evolution") for folder in (referring, straight))
+    name = max(name for name in ours.records if name.startswith("controllers"))
+    assert ours.records[name].sha256 == theirs.records[name].sha256
 
 
 def test_checking_reads_the_other_run(made: Path, tmp_path: Path) -> None:
@@ -152,6 +154,29 @@ def test_checking_reads_the_other_run(made: Path, tmp_path: Path) -> None:
     made.rename(tmp_path / "moved")
     problems = check_run(store).problems
     assert problems and all(f"put the run {made}, to which this one refers, back" in problem for problem in problems)
+
+
+def test_a_source_whose_own_source_is_gone_is_not_reused(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    second, third = tmp_path / "second", tmp_path / "third"
+    run_config(config_of(), str(second), "train-vae", [str(made)])
+    shutil.rmtree(made)
+    with caplog.at_level("WARNING"):
+        run_config(config_of(), str(third), "collect", [str(second)])
+    assert f"{second} refers to {made}, which is gone" in caplog.text
+    assert data_of(third, "rollouts") and not made.exists(), "made again, and nothing is left where the run was"
+
+
+def test_a_run_is_found_through_a_link(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(tmp_path)
+    run_config(config_of(), str(link / "referring"), "collect", [str(made)])
+    assert check_run(LocalStore(tmp_path / "referring")).problems == []
+    assert check_run(LocalStore(link / "referring")).problems == []
+    with pytest.raises(ConfigError, match="is the run itself"):
+        run_config(config_of(), str(link / "made"), "collect", [str(made)])
 
 
 def test_runs_that_are_moved_together_find_each_other(made: Path, tmp_path: Path) -> None:
@@ -171,7 +196,13 @@ def test_what_another_run_refers_to_is_no_garbage(made: Path, tmp_path: Path) ->
         store.delete(record_key("rollouts", name))
     store.delete("rollouts/MANIFEST.json")
     assert not [key for key in find_garbage(store, lambda _: 9).data if key.startswith("rollouts/")]
-    shutil.rmtree(referring)
+    moved = referring.rename(tmp_path / "moved")
+    unknown = find_garbage(store, lambda _: 9)
+    assert (unknown.data, unknown.notes, unknown.unknown) == ([], [], [str(referring)]), "it may come back"
+    assert f"because {referring} refers to this run" in "\n".join(garbage_lines(unknown, store, deleted=False))
+    moved.rename(referring)
+    shutil.rmtree(referring / "rollouts")
+    shutil.rmtree(referring / "vae")
     garbage = find_garbage(store, lambda _: 9)
     assert [key for key in garbage.data if key.startswith("rollouts/")], "nobody refers to it any more"
     assert garbage.notes == own_keys(store, REFERRERS)

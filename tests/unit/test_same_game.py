@@ -23,7 +23,7 @@ from tests.car_drivers import (
 )
 
 FAST_ID = "pipeline.envs.car_racing:WorldModels/FastCarRacing-v3"
-TRACKS, BATCH, STEPS = 60, 10, 100
+TRACKS, BATCH, STEPS = 30, 10, 100
 
 
 @pytest.fixture(autouse=True)

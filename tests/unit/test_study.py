@@ -19,6 +19,13 @@ from pipeline.studies.trials import is_evaluated, perform, progress
 from tests.counting import counting_config
 from tests.e2e.command import outcome
 
+ONE_ARM = "base: {}\nseeds: [1]\narms: {{trained: {{}}}}\nname: two-arms\n"
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
 
 def study_file(folder: Path, text: str = "", **changes: Any) -> str:
     """A study of two arms and two seeds on the counting environment."""
@@ -86,6 +93,9 @@ def test_a_saved_study_needs_no_other_file(tmp_path: Path) -> None:
         ("base: smokey\nseeds: [1]\narms: {a: {}}", "smokey"),
         ("base: smoke\nseeds: [1]\narm: {a: {}}\narms: {a: {}}", "arm: "),
         ("base: smoke\nseeds: [1]\narms: {a: {}}\nearly_stopping: {}", "grace_generations"),
+        ("base: smoke\nseeds: [1]\narms: {a: {seed: 2}}", "arm a: seed is set by the study"),
+        ("base: smoke\nseeds: [1]\narms: {a: {vae.epochs: 3}, b: {vae.epochs: 3}}", "arms a and b are the same"),
+        ("base: smoke\nseeds: [1]\narms: {a: {}, b: {tracks.test.start: 7}}", "different tests: tracks.test differs"),
     ],
 )
 def test_what_is_wrong_in_a_study_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -137,6 +147,33 @@ def test_a_run_makes_its_shared_stages_once_and_refers_to_them(tmp_path: Path) -
     straight = tmp_path / "straight"
     run_config(trials[1].config, str(straight), "run")
     assert outcome(straight) == outcome(tmp_path / "study" / trials[1].folder)
+
+
+def test_arms_that_are_added_reuse_what_a_run_had_for_itself(tmp_path: Path) -> None:
+    study_dir, file = str(tmp_path / "study"), study_file(tmp_path)
+    (alone,) = trials_of(load_study(study_file(tmp_path, ONE_ARM.format(counting_config().model_dump_json()))))
+    assert alone.shared == ()
+    perform(alone, study_dir, run_config)
+    before, data = read_files(tmp_path / "study" / alone.folder), "rollouts/data"
+    for trial in trials_of(load_study(file, seeds=[1])):
+        perform(trial, study_dir, run_config)
+    shared = list((tmp_path / "study" / "shared").glob(f"*/{data}/*"))
+    assert shared == [], "the episodes of the first run serve all"
+    after = read_files(tmp_path / "study" / alone.folder)
+    assert all(after[path] == content for path, content in before.items() if "/data/" in path)
+
+
+def test_a_shared_stage_goes_on_after_a_change_of_the_study(tmp_path: Path) -> None:
+    study_dir = tmp_path / "study"
+    (first, *_) = trials_of(load_study(study_file(tmp_path), seeds=[1]))
+    collect = first.shared[0]
+    run_config(collect.config, str(study_dir / collect.folder), "collect")
+    (study_dir / collect.folder / "rollouts" / "MANIFEST.json").unlink()
+    # The first arm, with whose config it was begun, is another now.
+    (changed, *_) = trials_of(load_study(study_file(tmp_path), ["evolve.population_size=6"], seeds=[1]))
+    assert changed.shared[0].folder == collect.folder and changed.shared[0].config != collect.config
+    perform(changed, str(study_dir), run_config)
+    assert is_evaluated(changed, str(study_dir))
 
 
 def test_a_run_waits_while_another_makes_a_shared_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

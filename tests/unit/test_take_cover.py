@@ -271,11 +271,7 @@ def test_a_reaper_that_was_killed_is_followed_by_another_that_ends_all_engines(t
     )  # fmt: skip
     assert worker.stdin is not None and worker.stdout is not None
     assert [worker.stdout.readline() for _ in range(2)] == ["starting\n", "started\n"]
-    (reaping,) = (
-        process
-        for process in psutil.process_iter()
-        if process.is_running() and _variable(process, "TMPDIR") == str(tmp_path) and "detached" in process.cmdline()
-    )
+    reaping = _reaper_of(tmp_path)
     reaping.kill()
     reaping.wait(600)
     worker.stdin.write("\n")
@@ -289,11 +285,16 @@ def test_a_reaper_that_was_killed_is_followed_by_another_that_ends_all_engines(t
     wait_until_gone(engines, memory)
 
 
-def _variable(process: psutil.Process, name: str) -> str | None:
-    try:
-        return str(process.environ().get(name))
-    except psutil.Error:
-        return None
+def _reaper_of(folder: Path) -> psutil.Process:
+    """The reaper of a process with this TMPDIR."""
+    found = []
+    for pid in psutil.pids():  # process_iter skips a process that has the number of an earlier one
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.environ().get("TMPDIR") == str(folder) and "detached" in process.cmdline():
+                found.append(process)
+    (reaper,) = found
+    return reaper
 
 
 def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown() -> None:

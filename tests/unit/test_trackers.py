@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.base.errors import ConfigError, StorageError, WorldModelsError
+from pipeline.base.errors import ConfigError, LeaseError, StorageError, WorldModelsError
 from pipeline.cli.run import run_config
 from pipeline.storage import sealed
 from pipeline.storage.layout import foreign_keys, metrics_key, tracker_key
@@ -64,6 +64,7 @@ def test_mlflow_has_every_point_once_and_one_run(tmp_path: Path, monkeypatch: py
     assert known["marks"]
     store.write(tracker_key("mlflow"), sealed.to_bytes({**known, "marks": {}}))
     run_config(config, str(run_dir), "run")
+    run_config(config, str(run_dir), "run")  # a complete run once more
 
     from mlflow import MlflowClient
 
@@ -77,6 +78,7 @@ def test_mlflow_has_every_point_once_and_one_run(tmp_path: Path, monkeypatch: py
     assert run.data.params["evolve.sigma"] == "0.5"
     scores = require_manifest(store, "evaluation").info["controllers"]
     assert run.data.metrics["test/mean/mean"] == pytest.approx(scores["mean"]["mean"])
+    assert len(client.get_metric_history(run.info.run_id, "test/mean/mean")) == 1
     page = Path(client.download_artifacts(run.info.run_id, "report/index.html"))
     assert page.read_bytes() == store.read("report/index.html")
     assert foreign_keys(store) == [] and check_run(store).problems == []
@@ -148,8 +150,9 @@ class Recorder:
             raise ConnectionError("the server is away")
         self.points += points
 
-    def finish(self, scores: Mapping[str, float], report: bytes | None) -> None:
+    def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         self.scores = scores
+        self.failed = failed
 
 
 def test_a_tracker_that_fails_gets_its_points_later_and_ends_no_run(
@@ -166,6 +169,34 @@ def test_a_tracker_that_fails_gets_its_points_later_and_ends_no_run(
         found.setdefault(point.metric, []).append((point.step, point.value))
     assert found == expected(LocalStore(tmp_path / "run"))
     assert recorder.scores["test/mean/episodes"] == 4
+
+
+def test_a_driver_that_has_lost_its_run_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    recorder.failures = 0
+    monkeypatch.setattr(publisher, "make_tracker", lambda name, **_: recorder)
+    store = LocalStore(tmp_path / "run")
+
+    def lost() -> None:
+        raise LeaseError("another driver has the run")
+
+    with pytest.raises(LeaseError), publisher.Publisher(config_of("mlflow"), store) as published:
+        store.write(metrics_key("vae"), b'{"step": 1, "time": 0.0, "loss": 2.0}\n')
+        published._store = store.guarded(lost)
+        published._publish()
+        raise LeaseError("another driver has the run")
+    assert recorder.points == []
+
+
+def test_a_stop_waits_for_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(publisher, "make_tracker", lambda name, **_: recorder)
+    monkeypatch.setattr(recorder, "finish", None)
+    store = LocalStore(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), publisher.Publisher(config_of("mlflow"), store):
+        store.write(metrics_key("vae"), b'{"step": 1, "time": 0.0, "loss": 2.0}\n')
+        raise KeyboardInterrupt
+    assert recorder.failures == 1, "nothing was sent"
 
 
 def test_a_tracker_that_refuses_ends_the_run_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
