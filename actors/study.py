@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler
 
-from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
 
@@ -101,8 +101,8 @@ def run_trials(
 def _cause(error: BaseException) -> str:
     """Message of an error as it was raised in a trial."""
     cause = error
-    while not isinstance(cause, WorldModelsError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
-        cause = inner
+    while isinstance(cause, RayTaskError) and cause.cause is not cause:
+        cause = cause.cause
     return str(cause) or type(cause).__name__
 
 

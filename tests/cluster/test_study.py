@@ -10,40 +10,38 @@ from pathlib import Path
 import pytest
 
 from actors.study import run_trials
+from pipeline.base.errors import ConfigError
 from pipeline.base.failpoints import WORKER_VARIABLE
+from pipeline.cli.main import main
 from pipeline.cli.run import run_config
 from pipeline.config.study import load_study
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
 from pipeline.studies.plan import trials_of
+from tests.counting import counting_config
 from tests.e2e import command
 from tests.unit.test_study import study_file
 
 
 def test_a_study_that_is_killed_comes_to_the_same_results(tmp_path: Path) -> None:
-    study, study_dir = study_file(tmp_path), tmp_path / "study"
-    arguments = ("study", study, "--run-dir", str(study_dir), "--seeds", "1")
+    arms = "{trained: {}, wide: {evolve.sigma: 0.3}}"
+    study = study_file(tmp_path, f"base: {counting_config().model_dump_json()}\nseeds: [1]\narms: {arms}\n")
+    study_dir = tmp_path / "study"
+    arguments = ("study", study, "--run-dir", str(study_dir))
     driver = command.Command(*arguments, environment={WORKER_VARIABLE: "generation-scored@2:freeze"})
     code, output = driver.interrupt(signal.SIGKILL, lambda: command.frozen_below(driver.process.pid))
     assert code == -signal.SIGKILL, output
-
-    # A run that cannot be resumed does not end the others.
-    trained, random, wide = trials_of(load_study(study, seeds=[1]))
-    config = study_dir / random.folder / "config.yaml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text("seed: 7\n")
     code, output = command.run(*arguments)
-    assert code == 1, output
-    assert "1 of 3 runs failed: random/seed-1" in output
-    assert "holds a run of another config" in output
-    assert "| wide | 1 |" in output
+    assert code == 0, output
+    assert "evolve: resuming after generation 1" in output and "| wide | 1 |" in output
+    trials = trials_of(load_study(study))
     straight = tmp_path / "straight"
-    run_config(trained.config, str(straight), "run")
-    assert command.outcome(study_dir / trained.folder) == command.outcome(straight)
-    for trial in (trained, wide):
-        assert check_run(LocalStore(study_dir / trial.folder)).problems == []
+    run_config(trials[0].config, str(straight), "run")
+    assert command.outcome(study_dir / trials[0].folder) == command.outcome(straight)
+    assert [check_run(LocalStore(study_dir / trial.folder)).problems for trial in trials] == [[]] * 2
     found = json.loads((study_dir / "comparison" / "comparison.json").read_text())
-    assert [arm["name"] for arm in found["arms"]] == ["trained", "wide"]
+    assert main(["compare", str(study_dir), "--out", str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == found
 
 
 def _rows(name: str) -> list[dict[str, float]]:
@@ -70,3 +68,15 @@ def test_a_bad_arm_is_stopped_early(tmp_path: Path) -> None:
     )  # fmt: skip
     assert failed == {}
     assert (tmp_path / "bad-began").exists()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    def perform(name: str) -> None:
+        if name == "bad":
+            raise ConfigError("bad/config.yaml holds a run of another config")
+        (tmp_path / name).touch()
+
+    failed = run_trials(["bad", "good"], perform, lambda _: [], concurrent=1, cpus=0, early_stopping=None)
+    assert failed == {"bad": "bad/config.yaml holds a run of another config"}
+    assert (tmp_path / "good").exists()
