@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -14,8 +15,10 @@ from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler
 
+from actors.connection import connect
 from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
+from pipeline.config.schema import ExecutionConfig
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,11 @@ def _cause(error: BaseException) -> str:
     return str(cause) or type(cause).__name__
 
 
-def cluster_cpus() -> int:
-    """CPUs of the cluster now, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+@contextmanager
+def joined_ray(execution: ExecutionConfig, num_cpus: int) -> Iterator[int]:
+    """Join a cluster or start a local Ray for a study, see ``connect``; yields its CPUs now, at least 1."""
+    connect(execution, num_cpus)
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()

@@ -68,13 +68,8 @@ def estimate(returns: NDArray[np.float64], seed: int) -> Estimate:
         returns: Returns, or paired differences of returns, (S, T): a row for each seed, a column for each track.
         seed: Seed of the bootstrap.
     """
-    seeds = len(returns)
-    rng = seeding.generator(seed, "compare/bootstrap")
-    samples = _resampled_means(returns.mean(axis=0), rng)
-    if seeds > 1:
-        error = returns.mean(axis=1).std(ddof=1) / np.sqrt(seeds)
-        samples += error * rng.standard_t(seeds - 1, len(samples))
-    return _summarise_samples(float(returns.mean()), samples, seeds)
+    samples = _samples(returns.mean(axis=0), [(1, returns)], seed)
+    return _summarise_samples(float(returns.mean()), samples, len(returns))
 
 
 def estimate_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64], seed: int) -> Estimate:
@@ -85,13 +80,21 @@ def estimate_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64], 
         theirs: Returns of the other arm on the same tracks, (R, T).
         seed: Seed of the bootstrap.
     """
+    samples = _samples(ours.mean(axis=0) - theirs.mean(axis=0), [(1, ours), (-1, theirs)], seed)
+    return _summarise_samples(float(ours.mean() - theirs.mean()), samples, min(len(ours), len(theirs)))
+
+
+def _samples(
+    by_track: NDArray[np.float64], arms: Sequence[tuple[int, NDArray[np.float64]]], seed: int
+) -> NDArray[np.float64]:
+    """Means of resampled tracks, each moved by a draw of Student's t for every arm, with its sign."""
     rng = seeding.generator(seed, "compare/bootstrap")
-    samples = _resampled_means(ours.mean(axis=0) - theirs.mean(axis=0), rng)
-    for sign, arm in ((1, ours), (-1, theirs)):
+    samples = _resampled_means(by_track, rng)
+    for sign, arm in arms:
         if len(arm) > 1:
             error = arm.mean(axis=1).std(ddof=1) / np.sqrt(len(arm))
             samples += sign * error * rng.standard_t(len(arm) - 1, len(samples))
-    return _summarise_samples(float(ours.mean() - theirs.mean()), samples, min(len(ours), len(theirs)))
+    return samples
 
 
 def _resampled_means(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

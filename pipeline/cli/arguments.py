@@ -66,6 +66,17 @@ def add_reuse(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_below(command: argparse.ArgumentParser) -> None:
+    """Add ``--below``."""
+    command.add_argument(
+        "--below",
+        type=number,
+        default=500.0,
+        metavar="RETURN",
+        help="return below which an episode counts as failed (default: 500)",
+    )
+
+
 def run_dir(text: str) -> str:
     """Parse the location of a run: a folder or ``s3://bucket/prefix``."""
     try:

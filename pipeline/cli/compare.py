@@ -7,12 +7,10 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import StorageError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, number, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, add_below, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
-
-THRESHOLD = 500.0
 
 _EXAMPLES = """\
 examples:
@@ -44,13 +42,7 @@ def add_parser(commands: Commands) -> None:
         help="folder or s3://bucket/prefix for index.html (the page), comparison.json, and episodes.csv (a row for "
         "each test episode)",
     )
-    command.add_argument(
-        "--below",
-        type=number,
-        default=THRESHOLD,
-        metavar="RETURN",
-        help=f"return below which an episode counts as failed (default: {THRESHOLD:g})",
-    )
+    add_below(command)
     command.add_argument("--json", action="store_true", help="JSON output as the last line")
     command.set_defaults(perform=_compare)
 

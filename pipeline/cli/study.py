@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import ConfigError, JobError, StorageError
 from pipeline.base.ray_environment import cluster_address
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_override, number, run_dir
-from pipeline.cli.compare import THRESHOLD
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, run_dir
 from pipeline.cli.executors import prepare_local_ray
 from pipeline.cli.run import run_config
 from pipeline.config.study import StudyConfig, dump_study, load_study, study_names
@@ -59,10 +58,7 @@ def add_parser(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, metavar="N,N", help="seeds of each arm (default: those of the file)")
     command.add_argument("--only-compare", action="store_true", help="compare the complete runs, and run nothing")
-    command.add_argument(
-        "--below", type=number, default=THRESHOLD, metavar="RETURN",
-        help=f"return below which an episode counts as failed (default: {THRESHOLD:g})",
-    )  # fmt: skip
+    add_below(command)
     add_override(command)
     command.set_defaults(perform=_study)
 
@@ -132,25 +128,19 @@ def _run_trials(
     if cluster_address(execution.ray_address) is None:
         prepare_local_ray(execution)
     # Tune is slow to import, and Ray reads its settings when it is imported.
-    import ray
+    from actors.study import joined_ray, run_trials
 
-    from actors.connection import connect
-    from actors.study import cluster_cpus, run_trials
-
-    connect(execution, max(num_cores(), threads))
-    try:
-        a_run = threads if in_process else max(threads, execution.workers or cluster_cpus())
-        names = {trial.name: trial for trial in trials}
+    names = {trial.name: trial for trial in trials}
+    with joined_ray(execution, max(num_cores(), threads)) as cpus:
+        a_run = threads if in_process else max(threads, execution.workers or cpus)
         return run_trials(
             [*names],
             partial(_perform, names, study_dir),
             partial(_progress, names, study_dir),
-            concurrent=study.concurrent or max(1, cluster_cpus() // a_run),
+            concurrent=study.concurrent or max(1, cpus // a_run),
             cpus=threads if in_process else 0,
             early_stopping=early_stopping,
         )
-    finally:
-        ray.shutdown()
 
 
 def _perform(trials: Mapping[str, Trial], study_dir: str, name: str) -> None:

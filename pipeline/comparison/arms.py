@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, TEST_EPISODES
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, TEST_EPISODES, newest_record
 from pipeline.data.rounds import latest_round
 from pipeline.evolution.state import Generation
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages.table import stages_of
-from pipeline.storage.manifest import newest, read_manifest, read_verified
+from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
@@ -86,9 +86,8 @@ def read_result(store: Store) -> RunResult:
         raise StorageError(
             f"{store.locate()} has no scores yet: it is not evaluated. Finish it: world-models resume {store.locate()}"
         )
-    scores = read_test_returns(store, newest(evaluation.records, TEST_EPISODES))
-    history = newest(evolution.records, HISTORY)
-    assert history is not None, "a sealed evolution has a history"
+    scores = read_test_returns(store, newest_record(store, last.folder(EVALUATION), TEST_EPISODES))
+    history = newest_record(store, last.folder(EVOLUTION), HISTORY)
     controller = "best" if "best" in scores else "mean"
     sealed = [found for stage in stages_of(config) if (found := read_manifest(store, stage.prefix)) is not None]
     return RunResult(

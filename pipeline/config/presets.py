@@ -84,10 +84,20 @@ def with_overrides(document: yaml_text.Document, overrides: Iterable[str], sourc
     return validate(document.values, source, places)
 
 
-def _apply(values: dict[str, Any], override: str, places: dict[yaml_text.Path, str]) -> None:
+def split_override(override: str) -> tuple[str, str]:
+    """Split ``dotted.key=value`` into the key and the text of the value.
+
+    Raises:
+        ConfigError: It has another form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"-o {override}: expected dotted.key=value, for example -o evolve.population_size=8")
+    return key, text
+
+
+def _apply(values: dict[str, Any], override: str, places: dict[yaml_text.Path, str]) -> None:
+    key, text = split_override(override)
     *sections, leaf = key.split(".")
     for name in sections:
         values = values.setdefault(name, {})

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from pipeline.base.errors import ConfigError
 from pipeline.config import yaml_text
-from pipeline.config.presets import PRESETS, load_config, preset_names, with_overrides
+from pipeline.config.presets import PRESETS, load_config, preset_names, split_override, with_overrides
 from pipeline.config.schema import RunConfig
 from pipeline.config.section import Section
 
@@ -134,9 +134,7 @@ def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], s
 
 
 def _split(override: str) -> tuple[str, Any]:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"-o {override}: expected dotted.key=value, for example -o evolve.population_size=8")
+    key, text = split_override(override)
     return key, yaml_text.parse(text, f"-o {override}").values
 
 

@@ -33,8 +33,8 @@ from pipeline.data.rounds import FIRST, config_in, rounds_of, vae_folder
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
 from pipeline.reporting.round_rows import RoundRow, all_manifests, folders_of, round_rows
-from pipeline.storage.layout import metrics_key
 from pipeline.storage.manifest import Manifest, Record, newest, read_verified
+from pipeline.storage.metrics import read_metrics
 from pipeline.storage.store import Store
 
 # Maximum points of a training curve: a long training logs tens of thousands, a figure shows a few hundred.
@@ -331,15 +331,7 @@ def read_losses(store: Store, prefix: str) -> LossCurve:
     """Read a stage's training curve; without a metrics file the curve is empty."""
     training: list[Values] = []
     held_out: list[Values] = []
-    try:
-        lines = store.read(metrics_key(prefix)).splitlines()
-    except FileNotFoundError:
-        lines = []
-    for line in lines:
-        try:
-            row: Values = json.loads(line)
-        except ValueError:
-            continue  # a kill may cut the last line short
+    for row in read_metrics(store, prefix):
         row.pop("time")
         if "held_out_loss" in row:
             held_out.append({name.removeprefix("held_out_"): value for name, value in row.items()})

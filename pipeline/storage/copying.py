@@ -81,10 +81,7 @@ def _copy_order(key: str) -> tuple[int, str]:
 
 
 def _copy_object(source: Store, target: Store, key: str, elsewhere: Record | None) -> None:
-    prefix = stage_of_record(key)
-    if prefix is not None:
-        read_verified(target, replace(read_record(source, key), run=""), prefix)
-    data = read_verified(source, elsewhere) if elsewhere is not None else _without_references(source, key)
+    data = read_verified(source, elsewhere) if elsewhere is not None else _without_references(source, target, key)
     if target.exists(key):
         if target.read(key) == data:
             return
@@ -97,11 +94,16 @@ def _copy_object(source: Store, target: Store, key: str, elsewhere: Record | Non
         raise DamagedDataError(f"{target.locate(key)} differs from the bytes that were written", resume_after="")
 
 
-def _without_references(source: Store, key: str) -> bytes:
-    """Bytes of an object; a record or a manifest as it is where all objects lie in the run itself."""
-    if stage_of_record(key) is not None:
+def _without_references(source: Store, target: Store, key: str) -> bytes:
+    """Bytes of an object; a record or a manifest as it is where all objects lie in the run itself.
+
+    The object of a record is verified in the target, where it was copied first.
+    """
+    if (stage := stage_of_record(key)) is not None:
         record = read_record(source, key)
-        return sealed.to_bytes(asdict(replace(record, run=""))) if record.run else source.read(key)
+        whole = replace(record, run="")
+        read_verified(target, whole, stage)
+        return sealed.to_bytes(asdict(whole)) if record.run else source.read(key)
     prefix = stage_of_manifest(key)
     manifest = read_manifest(source, prefix) if prefix is not None else None
     if manifest is None or not any(record.run for record in manifest.records.values()):

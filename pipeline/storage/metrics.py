@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,19 @@ MetricsRow = dict[str, Any]
 
 _FLUSH_EVERY_S = 10.0
 _EMPTY_FILES = 5  # emptied event files of earlier sessions, kept for a TensorBoard that is open
+
+
+def read_metrics(store: Store, prefix: str) -> list[MetricsRow]:
+    """Rows of a stage's metrics, oldest first; none without a file. A line that a kill cut short is left out."""
+    try:
+        lines = store.read(metrics_key(prefix)).splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 @dataclass(eq=False)

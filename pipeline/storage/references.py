@@ -82,7 +82,7 @@ def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
     Raises:
         StorageError: The run has other objects of the stage already, or the other run has changed meanwhile.
     """
-    runs = {name: _located(source, record) for name, record in manifest.records.items()}
+    runs = {name: holder(source, record).locate() for name, record in manifest.records.items()}
     holders = [open_other(location) for location in sorted(set(runs.values()))]
     for each in holders:
         _note_referrer(each, store)
@@ -110,11 +110,6 @@ def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
     seal(store, prefix, replace(manifest, records=records, info=info))
     for each in holders:  # until there were records, its garbage collection could take the note for an old one
         _note_referrer(each, store)
-
-
-def _located(source: Store, record: Record) -> str:
-    """Location of the run that holds an object, also where ``source`` itself refers to it."""
-    return holder(source, record).locate()
 
 
 def _create_record(store: Store, prefix: str, record: Record) -> Record:
@@ -166,4 +161,6 @@ def keys_used_by(referrer: Store, store: Store) -> set[str] | None:
     """Keys of the objects of a run to which another run refers; None if that run is not there to be asked."""
     if not referrer.exists(CONFIG):
         return None
-    return {key for key, record in referred_records(referrer).items() if _located(referrer, record) == store.locate()}
+    return {
+        key for key, record in referred_records(referrer).items() if holder(referrer, record).locate() == store.locate()
+    }

@@ -86,19 +86,20 @@ def trials_of(study: StudyConfig) -> list[Trial]:
     for which, of_run in hashes.items():
         for each in of_run.values():
             sharers.setdefault(each, []).append(which)
+    made_by: dict[str, RunConfig] = {}
     trials = []
     for (arm, seed), config in configs.items():
         shared: list[SharedStage] = []
-        folders: dict[str, str] = {}
         for stage in stages_of(config):
             hash_ = hashes[arm, seed].get(stage.prefix)
             if hash_ is None or len(sharers[hash_]) == 1:
                 continue
-            folders[stage.prefix] = f"{SHARED}/{stage.label}-{hash_[:12]}"
+            if hash_ not in made_by:
+                made_by[hash_] = config_of(study, *sharers[hash_][0], {"metrics.trackers": []})
+            folder = f"{SHARED}/{stage.label}-{hash_[:12]}"
             inputs = tuple(each.folder for each in shared)
-            made_by = config_of(study, *sharers[hash_][0], {"metrics.trackers": []})
             runs = tuple(_folder(*which) for which in sharers[hash_])
-            shared.append(SharedStage(folders[stage.prefix], stage.prefix, stage.name, made_by, inputs, runs))
+            shared.append(SharedStage(folder, stage.prefix, stage.name, made_by[hash_], inputs, runs))
         trials.append(Trial(arm, seed, config, tuple(shared)))
     return trials
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pipeline.base.errors import LeaseError
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
 from pipeline.data.rounds import rounds_of
-from pipeline.storage.layout import CONFIG, metrics_key
+from pipeline.storage.layout import CONFIG
 from pipeline.storage.manifest import read_manifest
+from pipeline.storage.metrics import read_metrics
 from pipeline.storage.run_dir import open_store
 from pipeline.storage.saved_config import saved_config
 from pipeline.studies.plan import SharedStage, Trial
@@ -68,15 +68,7 @@ def progress(trial: Trial, study_dir: str) -> Iterator[dict[str, float]]:
     before = 0
     for at in rounds_of(trial.config):
         last = before
-        try:
-            lines = store.read(metrics_key(at.folder(EVOLUTION))).splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the last line may be half-written
+        for row in read_metrics(store, at.folder(EVOLUTION)):
             last = before + int(row["step"])
             if row.get("validation_mean") is not None:
                 yield {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.tracker import Point
+from pipeline.tracking.tracker import Point, page_file
 
 _RUN_ID = "world_models.run_id"
 _BATCH = 1000  # metrics in a request, MLflow's limit
@@ -45,10 +43,8 @@ class MlflowTracker:
         for name, value in scores.items():
             self._client.log_metric(self._run_id, name, value)
         if report is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                page = Path(folder) / "index.html"
-                page.write_bytes(report)
-                self._client.log_artifact(self._run_id, str(page), "report")
+            with page_file(report) as page:
+                self._client.log_artifact(self._run_id, page, "report")
         self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 

@@ -7,7 +7,6 @@ two, MLflow is asked what it has; the other trackers may have the points of the 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -24,8 +23,9 @@ from pipeline.data.artifacts import EVALUATION, REPORT
 from pipeline.data.rounds import rounds_of
 from pipeline.stages.table import stages_of
 from pipeline.storage import sealed
-from pipeline.storage.layout import PAGE, metrics_key, tracker_key, view_key
+from pipeline.storage.layout import PAGE, tracker_key, view_key
 from pipeline.storage.manifest import read_manifest
+from pipeline.storage.metrics import read_metrics
 from pipeline.storage.store import Store
 from pipeline.tracking.tracker import Point, Tracker, make_tracker
 
@@ -169,16 +169,8 @@ class Publisher:
 
     def _points(self, prefix: str) -> Sequence[Point]:
         """All points of a stage so far; within a metric, steps ascend."""
-        try:
-            lines = self._store.read(metrics_key(prefix)).splitlines()
-        except FileNotFoundError:
-            return []
         points = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the last line may be half-written
+        for row in read_metrics(self._store, prefix):
             step, time = int(row.pop("step")), float(row.pop("time"))
             points += [
                 Point(f"{prefix}/{name}", step, float(value), time)

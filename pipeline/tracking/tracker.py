@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.base.errors import ConfigError
@@ -47,18 +51,33 @@ class Tracker(Protocol):
         """
 
 
-# The module that each tracker imports; ``world-models-ray[NAME]`` installs it.
-MODULES = {"mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}
+def rows_of(points: Sequence[Point]) -> Iterator[tuple[str, int, dict[str, float]]]:
+    """Group points into rows: (stage, step, values by metric), ordered by stage and step."""
+
+    def row(point: Point) -> tuple[str, int]:
+        return point.metric.rpartition("/")[0], point.step
+
+    for (stage, step), same in groupby(sorted(points, key=row), row):
+        yield stage, step, {point.metric: point.value for point in same}
+
+
+@contextmanager
+def page_file(report: bytes) -> Iterator[str]:
+    """Path of a temporary file with the report's page."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "index.html"
+        page.write_bytes(report)
+        yield str(page)
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Check that the packages of some trackers are installed.
+    """Check that the packages of some trackers are installed; they have the trackers' names.
 
     Raises:
         ConfigError: One is not; the message names the command that installs it.
     """
     for name in names:
-        if importlib.util.find_spec(MODULES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"metrics.trackers: {name} is not installed here. Install it: pip install 'world-models-ray[{name}]'"
             )
@@ -68,7 +87,7 @@ def make_tracker(name: str, *, project: str, run: str, run_id: str, config: Mapp
     """Begin or continue a run in a tracker.
 
     Args:
-        name: Name of the tracker, a key of ``MODULES``.
+        name: Name of the tracker.
         project: Name of the project, or of the experiment.
         run: Name of the run.
         run_id: ID of the run, the same in all of its sessions.

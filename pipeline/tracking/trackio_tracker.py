@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
-from pipeline.tracking.tracker import Point
+from pipeline.tracking.tracker import Point, rows_of
 
 
 class TrackioTracker:
@@ -25,12 +24,8 @@ class TrackioTracker:
 
     def log(self, points: Sequence[Point]) -> None:
         """See ``Tracker.log``."""
-
-        def row(point: Point) -> tuple[str, int]:
-            return point.metric.rpartition("/")[0], point.step
-
-        for (_, step), same in groupby(sorted(points, key=row), row):
-            self._run.log({point.metric: point.value for point in same}, step=step)
+        for _, step, values in rows_of(points):
+            self._run.log(values, step=step)
 
     def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """See ``Tracker.finish``."""

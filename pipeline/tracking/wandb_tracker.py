@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
-from pipeline.tracking.tracker import Point
+from pipeline.tracking.tracker import Point, page_file, rows_of
 
 
 class WandbTracker:
@@ -28,32 +26,24 @@ class WandbTracker:
 
     def log(self, points: Sequence[Point]) -> None:
         """See ``Tracker.log``."""
-
-        def row(point: Point) -> tuple[str, int]:
-            return point.metric.rpartition("/")[0], point.step
-
-        for (stage, step), same in groupby(sorted(points, key=row), row):
+        for stage, step, values in rows_of(points):
             if stage not in self._stages:
                 # W&B's own step counts the rows of all stages.
                 self._run.define_metric(f"{stage}/step")
                 self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
                 self._stages.add(stage)
-            self._run.log({f"{stage}/step": step, **{point.metric: point.value for point in same}})
+            self._run.log({f"{stage}/step": step, **values})
 
     def finish(self, scores: Mapping[str, float], report: bytes | None, *, failed: bool) -> None:
         """See ``Tracker.finish``."""
         import wandb
 
         self._run.summary.update(dict(scores))
-        if report is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                page = Path(folder) / "index.html"
-                page.write_bytes(report)
+        with ExitStack() as files:  # until the end, which reads them
+            if report is not None:
                 artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
-                artifact.add_file(str(page))
+                artifact.add_file(files.enter_context(page_file(report)))
                 self._run.log_artifact(artifact)
-                self._run.finish(exit_code=int(failed))  # reads the file
-        else:
             self._run.finish(exit_code=int(failed))
 
 
