@@ -25,7 +25,8 @@ from tests.unit.test_study import study_file
 
 def test_a_study_that_is_killed_comes_to_the_same_results(tmp_path: Path) -> None:
     arms = "{trained: {}, wide: {evolve.sigma: 0.3}}"
-    study = study_file(tmp_path, f"base: {counting_config().model_dump_json()}\nseeds: [1]\narms: {arms}\n")
+    base = counting_config().model_dump_json()
+    study = study_file(tmp_path, f"base: {base}\nseeds: [1]\nconcurrent: 1\narms: {arms}\n")
     study_dir = tmp_path / "study"
     arguments = ("study", study, "--run-dir", str(study_dir))
     driver = command.Command(*arguments, environment={WORKER_VARIABLE: "generation-scored@2:freeze"})
