@@ -24,7 +24,7 @@ from actors.telemetry import Telemetry
 from pipeline.base.errors import ConfigError, EpisodeError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.jobs import abandoned_error
 from pipeline.execution.protocol import Pool, Resources, Worker
 
@@ -38,21 +38,22 @@ class RayExecutor:
     """Tasks and pools on Ray. See ``pipeline.execution.protocol.Executor``.
 
     Args:
-        config: Config of the run. ``execution`` names the cluster; the training stages set the CPUs of a local Ray.
+        execution: Section ``execution`` of the run, which names the cluster.
+        name: Name of the run, in the metrics that Ray exports.
+        threads: Threads of the stage that uses the most; a local Ray gets at least as many CPUs.
 
     Raises:
         ConfigError: The named cluster cannot be joined, or several of its nodes share a folder.
         ClusterError: No local Ray starts.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._execution = config.execution
+    def __init__(self, execution: ExecutionConfig, name: str = "run", threads: int = 1) -> None:
+        self._execution = execution
         self._owns_ray = not ray.is_initialized()
         self._local = False
         if self._owns_ray:
             # A local Ray may have more CPUs (for training) than there are cores.
-            threads = (config.vae.threads, config.mdnrnn.threads, config.execution.workers or 1)
-            self._local = connect(config.execution, max(num_cores(), *threads))
+            self._local = connect(execution, max(num_cores(), threads, execution.workers or 1))
         elif is_private():
             self._local = True  # the Ray that a study has started for its runs
         if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
@@ -66,8 +67,8 @@ class RayExecutor:
         self.can_grow = not self._local
         self.has_gpu = any(node.num_gpus > 0 for node in nodes() if node.alive)
         # A cluster may grow, so that only the jobs limit the number of workers.
-        self._max_workers = config.execution.workers or (num_cores() if self._local else None)
-        self._telemetry = Telemetry(config.name)
+        self._max_workers = execution.workers or (num_cores() if self._local else None)
+        self._telemetry = Telemetry(name)
 
     def run(
         self,

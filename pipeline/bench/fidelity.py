@@ -165,13 +165,14 @@ def _mu(config: RunConfig, run: TrainedRun, frames: NDArray[np.uint8]) -> NDArra
 
 def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> list[float]:
     jobs = scored_jobs(
-        config,
+        config.seed,
         purpose="test",
         generation=0,
         candidate=0,
         parameters=run.controller,
         first_track=config.tracks.test.start,
         episodes=range(config.evaluate.episodes),
+        max_steps=config.env.max_episode_steps,
     )
     on = executor(config)
     try:

@@ -146,13 +146,15 @@ def _waits(store: Store) -> dict[str, float]:
         shares["collect"] = collect.waiting.seconds / (time.perf_counter() - began)
 
         records = read_records(store, ROLLOUTS)
-        encode = EncodeWorker(_RUN, store, LATENTS, weights.to_bytes(weights.new_vae(_RUN.agent)))
+        encode = EncodeWorker(
+            _RUN.agent, _RUN.encode.batch_size, store, LATENTS, weights.to_bytes(weights.new_vae(_RUN.agent))
+        )
         began = time.perf_counter()
         list(encode.run([EncodeJob(name, record) for name, record in records.items()]))
         shares["encode"] = encode.waiting.seconds / (time.perf_counter() - began)
     with num_threads(_RUN.vae.threads):
-        stream = frame_stream(_RUN, store, records, held_out=())
-        objective = VaeObjective(_RUN, HeldOut(store, {}, [], 1))
+        stream = frame_stream(_RUN.agent, store, records, held_out=())
+        objective = VaeObjective(_RUN.agent, HeldOut(store, {}, [], 1))
         began = time.perf_counter()
         for step, batch in zip(range(_TRAINING_STEPS), stream.batches(0), strict=False):
             objective.losses(batch, step)["loss"].backward()

@@ -51,7 +51,7 @@ def bench_train_vae(seconds: float) -> Comparison:
     config = RunConfig.model_validate({"vae": {"device": "cpu"}})
     size = config.vae.batch_size
     frames = generator(0, "bench").integers(0, 256, (size, 64, 64, 3), np.uint8)
-    objective = VaeObjective(config, HeldOut(LocalStore("."), {}, [], 1))
+    objective = VaeObjective(config.agent, HeldOut(LocalStore("."), {}, [], 1))
     plain = new_vae(config.agent)
     optimizer = torch.optim.Adam(plain.parameters(), config.vae.learning_rate, foreach=False)
 
@@ -94,7 +94,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
         flags,
     )
     block = WindowBlock([episode], window, rng)
-    objective = MdnRnnObjective(config, _ACTION_SIZE, block)
+    objective = MdnRnnObjective(config.agent, _ACTION_SIZE, block)
     plain = new_mdnrnn(config.agent, _ACTION_SIZE)
     optimizer = torch.optim.Adam(plain.parameters(), config.mdnrnn.learning_rate, foreach=False)
     items = np.arange(size)

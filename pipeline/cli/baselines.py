@@ -74,7 +74,7 @@ def _baselines(options: argparse.Namespace) -> int:
     try:
         names = options.policies or blind_policies(env)
         for name in names:
-            make_blind_policy(name, config, env, generator(config.seed, "blind"))
+            make_blind_policy(name, config.collect.max_repeats, env, generator(config.seed, "blind"))
     finally:
         env.close()
     if len(set(names)) < len(names):
@@ -86,7 +86,7 @@ def _baselines(options: argparse.Namespace) -> int:
     try:
         with (
             watched(executor, "baselines", "episode") as show,
-            executor.pool(BlindWorker, config, jobs_at_once=2) as pool,
+            executor.pool(BlindWorker, config.env, config.collect.max_repeats, config.seed, jobs_at_once=2) as pool,
         ):
             show(Update(0, len(jobs)))
             for job_id, value in pool.map(jobs):

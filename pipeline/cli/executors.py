@@ -22,7 +22,7 @@ def make_executor(config: RunConfig) -> Executor:
         prepare_local_ray(config.execution)
     from actors.executor import RayExecutor
 
-    return RayExecutor(config)
+    return RayExecutor(config.execution, config.name, max(config.vae.threads, config.mdnrnn.threads))
 
 
 def prepare_local_ray(execution: ExecutionConfig) -> None:

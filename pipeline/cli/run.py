@@ -110,7 +110,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
 
         check_devices(config, executor)
         text = _annotated(config)
-        with lease_for(config, store, command) as fenced:
+        with lease_for(config.storage, store, command) as fenced:
             # Again: another driver may have started this run, and ended, since the first check.
             _check_same_run(config, store)
             check_machine(store, exact=config.execution.exact, session=fenced.session)
@@ -152,7 +152,7 @@ def _annotated(config: RunConfig) -> str:
     from pipeline.config.identity import cpu_kind
     from pipeline.models.precision import resolved
 
-    precision = resolved(config)["precision"]
+    precision = resolved(config.rollouts, exact=config.execution.exact)["precision"]
     if precision == config.rollouts.precision:
         return dump(config)
     return f"{dump(config)}# On {cpu_kind()}, rollouts.precision auto is {precision}.\n"

@@ -60,7 +60,7 @@ def _storage(options: argparse.Namespace) -> int:
     by_prefix = {EVOLUTION: config.evolve.keep_checkpoints} if options.keep is None else {}
     keep = maintenance.checkpoints_to_keep(by_prefix, options.keep or KEEP)
     if options.delete:
-        with lease_for(config, store, "storage gc") as fenced:
+        with lease_for(config.storage, store, "storage gc") as fenced:
             garbage = maintenance.find_garbage(fenced, keep)
             maintenance.remove_garbage(fenced, garbage)
     else:

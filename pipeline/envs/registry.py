@@ -15,11 +15,12 @@ from pipeline.envs.actions import Actions
 from pipeline.envs.environment import Environment, EnvironmentClass, ExploringEnvironment, frames_of
 
 CAR_RACING = "CarRacing-v3"
+TAKE_COVER = "TakeCover"
 
 # ID -> module:Class. Strings, so that only the environment of the run is imported.
 ENVIRONMENTS = {
     CAR_RACING: "pipeline.envs.car_racing:CarRacing",
-    "TakeCover": "pipeline.envs.take_cover:TakeCover",
+    TAKE_COVER: "pipeline.envs.take_cover:TakeCover",
 }
 
 # Keys that only our CarRacing has.

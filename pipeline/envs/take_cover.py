@@ -125,8 +125,13 @@ class TakeCover:
             self._game = None
 
     def _frame(self) -> NDArray[np.uint8]:
-        height, width, _ = self._screen.shape
-        return to_frame(self._screen, [0, round(height * _PLAYFIELD), 0, width])
+        return frame_of_screen(self._screen)
+
+
+def frame_of_screen(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frame, (64, 64, 3) uint8, of the engine's whole screen, (H, W, 3) uint8: without the status bar."""
+    height, width, _ = screen.shape
+    return to_frame(screen, [0, round(height * _PLAYFIELD), 0, width])
 
 
 def _resolution(config: EnvConfig) -> str:

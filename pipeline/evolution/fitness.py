@@ -65,7 +65,7 @@ def training_jobs(
 
 
 def scored_jobs(
-    config: RunConfig,
+    seed: int,
     *,
     purpose: str,
     generation: int,
@@ -73,17 +73,19 @@ def scored_jobs(
     parameters: NDArray[np.float64] | NDArray[np.float32],
     first_track: int,
     episodes: Iterable[int],
+    max_steps: int,
 ) -> list[RolloutJob]:
     """Create full-length episodes of one controller on the tracks ``first_track + episode``: validation and test.
 
     Args:
-        config: Config of the run.
+        seed: Seed of the run.
         purpose: Purpose of the episodes: ``"validate"`` or ``"test"``.
         generation: Number of the generation.
         candidate: Number of the controller in the names of its jobs.
         parameters: Parameters of the controller, (n,).
         first_track: Track seed of episode 0.
         episodes: Numbers of the episodes.
+        max_steps: Maximum number of steps of an episode.
     """
     return [
         RolloutJob(
@@ -92,15 +94,17 @@ def scored_jobs(
             candidate=candidate,
             episode=episode,
             track=first_track + episode,
-            noise_seed=seeding.derive(config.seed, f"{purpose}/noise", episode),
+            noise_seed=seeding.derive(seed, f"{purpose}/noise", episode),
             parameters=parameters.astype(np.float32),
-            max_steps=config.env.max_episode_steps,
+            max_steps=max_steps,
         )
         for episode in episodes
     ]
 
 
-def validation_dreams(config: RunConfig, generation: int, parameters: NDArray[np.float64]) -> list[RolloutJob]:
+def validation_dreams(
+    seed: int, *, generation: int, parameters: NDArray[np.float64], count: int, max_steps: int
+) -> list[RolloutJob]:
     """Create the dreams of a validation, with the same noise each time."""
     return [
         RolloutJob(
@@ -109,11 +113,11 @@ def validation_dreams(config: RunConfig, generation: int, parameters: NDArray[np
             candidate=0,
             episode=episode,
             track=0,
-            noise_seed=seeding.derive(config.seed, "dream/validation", episode),
+            noise_seed=seeding.derive(seed, "dream/validation", episode),
             parameters=parameters.astype(np.float32),
-            max_steps=config.dream.max_steps,
+            max_steps=max_steps,
         )
-        for episode in range(config.evolve.validation_dreams)
+        for episode in range(count)
     ]
 
 

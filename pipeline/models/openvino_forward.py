@@ -107,7 +107,7 @@ def read_mdnrnn(mdnrnn_weights: bytes, input_size: int, hidden_size: int) -> dic
 
 def _read(weights: bytes, what: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     try:
-        arrays: dict[str, Array] = load(weights)
+        arrays: dict[str, Array] = {name: array.astype(np.float32, copy=False) for name, array in load(weights).items()}
     except SafetensorError as error:
         raise DamagedDataError(f"{what} are not readable: {error}") from error
     for name, shape in shapes.items():

@@ -8,7 +8,6 @@ from typing import Literal
 from pipeline.base.errors import ConfigError
 from pipeline.config.agent import RolloutsConfig
 from pipeline.config.identity import cpu_info
-from pipeline.config.schema import RunConfig
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
@@ -71,14 +70,13 @@ def encoder_precision(rollouts: RolloutsConfig) -> Precision:
     return rollouts.precision
 
 
-def resolved(config: RunConfig) -> dict[str, str]:
+def resolved(rollouts: RolloutsConfig, *, exact: bool) -> dict[str, str]:
     """Engine and precision of V's encoder, for a manifest.
 
-    With ``execution.exact``, ``auto`` resolves to the same precision on all machines, so the resolved precision is
+    With ``exact``, ``auto`` resolves to the same precision on all machines, so the resolved precision is
     given; otherwise workers may have other kinds of CPU, and the configured value is given.
     """
-    rollouts = config.rollouts
     return {
         "engine": rollouts.engine,
-        "precision": encoder_precision(rollouts) if config.execution.exact else rollouts.precision,
+        "precision": encoder_precision(rollouts) if exact else rollouts.precision,
     }

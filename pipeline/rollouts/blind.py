@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.base import seeding
 from pipeline.base.errors import ConfigError, EpisodeError
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Environment
 from pipeline.envs.registry import make_environment
 from pipeline.rollouts.policies import Policy, RepeatPolicy, WhitePolicy
@@ -63,13 +63,13 @@ def blind_policies(env: Environment) -> list[str]:
     return ["random", "repeat", *sweeps]
 
 
-def make_blind_policy(name: str, config: RunConfig, env: Environment, rng: np.random.Generator) -> Policy:
+def make_blind_policy(name: str, max_repeats: int, env: Environment, rng: np.random.Generator) -> Policy:
     """Create a policy for one episode.
 
     Args:
         name: ``random`` (a uniform action each time), ``repeat`` (a uniform action, held as in data collection) or
             ``sweep N``.
-        config: Config of the run.
+        max_repeats: Maximum number of steps for which ``repeat`` holds an action.
         env: Environment whose actions are taken.
         rng: Random stream of the episode.
 
@@ -80,7 +80,7 @@ def make_blind_policy(name: str, config: RunConfig, env: Environment, rng: np.ra
     if kind == "random":
         return WhitePolicy(env, rng)
     if kind == "repeat":
-        return RepeatPolicy(env, config.collect.max_repeats, rng)
+        return RepeatPolicy(env, max_repeats, rng)
     if kind == "sweep" and count.isdecimal() and int(count) > 0 and env.actions.size == 1 and not env.actions.discrete:
         return SweepPolicy(env, int(count))
     raise ConfigError(
@@ -93,15 +93,17 @@ class BlindWorker:
     """Runs episodes of blind policies; the plain class behind an actor.
 
     Args:
-        config: Config of the run.
+        config: Section ``env`` of the run.
+        max_repeats: Maximum number of steps for which ``repeat`` holds an action.
+        seed: Seed of the run.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: EnvConfig, max_repeats: int, seed: int) -> None:
+        self._config, self._max_repeats, self._seed = config, max_repeats, seed
         self._env = self._make_environment()
 
     def _make_environment(self) -> Environment:
-        env = make_environment(self._config.env)
+        env = make_environment(self._config)
         if hasattr(env, "draws"):
             env.draws = False  # nobody looks, and drawing is most of the cost
         return env
@@ -123,12 +125,13 @@ class BlindWorker:
 
     def _play(self, job: BlindJob) -> float:
         config, env = self._config, self._env
-        policy = make_blind_policy(job.policy, config, env, seeding.generator(config.seed, "blind", job.track))
+        rng = seeding.generator(self._seed, "blind", job.track)
+        policy = make_blind_policy(job.policy, self._max_repeats, env, rng)
         name, when = f"episode of {job.policy} on track seed {job.track}", "in reset"
         total = 0.0
         try:
             frame = env.reset(job.track)
-            for action in range(config.env.actions_in(config.env.max_episode_steps)):
+            for action in range(config.actions_in(config.max_episode_steps)):
                 when = f"in step {action + 1}"
                 frame, reward, terminated, truncated = env.step(policy.act(frame))
                 total += reward

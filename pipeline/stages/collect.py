@@ -181,7 +181,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "env_steps": steps,
         "env_steps_this_session": steps - restored,
         "steps_per_second": traits_of(config.env).steps_per_second,  # read by the report, which needs no environment
-        **(resolved(config) if at.previous is not None else {}),
+        **(resolved(config.rollouts, exact=config.execution.exact) if at.previous is not None else {}),
     }
 
 

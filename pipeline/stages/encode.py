@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.base import seeding
 from pipeline.base.progress import Progress, Update
+from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, VAE, vae_weights
 from pipeline.data.episodes import LatentEpisode
@@ -45,7 +46,8 @@ class EncodeWorker:
     """Encodes shards and commits them; the plain class behind an encoding actor.
 
     Args:
-        config: Config of the run.
+        agent: Sections of the agent.
+        batch_size: Frames in a forward pass.
         store: Store to read frames from and commit latents to.
         folder: Folder of the latents.
         vae_weights: Weights of V as safetensors bytes.
@@ -54,9 +56,9 @@ class EncodeWorker:
         waiting: Time spent waiting for storage, in seconds.
     """
 
-    def __init__(self, config: RunConfig, store: Store, folder: str, vae_weights: bytes) -> None:
+    def __init__(self, agent: AgentConfig, batch_size: int, store: Store, folder: str, vae_weights: bytes) -> None:
         self.waiting = StorageWait()
-        self._encoder = make_encoder(config.agent, vae_weights, config.encode.batch_size)
+        self._encoder = make_encoder(agent, vae_weights, batch_size)
         self._store, self._folder = store, folder
 
     def run(self, jobs: Iterable[EncodeJob]) -> Iterator[tuple[str, Record]]:
@@ -113,14 +115,20 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         show(Update(done, total, restored=restored))
         if missing:
             with executor.pool(
-                EncodeWorker, config, store, folder, vae_weights(store, v.folder(VAE)), jobs_at_once=SHARDS_AT_ONCE
+                EncodeWorker,
+                config.agent,
+                config.encode.batch_size,
+                store,
+                folder,
+                vae_weights(store, v.folder(VAE)),
+                jobs_at_once=SHARDS_AT_ONCE,
             ) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows
                     metrics.log(done, {"shards": count})
                     show(Update(done, total, restored=restored, metrics={"encoded_frames": record.rows}))
     require_records(store, folder, frames.keys())
-    info = {"frames": total, **resolved(config)}
+    info = {"frames": total, **resolved(config.rollouts, exact=config.execution.exact)}
     if at != FIRST:  # V's training measures it on the games of the first round
         with Progress("V on the agent's own games", "frame") as shown:
             info["reconstruction"] = executor.run(

@@ -91,7 +91,12 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, prefix, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
-    return {"env_steps": env_steps, "controllers": summary, "retries": retries, **resolved(config)}
+    return {
+        "env_steps": env_steps,
+        "controllers": summary,
+        "retries": retries,
+        **resolved(config.rollouts, exact=config.execution.exact),
+    }
 
 
 def _film(
@@ -145,13 +150,14 @@ def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob
     # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers.
     candidate = seeding.derive(config.seed, f"evaluate/{parameters.tobytes().hex()}")
     return scored_jobs(
-        config,
+        config.seed,
         purpose="test",
         generation=0,
         candidate=candidate,
         parameters=parameters,
         first_track=config.tracks.test.start,
         episodes=range(config.evaluate.episodes),
+        max_steps=config.env.max_episode_steps,
     )
 
 

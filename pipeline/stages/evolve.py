@@ -90,7 +90,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "best_validation": state.best_validation,
         "workers": workers,
         "retries": retries,
-        **resolved(config),
+        **resolved(config.rollouts, exact=config.execution.exact),
     }
 
 
@@ -232,7 +232,7 @@ def _next_generation(
     if sigma is not None:
         state.search.sigma = sigma
     candidates = state.search.ask()
-    replayed = replayed_tracks(config, generation, state.played)
+    replayed = replayed_tracks(config.evolve, config.seed, generation, state.played)
     jobs = training_jobs(config, generation, candidates, replayed, *at.seed_indices())
     pool = crew.dream_pool() if dreaming else crew.environment_pool()
     results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
@@ -241,7 +241,7 @@ def _next_generation(
     failpoint("generation-scored")
     state.search.tell(candidates, fitness)
     if not dreaming:
-        state.played = remember(config, state.played, jobs, results)
+        state.played = remember(config.evolve, state.played, jobs, results)
     state.remember_mean(config.evolve.average_means)
     failpoint("search-updated")
 
@@ -302,18 +302,25 @@ def _validate(
     controller = state.average_mean
     dreams, non_finite = None, 0
     if config.evolve.environment == "dream":
-        dreamt = validation_dreams(config, generation, controller)
+        dreamt = validation_dreams(
+            config.seed,
+            generation=generation,
+            parameters=controller,
+            count=config.evolve.validation_dreams,
+            max_steps=config.dream.max_steps,
+        )
         results = run_episodes(crew.dream_pool(), dreamt, dream_steps, require_finite=False)
         non_finite += _report_non_finite(dreamt, results)
         dreams = validation_returns(dreamt, results)
     scored = scored_jobs(
-        config,
+        config.seed,
         purpose="validate",
         generation=generation,
         candidate=0,
         parameters=controller,
         first_track=config.tracks.validation.start,
         episodes=range(config.evolve.validation_episodes),
+        max_steps=config.env.max_episode_steps,
     )
     # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
     by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))

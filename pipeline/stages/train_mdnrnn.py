@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from pipeline.base import seeding
 from pipeline.base.progress import Update
+from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, MDNRNN_WEIGHTS, mdnrnn_weights
 from pipeline.data.episodes import LatentEpisode
@@ -38,28 +39,29 @@ class MdnRnnObjective:
     """M with its optimiser and loss; see ``pipeline.training.loop.Objective``.
 
     Args:
-        config: Config of the run.
+        agent: Sections of the agent.
         action_size: Length of an action, A.
         held_out: Held-out windows.
         before: Weights to start from, as safetensors bytes; None: random.
     """
 
-    def __init__(self, config: RunConfig, action_size: int, held_out: WindowBlock, before: bytes | None = None) -> None:
-        self._config = config.mdnrnn
-        self._seed = config.seed
+    def __init__(
+        self, agent: AgentConfig, action_size: int, held_out: WindowBlock, before: bytes | None = None
+    ) -> None:
+        self._config = config = agent.mdnrnn
+        self._seed = agent.seed
         self._held_out = held_out
-        self.device = resolve_device(config.mdnrnn.device)
-        self.precision = training_precision(config.mdnrnn.precision, self.device)
+        self.device = resolve_device(config.device)
+        self.precision = training_precision(config.precision, self.device)
         check_lstm(self.precision, self.device)
-        agent = config.agent
         mdnrnn = (
             weights.new_mdnrnn(agent, action_size)
             if before is None
             else weights.load_mdnrnn(agent, action_size, before)
         )
         self.module = mdnrnn.to(self.device)
-        self._positive_weight = torch.tensor(config.mdnrnn.done_positive_weight, device=self.device)
-        self.optimizer = Adam(self.module.parameters(), config.mdnrnn.learning_rate)
+        self._positive_weight = torch.tensor(config.done_positive_weight, device=self.device)
+        self.optimizer = Adam(self.module.parameters(), config.learning_rate)
 
     def losses(self, batch: Windows, seed_index: int) -> Mapping[str, Tensor]:
         """See ``Objective.losses``."""
@@ -148,7 +150,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
 
     held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
     start = None if before is None else mdnrnn_weights(store, before.folder(MDNRNN))
-    objective = MdnRnnObjective(config, action_size, held_out_windows, start)
+    objective = MdnRnnObjective(config.agent, action_size, held_out_windows, start)
     fit = Fit(
         store,
         prefix,

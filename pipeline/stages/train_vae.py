@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.base import seeding
 from pipeline.base.progress import Update
+from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import RECONSTRUCTIONS, ROLLOUTS, VAE, VAE_WEIGHTS, vae_weights
 from pipeline.data.frames import FRAME_SHAPE
@@ -86,29 +87,29 @@ class VaeObjective:
     """V with its optimiser and loss; see ``pipeline.training.loop.Objective``.
 
     Args:
-        config: Config of the run.
+        agent: Sections of the agent.
         held_out: Held-out frames.
         before: Weights to start from, as safetensors bytes; None: random.
     """
 
-    def __init__(self, config: RunConfig, held_out: HeldOut, before: bytes | None = None) -> None:
-        self._config = config
+    def __init__(self, agent: AgentConfig, held_out: HeldOut, before: bytes | None = None) -> None:
+        self._config, self._seed = agent.vae, agent.seed
         self._held_out = held_out
-        self.device = resolve_device(config.vae.device)
-        self.precision = training_precision(config.vae.precision, self.device)
-        vae = weights.new_vae(config.agent) if before is None else weights.load_vae(config.agent, before)
+        self.device = resolve_device(agent.vae.device)
+        self.precision = training_precision(agent.vae.precision, self.device)
+        vae = weights.new_vae(agent) if before is None else weights.load_vae(agent, before)
         self.module = vae.to(self.device)
-        self.optimizer = Adam(self.module.parameters(), config.vae.learning_rate)
+        self.optimizer = Adam(self.module.parameters(), agent.vae.learning_rate)
 
     def losses(self, batch: Frames, seed_index: int) -> Mapping[str, Tensor]:
         """See ``Objective.losses``."""
         frames = frames_to_input(batch, self.device)
-        seed = seeding.derive(self._config.seed, "vae/noise", seed_index)
+        seed = seeding.derive(self._seed, "vae/noise", seed_index)
         noise = torch.randn(len(batch), self.module.z_size, generator=torch.Generator().manual_seed(seed))
         mixed = self.precision is torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
             reconstruction, mu, logvar = self.module(frames, noise.to(self.device))
-        loss = vae_loss(reconstruction, frames, mu, logvar, self._config.vae.kl_tolerance)
+        loss = vae_loss(reconstruction, frames, mu, logvar, self._config.kl_tolerance)
         return {"loss": loss.total, "reconstruction": loss.reconstruction, "kl": loss.kl}
 
     def before_step(self) -> None:
@@ -116,7 +117,7 @@ class VaeObjective:
 
     def held_out(self) -> Iterator[tuple[int, Frames]]:
         """See ``Objective.held_out``."""
-        size = self._config.vae.batch_size
+        size = self._config.batch_size
         for frames in self._held_out.frames():
             for start in range(0, len(frames), size):
                 batch = frames[start : start + size]
@@ -124,12 +125,12 @@ class VaeObjective:
 
 
 def frame_stream(
-    config: RunConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
+    agent: AgentConfig, store: Store, records: Mapping[str, Record], held_out: Sequence[int]
 ) -> BlockStream[Frames]:
     """Stream V's training frames in shuffled batches, (N, 64, 64, 3) uint8, without the held-out episodes.
 
     Args:
-        config: Config of the run.
+        agent: Sections of the agent.
         store: Store of the run.
         records: Records of the shards by name.
         held_out: IDs of the held-out episodes.
@@ -150,9 +151,9 @@ def frame_stream(
         records,
         items_of=lambda episode, steps: 0 if episode in left_out else steps,
         load=load,
-        batch_size=config.vae.batch_size,
-        block_items=config.vae.shuffle_frames,
-        seed=config.seed,
+        batch_size=agent.vae.batch_size,
+        block_items=agent.vae.shuffle_frames,
+        seed=agent.seed,
         purpose="vae",
     )
 
@@ -163,10 +164,10 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     description = describe_vae(config)
     records = sealed_records(store, (each.folder(ROLLOUTS) for each in at.so_far))
     held_out = held_out_so_far(config, at, config.vae.validation_fraction, "vae/held-out")
-    stream = frame_stream(config, store, records, held_out)
+    stream = frame_stream(config.agent, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
     start = None if before is None else vae_weights(store, vae_folder(config, before))
-    objective = VaeObjective(config, held_out_frames, start)
+    objective = VaeObjective(config.agent, held_out_frames, start)
     fit = Fit(
         store,
         prefix,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.base.errors import ConfigError, DamagedDataError
 from pipeline.config.identity import code_version, cpu_kind, library_versions
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import StorageConfig
 from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
 from pipeline.storage.lease import Lease
 from pipeline.storage.sessions import read_owner, read_session, session_numbers
@@ -20,18 +20,15 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
-def lease_for(config: RunConfig, store: Store, purpose: str) -> Lease:
+def lease_for(config: StorageConfig, store: Store, purpose: str) -> Lease:
     """Lease that a command takes on a run before it changes anything.
 
     Args:
-        config: Config of the run.
+        config: Section ``storage`` of the run.
         store: Store of the run.
         purpose: Command, for the error message of other drivers.
     """
-    storage = config.storage
-    return Lease(
-        store, purpose, heartbeat_s=storage.heartbeat_s, expiry_s=storage.lease_expiry_s, about=_this_machine()
-    )
+    return Lease(store, purpose, heartbeat_s=config.heartbeat_s, expiry_s=config.lease_expiry_s, about=_this_machine())
 
 
 def check_machine(store: Store, *, exact: bool, session: int | None = None) -> None:

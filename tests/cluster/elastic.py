@@ -81,7 +81,7 @@ class _Executor(RayExecutor):
     """
 
     def __init__(self, config: RunConfig, what: str, workers: int) -> None:
-        super().__init__(config)
+        super().__init__(config.execution)
         self._workers = workers
         happenings: dict[str, tuple[Callable[[Any], None], Callable[[Any], bool]]] = {
             "nothing": (lambda _: None, lambda _: True),
@@ -209,7 +209,7 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
             went_on = time.time()
             (folder / "closed").unlink()
 
-    executor = RayExecutor(config())
+    executor = RayExecutor(config().execution)
     with patched_to_many(as_if_many), executor.pool(Noting, str(folder), 0.02) as pool:
         watched = _Pool(pool, lambda _: None, look)
         results = {}
@@ -227,7 +227,7 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
     Returns:
         The node's id, and whether workers were put there and left it.
     """
-    executor = RayExecutor(config())
+    executor = RayExecutor(config().execution)
     came, squared = "", 0
     with executor.pool(Noting, str(folder), 0.1) as pool:
         while not pool._skipped_nodes:  # type: ignore[attr-defined]
@@ -265,7 +265,7 @@ def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, 
         folder: Where the task notes that it begins.
         identified: Whether it is known where it was; else it might have been lost before it began anything.
     """
-    executor = RayExecutor(config(execution__max_attempts=1))
+    executor = RayExecutor(config(execution__max_attempts=1).execution)
     told = note_preempted(executor)
     lost: list[str] = []
 
@@ -287,7 +287,7 @@ def square_at_low_priority(folder: Path, other: Path) -> list[str]:
     """Warnings of the driver while it squares numbers in a worker of a cluster, twice."""
     with listened_to("actors.identity") as warnings:
         for place in (folder, other):
-            with RayExecutor(config()).pool(Noting, str(place), 0.0) as pool:
+            with RayExecutor(config().execution).pool(Noting, str(place), 0.0) as pool:
                 list(pool.map([Number(1)]))
     return warnings
 

@@ -104,7 +104,7 @@ def test_ray_with_any_number_of_workers_gives_the_same_bits(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
-    run_stages(config(workers), LocalStore(folder), RayExecutor(config(workers)), EVOLVE_AND_EVALUATE)
+    run_stages(config(workers), LocalStore(folder), RayExecutor(config(workers).execution), EVOLVE_AND_EVALUATE)
     assert outcome(folder) == reference
 
 
@@ -130,15 +130,15 @@ def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_
     chosen = config(1, 8, engine, precision)
     limited = chosen.model_copy(update={"evolve": chosen.evolve.model_copy(update={"max_seconds": 1e-6})})
     with pytest.raises(SessionEnded, match="after generation 1 of 3"):
-        run_stages(limited, LocalStore(there), RayExecutor(limited), STAGES[:6])
-    run_stages(chosen, LocalStore(there), RayExecutor(chosen), STAGES[:6])
+        run_stages(limited, LocalStore(there), RayExecutor(limited.execution), STAGES[:6])
+    run_stages(chosen, LocalStore(there), RayExecutor(chosen.execution), STAGES[:6])
     assert outcome(there) == outcome(here)
     assert outcome(here) != reference, "the choice matters to the bit"
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_collecting_and_training_on_ray_give_the_same_bits(trained: Path, tmp_path: Path) -> None:
-    run_stages(config(2), LocalStore(tmp_path), RayExecutor(config(2)), BEFORE_EVOLVE)
+    run_stages(config(2), LocalStore(tmp_path), RayExecutor(config(2).execution), BEFORE_EVOLVE)
     for stage in BEFORE_EVOLVE:
         here, there = (read_manifest(LocalStore(folder), stage.prefix) for folder in (tmp_path, trained))
         assert here is not None and there is not None
@@ -164,8 +164,8 @@ def test_dreams_on_ray_with_other_lanes_in_two_sessions_give_the_same_bits(tmp_p
     chosen = dreaming(2, 20)
     limited = chosen.model_copy(update={"evolve": chosen.evolve.model_copy(update={"max_seconds": 1e-6})})
     with pytest.raises(SessionEnded, match="after generation 1 of 3"):
-        run_stages(limited, LocalStore(there), RayExecutor(limited), EVOLVE_AND_EVALUATE)
-    run_stages(chosen, LocalStore(there), RayExecutor(chosen), EVOLVE_AND_EVALUATE)
+        run_stages(limited, LocalStore(there), RayExecutor(limited.execution), EVOLVE_AND_EVALUATE)
+    run_stages(chosen, LocalStore(there), RayExecutor(chosen.execution), EVOLVE_AND_EVALUATE)
     assert outcome(there) == outcome(here)
     history = next(value for name, value in outcome(here).items() if name.startswith("history"))
     assert [row["dream_mean"] is not None for row in history] == [False, True, False]
@@ -186,7 +186,7 @@ def test_a_worker_that_is_killed_in_a_dream_changes_no_bit(tmp_path: Path) -> No
     faults_folder().mkdir()
     try:
         asked = ask_for_a_death_in_a_dream()
-        run_stages(mortal(2), LocalStore(there), RayExecutor(mortal(2)), EVOLVE_AND_EVALUATE)
+        run_stages(mortal(2), LocalStore(there), RayExecutor(mortal(2).execution), EVOLVE_AND_EVALUATE)
         assert not asked.exists(), "a worker died"
     finally:
         shutil.rmtree(faults_folder())

@@ -21,7 +21,7 @@ from actors.executor import RayExecutor
 from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import DamagedDataError, JobError
 from pipeline.base.progress import Update
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.jobs import MapJobs
 from pipeline.execution.protocol import Executor, Pool, Resources
@@ -46,7 +46,7 @@ from tests.cluster.toys import (
 
 def ray_executor(workers: int, *, max_attempts: int = 3, timeout_s: float = 900.0) -> RayExecutor:
     execution = {"workers": workers, "max_attempts": max_attempts, "timeout_s": timeout_s}
-    return RayExecutor(RunConfig.model_validate({"execution": execution}))
+    return RayExecutor(ExecutionConfig.model_validate(execution))
 
 
 @pytest.fixture(params=["in-process", "ray"])

@@ -13,7 +13,7 @@ import pytest
 from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
 from pipeline.base.errors import ConfigError
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.protocol import Resources
 from tests.cluster.many_nodes import ManyNodes
 from tests.cluster.toys import Number, Squares, noting_task
@@ -74,7 +74,7 @@ def test_another_cpu_or_library_is_refused_unless_told(
 
 def work_where_other_sources_lie(folder: Path) -> list[str]:
     """What is said of a pool's worker and of a task's, where results need not even be exact."""
-    executor = RayExecutor(RunConfig.model_validate({"execution": {"exact": False, "workers": 1}}))
+    executor = RayExecutor(ExecutionConfig(exact=False, workers=1))
     said = []
     with pytest.raises(ConfigError) as refused, executor.pool(Squares, str(folder)) as pool:
         list(pool.map([Number(1)]))

@@ -14,7 +14,7 @@ from ray.util.state import list_actors, list_tasks
 
 from actors.executor import RayExecutor
 from actors.telemetry import OF_STAGES, OF_WORKERS, Telemetry
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from tests.cluster.head import Head
 from tests.cluster_files.test_grafana import EXPORTED
 from tests.e2e import command
@@ -49,7 +49,7 @@ def wait_for(run: str, node: str, expected: dict[tuple[str, str | None], tuple[s
 
 def test_every_figure_is_served_under_its_name(local_ray: None) -> None:
     run = f"run-{uuid4().hex}"
-    executor = RayExecutor(RunConfig.model_validate({"name": run, "execution": {"workers": 1}}))
+    executor = RayExecutor(ExecutionConfig(workers=1), run)
     workers = Telemetry(run)
     for value in (2.0, 3.5):
         for name in OF_STAGES:

@@ -108,7 +108,7 @@ def evolve(folder: Path, workers: int = 2, **execution: Any) -> int:
     """Evolve on Ray; returns how often jobs were tried again."""
     chosen = config(workers, **execution)
     store = LocalStore(folder)
-    run_stages(chosen, store, RayExecutor(chosen), EVOLVE)
+    run_stages(chosen, store, RayExecutor(chosen.execution), EVOLVE)
     return int(require_manifest(store, "evolution").info["retries"])
 
 
@@ -219,7 +219,7 @@ def test_an_evolution_in_which_an_environment_raises_ends_with_the_same_bits(
 
 
 def executor_of(kind: str) -> Executor:
-    return InProcessExecutor() if kind == "in-process" else RayExecutor(config())
+    return InProcessExecutor() if kind == "in-process" else RayExecutor(config().execution)
 
 
 @pytest.mark.parametrize("kind", ["in-process", "ray"])
@@ -305,7 +305,7 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     bad, first_track = episode(1, 3, 1), chosen.tracks.validation.start
     ask_for("nan", bad.track, times=None)
     ask_for("-inf", first_track, times=None)
-    executor = InProcessExecutor() if kind == "in-process" else RayExecutor(chosen)
+    executor = InProcessExecutor() if kind == "in-process" else RayExecutor(chosen.execution)
     with caplog.at_level(logging.WARNING):
         run_stages(chosen, store, executor, EVOLVE)
     shutil.rmtree(faults_folder())
@@ -321,8 +321,8 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     np.testing.assert_allclose(told, search.mean, atol=1e-9)
     validation = returns(
         scored_jobs(
-            chosen, purpose="validate", generation=1, candidate=0, parameters=told, first_track=first_track,
-            episodes=range(3),
+            chosen.seed, purpose="validate", generation=1, candidate=0, parameters=told, first_track=first_track,
+            episodes=range(3), max_steps=chosen.env.max_episode_steps,
         )
     )  # fmt: skip
     assert row["validation_mean"] == pytest.approx(

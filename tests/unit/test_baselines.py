@@ -42,7 +42,10 @@ def test_a_game_that_nobody_sees_is_the_same_game(policy: str) -> None:
         {"env": {"id": "TakeCover", "max_episode_steps": 400}, "collect": {"episode_steps": 400, "policy": "repeat"},
          "mdnrnn": {"window": 100}}
     )  # fmt: skip
-    unseen, seen = BlindWorker(config), BlindWorker(config)
+    unseen, seen = (
+        BlindWorker(config.env, config.collect.max_repeats, config.seed),
+        BlindWorker(config.env, config.collect.max_repeats, config.seed),
+    )
     seen._env.draws = True  # type: ignore[attr-defined]
     jobs = [BlindJob(policy, track) for track in range(6)]
     found = dict(unseen.run(jobs))
@@ -117,7 +120,7 @@ class Breaks:
 
 def test_an_environment_that_broke_is_replaced() -> None:
     config = counting_config()
-    worker = BlindWorker(config)
+    worker = BlindWorker(config.env, config.collect.max_repeats, config.seed)
     job = BlindJob("random", 3)
     ((_, expected),) = worker.run([job])
     worker._env = Breaks(worker._env)  # type: ignore[assignment]

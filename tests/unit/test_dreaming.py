@@ -197,12 +197,15 @@ def test_a_generation_goes_to_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_all_candidates_dream_the_same_dreams_and_validations_always_the_same() -> None:
-    config = config_of(max_steps=7, **{"evolve.validation_dreams": 5})
+    config = config_of(max_steps=7)
     jobs = training_jobs(config, 3, np.zeros((4, 9)))
     assert {job.max_steps for job in jobs} == {7}
     seeds = [[job.noise_seed for job in jobs if job.candidate == candidate] for candidate in range(4)]
     assert all(one == seeds[0] for one in seeds) and len(set(seeds[0])) == config.evolve.episodes
-    first, second = (validation_dreams(config, 25, np.full(9, value)) for value in (0.0, 1.0))
+    first, second = (
+        validation_dreams(config.seed, generation=25, parameters=np.full(9, value), count=5, max_steps=7)
+        for value in (0.0, 1.0)
+    )
     assert [job.noise_seed for job in first] == [job.noise_seed for job in second]
     assert len({job.id for job in first}) == 5
 

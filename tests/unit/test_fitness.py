@@ -123,13 +123,14 @@ def test_training_episodes_are_cut_as_the_config_says(
 
 def scored(config: RunConfig, purpose: str, first_track: int, generation: int = 3) -> list[RolloutJob]:
     return scored_jobs(
-        config,
+        config.seed,
         purpose=purpose,
         generation=generation,
         candidate=0,
         parameters=CANDIDATES[0],
         first_track=first_track,
         episodes=range(5),
+        max_steps=config.env.max_episode_steps,
     )
 
 
@@ -168,15 +169,16 @@ def test_training_validation_and_test_tracks_come_from_their_own_ranges() -> Non
         "validation": {
             job.track
             for job in scored_jobs(
-                config, purpose="validate", generation=1, candidate=0, parameters=CANDIDATES[0],
+                config.seed, purpose="validate", generation=1, candidate=0, parameters=CANDIDATES[0],
                 first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
+                max_steps=1,
             )
         },
         "test": {
             job.track
             for job in scored_jobs(
-                config, purpose="test", generation=1, candidate=0, parameters=CANDIDATES[0],
-                first_track=config.tracks.test.start, episodes=range(config.evaluate.episodes),
+                config.seed, purpose="test", generation=1, candidate=0, parameters=CANDIDATES[0],
+                first_track=config.tracks.test.start, episodes=range(config.evaluate.episodes), max_steps=1,
             )
         },
     }  # fmt: skip

@@ -241,7 +241,7 @@ def objective(kind: Kind = "factored", **overrides: Any) -> MdnRnnObjective:
             **{f"mdnrnn.{key}": value for key, value in overrides.items()},
         }
     )
-    return MdnRnnObjective(config, 2, WindowBlock([], 1, np.random.default_rng()))
+    return MdnRnnObjective(config.agent, 2, WindowBlock([], 1, np.random.default_rng()))
 
 
 def windows(mu: np.ndarray[Any, Any], logvar: float) -> Windows:

@@ -39,7 +39,11 @@ def test_the_chance_of_a_track_falls_with_the_inverse_of_its_rank() -> None:
     returns = {1: 300.0, 2: -20.0, 3: 900.0, 4: 10.0}
     counts: Counter[int] = Counter()
     for generation in range(1, 6001):
-        counts.update(replayed_tracks(config, generation, [PlayedTrack(t, generation, r) for t, r in returns.items()]))
+        counts.update(
+            replayed_tracks(
+                config.evolve, config.seed, generation, [PlayedTrack(t, generation, r) for t, r in returns.items()]
+            )
+        )
     harmonic = 1 + 1 / 2 + 1 / 3 + 1 / 4
     expected = {2: 1 / harmonic, 4: 1 / 2 / harmonic, 1: 1 / 3 / harmonic, 3: 1 / 4 / harmonic}
     for track, chance in expected.items():
@@ -50,21 +54,23 @@ def test_no_track_is_drawn_twice_in_a_generation_nor_from_before_the_window() ->
     config = replaying(episodes=9, replayed_tracks=5)
     known = [PlayedTrack(track, 1 + track // 10, float(track)) for track in range(100)]
     for generation, eldest in ((11, 8), (12, 9), (13, 10)):
-        drawn = replayed_tracks(config, generation, known)
+        drawn = replayed_tracks(config.evolve, config.seed, generation, known)
         assert len(drawn) == len(set(drawn)) == 5
         assert min(1 + track // 10 for track in drawn) == eldest, "the hardest are the eldest here"
-    assert replayed_tracks(config, 14, known) == []
-    assert sorted(replayed_tracks(config, 2, known[:3])) == [0, 1, 2], "as many as there are"
+    assert replayed_tracks(config.evolve, config.seed, 14, known) == []
+    assert sorted(replayed_tracks(config.evolve, config.seed, 2, known[:3])) == [0, 1, 2], "as many as there are"
 
 
 def test_the_draw_depends_on_the_seed_the_generation_and_what_is_known_alone() -> None:
     known = [PlayedTrack(track, 4, float(track * 7 % 20)) for track in range(20)]
     here, there = replaying(), replaying(generations=50, sigma=0.3)
     for generation in range(5, 8):
-        assert replayed_tracks(here, generation, known) == replayed_tracks(there, generation, known[::-1])
-    draws = {tuple(replayed_tracks(here, generation, known)) for generation in (5, 6, 7)}
+        assert replayed_tracks(here.evolve, here.seed, generation, known) == replayed_tracks(
+            there.evolve, there.seed, generation, known[::-1]
+        )
+    draws = {tuple(replayed_tracks(here.evolve, here.seed, generation, known)) for generation in (5, 6, 7)}
     assert len(draws) > 1
-    assert replayed_tracks(here.model_copy(update={"seed": 9}), 5, known) != replayed_tracks(here, 5, known)
+    assert replayed_tracks(here.evolve, 9, 5, known) != replayed_tracks(here.evolve, here.seed, 5, known)
 
 
 def test_the_last_episodes_of_all_candidates_are_on_the_replayed_tracks_and_the_others_as_without() -> None:
@@ -85,7 +91,7 @@ def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_wi
     before = [
         PlayedTrack(10, 3, 500.0), PlayedTrack(20, 3, 600.0), PlayedTrack(30, 3, 700.0), PlayedTrack(40, 2, 0.0),
     ]  # fmt: skip
-    after = {track.track: track for track in remember(config, before, jobs, driven(jobs, returns))}
+    after = {track.track: track for track in remember(config.evolve, before, jobs, driven(jobs, returns))}
     assert after == {
         new[0]: PlayedTrack(new[0], 5, 3.0),
         new[1]: PlayedTrack(new[1], 5, 6.0),
@@ -94,7 +100,7 @@ def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_wi
         30: PlayedTrack(30, 3, 700.0),
     }
     assert list(after) == sorted(after)
-    assert remember(replaying(replayed_tracks=0), [], jobs, driven(jobs, returns)) == []
+    assert remember(replaying(replayed_tracks=0).evolve, [], jobs, driven(jobs, returns)) == []
 
 
 def test_an_evolution_meets_its_hard_tracks_again_and_a_resumed_one_the_same_ones(

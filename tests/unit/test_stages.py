@@ -152,8 +152,9 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
     # What was driven on the validation tracks is that very controller.
     weights = [read_verified(begun, require_manifest(begun, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
     jobs = scored_jobs(
-        config, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
+        config.seed, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
         first_track=config.tracks.validation.start, episodes=range(config.evolve.validation_episodes),
+        max_steps=config.env.max_episode_steps,
     )  # fmt: skip
     with open_rollout_pool(executor, config.env, config.agent, *weights) as pool:
         driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)

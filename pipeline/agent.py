@@ -1,0 +1,361 @@
+"""A trained agent to load in Python: it acts in the game itself, and dreams.
+
+agent = Agent.load("runs/laptop")
+env = gymnasium.make("CarRacing-v3")
+observation, _ = env.reset(seed=1)
+agent.reset()
+action = agent.act(observation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base import seeding
+from pipeline.config.agent import RolloutsConfig
+from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.data.trained import TrainedAgent
+from pipeline.envs.actions import Actions
+from pipeline.envs.observations import frame_of
+from pipeline.envs.registry import traits_of
+from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
+from pipeline.models.dream import Dream
+from pipeline.models.forward import make_dream_step, make_encoder, make_rnn_step, sample_z
+from pipeline.models.precision import Precision
+from pipeline.storage.run_dir import as_run_dir, open_store
+
+Array = NDArray[np.float32]
+Frames = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """Dreams that all begin at one moment of an episode.
+
+    Attributes:
+        frames: V's pictures of the dreamt latents, (N, steps, 64, 64, 3) uint8 RGB.
+        z: Dreamt latents, (N, steps, Z) float32.
+        actions: Actions as M sees them, (N, steps, A) float32; the first leads to the first frame.
+        rewards: Rewards that M predicts, (N, steps) float32; None if M has no reward head.
+        end_probabilities: Probability that M gives to an end at each step, (N, steps) float32; None if M has no done
+            head.
+    """
+
+    frames: Frames
+    z: Array
+    actions: Array
+    rewards: Array | None
+    end_probabilities: Array | None
+
+
+class Agent:
+    """V, M and a controller, for one episode or for several in step.
+
+    The agent takes the observations of the game itself, such as Gymnasium's CarRacing-v3, and returns the actions that
+    the game takes. On the test tracks its returns equal those of ``world-models evaluate`` to the bit, on one kind of
+    CPU and at one precision: call ``reset(seed)`` with the track's seed, and ``act`` for every observation.
+
+    With ``env.action_repeat`` above 1 an action is held: ``act`` returns the same one for that number of calls.
+
+    Args:
+        trained: Weights and controllers of a run.
+        controller: Name of the controller: ``best`` or ``mean``; None for the best.
+        precision: Number format of V's encoder, as the key ``rollouts.precision``; None for the run's own.
+
+    Raises:
+        ConfigError: There is no such controller, or this CPU does not support the precision.
+
+    Attributes:
+        config: Config of the run.
+        action_space: Space of the actions.
+    """
+
+    def __init__(
+        self, trained: TrainedAgent, controller: str | None = None, precision: Precision | None = None
+    ) -> None:
+        self.config: RunConfig = trained.config
+        self._trained = trained
+        self._actions: Actions = traits_of(self.config.env).actions
+        self.action_space: gymnasium.Space[Any] = self._actions.space
+        agent = self.config.agent
+        if precision is not None:
+            rollouts = RolloutsConfig.model_validate({**agent.rollouts.model_dump(), "precision": precision})
+            agent = replace(agent, rollouts=rollouts)
+        self._agent, self._batch_size = agent, agent.rollouts.micro_batch
+        self._encoder = make_encoder(agent, trained.vae_weights, self._batch_size)
+        self._rnn_step = make_rnn_step(agent, trained.mdnrnn_weights, self._batch_size, self._actions.size)
+        self._shape = ControllerShape.of_agent(agent, self._actions.size)
+        self._parameters = trained.controller(controller)
+        self._samples = agent.controller.z == "sample"
+        self._vae: Any = None  # V with its decoder, in torch, when a picture is wanted
+        self._seed: int | Sequence[int] | None = None
+        self._single = True
+        self._count: int | None = None
+        self._allocate(1)
+        self.reset()
+
+    @classmethod
+    def load(cls, run: str | Path, controller: str | None = None, precision: Precision | None = None) -> Agent:
+        """Load the agent of a run.
+
+        Args:
+            run: Folder of the run, ``s3://bucket/prefix``, or ``pretrained:NAME``.
+            controller: See the class.
+            precision: See the class.
+
+        Raises:
+            ConfigError: There is no such run or controller, or this CPU does not support the precision.
+            StorageError: The run has not evolved yet.
+            DamagedDataError: Weights are missing or changed.
+        """
+        return cls(TrainedAgent.read(open_store(as_run_dir(str(run)))), controller, precision)
+
+    def reset(self, seed: int | Sequence[int] | None = None, rows: Sequence[int] | None = None) -> None:
+        """Begin episodes.
+
+        Args:
+            seed: Seed of the episode, as the game's own ``reset(seed=...)`` takes it, for the noise with which z is
+                sampled; one for each row, or that of the first row, whose successors get the next ones. None for
+                noise that differs each time.
+            rows: Rows of a batch that begin, by index; None for all, and the next ``act`` sets their number.
+
+        Raises:
+            ValueError: A row does not exist, or the number of seeds is not that of the rows.
+        """
+        if rows is None:
+            self._seed, self._count = seed, None
+            return
+        if self._count is None or not all(0 <= row < self._count for row in rows):
+            raise ValueError(f"rows {list(rows)}: the agent acts in {self._count or 0} episodes")
+        for row, each in zip(rows, _seeds(seed, len(rows)), strict=True):
+            self._begin(row, each)
+
+    def act(self, observation: Any, taken: Any = None) -> Any:
+        """Choose the action for an observation, or for a batch of them.
+
+        Args:
+            observation: Observation of the game, see ``pipeline.envs.observations.frame_of``; or a batch of them: a
+                list, an array (N, H, W, 3), or a Dict of such arrays, as Gymnasium's vector environments return it.
+            taken: Action that somebody else takes in place of the controller's, or a batch of them: M's state follows
+                it. None for the controller's own.
+
+        Returns:
+            Action that the game takes; for a batch an array of N of them.
+
+        Raises:
+            ValueError: The observation is no image of the game, the number of rows has changed since ``reset``, or the
+                controller's output is not finite.
+        """
+        observations = _rows(observation)
+        self._single = observations is None
+        each_row = [observation] if observations is None else observations
+        frames = [frame_of(each, self.config.env) for each in each_row]
+        if self._count is None:
+            self._allocate(len(frames))
+        if len(frames) != self._count:
+            raise ValueError(f"{len(frames)} observations for {self._count} episodes: call reset() first")
+        for row, frame in enumerate(frames):
+            self._frames[row] = frame
+        repeat = self.config.env.action_repeat
+        due = self._calls[: self._count] % repeat == 0
+        if due.any():
+            self._advance(due, self._vectors(taken))
+        self._calls[: self._count] += 1
+        native = [self._actions.native(action) for action in self._chosen[: self._count]]
+        return native[0] if self._single else np.stack(native)
+
+    @property
+    def z(self) -> Array:
+        """Latents that the controller saw last, (Z,) float32; (N, Z) for a batch."""
+        return self._last(self._z)
+
+    @property
+    def h(self) -> Array:
+        """Hidden state of M that the controller saw last, (H,) float32; (N, H) for a batch."""
+        return self._last(self._h)
+
+    @property
+    def c(self) -> Array:
+        """Cell state of M that the controller saw last, (H,) float32; (N, H) for a batch."""
+        return self._last(self._c)
+
+    @property
+    def frame(self) -> Frames:
+        """Frame that V saw last, (64, 64, 3) uint8 RGB; (N, 64, 64, 3) for a batch."""
+        return self._last(self._frames)
+
+    def reconstruct(self) -> Frames:
+        """V's picture of ``z``, (64, 64, 3) uint8 RGB; (N, 64, 64, 3) for a batch."""
+        decoded = self.decode(np.atleast_2d(self.z))
+        return decoded[0] if self._single else decoded
+
+    def decode(self, z: Array) -> Frames:
+        """V's pictures of latents, (N, Z) float32, as (N, 64, 64, 3) uint8 RGB."""
+        import torch
+
+        from pipeline.models.vae import output_to_frames
+        from pipeline.models.weights import load_vae
+
+        if self._vae is None:
+            self._vae = load_vae(self._agent, self._trained.vae_weights).eval()
+        with torch.inference_mode():
+            return output_to_frames(self._vae.decode(torch.from_numpy(np.ascontiguousarray(z))))
+
+    def dream(
+        self,
+        steps: int,
+        temperature: float = 1.0,
+        *,
+        samples: int = 1,
+        seed: int = 0,
+        row: int = 0,
+        actions: Array | None = None,
+    ) -> Imagined:
+        """Dream on from the observation of the last ``act``; the episode itself is not changed.
+
+        Args:
+            steps: Steps of each dream.
+            temperature: Uncertainty of the dream; 1.0 is M's own density.
+            samples: Number of dreams, which differ in their noise.
+            seed: Seed of the noise.
+            row: Row of a batch.
+            actions: Actions to take as M sees them, (steps, A) float32; None for the controller's own in each dream.
+
+        Raises:
+            ValueError: The agent has not acted yet, or the temperature is not above 0.
+        """
+        if temperature <= 0:
+            raise ValueError(f"temperature {temperature} must be above 0")
+        if self._count is None:
+            raise ValueError("a dream begins at an observation: call act() first")
+        step = make_dream_step(self._agent, self._trained.mdnrnn_weights, samples, self._actions.size, temperature)
+        dream = Dream(step, samples)
+        z, h, c = (np.repeat(array[row : row + 1], samples, axis=0) for array in (self._z, self._h, self._c))
+        dream.reset(z, seeds=[seeding.derive(seed, "agent/dream", sample) for sample in range(samples)], h=h, c=c)
+        controllers = self._controllers_of(samples)
+        dreamt, taken, rewards, logits = [], [], [], []
+        for index in range(steps):
+            if actions is None:
+                features = join_features(self._shape.features, dream.z[:samples], dream.h[:samples], dream.c[:samples])
+                chosen = self._actions.squash(controllers.outputs(features))
+            else:
+                chosen = np.repeat(actions[index : index + 1], samples, axis=0)
+            sample = dream.step(chosen)
+            dreamt.append(sample.z.copy())
+            taken.append(chosen)
+            rewards.append(None if sample.reward is None else sample.reward.copy())
+            logits.append(None if sample.end_logit is None else sample.end_logit.copy())
+        z = np.stack(dreamt, axis=1)
+        frames = self.decode(z.reshape(-1, step.z_size)).reshape(samples, steps, *FRAME_SHAPE)
+        ends = _stack(logits)
+        probabilities = None if ends is None else (1 / (1 + np.exp(-ends))).astype(np.float32)
+        return Imagined(frames, z, np.stack(taken, axis=1), _stack(rewards), probabilities)
+
+    def _allocate(self, count: int) -> None:
+        """Begin ``count`` episodes, with rows for whole micro-batches."""
+        seeds = _seeds(self._seed, count)
+        slots = -(-count // self._batch_size) * self._batch_size
+        self._frames = np.zeros((slots, *FRAME_SHAPE), np.uint8)
+        self._z = np.zeros((slots, self._encoder.z_size), np.float32)
+        self._noise = np.zeros_like(self._z)
+        self._h = np.zeros((slots, self._rnn_step.hidden_size), np.float32)
+        self._c, self._next_h, self._next_c = (np.zeros_like(self._h) for _ in range(3))
+        self._chosen = np.zeros((slots, self._actions.size), np.float32)
+        self._calls = np.zeros(slots, np.int64)
+        self._controllers = self._controllers_of(slots)
+        self._streams: list[np.random.Generator] = [np.random.default_rng()] * count
+        self._count = count
+        for row, each in enumerate(seeds):
+            self._begin(row, each)
+
+    def _controllers_of(self, rows: int) -> ControllerBatch:
+        batch = ControllerBatch(self._shape, rows)
+        for row in range(rows):
+            batch.set_row(row, self._parameters)
+        return batch
+
+    def _begin(self, row: int, seed: int | None) -> None:
+        self._next_h[row] = self._next_c[row] = 0
+        self._calls[row] = 0
+        if seed is None:
+            self._streams[row] = np.random.default_rng()
+            return
+        episode = seed - self.config.tracks.test.start
+        # On test tracks the noise is that of the evaluation (``pipeline.evolution.fitness.scored_jobs``).
+        purpose, index = ("test/noise", episode) if episode >= 0 else ("agent/noise", seed)
+        self._streams[row] = np.random.Generator(np.random.PCG64(seeding.derive(self.config.seed, purpose, index)))
+
+    def _vectors(self, taken: Any) -> Array | None:
+        """Actions of somebody else as M sees them, with a row for each of the controller's."""
+        if taken is None:
+            return None
+        vectors = np.zeros_like(self._chosen)
+        for row, value in enumerate([taken] if self._single else taken):
+            vectors[row] = self._actions.vector(value)
+        return vectors
+
+    def _advance(self, due: NDArray[np.bool_], taken: Array | None) -> None:
+        """Choose new actions in the rows that are due; the order is the paper's, as in ``RolloutWorker``."""
+        chosen = np.flatnonzero(due)
+        if self._samples:
+            for row in chosen:
+                self._streams[row].standard_normal(dtype=np.float32, out=self._noise[row])
+        for start in range(0, len(self._frames), self._batch_size):
+            rows = slice(start, start + self._batch_size)
+            mu, logvar = self._encoder(self._frames[rows])
+            z = sample_z(mu, logvar, self._noise[rows]) if self._samples else mu
+            h, c = self._next_h[rows].copy(), self._next_c[rows].copy()
+            features = join_features(self._shape.features, z, h, c)
+            actions = (
+                taken[rows] if taken is not None else self._actions.squash(self._controllers.outputs(features, start))
+            )
+            next_h, next_c = self._rnn_step(z, np.nan_to_num(actions), h, c)
+            for row in chosen[(start <= chosen) & (chosen < start + self._batch_size)]:
+                at = row - start
+                if not np.isfinite(actions[at]).all():
+                    raise ValueError(f"the controller's output is not finite in row {row}")
+                self._z[row], self._h[row], self._c[row] = z[at], h[at], c[at]
+                self._next_h[row], self._next_c[row], self._chosen[row] = next_h[at], next_c[at], actions[at]
+
+    def _last(self, array: NDArray[Any]) -> NDArray[Any]:
+        if self._count is None:
+            raise ValueError("nothing is seen yet: call act() first")
+        return array[0].copy() if self._single else array[: self._count].copy()
+
+
+def _stack(parts: Sequence[Array | None]) -> Array | None:
+    """Rows of the steps, (N, steps) float32; None if M has no such head."""
+    present = [part for part in parts if part is not None]
+    return np.stack(present, axis=1) if present else None
+
+
+def _seeds(seed: int | Sequence[int] | None, count: int) -> Sequence[int | None]:
+    """Seed of each row."""
+    if seed is None:
+        return [None] * count
+    if isinstance(seed, int | np.integer):
+        return range(int(seed), int(seed) + count)
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds for {count} episodes: expected one for each, or the first one's")
+    return seed
+
+
+def _rows(observation: Any) -> list[Any] | None:
+    """Observations of a batch, one for each row; None for a single observation."""
+    if isinstance(observation, list | tuple):
+        return list(observation)
+    if isinstance(observation, Mapping):
+        of_entries = {key: _rows(entry) for key, entry in observation.items()}
+        rows = {key: entries for key, entries in of_entries.items() if entries is not None}
+        if not rows:
+            return None
+        return [dict(zip(rows, entries, strict=True)) for entries in zip(*rows.values(), strict=True)]
+    return list(observation) if getattr(observation, "ndim", 0) == 4 else None

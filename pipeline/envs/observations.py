@@ -1,0 +1,66 @@
+"""Frames from the observations of the games themselves, for agents outside the pipeline's own environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.schema import EnvConfig
+from pipeline.data.frames import FRAME_SHAPE
+from pipeline.envs.frames import to_frame, to_rgb
+from pipeline.envs.registry import CAR_RACING, TAKE_COVER
+
+
+def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
+    """Frame that the pipeline's environment makes of an observation.
+
+    Args:
+        observation: Image as the game returns it, or a Dict with one: (96, 96, 3) uint8 of CarRacing-v3, the whole
+            screen of ViZDoom, any image of another environment, or the picture of ``render()`` where observations are
+            no images. For CarRacing-v3 and TakeCover also a frame, (64, 64, 3) uint8, which stays as it is.
+        env: Section ``env`` of the run that trained the agent.
+
+    Raises:
+        ValueError: The observation holds no such image.
+    """
+    if isinstance(observation, Mapping):
+        observation = _image_in(observation, env)
+    try:
+        image = to_rgb(np.asarray(observation))
+    except TypeError:
+        array = np.asarray(observation)
+        raise ValueError(
+            f"the observation is {array.dtype} {array.shape}: expected an image of {env.id}, uint8 (H, W, 3)"
+        ) from None
+    ours = env.id in (CAR_RACING, TAKE_COVER)
+    if ours and image.shape == FRAME_SHAPE:
+        return image
+    if env.id == CAR_RACING:
+        from pipeline.envs.car_sprites import OBSERVATION_SHAPE, reduce_observation
+
+        if image.shape != OBSERVATION_SHAPE:
+            raise ValueError(
+                f"the observation is {image.shape}: expected {OBSERVATION_SHAPE}, as CarRacing-v3 returns it, or a "
+                f"frame, {FRAME_SHAPE}"
+            )
+        return reduce_observation(image, env.view)
+    if env.id == TAKE_COVER:
+        from pipeline.envs.take_cover import frame_of_screen
+
+        return frame_of_screen(image)
+    return to_frame(image, env.crop)
+
+
+def _image_in(observation: Mapping[str, Any], env: EnvConfig) -> Any:
+    """The image in a Dict observation: that of ``env.frame_key``, or else the only array of 8-bit numbers."""
+    if env.frame_key is not None:
+        if env.frame_key not in observation:
+            raise ValueError(f"the observation has no entry {env.frame_key!r}: it has {', '.join(observation)}")
+        return observation[env.frame_key]
+    images = [key for key, entry in observation.items() if getattr(entry, "dtype", None) == np.uint8]
+    if len(images) != 1:
+        raise ValueError(f"the observation has {len(images)} entries that are images: expected one, or env.frame_key")
+    return observation[images[0]]
