@@ -30,11 +30,12 @@ committed work.
 """
 
 
-def add_config(command: argparse.ArgumentParser) -> None:
+def add_config(command: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add ``CONFIG`` and ``--override``."""
     command.add_argument(
         "preset",
         metavar="CONFIG",
+        nargs="?" if optional else None,
         help=f"preset ({', '.join(preset_names())}), path of a YAML file, or - for standard input",
     )
     add_override(command)
@@ -50,6 +51,16 @@ def add_override(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="config key by its dotted name, and its value, for example evolve.population_size=8; may be repeated. "
         "All keys are in docs/configuration.md and in RUN_DIR/config.yaml",
+    )
+
+
+def add_agent(command: argparse.ArgumentParser) -> None:
+    """Add ``--agent``."""
+    command.add_argument(
+        "--agent",
+        metavar="AGENT",
+        help="agent of others to evaluate, on the tracks of CONFIG: module:Class, a class with reset() and "
+        "act(observation), or a run, whose config is the default of CONFIG. Needs --run-dir, for the result",
     )
 
 

@@ -189,7 +189,7 @@ def summarise_scores(store: Store) -> str:
     """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
     config = saved_config(store)
-    names = {"mean": "CMA mean", "best": f"best {_SELECTED_BY[config.evolve.select]}"}
+    names = {"agent": config.evaluate.agent, "mean": "CMA mean", "best": f"best {_SELECTED_BY[config.evolve.select]}"}
     for at in rounds_of(config):
         evaluation = read_manifest(store, at.folder(EVALUATION))
         if evaluation is None:

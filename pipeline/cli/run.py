@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
 from pipeline.base.failpoints import failpoint
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, RUN_DIR_HELP, add_config, add_override, add_reuse, run_dir
+from pipeline.cli.arguments import (
+    EXIT_CODES,
+    FORMATTER,
+    RUN_DIR_HELP,
+    add_agent,
+    add_config,
+    add_override,
+    add_reuse,
+    run_dir,
+)
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
 from pipeline.stages.table import STAGES
@@ -31,7 +40,9 @@ def add_parsers(commands: Commands) -> None:
         **{s.name: s.help for s in STAGES},
     }.items():
         command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-        add_config(command)
+        add_config(command, optional=name == "evaluate")
+        if name == "evaluate":
+            add_agent(command)
         command.add_argument(
             "--run-dir",
             type=run_dir,
@@ -48,9 +59,33 @@ def add_parsers(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    config = load_config(options.preset, options.override)
+    agent = getattr(options, "agent", None)
+    if agent is None and options.preset is None:
+        raise ConfigError("CONFIG is missing: name a preset, a YAML file or -; or an agent of others with --agent")
+    config = load_config(options.preset, options.override) if agent is None else _config_for(agent, options)
     options.run_dir = options.run_dir or f"runs/{config.name}"
     return run_config(config, options.run_dir, options.command, options.reuse)
+
+
+def _config_for(agent: str, options: argparse.Namespace) -> RunConfig:
+    """Config of the evaluation of a foreign agent: as given, or else that of the run that the agent is from.
+
+    Raises:
+        ConfigError: There is no config, or no run directory.
+    """
+    from pipeline.rollouts.foreign import names_class
+    from pipeline.storage.run_dir import absolute_location, open_store
+
+    if options.run_dir is None:
+        raise ConfigError(f"--agent {agent} needs --run-dir: the folder of the result")
+    if not names_class(agent):
+        agent = absolute_location(agent)
+    override = [*options.override, f"evaluate.agent={agent}"]
+    if options.preset is not None:
+        return load_config(options.preset, override)
+    if names_class(agent):
+        raise ConfigError(f"--agent {agent} needs CONFIG, which names the environment and the tracks, such as laptop")
+    return saved_config(open_store(agent), override)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -79,6 +114,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.planning import preflight
     from pipeline.planning.episode_length import collected_actions
     from pipeline.planning.growth import check_growth
+    from pipeline.rollouts.foreign import check_agent
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_owned
@@ -88,6 +124,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     store = open_store(run_dir)
     others = _others(store, reuse)
     check_environment(config)
+    check_agent(config)
     check_installed(config.metrics.trackers)
     refuse_if_owned(store)
     _check_same_run(config, store)
@@ -120,7 +157,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
                 run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
     finally:
         executor.close()
-    if command in ("run", "report"):
+    if command in ("run", "report") or config.evaluate.agent is not None:
         print(summarise_scores(store))
     return 0
 

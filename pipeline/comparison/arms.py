@@ -33,9 +33,9 @@ class RunResult:
     Attributes:
         location: Location of the run.
         config: Config of the run.
-        controller: Compared controller: ``"best"``, which validation chose, or else ``"mean"``.
+        controller: Compared controller: ``"best"``, which validation chose, or else ``"mean"``; ``"agent"`` of others.
         returns: Its returns on the test tracks, in their order, (T,) float64.
-        history: Generations of the evolution of the last round.
+        history: Generations of the evolution of the last round; empty for an agent of others.
         env_steps: Environment steps of all stages.
         seconds: Time of all stages in seconds.
     """
@@ -82,20 +82,24 @@ def read_result(store: Store) -> RunResult:
     last = latest_round(config, store, EVALUATION)
     evaluation = read_manifest(store, last.folder(EVALUATION))
     evolution = read_manifest(store, last.folder(EVOLUTION))
-    if evaluation is None or evolution is None:
+    foreign = config.evaluate.agent is not None
+    if evaluation is None or (evolution is None and not foreign):
         raise StorageError(
             f"{store.locate()} has no scores yet: it is not evaluated. Finish it: world-models resume {store.locate()}"
         )
     scores = read_test_returns(store, newest_record(store, last.folder(EVALUATION), TEST_EPISODES))
-    history = newest_record(store, last.folder(EVOLUTION), HISTORY)
-    controller = "best" if "best" in scores else "mean"
+    history = []
+    if not foreign:
+        rows = json.loads(read_verified(store, newest_record(store, last.folder(EVOLUTION), HISTORY)))
+        history = [Generation(**row) for row in rows]
+    controller = min(scores)  # "best" before "mean"
     sealed = [found for stage in stages_of(config) if (found := read_manifest(store, stage.prefix)) is not None]
     return RunResult(
         location=store.locate(),
         config=config,
         controller=controller,
         returns=np.array(scores[controller], np.float64),
-        history=[Generation(**row) for row in json.loads(read_verified(store, history))],
+        history=history,
         env_steps=sum(stage.info.get("env_steps") or 0 for stage in sealed),
         seconds=sum(float(stage.info["seconds"]) for stage in sealed),
     )

@@ -160,6 +160,11 @@ class EvaluateConfig(Section):
     )
     rendering: Literal["texture", "gymnasium"] = Field("gymnasium", description="as env.rendering, for test episodes")
     film_seconds: float = Field(20.0, gt=0, description="maximum length of the film of a drive")
+    agent: str | None = Field(
+        None,
+        description="agent to evaluate in place of the run's own: a run, or a class as module:Class; the run then "
+        "consists of this stage alone (docs/results.md)",
+    )
 
 
 class ExecutionConfig(Section):

@@ -89,7 +89,7 @@ class GymnasiumEnvironment:
     def __init__(self, config: EnvConfig) -> None:
         configure_headless()
         self._config = config
-        self._game = _make(config)
+        self._game = make_game(config)
         self.actions: Actions = actions_of(self._game.action_space, config.id)
         self._key = _frame_key(self._game, config)
         self.steps_per_second = float(self._game.metadata.get("render_fps") or 30)
@@ -106,7 +106,7 @@ class GymnasiumEnvironment:
         """See ``Environment.reset``. With ``env.fresh``, each episode has a new instance."""
         if self._config.fresh and not self._fresh:
             self._game.close()
-            self._game = _make(self._config)
+            self._game = make_game(self._config)
         self._fresh = False
         self._steps = 0
         with _engines(self._game):
@@ -155,7 +155,12 @@ class GymnasiumEnvironment:
         return to_frame(self._seen, self._config.crop)
 
 
-def _make(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+def make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
+    """Make the game itself, without a step limit.
+
+    Raises:
+        ConfigError: It cannot be made with ``env.options``.
+    """
     # The pipeline applies the step limit and checks the environment itself.
     arguments: dict[str, Any] = {"disable_env_checker": True, "max_episode_steps": -1, **config.options}
     spec = gymnasium.spec(config.id.rpartition(":")[2])

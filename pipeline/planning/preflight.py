@@ -85,6 +85,8 @@ def estimate(
     frames = collected * length
     first = _Episodes(collected, collected, frames, frames, frames, config.collect.policy, collected_actions)
     *rows, report = _estimate(config, first, env_rate)
+    if config.evaluate.agent is not None:
+        return [row for row in rows if row.stage == "evaluate"]
     for at in rounds_of(config)[1:]:
         so_far, new = episodes_of(config, at).stop, config.rounds.episodes
         new_frames = new * limit

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -16,9 +20,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
+from pipeline.base.errors import ConfigError
 from pipeline.base.progress import Progress, Update
 from pipeline.base.statistics import summarise
-from pipeline.config.schema import RunConfig
+from pipeline.config.agent import AgentConfig
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
@@ -33,22 +39,27 @@ from pipeline.data.artifacts import (
 )
 from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import DESCRIPTION_KEY
+from pipeline.data.trained import TrainedAgent
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
 from pipeline.evolution.pools import open_rollout_pool
-from pipeline.execution.protocol import Executor, Resources
+from pipeline.execution.protocol import Executor, Pool, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
+from pipeline.rollouts.foreign import ForeignWorker, names_class
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.metrics import MetricsLog, MetricsRow
+from pipeline.storage.run_dir import open_other
 from pipeline.storage.store import Store
 
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
+
+AGENT = "agent"  # the controller of an agent that is not the run's own
 
 _ROWS_DESCRIPTION = {
     "rows": "A row is one test episode. generation is the generation of the evolution that the controller is from. A "
@@ -60,8 +71,29 @@ _ROWS_DESCRIPTION = {
 EpisodeRow = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """Agent under test.
+
+    Attributes:
+        controllers: Parameters of its controllers by name, (n,) float32 each.
+        generation: Generation of the evolution that they are from.
+        seed: Seed of the noise with which z is sampled.
+        open_pool: Function that opens a pool of workers for its episodes.
+        film: Arguments of ``film`` before the job; None for an agent that is not filmed.
+        info: Facts for the manifest.
+    """
+
+    controllers: Mapping[str, NDArray[np.float32]]
+    generation: int
+    seed: int
+    open_pool: Callable[[], AbstractContextManager[Pool]]
+    film: tuple[EnvConfig, AgentConfig, bytes, bytes] | None
+    info: Mapping[str, Any]
+
+
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
-    """Run the test episodes that are not done yet, film one drive, and commit the summary.
+    """Evaluate the controllers; returns facts for the manifest.
 
     Args:
         config: Config of the run.
@@ -70,57 +102,76 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     prefix = at.folder(EVALUATION)
-    v = vae_weights(store, vae_folder(config, at))
-    m = mdnrnn_weights(store, at.folder(MDNRNN))
-    controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
-    jobs = {name: _jobs(config, parameters) for name, parameters in controllers.items()}
-    episode_rows, retries = _run_test_episodes(config, store, prefix, executor, jobs, v, m)
-    tag = f"{generation:06d}-{config.evaluate.episodes:06d}"
-    rows = [{"evaluation": tag, "generation": generation, **row} for row in episode_rows]
+    subject = _subject(config, store, executor, at)
+    jobs = {name: _jobs(config, subject.seed, parameters) for name, parameters in subject.controllers.items()}
+    episode_rows, retries = _run_test_episodes(store, prefix, executor, jobs, subject.open_pool)
+    tag = f"{subject.generation:06d}-{config.evaluate.episodes:06d}"
+    rows = [{"evaluation": tag, "generation": subject.generation, **row} for row in episode_rows]
 
     summary: dict[str, Any] = {
         name: summarise([row["episode_return"] for row in rows if row["controller"] == name], config.seed)
-        for name in controllers
+        for name in jobs
     }
     # Not the one that is better on the test tracks: nothing is selected on them.
-    shown = "best" if "best" in controllers else "mean"
+    shown = min(jobs)  # "best" before "mean"
     names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, prefix).keys()
-    if names:
+    if names and subject.film is not None:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
-        _film(config, store, prefix, executor, names, shown, job, v, m)
+        _film(store, prefix, executor, names, shown, (*subject.film, job))
     commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
     commit(store, prefix, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
-    return {
-        "env_steps": env_steps,
-        "controllers": summary,
-        "retries": retries,
-        **resolved(config.rollouts, exact=config.execution.exact),
-    }
+    return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}
+
+
+def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> _Subject:
+    """The run's own agent, or the one of ``evaluate.agent``."""
+    agent = config.evaluate.agent
+    if agent is None:
+        v = vae_weights(store, vae_folder(config, at))
+        m = mdnrnn_weights(store, at.folder(MDNRNN))
+        controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
+        film_arguments = (config.test_env, config.agent, v, m)
+        return _Subject(
+            controllers,
+            generation,
+            config.seed,
+            partial(open_rollout_pool, executor, *film_arguments),
+            film_arguments,
+            resolved(config.rollouts, exact=config.execution.exact),
+        )
+    if names_class(agent):
+        foreign = partial(executor.pool, ForeignWorker, agent, config.env, jobs_at_once=2)
+        return _Subject({AGENT: np.zeros(0, np.float32)}, 0, config.seed, foreign, None, {"agent": agent})
+    trained = TrainedAgent.read(open_other(agent))
+    theirs = trained.config
+    if theirs.env.id != config.env.id:
+        raise ConfigError(f"evaluate.agent {agent} plays {theirs.env.id}, and env.id is {config.env.id}")
+    # How the agent sees and acts is its own; drawing and length are those of this evaluation.
+    limits = {"rendering": config.evaluate.rendering, "max_episode_steps": config.env.max_episode_steps}
+    env = EnvConfig.model_validate({**theirs.env.model_dump(), **limits})
+    film_arguments = (env, theirs.agent, trained.vae_weights, trained.mdnrnn_weights)
+    weights = hashlib.sha256(trained.vae_weights + trained.mdnrnn_weights).hexdigest()
+    return _Subject(
+        {AGENT: trained.controller()},
+        0,
+        theirs.seed,
+        partial(open_rollout_pool, executor, *film_arguments),
+        film_arguments,
+        {"agent": agent, "weights": weights, **resolved(theirs.rollouts, exact=config.execution.exact)},
+    )
 
 
 def _film(
-    config: RunConfig,
     store: Store,
     prefix: str,
     executor: Executor,
     names: Collection[str],
     controller: str,
-    job: RolloutJob,
-    vae_weights: bytes,
-    mdnrnn_weights: bytes,
+    arguments: tuple[EnvConfig, AgentConfig, bytes, bytes, RolloutJob],
 ) -> None:
     with Progress("film a drive", "drive") as show:
-        made = executor.run(
-            film,
-            config.test_env,
-            config.agent,
-            vae_weights,
-            mdnrnn_weights,
-            job,
-            resources=Resources(),
-            on_update=show,
-        )
+        made = executor.run(film, *arguments, resources=Resources(), on_update=show)
     for name in sorted(names):
         data = made.gif if name.endswith(".gif") else made.video
         commit(store, prefix, name, data, folder="files", controller=controller, **made.info)
@@ -146,11 +197,11 @@ def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[
     return {name: tensors[name] for name in wanted}, int(info["generation"])
 
 
-def _jobs(config: RunConfig, parameters: NDArray[np.float32]) -> list[RolloutJob]:
+def _jobs(config: RunConfig, seed: int, parameters: NDArray[np.float32]) -> list[RolloutJob]:
     # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers.
     candidate = seeding.derive(config.seed, f"evaluate/{parameters.tobytes().hex()}")
     return scored_jobs(
-        config.seed,
+        seed,
         purpose="test",
         generation=0,
         candidate=candidate,
@@ -171,13 +222,11 @@ def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[f
 
 
 def _run_test_episodes(
-    config: RunConfig,
     store: Store,
     prefix: str,
     executor: Executor,
     jobs: Mapping[str, Sequence[RolloutJob]],
-    vae_weights: bytes,
-    mdnrnn_weights: bytes,
+    open_pool: Callable[[], AbstractContextManager[Pool]],
 ) -> tuple[list[EpisodeRow], int]:
     """Run the jobs that the newest checkpoint does not have.
 
@@ -228,7 +277,7 @@ def _run_test_episodes(
                 save()
 
         if missing:
-            with open_rollout_pool(executor, config.test_env, config.agent, vae_weights, mdnrnn_weights) as pool:
+            with open_pool() as pool:
                 run_episodes(pool, missing, take, require_finite=True)
                 retries = pool.retries
             save()

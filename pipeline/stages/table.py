@@ -49,7 +49,10 @@ class Stage:
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """All stages of a run, in order: those of each round, then the report."""
+    """All stages of a run, in order: those of each round, then the report; or the evaluation of a foreign agent."""
+    if config.evaluate.agent is not None:
+        keys = ("seed", "env", "tracks.test", "rollouts", "evaluate")
+        return [Stage("evaluate", EVALUATION, (), keys, "evaluate a foreign agent on the test tracks")]
     of_rounds = [stage for at in rounds_of(config) for stage in _round(config, at)]
     reads = tuple(stage.prefix for stage in of_rounds)
     return [*of_rounds, Stage("report", REPORT, reads, (), "7: make a page with the results", may_grow=reads)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.base.errors import ConfigError
 from pipeline.storage.local import LocalStore
+from pipeline.storage.pretrained import PRETRAINED, open_pretrained
 from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import Store
 
@@ -44,11 +45,14 @@ def open_store(run_dir: str) -> Store:
     """Open the store of a run directory.
 
     Args:
-        run_dir: Path, or ``s3://bucket/prefix``.
+        run_dir: Path, ``s3://bucket/prefix``, or ``pretrained:NAME``.
 
     Raises:
-        ConfigError: The URL is invalid, its scheme is not supported, or the path is a file.
+        ConfigError: There is no agent of this name, the URL is invalid, its scheme is not supported, or the path is a
+            file.
     """
+    if run_dir.startswith(PRETRAINED):
+        return open_pretrained(run_dir.removeprefix(PRETRAINED))
     scheme, separator, _ = run_dir.partition("://")
     if scheme == "s3" and separator:
         return S3Store(run_dir)
@@ -59,6 +63,19 @@ def open_store(run_dir: str) -> Store:
     if Path(run_dir).exists() and not Path(run_dir).is_dir():
         raise ConfigError(f"{run_dir} is not a folder: choose a folder, new or existing, or s3://bucket/prefix")
     return LocalStore(run_dir)
+
+
+def absolute_location(run_dir: str) -> str:
+    """Location of a run that means the same in any working directory: URLs and names as they are.
+
+    Args:
+        run_dir: Path, ``s3://bucket/prefix``, or ``pretrained:NAME``.
+
+    Raises:
+        ConfigError: As for ``as_run_dir``.
+    """
+    location = as_run_dir(run_dir)
+    return location if "://" in location or location.startswith(PRETRAINED) else str(Path(location).absolute())
 
 
 @cache

@@ -1,0 +1,56 @@
+"""Agents that are not of this project, for the tests of their evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Straight:
+    """Full gas, whatever it sees; it keeps what it saw."""
+
+    def __init__(self) -> None:
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def reset(self) -> None:
+        self.shapes.clear()
+
+    def act(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+        assert observation.shape == (96, 96, 3) and observation.dtype == np.uint8
+        return np.array([0, 1, 0], np.float32)
+
+
+class Seeded:
+    """Acts by the seed of its episode alone."""
+
+    def reset(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        return self._rng.uniform([-1, 0], 1, 2).astype(np.float32)
+
+
+class Raising(Seeded):
+    """Raises at its third step."""
+
+    def reset(self, seed: int) -> None:
+        super().reset(seed)
+        self._left = 3
+
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        self._left -= 1
+        if not self._left:
+            raise RuntimeError("out of ideas")
+        return super().act(observation)
+
+
+class NeedsArguments(Seeded):
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+class Unfinished:
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        return np.zeros(2, np.float32)

@@ -1,0 +1,164 @@
+"""Agents of others on the test tracks: classes, and the agents of other runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from pipeline.base.errors import ConfigError
+from pipeline.cli.main import main
+from pipeline.config.presets import dump
+from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.reporting.findings import read_test_returns
+from pipeline.rollouts.foreign import ForeignWorker, make_foreign_agent, names_class
+from pipeline.rollouts.jobs import RolloutJob
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
+from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
+from tests.counting import counting_config, episode_length, reward_of
+from tests.foreign_agents import Seeded, Straight
+
+HERE = ("-o", "execution.executor=in-process")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run on the counting environment."""
+    config = counting_config({"execution.executor": "in-process"})
+    store = LocalStore(tmp_path_factory.mktemp("run") / "ours")
+    store.write(CONFIG, dump(config).encode())
+    run_stages(config, store, InProcessExecutor(), STAGES[:6])
+    return store.root
+
+
+def returns_of(run_dir: Path) -> dict[str, list[float]]:
+    store = LocalStore(run_dir)
+    return read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
+
+
+def job(track: int, max_steps: int) -> RolloutJob:
+    return RolloutJob("test", 0, 0, 0, track, 0, np.zeros(0, np.float32), max_steps)
+
+
+def test_a_class_acts_in_gymnasiums_own_game() -> None:
+    config = EnvConfig(id="CarRacing-v3", view="playfield", max_episode_steps=25)
+    jobs = [job(3, 25)]
+    ((_, result),) = ForeignWorker("tests.foreign_agents:Straight", config).run(jobs)
+    env, agent, total = gymnasium.make("CarRacing-v3"), Straight(), 0.0
+    observation, _ = env.reset(seed=3)
+    for _ in range(25):
+        observation, reward, *_ = env.step(agent.act(observation))
+        total += float(reward)
+    env.close()
+    assert (result.episode_return, result.steps, result.terminated, result.truncated) == (total, 25, False, True)
+
+
+def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "theirs"
+    saved = str(run / CONFIG)
+    assert main(["evaluate", saved, "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    config = counting_config()
+    tracks = range(config.tracks.test.start, config.tracks.test.start + config.evaluate.episodes)
+    expected = []
+    for track in tracks:
+        agent, total = Seeded(), 0.0
+        agent.reset(track)
+        for step in range(episode_length(track, config.env.max_episode_steps)):
+            total += reward_of(track, step, agent.act(None))
+        expected.append(total)
+    assert returns_of(theirs) == {"agent": expected}
+    output = capsys.readouterr().out
+    assert f"tests.foreign_agents:Seeded: return {np.mean(expected):.1f}" in output
+
+    assert main(["evaluate", saved, "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    assert main(["compare", str(run), str(theirs), "--out", str(tmp_path / "compared")]) == 0
+    rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    assert [arm["name"] for arm in rows["arms"]][1] == "evaluate.agent=tests.foreign_agents:Seeded"
+    assert main(["status", str(theirs)]) == 0
+    assert "evaluate      complete" in capsys.readouterr().out
+
+
+def test_the_agent_of_another_run_scores_what_it_does_there_to_the_bit(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert main(["evaluate", "--agent", str(run), "--run-dir", str(again)]) == 0
+    ours = returns_of(run)
+    assert returns_of(again) == {"agent": ours[min(ours)]}
+    films = [key for key in LocalStore(again).list("evaluation/records") if "drive" in key]
+    assert len(films) == 2
+
+
+def test_it_resumes_where_it_was_stopped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, played = tmp_path / "theirs", []
+    real = ForeignWorker.run
+
+    def counted(self: ForeignWorker, jobs: Any) -> Any:
+        for found in real(self, jobs):
+            played.append(found[0])
+            yield found
+
+    monkeypatch.setattr(ForeignWorker, "run", counted)
+    command = ["evaluate", str(run / CONFIG), "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]
+    assert main([*command, "-o", "evaluate.episodes=2"]) == 0
+    before = returns_of(theirs)["agent"]
+    assert main([*command, "-o", "evaluate.episodes=4"]) == 0
+    assert returns_of(theirs)["agent"][:2] == before and len(played) == 4, "two were played already"
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ("tests.foreign_agents:Absent", "tests.foreign_agents has no class Absent"),
+        ("nowhere_at_all:Agent", "importing nowhere_at_all failed.*PYTHONPATH=FOLDER"),
+        ("tests.foreign_agents:NeedsArguments", "cannot be made without arguments"),
+        ("tests.foreign_agents:Unfinished", r"has no method reset: expected reset\(\) and act\(observation\)"),
+    ],
+)
+def test_a_class_that_is_no_agent_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: str, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_foreign_agent(agent)
+    place = tmp_path / "theirs"
+    assert main(["evaluate", str(run / CONFIG), "--agent", agent, "--run-dir", str(place)]) == 2
+    assert "evaluate.agent" in capsys.readouterr().err
+    assert not place.exists()
+
+
+def test_an_agent_that_raises_ends_the_evaluation_with_its_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(run / CONFIG), "--agent", "tests.foreign_agents:Raising"]
+    assert main([*command, "--run-dir", str(tmp_path / "theirs")]) == 1
+    error = capsys.readouterr().err
+    assert "in step 3" in error and "out of ideas" in error
+
+
+def test_a_command_that_says_too_little_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(tmp_path / "x")]) == 2
+    assert "needs CONFIG" in capsys.readouterr().err
+    assert main(["evaluate", str(run / CONFIG), "--agent", str(run)]) == 2
+    assert "needs --run-dir" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert "CONFIG" in capsys.readouterr().err
+    other = tmp_path / "other.yaml"
+    other.write_text(dump(RunConfig.model_validate({"env": {"id": "CarRacing-v3"}})))
+    assert main(["evaluate", str(other), "--agent", str(run), "--run-dir", str(tmp_path / "y"), *HERE]) == 2
+    assert "plays tests.counting:CountingEnv, and env.id is CarRacing-v3" in capsys.readouterr().err
+
+
+def test_an_agent_is_a_class_or_the_location_of_a_run() -> None:
+    assert names_class("my.package:Agent") and names_class("m:A_1")
+    for run_dir in ("runs/laptop", "s3://bucket/run", "pretrained:carracing", "/data/x:y", "laptop"):
+        assert not names_class(run_dir)
