@@ -94,14 +94,15 @@ def read_result(store: Store) -> RunResult:
         history = [Generation(**row) for row in rows]
     controller = min(scores)  # "best" before "mean"
     sealed = [found for stage in stages_of(config) if (found := read_manifest(store, stage.prefix)) is not None]
+    whole = evaluation.info.get("whole_run")  # of a pack, which lacks stages
     return RunResult(
         location=store.locate(),
         config=config,
         controller=controller,
         returns=np.array(scores[controller], np.float64),
         history=history,
-        env_steps=sum(stage.info.get("env_steps") or 0 for stage in sealed),
-        seconds=sum(float(stage.info["seconds"]) for stage in sealed),
+        env_steps=whole["env_steps"] if whole else sum(stage.info.get("env_steps") or 0 for stage in sealed),
+        seconds=whole["seconds"] if whole else sum(float(stage.info["seconds"]) for stage in sealed),
     )
 
 

@@ -4,9 +4,10 @@ File managers, editors, network file systems, synchronisation services and peopl
 any other name is foreign: nothing reads it, removes it or counts it as damage.
 
 A run directory holds ``config.yaml``, ``sessions/NUMBER/``, a folder for each stage, and ``referrers/`` where other
-runs refer to its stages. The stages of later rounds lie in ``round-NUMBER/``, and other evolutions with the V and M of
-a round in ``temperature-NUMBER/`` and ``game/``. A stage's folder holds its manifest, the records of its objects, the
-objects themselves in ``data/`` and ``files/``, and its checkpoints.
+runs refer to its stages; a pack also holds ``README.md``, its card. The stages of later rounds lie in
+``round-NUMBER/``, and other evolutions with the V and M of a round in ``temperature-NUMBER/`` and ``game/``. A stage's
+folder holds its manifest, the records of its objects, the objects themselves in ``data/`` and ``files/``, and its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import PurePosixPath
 from pipeline.storage.store import Store
 
 CONFIG = "config.yaml"
+CARD = "README.md"
 SESSIONS = "sessions/"
 REFERRERS = "referrers/"
 TRACKERS = "trackers/"
@@ -34,6 +36,7 @@ _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
     config\.yaml
+    | README\.md
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
     | referrers/[0-9a-f]{{12}}\.json
     | trackers/[a-z]+\.json

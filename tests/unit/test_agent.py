@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,9 +13,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from pipeline.agent import Agent
+from pipeline.base.errors import ConfigError
+from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.data.artifacts import EVOLUTION, MDNRNN, MDNRNN_WEIGHTS, VAE, VAE_WEIGHTS
 from pipeline.data.rounds import FIRST
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.observations import frame_of
@@ -23,8 +30,12 @@ from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.rollouts.loop import RolloutWorker
+from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
+from pipeline.storage.manifest import Manifest, commit, read_records, seal
 
 STEPS = 40
+PAGE = Path(__file__).parents[2] / "docs/agents.md"
 
 
 def make_trained(z: str = "sample", **env: Any) -> TrainedAgent:
@@ -194,6 +205,42 @@ def test_a_dream_is_ms_own_distribution() -> None:
     assert dreamt.rewards[0, 0] == pytest.approx(prediction.reward.item(), abs=1e-5)
     assert prediction.done_logit is not None and dreamt.end_probabilities is not None
     assert dreamt.end_probabilities[0, 0] == pytest.approx(torch.sigmoid(prediction.done_logit).item(), abs=1e-5)
+
+
+def put_agent(store: LocalStore, trained: TrainedAgent) -> None:
+    """Write a run whose evolution has this agent."""
+    store.write(CONFIG, dump(trained.config).encode())
+    commit(store, VAE, VAE_WEIGHTS, trained.vae_weights)
+    commit(store, MDNRNN, MDNRNN_WEIGHTS, trained.mdnrnn_weights)
+    commit(store, EVOLUTION, "controllers-000001.safetensors", save(dict(trained.controllers)), best_generation=1)
+    for prefix in (VAE, MDNRNN, EVOLUTION):
+        seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
+
+
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_agent(LocalStore(tmp_path / "runs/laptop"), make_trained())
+    monkeypatch.chdir(tmp_path)
+    first, batch, foreign = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    short = first.replace('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})')
+    assert short != first
+    exec(short, {})
+    assert float(capsys.readouterr().out) == evaluated(make_trained(), [0])[0]
+    exec(batch.replace("range(10)", "range(2)"), {})
+    names: dict[str, Any] = {}
+    exec(foreign, names)
+    agent = names["FullGas"]()
+    agent.reset(seed=1)
+    assert agent.act(None) == [0.0, 1.0, 0.0]
+
+
+def test_a_run_without_validation_has_the_mean_alone() -> None:
+    trained = make_trained()
+    mean = replace(trained, controllers={"mean": trained.controllers["mean"]})
+    assert np.array_equal(mean.controller(), trained.controllers["mean"])
+    with pytest.raises(ConfigError, match="controller 'best': this run has mean"):
+        mean.controller("best")
 
 
 def test_misuse_is_an_error_that_says_what_was_expected() -> None:

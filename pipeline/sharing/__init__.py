@@ -1,0 +1,1 @@
+"""Agents in people's hands: small folders to share, with a card."""

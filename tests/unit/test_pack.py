@@ -1,0 +1,185 @@
+"""Packs: the agent of a run in a small folder, which everything reads that reads a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from pipeline.agent import Agent
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.base.statistics import Estimate, estimate
+from pipeline.cli.main import main
+from pipeline.config.presets import dump, load_config
+from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
+from pipeline.data.trained import TrainedAgent
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.models.half import to_half
+from pipeline.reporting.findings import read_test_returns
+from pipeline.run import run_stages
+from pipeline.sharing import pack
+from pipeline.stages.table import STAGES
+from pipeline.storage import pretrained
+from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
+from pipeline.storage.maintenance import check_run
+from pipeline.storage.pretrained import open_pretrained
+from pipeline.storage.run_dir import open_store
+from tests.counting import counting_config
+
+HERE = ("-o", "execution.executor=in-process")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run on the counting environment."""
+    config = counting_config({"execution.executor": "in-process", "execution.ray_address": "secret:6379"})
+    store = LocalStore(tmp_path_factory.mktemp("run") / "ours")
+    store.write(CONFIG, dump(config).encode())
+    run_stages(config, store, InProcessExecutor(), STAGES[:6])
+    return store.root
+
+
+@pytest.fixture(scope="module")
+def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packs") / "counter"
+    assert main(["pack", str(run), "--name", "counter", "--out", str(out)]) == 0
+    return out
+
+
+def returns_of(run_dir: Path) -> dict[str, list[float]]:
+    store = LocalStore(run_dir)
+    return read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
+
+
+def test_a_pack_is_a_small_sound_run_with_a_card(run: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = LocalStore(packed)
+    assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < pack.MAX_BYTES
+    found = check_run(store)
+    assert found.problems == [] and found.foreign == [] and found.unnamed == []
+    assert sorted(path.name for path in packed.iterdir()) == [
+        "README.md", "config.yaml", "evaluation", "evolution", "mdnrnn", "vae",
+    ]  # fmt: skip
+    assert "secret" not in (packed / "config.yaml").read_text()
+    text = (packed / "README.md").read_text()
+    shown = returns_of(packed)[min(returns_of(packed))]
+    assert f"{np.mean(shown):.1f} +- {np.std(shown, ddof=1):.1f}" in text
+    assert "world-models run config.yaml" in text and "license: MIT" in text
+    assert main(["status", str(packed)]) == 0
+    assert "evaluate      complete" in capsys.readouterr().out
+    assert [path.name for path in packed.parent.iterdir()] == ["counter"], "nothing is left beside it"
+
+
+def test_the_agent_is_the_runs_in_half_precision_and_scores_what_the_card_says(
+    run: Path, packed: Path, tmp_path: Path
+) -> None:
+    ours, theirs = TrainedAgent.read(LocalStore(run)), TrainedAgent.read(LocalStore(packed))
+    for before, after in ((ours.vae_weights, theirs.vae_weights), (ours.mdnrnn_weights, theirs.mdnrnn_weights)):
+        assert len(after) < 0.7 * len(before)
+        for name, array in load(after).items():
+            whole = load(before)[name]
+            assert array.dtype == (np.float32 if name == "activation_max" else np.float16)
+            np.testing.assert_array_equal(array, whole.astype(array.dtype))
+    np.testing.assert_array_equal(ours.controller(), theirs.controller())
+    again = tmp_path / "again"
+    assert (
+        main(["evaluate", "--agent", str(packed), "--run-dir", str(again), "-o", "execution.executor=in-process"]) == 0
+    )
+    shown = returns_of(packed)
+    assert returns_of(again) == {"agent": shown[min(shown)]}
+
+
+def test_packs_are_compared_with_the_cost_of_the_whole_run(run: Path, packed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compared"
+    other = tmp_path / "other"
+    assert (
+        main(["evaluate", "--agent", str(packed), "--run-dir", str(other), "-o", "execution.executor=in-process"]) == 0
+    )
+    assert main(["compare", str(packed), str(other), "--out", str(out)]) == 0
+    ((first, _),) = [json.loads((out / "comparison.json").read_text())["arms"]]
+    assert main(["compare", str(run), str(other), "--out", str(tmp_path / "of-the-run")]) == 0
+    ((whole, _),) = [json.loads((tmp_path / "of-the-run" / "comparison.json").read_text())["arms"]]
+    assert first["env_steps"] == whole["env_steps"] > 0
+
+
+def test_an_agent_of_the_package_is_loaded_by_name_and_cannot_be_changed(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(packed, tmp_path / "counter")
+    monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path)
+    agent = Agent.load("pretrained:counter")
+    assert agent.config.env.id == "tests.counting:CountingEnv"
+    store = open_store("pretrained:counter")
+    changes: list[Callable[[], None]] = [
+        lambda: store.write("x", b""),
+        lambda: store.create("x", b""),
+        lambda: store.grow("x", b"", 0),
+        lambda: store.delete(CONFIG),
+    ]
+    for change in changes:
+        with pytest.raises(StorageError, match=r"copy it first, `world-models storage copy pretrained:counter"):
+            change()
+    with pytest.raises(ConfigError, match=r"pretrained:nobody: there is no such agent. Expected counter"):
+        open_pretrained("nobody")
+    assert main(["resume", "pretrained:counter"]) != 0
+    assert main(["storage", "check", "pretrained:counter"]) == 0
+    assert main(["storage", "copy", "pretrained:counter", str(tmp_path / "copy")]) == 0
+    assert returns_of(tmp_path / "copy") == returns_of(packed)
+    capsys.readouterr()
+
+
+def test_a_loss_in_half_precision_keeps_float32_which_may_be_too_large(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Estimate(-5.0, -8.0, -2.0, 0.0, 1)]
+    monkeypatch.setattr(pack, "estimate", lambda *arguments: found.pop() if found else estimate(*arguments))
+    monkeypatch.setattr(pack, "MAX_BYTES", 30_000_000)
+    made: list[Any] = []
+    real = pack.make_pack
+
+    def noted(*arguments: Any) -> Any:
+        made.append(real(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(pack, "make_pack", noted)
+    assert main(["pack", str(run), "--name", "whole", "--out", str(tmp_path / "whole")]) == 0
+    assert made[0].precision == "float32" and made[0].difference.mean == 0, "the run's own weights"
+    assert returns_of(tmp_path / "whole") == returns_of(run)
+    monkeypatch.setattr(pack, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(pack, "make_pack", real)
+    assert main(["pack", str(run), "--name", "large", "--out", str(tmp_path / "large")]) == 1
+    assert "are allowed" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole"]
+
+
+def test_what_cannot_be_packed_is_refused_first(
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", str(run), "--name", "x", "--out", str(packed)]) == 1
+    assert f"{packed} exists" in capsys.readouterr().err
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    shutil.rmtree(unfinished / "evaluation")
+    assert main(["pack", str(unfinished), "--name", "x", "--out", str(tmp_path / "x")]) == 1
+    assert "is not complete" in capsys.readouterr().err
+    assert main(["pack", str(tmp_path / "nowhere"), "--name", "x", "--out", str(tmp_path / "x")]) == 1
+    with pytest.raises(SystemExit):
+        main(["pack", str(run), "--name", "a/b"])
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+def test_weights_too_large_for_half_precision_are_an_error() -> None:
+    with pytest.raises(ValueError, match="big reaches 70000"):
+        to_half(save({"big": np.full(3, 7e4, np.float32)}))
+
+
+def test_the_config_of_a_pack_is_one_that_runs(packed: Path) -> None:
+    config = load_config(str(packed / "config.yaml"), [])
+    assert config.execution.ray_address is None
+    assert config.evolve == counting_config().evolve
