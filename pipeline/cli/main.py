@@ -19,6 +19,7 @@ from pipeline.cli import (
     compare,
     pack,
     plan,
+    push,
     run,
     signals,
     status,
@@ -46,6 +47,7 @@ examples:
   world-models compare runs/a runs/b                      compare runs on the same test tracks
   world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an agent of others on the same tracks
   world-models pack runs/laptop --name carracing          pack the agent into a small folder to share
+  world-models push carracing --to hf://my-name/carracing                   upload it to the Hugging Face Hub
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
@@ -110,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, study, compare, temperatures, baselines, pack, storage, bench):
+    for command in (status, plan, submit, study, compare, temperatures, baselines, pack, push, storage, bench):
         command.add_parser(commands)
     return parser
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ from pipeline.storage.maintenance import check_run
 from pipeline.storage.pretrained import open_pretrained
 from pipeline.storage.run_dir import open_store
 from tests.counting import counting_config
+from tests.hub import TOKEN, Hub
 
+ROOT = Path(__file__).parents[2]
 HERE = ("-o", "execution.executor=in-process")
 
 
@@ -183,3 +188,47 @@ def test_the_config_of_a_pack_is_one_that_runs(packed: Path) -> None:
     config = load_config(str(packed / "config.yaml"), [])
     assert config.execution.ray_address is None
     assert config.evolve == counting_config().evolve
+
+
+def push(place: str, hub: Hub, home: Path, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",  # the stand-in takes large files as Git LFS does
+    }
+    command = [sys.executable, "-m", "pipeline", "push", place, "--to", "hf://me/counter", *arguments]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_pack_is_uploaded_whole_and_an_earlier_one_replaced(packed: Path, tmp_path: Path) -> None:
+    files = {str(path.relative_to(packed)): path.read_bytes() for path in packed.rglob("*") if path.is_file()}
+    with Hub() as hub:
+        done = push(str(packed), hub, tmp_path / "home", "--private")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"uploaded: {hub.url}/me/counter/commit/{'1' * 40}\n"
+        assert files.items() <= hub.repositories["me/counter"].items() and hub.private["me/counter"]
+        assert len(hub.objects) == 1, "V is large"
+        hub.repositories["me/counter"]["old.safetensors"] = b""
+        assert push(str(packed), hub, tmp_path / "home").returncode == 0
+        assert "old.safetensors" not in hub.repositories["me/counter"]
+
+        refused = push(str(packed), hub, tmp_path / "home", token="hf_" + "w" * 34)
+        assert refused.returncode == 1 and hub.refusals
+        assert "401" in refused.stderr and "HF_TOKEN" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_only_a_sound_pack_is_uploaded(
+    run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(run), "--to", "hf://me/counter"]) == 1
+    assert "is no pack: it has no README.md" in capsys.readouterr().err
+    assert main(["push", str(packed), "--to", "s3://me/counter"]) == 2
+    assert "expected hf://USER/NAME" in capsys.readouterr().err
+    damaged = tmp_path / "damaged"
+    shutil.copytree(packed, damaged)
+    (weights,) = (damaged / "vae/data").iterdir()
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["push", str(damaged), "--to", "hf://me/counter"]) == 1
+    assert "is damaged and was not uploaded" in capsys.readouterr().err
