@@ -126,7 +126,7 @@ def put_evaluation(
     }
     drive: dict[str, Any] = {"controller": "mean", "track": 0, "episode_return": returns["mean"][0], "steps": 40}
     commit(store, "evaluation", f"drive-{tag}.gif", b"GIF89a of " + tag.encode(), folder="files", **drive)
-    commit(store, "evaluation", f"drive-{tag}.webm", video or make_video(generations), folder="files", **drive)
+    commit(store, "evaluation", f"drive-{tag}.mp4", video or make_video(generations), folder="files", **drive)
     commit(store, "evaluation", f"summary-{tag}.json", json.dumps(summary).encode(), folder="files")
     came_to = {"engine": "openvino", "precision": "int8"}
     seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary, **came_to)

@@ -59,7 +59,7 @@ class DreamFilm:
         real: PNGs of the real frames at the shown steps.
         decoded: PNGs of V's decoded frames at the shown steps, from real latents during the warm-up and from dreamt
             ones after it.
-        video: WebM of the real frames (left) and the decoded ones (right), under a grey bar during the warm-up and an
+        video: MP4 of the real frames (left) and the decoded ones (right), under a grey bar during the warm-up and an
             orange one after it.
     """
 

@@ -258,7 +258,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         mdnrnn=read_losses(store, last.folder(MDNRNN)),
         mdnrnn_init=config.mdnrnn.init,
         mdnrnn_held_out=held_out_quality(manifests[MDNRNN].info, config.dream.end_probability),
-        drive=_drive(newest(evaluation, DRIVE, ".webm")),
+        drive=_drive(newest(evaluation, DRIVE, ".mp4")),
         files=_files(manifests),
         stages=[_stage(folder, manifest) for folder, manifest in everything.items()],
         rounds=round_rows(config, store, everything, best.get("reconstruction")),
@@ -307,7 +307,7 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
         "every generation": newest(evolution, HISTORY),
         "every test episode": newest(evaluation, TEST_EPISODES),
         "the drive as a GIF": newest(evaluation, DRIVE, ".gif"),
-        "the drive as a video": newest(evaluation, DRIVE, ".webm"),
+        "the drive as a video": newest(evaluation, DRIVE, ".mp4"),
     }
     return {
         what: posixpath.join(record.run, record.key)

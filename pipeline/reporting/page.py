@@ -23,6 +23,7 @@ from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
 from pipeline.reporting.findings import Findings, LossCurve, Score
 from pipeline.reporting.published import PublishedScale
+from pipeline.rollouts.video import still_of
 from pipeline.training.assessment import DREAM_STEPS
 
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
@@ -53,7 +54,7 @@ def make_page(
         config: Config of the run.
         run: Results of the run.
         film: Film of a dream; None if there is none.
-        drive: WebM of a drive; None if none was filmed.
+        drive: MP4 of a drive; None if none was filmed.
         reconstructions: PNG of V's reconstructions; None if there is none.
     """
     of_round = config_in(config, rounds_of(config)[-1])
@@ -77,9 +78,11 @@ def make_page(
         "figures": _figures(run),
         "published_by_steps": _published_by_steps(run),
         "pictures": {
-            "drive": drive and _data_uri(drive, "video/webm"),
+            "drive": drive and _data_uri(drive, "video/mp4"),
+            "drive_still": drive and _data_uri(still_of(drive), "image/jpeg"),
             "reconstructions": reconstructions and _data_uri(reconstructions, "image/png"),
-            "dream": film and _data_uri(film.video, "video/webm"),
+            "dream": film and _data_uri(film.video, "video/mp4"),
+            "dream_still": film and _data_uri(still_of(film.video), "image/jpeg"),
         },
         "alt": {
             "drive": alt_texts.drive(run.drive) if run.drive else "",

@@ -37,7 +37,7 @@ class Film:
     """Film of an episode.
 
     Attributes:
-        video: VP9 in WebM, 480x240 pixels, for the report.
+        video: H.264 in MP4, 480x240 pixels, for the report.
         gif: The same film as a GIF, for places without video support.
         info: Facts about the episode: ``track``, ``episode_return``, ``steps``.
     """

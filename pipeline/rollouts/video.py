@@ -10,21 +10,22 @@ import av
 import numpy as np
 from av.codec.context import Flags
 from numpy.typing import NDArray
+from PIL import Image
 
 # One thread, and no random ids in the container, so that the same pictures give the same bytes.
-_OPTIONS: dict[str, object] = {"crf": "33", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
+_OPTIONS: dict[str, object] = {"crf": "26", "preset": "veryfast"}
 
 
 def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) -> bytes:
-    """Encode pictures as VP9 in WebM.
+    """Encode pictures as H.264 in MP4, which browsers, phones and chats play.
 
     Args:
         pictures: At least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.
         per_second: Pictures per second.
     """
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="webm", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libvpx-vp9", rate=per_second)
+    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=per_second)
         stream.pix_fmt = "yuv420p"
         stream.options = _OPTIONS
         stream.codec_context.thread_count = 1
@@ -34,4 +35,13 @@ def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) ->
                 stream.height, stream.width = picture.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
         container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def still_of(video: bytes) -> bytes:
+    """First picture of a film as a JPEG, shown before it plays and where it cannot."""
+    with av.open(io.BytesIO(video), "r") as container:
+        picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

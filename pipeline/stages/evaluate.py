@@ -114,7 +114,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     }
     # Not the one that is better on the test tracks: nothing is selected on them.
     shown = min(jobs)  # "best" before "mean"
-    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "webm")} - read_records(store, prefix).keys()
+    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "mp4")} - read_records(store, prefix).keys()
     if names and subject.film is not None:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))

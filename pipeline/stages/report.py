@@ -38,7 +38,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
     last = rounds_of(config)[-1]
-    drive = _picture(store, last.folder(EVALUATION), DRIVE, ".webm")
+    drive = _picture(store, last.folder(EVALUATION), DRIVE, ".mp4")
     reconstructions = _picture(store, vae_folder(config, last), RECONSTRUCTIONS)
     page = make_page(config, findings, film, drive, reconstructions)
     figures = json.dumps(

@@ -11,7 +11,7 @@ from tests.e2e import command
 def test_a_complete_run_leaves_a_report(smoke_run: Path) -> None:
     page = (smoke_run / "report" / "index.html").read_text()
     assert len(page) > 20_000
-    assert "data:video/webm;base64," in page
+    assert "data:video/mp4;base64," in page
 
 
 def test_a_second_run_skips_every_stage_and_changes_nothing_but_its_log(smoke_run: Path, tmp_path: Path) -> None:

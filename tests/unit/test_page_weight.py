@@ -40,4 +40,4 @@ def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor:
     put_evaluation(local_store, 6, {"mean": [100.5, 250.25, 300.0]}, video=made.video)
     report.run(make_config(), local_store, executor)
     assert len(seen) > 240, "the dream is of the usual length"
-    assert len(local_store.read("report/index.html")) < 2.5e6
+    assert len(local_store.read("report/index.html")) < 2e6

@@ -369,9 +369,9 @@ def test_an_unfinished_or_damaged_run_is_refused(local_store: LocalStore, execut
     with pytest.raises(StorageError, match=r"evolution/MANIFEST\.json is missing"):
         report.run(config, local_store, executor)
     put_evaluation(local_store, 6, RETURNS)
-    drive = read_records(local_store, "evaluation")["drive-000006-000003.webm"]
+    drive = read_records(local_store, "evaluation")["drive-000006-000003.mp4"]
     local_store.write(drive.key, b"x" * drive.size_bytes)
-    with pytest.raises(DamagedDataError, match=r"drive-000006-000003-.*\.webm"):
+    with pytest.raises(DamagedDataError, match=r"drive-000006-000003-.*\.mp4"):
         report.run(config, local_store, executor)
     assert not local_store.list("report/")
 

@@ -72,7 +72,7 @@ def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executo
     table = pq.read_table(begun.locate(key))
     assert "A row is one test episode" in table.schema.metadata[DESCRIPTION_KEY.encode()].decode()
     assert set(table["generation"].to_pylist()) == {config.evolve.generations}
-    assert {key.rpartition(".")[2] for key in begun.list("evaluation/files/")} == {"gif", "json", "webm"}
+    assert {key.rpartition(".")[2] for key in begun.list("evaluation/files/")} == {"gif", "json", "mp4"}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.rollouts.video import encode_video
+from pipeline.rollouts.video import encode_video, still_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +27,8 @@ def drifting(number: int) -> NDArray[np.uint8]:
 
 def test_opencv_reads_what_was_filmed(tmp_path: Path) -> None:
     pictures = [drifting(number) for number in range(20)]
-    (tmp_path / "film.webm").write_bytes(encode_video(pictures, Fraction(25, 2)))
-    film = cv2.VideoCapture(str(tmp_path / "film.webm"))
+    (tmp_path / "film.mp4").write_bytes(encode_video(pictures, Fraction(25, 2)))
+    film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
     assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
     for number, picture in enumerate(pictures):
         there, read = film.read()
@@ -38,7 +38,7 @@ def test_opencv_reads_what_was_filmed(tmp_path: Path) -> None:
 
 
 def test_the_same_pictures_give_the_same_bytes_in_another_process() -> None:
-    """Writers of WebM put a random id into each file unless told not to."""
+    """Writers of films put the time into each file unless told not to."""
     code = (
         "import hashlib, fractions; from tests.unit.test_video import drifting, encode_video;"
         "film = encode_video(map(drifting, range(20)), fractions.Fraction(25, 2));"
@@ -52,3 +52,10 @@ def test_the_same_pictures_give_the_same_bytes_in_another_process() -> None:
 def test_a_film_is_far_smaller_than_its_pictures() -> None:
     pictures = [drifting(number) for number in range(20)]
     assert len(encode_video(pictures, Fraction(25, 2))) < sum(picture.nbytes for picture in pictures) / 20
+
+
+def test_the_still_is_the_first_picture() -> None:
+    pictures = [drifting(number) for number in range(5)]
+    still = cv2.imdecode(np.frombuffer(still_of(encode_video(pictures, Fraction(25, 2))), np.uint8), cv2.IMREAD_COLOR)
+    assert still is not None
+    assert np.abs(still[..., ::-1].astype(int) - pictures[0]).mean() < 6
