@@ -49,7 +49,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
     # Of the folders that a .pth file adds, the .pth files are not read: so this checkout is not found through them.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    command = [sys.executable, "-m", "pip", "--python", str(place / "bin/python"), "install", "-q", "--no-deps", str(wheel)]
+    pip = (sys.executable, "-m", "pip", "--python", str(place / "bin/python"))
+    command = [*pip, "install", "-q", "--no-deps", str(wheel)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return place / "bin"
