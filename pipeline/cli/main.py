@@ -13,7 +13,20 @@ from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
 from pipeline.base.ray_environment import is_job
-from pipeline.cli import baselines, bench, compare, plan, run, signals, status, storage, study, submit, temperatures
+from pipeline.cli import (
+    baselines,
+    bench,
+    compare,
+    export,
+    plan,
+    run,
+    signals,
+    status,
+    storage,
+    study,
+    submit,
+    temperatures,
+)
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
 _EXAMPLES = """\
@@ -31,13 +44,14 @@ examples:
   world-models baselines runs/takecover-laptop            compare with policies that look at nothing
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
   world-models compare runs/a runs/b                      compare runs on the same test tracks
+  world-models export runs/laptop --onnx agent            write the agent as ONNX files, for other programs
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
 """
 
 # Commands whose only purpose is their standard output.
-_FILTERS = ("baselines", "bench", "compare", "plan", "status", "storage")
+_FILTERS = ("baselines", "bench", "compare", "export", "plan", "status", "storage")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, study, compare, temperatures, baselines, storage, bench):
+    for command in (status, plan, submit, study, compare, temperatures, baselines, export, storage, bench):
         command.add_parser(commands)
     return parser
 
