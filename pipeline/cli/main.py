@@ -17,6 +17,7 @@ from pipeline.cli import (
     baselines,
     bench,
     compare,
+    export,
     pack,
     plan,
     push,
@@ -48,13 +49,14 @@ examples:
   world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an agent of others on the same tracks
   world-models pack runs/laptop --name carracing          pack the agent into a small folder to share
   world-models push carracing --to hf://my-name/carracing                   upload it to the Hugging Face Hub
+  world-models export runs/laptop --onnx agent            write the agent as ONNX files, for other programs
   world-models plan paper --workers 256 --price 0.05      estimate time and cost of an evolution
   world-models submit paper --run-dir s3://bucket/paper   run as a job of a Ray cluster
   world-models storage check runs/tiny                    verify every byte of a run
 """
 
 # Commands whose only purpose is their standard output.
-_FILTERS = ("baselines", "bench", "compare", "plan", "status", "storage")
+_FILTERS = ("baselines", "bench", "compare", "export", "plan", "status", "storage")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, study, compare, temperatures, baselines, pack, push, storage, bench):
+    for command in (status, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench):
         command.add_parser(commands)
     return parser
 

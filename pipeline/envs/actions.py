@@ -105,26 +105,29 @@ class ChoiceActions:
         counts: Number of choices of each block.
         starts: Number of the first choice of each block.
         shape: Shape of the value that the environment takes; () for an integer.
+
+    Attributes:
+        counts: Number of choices of each block.
     """
 
     discrete = True
     formula = "one-hot of the largest output; with several blocks, in each of them"
 
     def __init__(self, counts: Sequence[int], starts: Sequence[int], shape: tuple[int, ...] = ()) -> None:
-        self._counts, self._starts, self._shape = list(counts), np.asarray(starts, np.int64), shape
-        self._ends = np.cumsum(self._counts)
+        self.counts, self._starts, self._shape = list(counts), np.asarray(starts, np.int64), shape
+        self._ends = np.cumsum(self.counts)
         self.size = int(self._ends[-1])
         self.low, self.high = np.zeros(self.size, np.float32), np.ones(self.size, np.float32)
         self.space = (
-            spaces.MultiDiscrete(np.reshape(self._counts, shape), start=self._starts.reshape(shape))
+            spaces.MultiDiscrete(np.reshape(self.counts, shape), start=self._starts.reshape(shape))
             if shape
-            else spaces.Discrete(self._counts[0], start=int(self._starts[0]))
+            else spaces.Discrete(self.counts[0], start=int(self._starts[0]))
         )
 
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``. Of equal outputs the first counts."""
         action = np.zeros_like(output)
-        for end, count in zip(self._ends, self._counts, strict=True):
+        for end, count in zip(self._ends, self.counts, strict=True):
             block = slice(end - count, end)
             chosen = output[..., block].argmax(axis=-1)
             np.put_along_axis(action[..., block], chosen[..., None], np.float32(1), axis=-1)
@@ -134,7 +137,7 @@ class ChoiceActions:
     def random(self, rng: np.random.Generator) -> Vector:
         """See ``Actions.random``."""
         action = np.zeros(self.size, np.float32)
-        for end, count in zip(self._ends, self._counts, strict=True):
+        for end, count in zip(self._ends, self.counts, strict=True):
             action[end - count + int(rng.integers(count))] = 1
         return action
 
@@ -147,7 +150,7 @@ class ChoiceActions:
     def vector(self, value: Any) -> Vector:
         """See ``Actions.vector``."""
         action = np.zeros(self.size, np.float32)
-        action[self._ends - self._counts + np.reshape(value, -1) - self._starts] = 1
+        action[self._ends - self.counts + np.reshape(value, -1) - self._starts] = 1
         return action
 
 

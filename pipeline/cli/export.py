@@ -1,0 +1,72 @@
+"""``world-models export``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING
+
+from pipeline.base.errors import ConfigError
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, run_dir
+
+if TYPE_CHECKING:
+    from pipeline.cli.arguments import Commands
+
+_EXAMPLES = """\
+examples:
+  world-models export runs/laptop --onnx agent            the best controller
+  world-models export runs/laptop --onnx agent --controller mean
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``export``."""
+    text = "write the agent of a run as ONNX files, for other programs and languages"
+    command = commands.add_parser(
+        "export",
+        help=text,
+        description=f"{text}:\nV's encoder and decoder, one step of M, and the controller, with a README that shows "
+        "the loop. Nothing is written to the run.",
+        epilog=_EXAMPLES,
+        formatter_class=FORMATTER,
+    )
+    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument(
+        "--onnx",
+        type=run_dir,
+        required=True,
+        metavar="FOLDER",
+        help="folder or s3://bucket/prefix for the files: a new or empty one, or that of an earlier export",
+    )
+    command.add_argument("--controller", choices=("best", "mean"), help="controller (default: the best)")
+    command.set_defaults(perform=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.data.trained import TrainedAgent
+    from pipeline.storage.maintenance import require_run
+    from pipeline.storage.run_dir import open_store
+
+    require_onnx()
+    store = open_store(options.run_dir)
+    require_run(store)
+    trained = TrainedAgent.read(store)
+    from pipeline.export.folder import export  # imports torch: after the checks that do not need it
+
+    print("\n".join(export(trained, options.controller, open_store(options.onnx))))
+    return 0
+
+
+def require_onnx() -> None:
+    """Check that ONNX is installed.
+
+    Raises:
+        ConfigError: It cannot be imported; names the command that installs it.
+    """
+    try:
+        importlib.import_module("onnx")
+    except ImportError as error:
+        raise ConfigError(
+            f"world-models export needs the package onnx, which cannot be imported here ({error}). Install it: "
+            "pip install 'world-models-ray[onnx]'"
+        ) from error

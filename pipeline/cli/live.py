@@ -1,0 +1,141 @@
+"""``world-models status --watch``: bars, rates, time left, curves and scores of a run, drawn again every few seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.base.formatting import duration, number
+from pipeline.view.runs import Runs
+
+EVERY_S = 2.0
+
+_STEPS = "▁▂▃▄▅▆▇█"
+_CURVE_WIDTH = 40
+_STATES = {
+    "complete": Text("done", "green"),
+    "under way": Text("runs", "bold"),
+    "stopped": Text("stopped", "yellow"),
+    "out of date": Text("out of date", "yellow"),
+    "waiting": Text("waits", "dim"),
+}
+
+
+def watch(runs: Runs, console: Console) -> None:
+    """Show runs until all of them are over, or until Ctrl-C.
+
+    Args:
+        runs: A run, or the runs of a study.
+        console: Terminal. Elsewhere each picture would follow the one before it, so it is drawn once.
+    """
+    if not console.is_terminal:
+        console.print(picture(runs.describe()))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            described = runs.describe()
+            live.update(picture(described), refresh=True)
+            if all(is_over(run) for run in described["runs"]):
+                return
+            time.sleep(EVERY_S)
+
+
+def is_over(run: Mapping[str, Any]) -> bool:
+    """Whether nothing more is to be expected of a run: all stages are complete, or its driver has ended."""
+    if run.get("waiting"):
+        return False
+    return "problem" in run or run["now"] is None or not run["alive"]
+
+
+def picture(described: Mapping[str, Any]) -> RenderableType:
+    """Draw the description of ``Runs.describe``; readable at 80 columns."""
+    parts: list[RenderableType] = []
+    if described["study"] is not None:
+        parts.append(Text(f"study {described['study']}", "bold"))
+    parts += [_run(run) for run in described["runs"]]
+    return Group(*parts)
+
+
+def _run(run: Mapping[str, Any]) -> RenderableType:
+    if run.get("waiting"):
+        return Text(f"{run['name']}: not begun", "dim")
+    if "problem" in run:
+        return Text(f"{run['name']}: {run['problem']}", "red")
+    title = Text(f"{run['name'] or run['title']}", "bold")
+    title.append(f"  {run['environment']}, seed {run['seed']}, {_driver(run)}", "not bold")
+    return Group(title, _stages(run), *_curves(run), *_scores(run))
+
+
+def _driver(run: Mapping[str, Any]) -> str:
+    if run["seen_s"] is None:
+        return "no driver"
+    return f"driver alive {duration(run['seen_s'])} ago" if run["alive"] else "no driver"
+
+
+def _stages(run: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for _ in range(5):
+        table.add_column(no_wrap=True)
+    for stage in run["stages"]:
+        now = run["now"] if run["now"] is not None and run["now"]["title"] == stage["title"] else None
+        bar: RenderableType = ""
+        facts = "" if stage["seconds"] is None else duration(stage["seconds"])
+        rate = ""
+        if now is not None and now["total"]:
+            bar = ProgressBar(total=now["total"], completed=now["done"], width=22)
+            facts = f"{number(now['done'])} of {number(now['total'])} {now['unit']}"
+            if now["rate"] is not None:
+                rate = _rate(now)
+        table.add_row(f" {stage['title']}", _STATES[stage["state"]], bar, facts, rate)
+    return table
+
+
+def _rate(now: Mapping[str, Any]) -> str:
+    rate, unit = now["rate"], now["unit"].removesuffix("s")
+    speed = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit}"
+    return f"{speed}, {duration(now['left_s'])} left" if now["left_s"] is not None else speed
+
+
+def _curves(run: Mapping[str, Any]) -> list[RenderableType]:
+    """A line for each curve: its shape, and its last value."""
+    table = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    for curve in run["curves"]:
+        for index, series in enumerate(curve["series"]):
+            x, y = series["points"][-1]
+            values = [point[1] for point in series["points"]]
+            table.add_row(
+                f" {curve['title'].partition(':')[0]}" if index == 0 else "",
+                series["name"],
+                Text(sparkline(values), "cyan"),
+                f"{number(y, 1 if abs(y) >= 10 else 3)} at {curve['x']} {number(x)}",
+            )
+    return [table] if run["curves"] else []
+
+
+def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
+    """Draw values as a line of blocks, the lowest as the lowest block; of more than ``width`` values, evenly many."""
+    count = min(len(values), width)
+    shown = [values[round(index * (len(values) - 1) / max(1, count - 1))] for index in range(count)]
+    low, high = min(shown), max(shown)
+    scale = (len(_STEPS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_STEPS[round((value - low) * scale)] for value in shown)
+
+
+def _scores(run: Mapping[str, Any]) -> list[RenderableType]:
+    return [
+        Text(
+            f" {name}: {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} to "
+            f"{score['high']:.1f}) on {score['episodes']} test tracks",
+            "green",
+        )
+        for name, score in (run["scores"] or {}).items()
+    ]

@@ -1,0 +1,1 @@
+"""Trained agents as ONNX files, for other programs and languages."""
