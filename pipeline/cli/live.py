@@ -1,4 +1,4 @@
-"""``world-models status --watch``: bars, rates, time left, curves and scores of a run, drawn again every few seconds."""
+"""``world-models status --watch``: bars, rates, time left, curves and scores, drawn again every few seconds."""
 
 from __future__ import annotations
 
