@@ -13,7 +13,20 @@ from pipeline.base.errors import WorldModelsError
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
 from pipeline.base.ray_environment import is_job
-from pipeline.cli import baselines, bench, compare, plan, run, signals, status, storage, study, submit, temperatures
+from pipeline.cli import (
+    baselines,
+    bench,
+    compare,
+    plan,
+    run,
+    signals,
+    status,
+    storage,
+    study,
+    submit,
+    temperatures,
+    view,
+)
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
 _EXAMPLES = """\
@@ -27,6 +40,7 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        use object storage (credentials: AWS environment)
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
+  world-models view runs/laptop                           watch the agent, take the wheel, drive in its dream
   world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
   world-models baselines runs/takecover-laptop            compare with policies that look at nothing
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
@@ -95,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, study, compare, temperatures, baselines, storage, bench):
+    for command in (status, view, plan, submit, study, compare, temperatures, baselines, storage, bench):
         command.add_parser(commands)
     return parser
 
