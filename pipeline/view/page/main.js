@@ -89,6 +89,7 @@ function showStatus(header) {
   set("track-shown", String(header.track));
   set("who", mine ? "You drive" : "The controller drives");
   set("saw", dream ? "V saw last" : "V sees");
+  set("drew", dream ? "V draws the dream" : "V's reconstruction");
   set("dream-steps", dream ? String(dream.steps) : "–");
   set("dream-reward", dream ? fixed(dream.reward, 2) : "–");
   set("dream-end", dream && dream.end_probability !== null ? `${(100 * dream.end_probability).toFixed(0)} %` : "–");
@@ -106,7 +107,11 @@ function showStatus(header) {
   if (before?.track !== header.track && document.activeElement !== byId("track")) byId("track").value = header.track;
 }
 
+let ahead = null;
+new ResizeObserver(() => { if (ahead) showAhead(ahead); }).observe(byId("world"));
+
 function showAhead(arrays) {
+  ahead = arrays;
   drawAhead(byId("ahead"), arrays.frames, arrays.apart, AHEAD_STEPS);
   drawSpread(byId("spread"), arrays.spread.data, arrays.end_probability?.data);
   const sum = arrays.reward ? arrays.reward.data.reduce((a, b) => a + b, 0) : null;

@@ -54,7 +54,9 @@ async function ask() {
 }
 
 function show({ study, runs }) {
-  document.getElementById("overview").replaceChildren(...(study ? [overview(study, runs)] : []));
+  const table = document.getElementById("overview");
+  table.replaceChildren(...(study ? [overview(study, runs)] : []));
+  table.tabIndex = table.scrollWidth > table.clientWidth + 1 ? 0 : -1; // a box that scrolls takes the keyboard
   const cards = document.getElementById("cards");
   cards.classList.toggle("one", runs.length === 1);
   const focused = document.activeElement?.closest?.("video")?.src;
