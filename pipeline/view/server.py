@@ -54,11 +54,13 @@ class Seat:
         process: Process with the viewer's world.
         connection: Pipe to it.
         messages: Its messages to the page; None at its end.
+        ready: Whether it has sent one: before, it has nothing to release.
     """
 
     process: SpawnProcess
     connection: Connection
     messages: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    ready: bool = False
 
     @classmethod
     def taken(cls, run: str) -> Seat:
@@ -80,6 +82,7 @@ class Seat:
         while message is not None:
             try:
                 message = self.connection.recv_bytes()
+                self.ready = True
             except (EOFError, OSError):
                 message = None
             try:
@@ -95,7 +98,7 @@ class Seat:
     def leave(self) -> None:
         """End the process; waits until it is gone."""
         self.hang_up()
-        self.process.join(_LEAVE_S)
+        self.process.join(_LEAVE_S if self.ready else 0)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
