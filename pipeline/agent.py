@@ -27,9 +27,9 @@ from pipeline.envs.actions import Actions
 from pipeline.envs.observations import frame_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
-from pipeline.models.dream import Dream
-from pipeline.models.forward import make_dream_step, make_encoder, make_rnn_step, sample_z
+from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.models.precision import Precision
+from pipeline.models.steered import Moment, SteeredDream
 from pipeline.storage.run_dir import as_run_dir, open_store
 
 Array = NDArray[np.float32]
@@ -96,6 +96,7 @@ class Agent:
         self._parameters = trained.controller(controller)
         self._samples = agent.controller.z == "sample"
         self._vae: Any = None  # V with its decoder, in torch, when a picture is wanted
+        self._mdnrnn: Any = None  # M with its heads, in torch, when a dream is wanted
         self._seed: int | Sequence[int] | None = None
         self._single = True
         self._count: int | None = None
@@ -188,6 +189,11 @@ class Agent:
         return self._last(self._c)
 
     @property
+    def action(self) -> Array:
+        """Action of the last ``act`` as M sees it, (A,) float32; (N, A) for a batch."""
+        return self._last(self._chosen)
+
+    @property
     def frame(self) -> Frames:
         """Frame that V saw last, (64, 64, 3) uint8 RGB; (N, 64, 64, 3) for a batch."""
         return self._last(self._frames)
@@ -232,32 +238,53 @@ class Agent:
         Raises:
             ValueError: The agent has not acted yet, or the temperature is not above 0.
         """
+        dream = self.begin_dream(temperature, samples=samples, seed=seed, row=row)
+        dreamt = [dream.step(None if actions is None else actions[index]) for index in range(steps)]
+        z = np.stack([each.z for each in dreamt], axis=1)
+        frames = self.decode(z.reshape(samples * steps, -1)).reshape(samples, steps, *FRAME_SHAPE)
+        return Imagined(
+            frames,
+            z,
+            np.stack([each.action for each in dreamt], axis=1),
+            _stack([each.reward for each in dreamt]),
+            _stack([each.end_probability for each in dreamt]),
+        )
+
+    def begin_dream(
+        self, temperature: float = 1.0, *, samples: int = 1, seed: int = 0, row: int = 0, moment: Moment | None = None
+    ) -> SteeredDream:
+        """Begin dreams that go on step by step, by the controller or by somebody else; the episode is not changed.
+
+        Args:
+            temperature: Uncertainty of the dream; it can change between steps.
+            samples: Number of dreams, which differ in their noise.
+            seed: Seed of the noise.
+            row: Row of a batch.
+            moment: Moment to begin at; None for that of the last ``act``.
+
+        Raises:
+            ValueError: The agent has not acted yet, or the temperature is not above 0.
+        """
+        from pipeline.models.torch_forward import TorchDreamStep
+        from pipeline.models.weights import load_mdnrnn
+
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0")
-        if self._count is None:
+        if moment is None and self._count is None:
             raise ValueError("a dream begins at an observation: call act() first")
-        step = make_dream_step(self._agent, self._trained.mdnrnn_weights, samples, self._actions.size, temperature)
-        dream = Dream(step, samples)
-        z, h, c = (np.repeat(array[row : row + 1], samples, axis=0) for array in (self._z, self._h, self._c))
-        dream.reset(z, seeds=[seeding.derive(seed, "agent/dream", sample) for sample in range(samples)], h=h, c=c)
+        if self._mdnrnn is None:
+            self._mdnrnn = load_mdnrnn(self._agent, self._actions.size, self._trained.mdnrnn_weights)
         controllers = self._controllers_of(samples)
-        dreamt, taken, rewards, logits = [], [], [], []
-        for index in range(steps):
-            if actions is None:
-                features = join_features(self._shape.features, dream.z[:samples], dream.h[:samples], dream.c[:samples])
-                chosen = self._actions.squash(controllers.outputs(features))
-            else:
-                chosen = np.repeat(actions[index : index + 1], samples, axis=0)
-            sample = dream.step(chosen)
-            dreamt.append(sample.z.copy())
-            taken.append(chosen)
-            rewards.append(None if sample.reward is None else sample.reward.copy())
-            logits.append(None if sample.end_logit is None else sample.end_logit.copy())
-        z = np.stack(dreamt, axis=1)
-        frames = self.decode(z.reshape(-1, step.z_size)).reshape(samples, steps, *FRAME_SHAPE)
-        ends = _stack(logits)
-        probabilities = None if ends is None else (1 / (1 + np.exp(-ends))).astype(np.float32)
-        return Imagined(frames, z, np.stack(taken, axis=1), _stack(rewards), probabilities)
+
+        def choose(z: Array, h: Array, c: Array) -> Array:
+            return self._actions.squash(controllers.outputs(join_features(self._shape.features, z, h, c)))
+
+        return SteeredDream(
+            TorchDreamStep(self._mdnrnn, samples, temperature),
+            choose,
+            moment or Moment(self._z[row].copy(), self._h[row].copy(), self._c[row].copy()),
+            seeds=[seeding.derive(seed, "agent/dream", sample) for sample in range(samples)],
+        )
 
     def _allocate(self, count: int) -> None:
         """Begin ``count`` episodes, with rows for whole micro-batches."""

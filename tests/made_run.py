@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import save
 
-from pipeline.config.presets import validate
+from pipeline.config.presets import dump, validate
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import shard_name
 from pipeline.data.episodes import Episode, LatentEpisode
@@ -24,6 +25,7 @@ from pipeline.data.quality import Assessment
 from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
 from pipeline.evolution.state import Generation
 from pipeline.models import weights
+from pipeline.models.controller import ControllerShape
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
@@ -131,6 +133,15 @@ def put_evaluation(
     came_to = {"engine": "openvino", "precision": "int8"}
     seal_stage(store, "evaluation", env_steps=40 * len(episodes), controllers=summary, **came_to)
     return summary
+
+
+def put_agent(store: Store, config: RunConfig) -> None:
+    """The config, and controllers that do little, for an evolution that is not sealed yet."""
+    shape = ControllerShape.of_agent(config.agent, A)
+    rng = np.random.default_rng(4)
+    controllers = {name: rng.normal(0, 0.3, shape.num_parameters).astype(np.float32) for name in ("best", "mean")}
+    store.write("config.yaml", dump(config).encode())
+    commit(store, "evolution", "controllers-000006.safetensors", save(controllers), best_generation=6)
 
 
 def make_video(shade: int) -> bytes:

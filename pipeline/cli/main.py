@@ -28,6 +28,7 @@ from pipeline.cli import (
     study,
     submit,
     temperatures,
+    view,
 )
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
@@ -42,6 +43,7 @@ examples:
   world-models run tiny --run-dir s3://bucket/tiny        use object storage (credentials: AWS environment)
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
+  world-models view runs/laptop                           watch the agent, take the wheel, drive in its dream
   world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
   world-models baselines runs/takecover-laptop            compare with policies that look at nothing
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
@@ -114,7 +116,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
-    for command in (status, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench):
+    for command in (
+        status, view, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench,
+    ):  # fmt: skip
         command.add_parser(commands)
     return parser
 

@@ -68,6 +68,9 @@ class TorchDreamStep:
         batch_size: Dreams per call, B.
         temperature: Uncertainty of the dream; 1.0 is M's own density, and the paper trains TakeCover at 1.15.
 
+    Attributes:
+        temperature: Uncertainty of the next step; it may be set while a dream goes on.
+
     Raises:
         ValueError: The temperature is not above 0.
     """
@@ -77,7 +80,7 @@ class TorchDreamStep:
             raise ValueError(f"temperature {temperature} must be above 0")
         self.batch_size, self.joint = batch_size, mdnrnn.joint
         self.z_size, self.action_size, self.hidden_size = mdnrnn.z_size, mdnrnn.action_size, mdnrnn.hidden_size
-        self._mdnrnn, self._temperature = mdnrnn.eval(), temperature
+        self._mdnrnn, self.temperature = mdnrnn.eval(), temperature
         self._device = mdnrnn.heads.weight.device
 
     @torch.inference_mode()
@@ -89,7 +92,7 @@ class TorchDreamStep:
             for array in (np.concatenate([z, action], axis=1), h, c, uniform, noise)
         )
         hidden, (h_next, c_next) = self._mdnrnn.lstm(rnn_input[:, None], (h_before[None], c_before[None]))
-        sample = self._mdnrnn.sample(hidden[:, 0], self._temperature, picks[:, 0] if self.joint else picks, normal)
+        sample = self._mdnrnn.sample(hidden[:, 0], self.temperature, picks[:, 0] if self.joint else picks, normal)
         return DreamSample(
             sample.z.cpu().numpy(),
             h_next[0].cpu().numpy(),

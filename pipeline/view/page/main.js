@@ -1,0 +1,222 @@
+// The page: it shows what this viewer's world sends, and sends what the person does.
+
+import { drawAhead, drawBars, drawFrame, drawScene, drawSpread, drawStrip } from "./draw.js";
+import { Film } from "./film.js";
+import { Latents } from "./latents.js";
+import { showRuns } from "./runs.js";
+import { Wheel } from "./wheel.js";
+import { Connection } from "./wire.js";
+
+const byId = (id) => document.getElementById(id);
+const { body } = document;
+const AHEAD_STEPS = [1, 5, 10, 15, 20, 25, 30];
+const RECENT = 30; // pictures and actions that the rate and the latency are measured over
+
+let connection = null, wheel = null, latents = null, about = null, now = null;
+let waiting = null, drawing = false, drives = 0;
+const sentDrives = [], latencies = [], shownAt = [];
+const film = new Film(byId("scene"), [byId("frame"), byId("reconstruction")]);
+
+function connect() {
+  body.dataset.state = "starting";
+  byId("reason").textContent = "Loading the agent …";
+  byId("again").hidden = true;
+  connection = new Connection(receive, (reason) => fail(reason ? `The connection was closed: ${reason}` : "The connection is closed."));
+}
+
+function fail(reason) {
+  if (body.dataset.state === "failed") return; // the first reason is the one that helps
+  body.dataset.state = "failed";
+  byId("reason").textContent = reason;
+  byId("again").hidden = false;
+}
+
+function receive({ header, arrays }) {
+  if (header.is === "world") begin(header);
+  else if (header.is === "failed") fail(header.reason);
+  else if (header.is === "ahead") showAhead(arrays);
+  else {
+    waiting = { header, arrays };
+    if (!drawing) drawWaiting();
+  }
+}
+
+function begin(header) {
+  about = header;
+  drives = 0;
+  sentDrives.length = 0;
+  byId("run").textContent = header.run;
+  byId("environment").textContent = header.environment;
+  document.title = `${header.run} · World Models`;
+  wheel = new Wheel(byId("controls"), header.controls, sendDrive, () => hand("person"));
+  latents = new Latents(header.z_size, (z) => connection.send("hold", { z }));
+  byId("keys").textContent = wheel.help();
+  const lacks = [header.predicts_reward ? "" : "rewards", header.predicts_end ? "" : "ends"].filter(Boolean);
+  byId("heads").textContent = lacks.length ? `This M was not trained to predict ${lacks.join(" and ")}.` : "";
+  connection.send("temperature", { value: Number(byId("temperature").value) });
+  connection.send("speed", { value: Number(byId("speed").value) });
+}
+
+async function drawWaiting() {
+  drawing = true;
+  while (waiting) {
+    const { header, arrays } = waiting;
+    waiting = null;
+    await drawScene(byId("scene"), arrays.scene);
+    drawFrame(byId("frame"), arrays.frame);
+    drawFrame(byId("reconstruction"), arrays.reconstruction);
+    latents.show(arrays.z.data, arrays.held, arrays.reconstruction);
+    drawBars(byId("bars"), arrays.z.data);
+    drawStrip(byId("strip"), arrays.h.data);
+    showStatus(header);
+    if (film.recording) film.draw();
+    connection.send("seen", { number: header.number });
+    measure(header);
+  }
+  drawing = false;
+}
+
+const set = (id, text) => { const at = byId(id); if (at.textContent !== text) at.textContent = text; };
+const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
+
+function showStatus(header) {
+  const { dream } = header, before = now;
+  now = header;
+  Object.assign(body.dataset, { state: "running", driver: header.driver, asleep: dream ? "yes" : "no", paused: header.paused ? "yes" : "no" });
+  const mine = header.driver === "person";
+  set("return", fixed(header.return, 1));
+  set("steps", header.steps.toLocaleString("en"));
+  set("track-shown", String(header.track));
+  set("who", mine ? "You drive" : "The controller drives");
+  set("saw", dream ? "V saw last" : "V sees");
+  set("drew", dream ? "V draws the dream" : "V's reconstruction");
+  set("dream-steps", dream ? String(dream.steps) : "–");
+  set("dream-reward", dream ? fixed(dream.reward, 2) : "–");
+  set("dream-end", dream && dream.end_probability !== null ? `${(100 * dream.end_probability).toFixed(0)} %` : "–");
+  byId("hand").firstElementChild.textContent = mine ? "Hand the wheel back" : "Take the wheel";
+  byId("dream").firstElementChild.textContent = dream ? "Wake up" : "Fall asleep here";
+  byId("pause").firstElementChild.textContent = header.paused ? "Go on" : "Pause";
+  byId("step").disabled = !header.paused;
+  const ended = byId("ended");
+  ended.hidden = !header.over;
+  set("ended", dream ? "M expects the end here. It dreams again from where you fell asleep." : `The episode is over: return ${fixed(header.return, 1)}`);
+  wheel.show(header.action);
+  if (before && (before.driver !== header.driver || !before.dream !== !dream)) {
+    set("say", `${mine ? "You drive" : "The controller drives"}${dream ? ", in M's dream" : ""}`);
+  }
+  if (before?.track !== header.track && document.activeElement !== byId("track")) byId("track").value = header.track;
+}
+
+let ahead = null;
+new ResizeObserver(() => { if (ahead) showAhead(ahead); }).observe(byId("world"));
+
+function showAhead(arrays) {
+  ahead = arrays;
+  drawAhead(byId("ahead"), arrays.frames, arrays.apart, AHEAD_STEPS);
+  drawSpread(byId("spread"), arrays.spread.data, arrays.end_probability?.data);
+  const sum = arrays.reward ? arrays.reward.data.reduce((a, b) => a + b, 0) : null;
+  const parts = [sum === null ? "" : `; expected reward ${fixed(sum, 1)}`, arrays.end_probability ? "; orange: probability of an end" : ""];
+  set("expected", parts.join(""));
+}
+
+function measure({ drive }) {
+  const at = performance.now();
+  shownAt.push(at);
+  if (shownAt.length > RECENT) shownAt.shift();
+  while (sentDrives.length && sentDrives[0].number <= drive) {
+    latencies.push(at - sentDrives.shift().at);
+    if (latencies.length > RECENT) latencies.shift();
+  }
+  if (shownAt.length < RECENT || now.number % 15) return;
+  const rate = (1000 * (shownAt.length - 1)) / (at - shownAt[0]);
+  const middle = [...latencies].sort((a, b) => a - b)[latencies.length >> 1];
+  const delay = middle === undefined ? "" : ` · key to picture ${middle.toFixed(0)} ms`;
+  set("rate", `${rate.toFixed(0)} pictures a second${delay}`);
+}
+
+function sendDrive(action, at) {
+  drives += 1;
+  sentDrives.push({ number: drives, at });
+  if (sentDrives.length > RECENT) sentDrives.shift();
+  connection.send("drive", { number: drives, action });
+}
+
+function hand(driver) {
+  if (!now || now.driver === driver) return;
+  wheel.letGo();
+  connection.send("wheel", { driver });
+}
+
+const commands = {
+  t: () => hand(now.driver === "person" ? "controller" : "person"),
+  m: () => connection.send("dream", { on: !now.dream }),
+  p: () => connection.send("pause", { on: !now.paused }),
+  ".": () => { if (now.paused) connection.send("step"); },
+  n: () => connection.send("track", { seed: (now.track + 1) % 2 ** 31 }),
+  f: () => film.photo(fileName()),
+  r: record,
+};
+
+const fileName = () => `${about.run}-track-${now.track}-step-${now.steps}${now.dream ? `-dream-${now.dream.steps}` : ""}`;
+
+function record() {
+  if (film.recording) film.stop(fileName());
+  else film.start();
+  byId("record").setAttribute("aria-pressed", film.recording);
+  byId("record").firstElementChild.textContent = film.recording ? "Stop" : "Record";
+}
+
+const buttons = { hand: "t", dream: "m", pause: "p", step: ".", next: "n", photo: "f", record: "r" };
+for (const [id, key] of Object.entries(buttons)) byId(id).onclick = () => { if (now) commands[key](); };
+
+const typesInto = (target) => target.matches?.("input[type=number], select");
+
+addEventListener("keydown", (event) => {
+  if (!now || event.ctrlKey || event.metaKey || event.altKey || typesInto(event.target) || byId("world").hidden) return;
+  const slides = event.target.matches?.("input[type=range]");
+  if (now.driver === "person" && !slides && wheel.key(event, true)) event.preventDefault();
+  else if (!event.repeat && commands[event.key.toLowerCase()]) commands[event.key.toLowerCase()]();
+});
+addEventListener("keyup", (event) => wheel?.key(event, false));
+addEventListener("blur", () => wheel?.letGo());
+
+// Whoever moved a slider or chose by mouse drives on: the keys are the wheel's again.
+addEventListener("pointerup", ({ target }) => { if (target.matches?.("input[type=range]")) target.blur(); });
+byId("speed").onchange = ({ target }) => { connection.send("speed", { value: Number(target.value) }); target.blur(); };
+byId("temperature").oninput = ({ target }) => {
+  set("temperature-shown", Number(target.value).toFixed(2));
+  connection.send("temperature", { value: Number(target.value) });
+};
+byId("tracks").onsubmit = (event) => {
+  event.preventDefault();
+  connection.send("track", { seed: Number(byId("track").value) });
+  byId("track").blur();
+};
+byId("again").onclick = connect;
+
+function drive(at) {
+  if (now?.driver === "person") wheel.update(at);
+  requestAnimationFrame(drive);
+}
+requestAnimationFrame(drive);
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+function open(tab) {
+  for (const each of tabs) {
+    const chosen = each === tab;
+    each.setAttribute("aria-selected", chosen);
+    each.tabIndex = chosen ? 0 : -1;
+    byId(each.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  showRuns(tab.id === "tab-runs");
+}
+for (const tab of tabs) {
+  tab.onclick = () => open(tab);
+  tab.onkeydown = ({ key }) => {
+    if (key !== "ArrowLeft" && key !== "ArrowRight") return;
+    const other = tabs[(tabs.indexOf(tab) + 1) % tabs.length];
+    other.focus();
+    open(other);
+  };
+}
+connect();

@@ -1,0 +1,339 @@
+"""``world-models view`` in a real browser: watch, take the wheel, dream; and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from aiohttp import ClientSession, WSMessage, WSMsgType
+from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from pipeline.storage.local import LocalStore
+from pipeline.view import wire
+from tests.browser import browser, resize
+from tests.made_run import make_config, put_agent, put_data, put_evaluation, put_metrics
+
+LIMIT_S = 240  # only ever reached by what hangs
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server in a process of its own.
+
+    Attributes:
+        process: Its process.
+        url: Address that it printed.
+    """
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def worlds(self) -> int:
+        """Number of viewers' processes."""
+        count = 0
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie has freed all
+                count += "spawn_main" in " ".join(child.cmdline())
+        return count
+
+
+@contextmanager
+def viewing(run_dir: Path, *options: str) -> Iterator[Server]:
+    command = [sys.executable, "-m", "pipeline", "view", str(run_dir), *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        yield Server(process, process.stdout.readline().removeprefix("open ").strip())
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small complete run whose M predicts rewards and ends."""
+    folder = tmp_path_factory.mktemp("run")
+    store = LocalStore(folder)
+    config = make_config(
+        env__max_episode_steps=1000, mdnrnn__reward_weight=1.0, mdnrnn__done_weight=1.0, dream__end_probability=0.999,
+        rollouts__precision="float32",
+    )  # fmt: skip
+    put_agent(store, config)
+    put_data(store, config)
+    put_metrics(store)
+    put_evaluation(store, 6, {"mean": [100.5, 250.25], "best": [120.0, 270.5]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(run_dir: Path) -> Iterator[Server]:
+    with viewing(run_dir, "--viewers", "1") as running:
+        yield running
+
+
+def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
+    return WebDriverWait(chrome, LIMIT_S, poll_frequency=0.05).until(condition)
+
+
+class Page:
+    """What a person sees and does on the page."""
+
+    def __init__(self, chrome: Chrome) -> None:
+        self.chrome = chrome
+
+    def at(self, name: str) -> WebElement:
+        return self.chrome.find_element(By.ID, name)
+
+    def text(self, name: str) -> str:
+        return str(self.at(name).get_property("textContent"))
+
+    def number(self, name: str) -> float:
+        return float(self.text(name).replace(",", "").replace("−", "-").replace("–", "nan").removesuffix(" %"))
+
+    def press(self, keys: str) -> None:
+        ActionChains(self.chrome).send_keys(keys).perform()
+
+    def until(self, name: str, value: str) -> None:
+        body = self.chrome.find_element(By.TAG_NAME, "body")
+        wait(self.chrome, lambda _: body.get_attribute(f"data-{name}") == value)
+
+    def until_more(self, name: str, by: float = 1) -> None:
+        before = self.number(name)
+        wait(self.chrome, lambda _: not self.number(name) < (before if before == before else 0) + by)
+
+    def gas(self) -> float:
+        return float(self.chrome.find_elements(By.CSS_SELECTOR, ".axis .name span")[1].text)
+
+
+def test_a_person_watches_takes_the_wheel_and_drives_in_the_dream(server: Server) -> None:
+    with browser(width=1400) as chrome:
+        page = Page(chrome)
+        chrome.get(server.url)
+        page.until("state", "running")
+        watch(page)
+        take_the_wheel(page)
+        dream(page)
+        move_latents(page)
+        stand_still(page)
+        look_at_the_runs(page)
+        fit(page)
+        of_this_test = "rendering"  # it reads pixels, which slows the drawing
+        assert [entry for entry in chrome.get_log("browser") if entry["source"] != of_this_test] == []
+
+        chrome.switch_to.new_window("tab")
+        chrome.get(server.url)
+        page.until("state", "failed")
+        assert "All 1 places are taken" in page.text("reason")
+        chrome.close()
+        chrome.switch_to.window(chrome.window_handles[0])
+        assert server.worlds() == 1
+        chrome.get("about:blank")
+        wait(chrome, lambda _: server.worlds() == 0)  # whoever leaves frees what they had
+
+
+def watch(page: Page) -> None:
+    page.until_more("steps")
+    assert page.at("who").text == "The controller drives"
+    assert page.at("environment").text == "CarRacing-v3"
+    sizes = {name: page.at(name).get_property("width") for name in ("scene", "frame", "reconstruction", "held")}
+    assert sizes == {"scene": 600, "frame": 64, "reconstruction": 64, "held": 64}
+    context = "document.getElementById(arguments[0]).getContext('2d')"
+    drawn = f"return {context}.getImageData(0, 0, 200, 200).data.some(each => each)"
+
+    def are_drawn(chrome: Chrome) -> bool:
+        names = ("scene", "frame", "reconstruction", "ahead", "spread", "bars", "strip")
+        return all(chrome.execute_script(drawn, name) for name in names)
+
+    wait(page.chrome, are_drawn)
+
+
+def take_the_wheel(page: Page) -> None:
+    while page.chrome.switch_to.active_element.get_attribute("id") != "hand":  # by keyboard alone
+        page.press(Keys.TAB)
+    assert page.at("hand").value_of_css_property("outline-style") == "solid", "the focus is visible"
+    page.press(Keys.ENTER)
+    page.until("driver", "person")
+    assert page.at("who").text == "You drive"
+    wait(page.chrome, lambda _: page.gas() == 0)  # nobody touches anything
+    ActionChains(page.chrome).key_down(Keys.ARROW_UP).perform()
+    wait(page.chrome, lambda _: page.gas() == 1)
+    ActionChains(page.chrome).key_up(Keys.ARROW_UP).perform()
+    wait(page.chrome, lambda _: page.gas() == 0)
+    page.press("t")
+    page.until("driver", "controller")
+    pad = page.chrome.find_element(By.CSS_SELECTOR, "[data-holds='1+']")  # the pads of a touch screen
+    ActionChains(page.chrome).click_and_hold(pad).perform()
+    page.until("driver", "person")
+    wait(page.chrome, lambda _: page.gas() == 1)
+    ActionChains(page.chrome).release().perform()
+
+
+def dream(page: Page) -> None:
+    page.press("m")
+    page.until("asleep", "yes")
+    page.until_more("dream-steps", 3)
+    steps = page.number("steps")
+    ActionChains(page.chrome).key_down(Keys.ARROW_UP).perform()  # the person still has the wheel
+    wait(page.chrome, lambda _: page.gas() == 1)
+    ActionChains(page.chrome).key_up(Keys.ARROW_UP).perform()
+    assert page.at("scene").get_property("width") == 64
+    assert 0 <= page.number("dream-end") <= 100
+    assert page.number("dream-reward") == page.number("dream-reward"), "M predicts rewards"
+    page.chrome.execute_script("arguments[0].focus()", page.at("temperature"))
+    page.press(Keys.ARROW_RIGHT)
+    assert page.text("temperature-shown") == "1.05"
+    page.until_more("dream-steps", 3)
+    assert page.number("steps") == steps, "the game stands still"
+    page.press("m")
+    page.until("asleep", "no")
+    page.until_more("steps")
+
+
+def move_latents(page: Page) -> None:
+    slider = page.chrome.find_element(By.CSS_SELECTOR, "#sliders input")
+    page.chrome.execute_script("arguments[0].focus()", slider)
+    page.press(Keys.HOME)
+    assert page.text("held-caption") == "yours" and slider.get_property("value") == "-4"
+    pixels = "return document.getElementById(arguments[0]).getContext('2d').getImageData(0, 0, 64, 64).data.join()"
+
+    def looks(name: str) -> str:
+        return str(page.chrome.execute_script(pixels, name))
+
+    wait(page.chrome, lambda _: looks("held") != looks("reconstruction"))
+    page.at("release").click()
+    wait(page.chrome, lambda _: page.text("held-caption") == "follows the agent")
+
+
+def stand_still(page: Page) -> None:
+    page.at("track").clear()
+    page.at("track").send_keys("17", Keys.ENTER)
+    wait(page.chrome, lambda _: page.text("track-shown") == "17")
+    page.press("p")
+    page.until("paused", "yes")
+    before = page.number("steps")
+    page.press(".")
+    wait(page.chrome, lambda _: page.number("steps") == before + 1)
+    page.press("p")
+    page.until("paused", "no")
+
+
+def look_at_the_runs(page: Page) -> None:
+    page.at("tab-runs").click()
+    wait(page.chrome, lambda chrome: chrome.find_elements(By.CSS_SELECTOR, "#cards .stages"))
+    card = page.chrome.find_element(By.CSS_SELECTOR, "#cards .card")
+    assert "Test return" in card.text and "report" in card.text
+    assert len(card.find_elements(By.CSS_SELECTOR, "svg[role=img]")) == 2  # V and M; this evolution has no metrics
+    wait(page.chrome, lambda _: int(card.find_element(By.TAG_NAME, "video").get_property("readyState")) >= 1)
+    page.press(Keys.ARROW_LEFT)  # tabs are one stop of the keyboard
+    wait(page.chrome, lambda _: page.at("world").is_displayed())
+
+
+def fit(page: Page) -> None:
+    for width in (320, 400, 800, 1400):
+        resize(page.chrome, width)
+        assert page.chrome.execute_script("return document.documentElement.scrollWidth") <= width
+    for canvas in page.chrome.find_elements(By.CSS_SELECTOR, "#world canvas"):
+        assert canvas.accessible_name
+
+
+def status(url: str, path: str, method: str = "GET", **headers: str) -> int:
+    """Status of the answer to a request whose path is sent as it is."""
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=LIMIT_S)
+    connection.request(method, path, headers=headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def test_what_does_not_come_from_the_page_is_refused(server: Server) -> None:
+    asyncio.run(freed(server))
+    url, root = server.url, urlsplit(server.url).path
+    host = urlsplit(url).netloc
+    assert status(url, root) == status(url, f"{root}page/main.js", Origin=f"http://{host}") == 200
+    for path in ("/", "/x/", f"{root[:-2]}/", f"{root[:-2]}x/runs", "/%00/"):
+        assert status(url, path) == 403, path
+    assert status(url, root, Host="evil.example") == 403
+    assert status(url, root, Origin="http://evil.example") == status(url, f"{root}runs", Origin="null") == 403
+    for file in ("../world.py", "%2e%2e/world.py", "..%2fworld.py", "%2fetc%2fpasswd", "__init__.py", "nothing.js", ""):
+        assert status(url, f"{root}page/{file}") == 404, file
+    assert status(url, f"{root}runs/7/film") == status(url, f"{root}runs/-1/film") == 404
+    assert status(url, root, "POST") == 405
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+               "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
+    assert status(url, f"{root}world", Origin="http://evil.example", **upgrade) == 403
+    assert status(url, "/wrong/world", **upgrade) == 403
+    assert server.worlds() == 0
+
+
+def test_hostile_messages_end_the_connection_and_nothing_else(server: Server) -> None:
+    async def ending(send: str | bytes) -> WSMessage | None:
+        """Last message of the server before it closes, if any, after it was sent this."""
+        async with ClientSession() as session, session.ws_connect(f"{server.url}world", max_msg_size=0) as page:
+            await (page.send_str(send) if isinstance(send, str) else page.send_bytes(send))
+            messages = [message async for message in page]
+            codes.append(page.close_code)
+        return messages[-1] if messages else None
+
+    codes: list[int | None] = []
+    for message in ("x" * 100_000, "{", b"\x00\x01"):
+        asyncio.run(freed(server))
+        asyncio.run(ending(message))
+    assert codes == [1009, 1008, 1003]
+    asyncio.run(freed(server))
+    last = asyncio.run(ending(json.dumps({"do": "drive", "number": 1, "action": [0.0]})))
+    assert last is not None and last.type is WSMsgType.BINARY
+    header, _ = wire.from_bytes(last.data)
+    assert header["is"] == "failed" and "action of 1 numbers: expected 3" in header["reason"]
+    assert status(server.url, urlsplit(server.url).path) == 200
+
+
+async def freed(server: Server) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while server.worlds():
+            await asyncio.sleep(0.05)
+
+
+def test_a_run_without_an_agent_says_so_and_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    store, config = LocalStore(tmp_path), make_config()
+    put_agent(store, config)  # its evolution is not complete
+
+    async def messages(url: str) -> list[dict[str, Any]]:
+        async with ClientSession() as session:
+            async with session.ws_connect(f"{url}world", max_msg_size=0) as page:
+                found = [wire.from_bytes(message.data)[0] async for message in page]
+            async with session.get(f"{url}runs") as answer:
+                return [*found, *(await answer.json())["runs"]]
+
+    with viewing(tmp_path) as server:
+        failed, run = asyncio.run(messages(server.url))
+        assert failed["is"] == "failed" and "is not complete" in failed["reason"]
+        assert run["now"]["title"] == "collect"
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(LIMIT_S) == 0
+        _, left = psutil.wait_procs(children, LIMIT_S)
+        assert not left
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "view", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 1 and "holds no run and no study" in done.stderr
