@@ -69,6 +69,10 @@ class Agent:
         trained: Weights and controllers of a run.
         controller: Name of the controller: ``best`` or ``mean``; None for the best.
         precision: Number format of V's encoder, as the key ``rollouts.precision``; None for the run's own.
+        batch_size: Rows of a forward pass; None for the run's own ``rollouts.micro_batch``, at which the bits are those
+            of the evaluation.
+        own_frames: Whether observations are the frames of the pipeline's environment, (64, 64, 3), which repeats
+            actions itself.
 
     Raises:
         ConfigError: There is no such controller, or this CPU does not support the precision.
@@ -79,7 +83,13 @@ class Agent:
     """
 
     def __init__(
-        self, trained: TrainedAgent, controller: str | None = None, precision: Precision | None = None
+        self,
+        trained: TrainedAgent,
+        controller: str | None = None,
+        precision: Precision | None = None,
+        *,
+        batch_size: int | None = None,
+        own_frames: bool = False,
     ) -> None:
         self.config: RunConfig = trained.config
         self._trained = trained
@@ -89,7 +99,9 @@ class Agent:
         if precision is not None:
             rollouts = RolloutsConfig.model_validate({**agent.rollouts.model_dump(), "precision": precision})
             agent = replace(agent, rollouts=rollouts)
-        self._agent, self._batch_size = agent, agent.rollouts.micro_batch
+        self._agent, self._batch_size = agent, batch_size or agent.rollouts.micro_batch
+        self._own_frames = own_frames
+        self._repeat = 1 if own_frames else self.config.env.action_repeat
         self._encoder = make_encoder(agent, trained.vae_weights, self._batch_size)
         self._rnn_step = make_rnn_step(agent, trained.mdnrnn_weights, self._batch_size, self._actions.size)
         self._shape = ControllerShape.of_agent(agent, self._actions.size)
@@ -158,15 +170,14 @@ class Agent:
         observations = _rows(observation)
         self._single = observations is None
         each_row = [observation] if observations is None else observations
-        frames = [frame_of(each, self.config.env) for each in each_row]
+        frames = each_row if self._own_frames else [frame_of(each, self.config.env) for each in each_row]
         if self._count is None:
             self._allocate(len(frames))
         if len(frames) != self._count:
             raise ValueError(f"{len(frames)} observations for {self._count} episodes: call reset() first")
         for row, frame in enumerate(frames):
             self._frames[row] = frame
-        repeat = self.config.env.action_repeat
-        due = self._calls[: self._count] % repeat == 0
+        due = self._calls[: self._count] % self._repeat == 0
         if due.any():
             self._advance(due, self._vectors(taken))
         self._calls[: self._count] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import sleep
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +44,7 @@ def watch(runs: Runs, console: Console) -> None:
             live.update(picture(described), refresh=True)
             if all(is_over(run) for run in described["runs"]):
                 return
-            time.sleep(EVERY_S)
+            sleep(EVERY_S)
 
 
 def is_over(run: Mapping[str, Any]) -> bool:
@@ -79,22 +79,22 @@ def _driver(run: Mapping[str, Any]) -> str:
     return f"driver alive {duration(run['seen_s'])} ago" if run["alive"] else "no driver"
 
 
-def _stages(run: Mapping[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 1))
-    for _ in range(5):
+def _stages(run: Mapping[str, Any]) -> RenderableType:
+    """A line for each stage, and below them the rate of the present one."""
+    table, rate = Table.grid(padding=(0, 1)), ""
+    for _ in range(4):
         table.add_column(no_wrap=True)
     for stage in run["stages"]:
         now = run["now"] if run["now"] is not None and run["now"]["title"] == stage["title"] else None
         bar: RenderableType = ""
         facts = "" if stage["seconds"] is None else duration(stage["seconds"])
-        rate = ""
         if now is not None and now["total"]:
             bar = ProgressBar(total=now["total"], completed=now["done"], width=22)
             facts = f"{number(now['done'])} of {number(now['total'])} {now['unit']}"
             if now["rate"] is not None:
                 rate = _rate(now)
-        table.add_row(f" {stage['title']}", _STATES[stage["state"]], bar, facts, rate)
-    return table
+        table.add_row(f" {stage['title']}", _STATES[stage["state"]], bar, facts)
+    return Group(table, Text(f" {rate}")) if rate else table
 
 
 def _rate(now: Mapping[str, Any]) -> str:

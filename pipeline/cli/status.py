@@ -16,10 +16,21 @@ def add_parser(commands: Commands) -> None:
     text = "show the state of a run: stages, evolution, time left, driver"
     status = commands.add_parser("status", help=text, description=text)
     status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    status.add_argument(
+        "--watch", action="store_true", help="live view, until the run is over or Ctrl-C; also of the folder of a study"
+    )
     status.set_defaults(perform=_status)
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.watch:
+        from rich.console import Console
+
+        from pipeline.cli.live import watch
+        from pipeline.view.runs import Runs
+
+        watch(Runs(options.run_dir), Console(highlight=False))
+        return 0
     from pipeline.cli.describe import describe_run
     from pipeline.storage.run_dir import open_store
 

@@ -67,7 +67,7 @@ class Runs:
             return self._described
 
     def media(self, number: int, what: str) -> bytes | None:
-        """The last film of a run, as WebM, or the picture of V's reconstructions, as PNG; None if there is none.
+        """The last film of a run, as MP4, or the picture of V's reconstructions, as PNG; None if there is none.
 
         Args:
             number: Number of the run, from 0.
@@ -204,7 +204,7 @@ _Found = tuple[str, Any]
 
 
 def _film(config: RunConfig, store: Store) -> _Found | None:
-    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, ".webm")
+    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, ".mp4")
 
 
 def _picture(config: RunConfig, store: Store) -> _Found | None:

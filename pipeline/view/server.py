@@ -210,7 +210,7 @@ class ViewServer:
         found = await asyncio.to_thread(self._runs.media, number, what)
         if found is None:
             raise web.HTTPNotFound(text=f"This run has no {what} yet.\n")
-        return web.Response(body=found, content_type="video/webm" if what == "film" else "image/png")
+        return web.Response(body=found, content_type="video/mp4" if what == "film" else "image/png")
 
     async def _world(self, request: web.Request) -> web.WebSocketResponse:
         page = web.WebSocketResponse(max_msg_size=wire.LARGEST_MESSAGE_BYTES, heartbeat=_PING_S)

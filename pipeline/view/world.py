@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -66,10 +66,7 @@ class World:
         self._env = make_environment(config.env)
         # The agent gets the frames of the pipeline's environment, which are cropped and repeat actions already; and a
         # batch of one costs least.
-        seen = config.env.model_copy(update={"action_repeat": 1, "crop": None})
-        rollouts = config.rollouts.model_copy(update={"micro_batch": 1, "lanes": 1})
-        alone = config.model_copy(update={"env": seen, "rollouts": rollouts})
-        self.agent = Agent(replace(trained, config=alone))
+        self.agent = Agent(trained, batch_size=1, own_frames=True)
         self._actions = self._env.actions
         self._ends_at = config.dream.end_probability
         self.steps_per_second = self._env.steps_per_second / config.env.action_repeat

@@ -1,0 +1,107 @@
+"""The live view of a run on the terminal: at 80 columns, under way, complete, and of a study."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.cli import live
+from pipeline.cli.live import is_over, picture, sparkline, watch
+from pipeline.cli.main import main
+from pipeline.config.presets import dump
+from pipeline.execution.in_process import InProcessExecutor
+from pipeline.run import run_stages
+from pipeline.stages.table import STAGES
+from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
+from pipeline.view.runs import Runs
+from tests.counting import counting_config
+
+UNDER_WAY: dict[str, Any] = {
+    "name": "",
+    "title": "laptop",
+    "environment": "CarRacing-v3",
+    "seed": 1,
+    "alive": True,
+    "seen_s": 3.0,
+    "stages": [
+        {"title": "collect", "state": "complete", "seconds": 65.0},
+        {"title": "train-vae", "state": "complete", "seconds": 700.0},
+        {"title": "evolve", "state": "under way", "seconds": None},
+        {"title": "evaluate", "state": "waiting", "seconds": None},
+    ],
+    "now": {"title": "evolve", "unit": "generations", "done": 50, "total": 200, "rate": 0.2, "left_s": 750.0},
+    "curves": [
+        {
+            "title": "C: return",
+            "x": "generation",
+            "series": [
+                {"name": "mean", "points": [(n, 10.0 * n) for n in range(1, 51)]},
+                {"name": "validation", "points": [(10, 120.0), (20, 250.5)]},
+            ],
+        }
+    ],
+    "scores": None,
+}
+
+
+def drawn(described: dict[str, Any]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=80, highlight=False).print(picture(described))
+    return out.getvalue()
+
+
+def test_a_run_under_way_shows_bar_rate_time_left_and_curves_at_80_columns() -> None:
+    text = drawn({"study": None, "runs": [UNDER_WAY]})
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "laptop  CarRacing-v3, seed 1, driver alive 3.0 s ago" in lines[0]
+    (evolve,) = [line for line in lines if line.startswith(" evolve")]
+    assert "50 of 200 generations" in evolve and "5.0 s/generation, 12 min 30 s left" in text
+    (validation,) = [line for line in lines if "validation" in line]
+    assert "▁█" in validation and "250.5 at generation 20" in validation
+
+
+def test_a_study_shows_every_run_and_what_is_wrong_with_one() -> None:
+    waiting = {"name": "b", "where": "x", "waiting": True}
+    broken = {"name": "c", "where": "x", "problem": "x/config.yaml is damaged"}
+    text = drawn({"study": "arms", "runs": [{**UNDER_WAY, "name": "a"}, waiting, broken]})
+    assert text.startswith("study arms\na  CarRacing-v3") and "b: not begun" in text
+    assert "c: x/config.yaml is damaged" in text
+    assert [is_over(run) for run in (UNDER_WAY, waiting, broken)] == [False, False, True]
+    assert is_over({**UNDER_WAY, "alive": False}) and is_over({**UNDER_WAY, "now": None})
+
+
+def test_the_shape_of_a_curve() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5.0]) == "▁" and sparkline([2, 2, 2]) == "▁▁▁"
+    assert len(sparkline([float(n) for n in range(1000)])) == 40
+    assert sparkline([float(n) for n in range(1000)])[-1] == "█"
+
+
+def test_it_is_drawn_again_until_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = {**UNDER_WAY, "now": None, "alive": False}
+    states = [UNDER_WAY, UNDER_WAY, over]
+
+    class Described:
+        def describe(self) -> dict[str, Any]:
+            return {"study": None, "runs": [states.pop(0)]}
+
+    waits: list[float] = []
+    monkeypatch.setattr(live, "sleep", waits.append)
+    out = io.StringIO()
+    watch(Described(), Console(file=out, force_terminal=True, width=80))  # type: ignore[arg-type]
+    assert states == [] and waits == [live.EVERY_S] * 2
+    assert "no driver" in out.getvalue()
+
+
+def test_the_command_shows_a_real_run(local_store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
+    local_store.write(CONFIG, dump(counting_config()).encode())
+    run_stages(counting_config(), local_store, InProcessExecutor(), STAGES[:6])
+    assert main(["status", "--watch", str(local_store.root)]) == 0
+    text = capsys.readouterr().out
+    assert "evaluate" in text and "done" in text and "test tracks" in text
+    assert Runs(str(local_store.root)).describe()["runs"][0]["now"]["title"] == "report"
