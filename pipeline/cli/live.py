@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from time import sleep
 from collections.abc import Mapping, Sequence
+from time import sleep
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
