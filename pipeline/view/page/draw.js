@@ -103,7 +103,8 @@ export function drawAhead(canvas, frames, apart, steps) {
     context.fillText(row < rows ? `dream ${row + 1}` : "apart", 0, y + side / 2);
     for (let column = 0; column < columns; column++) {
       const x = left + column * (side + gap), at = (row * columns + column) * size;
-      tile.getContext("2d").putImageData(row < rows ? pixels(frames.data, 64, 64, at) : pixels(apart.data, 64, 64, column * size), 0, 0);
+      const image = row < rows ? pixels(frames.data, 64, 64, at) : pixels(apart.data, 64, 64, column * size);
+      tile.getContext("2d").putImageData(image, 0, 0);
       context.drawImage(tile, x, y, side, side);
       if (row === 0) {
         context.textAlign = "center";

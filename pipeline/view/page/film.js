@@ -31,7 +31,8 @@ export class Film {
     context.fillStyle = "#0b0d10";
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     context.imageSmoothingEnabled = width > 256;
-    context.drawImage(this.scene, (SCENE[0] - width * scale) / 2, (SCENE[1] - height * scale) / 2, width * scale, height * scale);
+    const left = (SCENE[0] - width * scale) / 2, top = (SCENE[1] - height * scale) / 2;
+    context.drawImage(this.scene, left, top, width * scale, height * scale);
     context.imageSmoothingEnabled = false;
     this.tiles.forEach((tile, row) => context.drawImage(tile, SCENE[0], row * TILE, TILE, TILE));
   }
@@ -44,7 +45,8 @@ export class Film {
   start() {
     const parts = [];
     this.draw();
-    this.recorder = new MediaRecorder(this.canvas.captureStream(30), { mimeType: "video/webm", videoBitsPerSecond: 4_000_000 });
+    const options = { mimeType: "video/webm", videoBitsPerSecond: 4_000_000 };
+    this.recorder = new MediaRecorder(this.canvas.captureStream(30), options);
     this.recorder.ondataavailable = ({ data }) => parts.push(data);
     this.recorder.onstop = () => save(new Blob(parts, { type: "video/webm" }), `${this.name}.webm`);
     this.recorder.start();

@@ -27,7 +27,9 @@ export class Latents {
   }
 
   show(z, held, reconstruction) {
-    if (!this.holding && this.pictures++ % EVERY === 0) this.sliders.forEach((slider, index) => { slider.value = z[index]; });
+    if (!this.holding && this.pictures++ % EVERY === 0) {
+      this.sliders.forEach((slider, index) => { slider.value = z[index]; });
+    }
     drawFrame(document.getElementById("held"), (this.holding && held) || reconstruction);
   }
 

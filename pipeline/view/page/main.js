@@ -21,7 +21,7 @@ function connect() {
   body.dataset.state = "starting";
   byId("reason").textContent = "Loading the agent …";
   byId("again").hidden = true;
-  connection = new Connection(receive, (reason) => fail(reason ? `The connection was closed: ${reason}` : "The connection is closed."));
+  connection = new Connection(receive, (reason) => fail(`The connection is closed${reason ? `: ${reason}` : "."}`));
 }
 
 function fail(reason) {
@@ -82,7 +82,8 @@ const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits)
 function showStatus(header) {
   const { dream } = header, before = now;
   now = header;
-  Object.assign(body.dataset, { state: "running", driver: header.driver, asleep: dream ? "yes" : "no", paused: header.paused ? "yes" : "no" });
+  Object.assign(body.dataset, { state: "running", driver: header.driver, asleep: dream ? "yes" : "no",
+    paused: header.paused ? "yes" : "no" });
   const mine = header.driver === "person";
   set("return", fixed(header.return, 1));
   set("steps", header.steps.toLocaleString("en"));
@@ -99,7 +100,8 @@ function showStatus(header) {
   byId("step").disabled = !header.paused;
   const ended = byId("ended");
   ended.hidden = !header.over;
-  set("ended", dream ? "M expects the end here. It dreams again from where you fell asleep." : `The episode is over: return ${fixed(header.return, 1)}`);
+  const over = `The episode is over: return ${fixed(header.return, 1)}`;
+  set("ended", dream ? "M expects the end here. It dreams again from where you fell asleep." : over);
   wheel.show(header.action);
   if (before && (before.driver !== header.driver || !before.dream !== !dream)) {
     set("say", `${mine ? "You drive" : "The controller drives"}${dream ? ", in M's dream" : ""}`);
@@ -115,8 +117,8 @@ function showAhead(arrays) {
   drawAhead(byId("ahead"), arrays.frames, arrays.apart, AHEAD_STEPS);
   drawSpread(byId("spread"), arrays.spread.data, arrays.end_probability?.data);
   const sum = arrays.reward ? arrays.reward.data.reduce((a, b) => a + b, 0) : null;
-  const parts = [sum === null ? "" : `; expected reward ${fixed(sum, 1)}`, arrays.end_probability ? "; orange: probability of an end" : ""];
-  set("expected", parts.join(""));
+  const reward = sum === null ? "" : `; expected reward ${fixed(sum, 1)}`;
+  set("expected", `${reward}${arrays.end_probability ? "; orange: probability of an end" : ""}`);
 }
 
 function measure({ drive }) {
@@ -157,7 +159,8 @@ const commands = {
   r: record,
 };
 
-const fileName = () => `${about.run}-track-${now.track}-step-${now.steps}${now.dream ? `-dream-${now.dream.steps}` : ""}`;
+const fileName = () =>
+  `${about.run}-track-${now.track}-step-${now.steps}${now.dream ? `-dream-${now.dream.steps}` : ""}`;
 
 function record() {
   if (film.recording) film.stop(fileName());
@@ -172,7 +175,8 @@ for (const [id, key] of Object.entries(buttons)) byId(id).onclick = () => { if (
 const typesInto = (target) => target.matches?.("input[type=number], select");
 
 addEventListener("keydown", (event) => {
-  if (!now || event.ctrlKey || event.metaKey || event.altKey || typesInto(event.target) || byId("world").hidden) return;
+  if (!now || event.ctrlKey || event.metaKey || event.altKey || typesInto(event.target)
+    || byId("world").hidden) return;
   const slides = event.target.matches?.("input[type=range]");
   if (now.driver === "person" && !slides && wheel.key(event, true)) event.preventDefault();
   else if (!event.repeat && commands[event.key.toLowerCase()]) commands[event.key.toLowerCase()]();

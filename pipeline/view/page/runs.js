@@ -3,7 +3,9 @@
 import { colour } from "./draw.js";
 
 const EVERY_MS = 2000;
-const COLOURS = { training: "blue", "held out": "vermillion", "best candidate": "faint", mean: "blue", validation: "vermillion" };
+const COLOURS = {
+  training: "blue", "held out": "vermillion", "best candidate": "faint", mean: "blue", validation: "vermillion",
+};
 const SVG = "http://www.w3.org/2000/svg";
 
 let timer = null;
@@ -26,7 +28,9 @@ function shape(name, facts, text = "") {
   return made;
 }
 
-const number = (value, digits = 1) => value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−");
+function number(value, digits = 1) {
+  return value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−");
+}
 
 function duration(seconds) {
   if (seconds < 60) return `${Math.round(seconds)} s`;
@@ -64,13 +68,25 @@ function show({ study, runs }) {
   if (focused) [...media.values()].find((each) => each.src === focused)?.focus();
 }
 
-const state = (run) => (run.problem ? "damaged" : run.waiting ? "not begun" : !run.now ? "complete" : run.alive ? run.now.title : `stopped in ${run.now.title}`);
-const validation = (run) => run.curves?.flatMap((curve) => curve.series).filter((series) => series.name === "validation").at(-1)?.points.at(-1)?.[1];
+function state(run) {
+  if (run.problem) return "damaged";
+  if (run.waiting) return "not begun";
+  if (!run.now) return "complete";
+  return run.alive ? run.now.title : `stopped in ${run.now.title}`;
+}
+
+function validation(run) {
+  const series = run.curves?.flatMap((curve) => curve.series).filter(({ name }) => name === "validation");
+  return series?.at(-1)?.points.at(-1)?.[1];
+}
+
 const score = (run) => (run.scores ? run.scores.best ?? run.scores.mean : null);
 const left = (now) => (now?.left_s == null ? "–" : duration(now.left_s));
 
 function overview(study, runs) {
   const head = ["Run", "State", "Done", "Time left", "Last validation", "Test return"];
+  const names = head.map((text, index) =>
+    element("th", { scope: "col", className: index > 1 ? "n" : "", textContent: text }));
   const rows = runs.map((run) => {
     const test = score(run), last = validation(run), { now } = run;
     return element("tr", {},
@@ -81,7 +97,7 @@ function overview(study, runs) {
       element("td", { className: "n", textContent: test ? `${number(test.mean)} ± ${number(test.sd)}` : "–" }));
   });
   return element("table", {}, element("caption", { textContent: `Study ${study}` }),
-    element("thead", {}, element("tr", {}, ...head.map((text, index) => element("th", { scope: "col", className: index > 1 ? "n" : "", textContent: text })))),
+    element("thead", {}, element("tr", {}, ...names)),
     element("tbody", {}, ...rows));
 }
 
@@ -97,16 +113,19 @@ function card(run, index) {
   if (run.problem) made.append(element("p", { textContent: run.problem }));
   if (!run.stages) return made;
   const stages = run.stages.map(({ title, state: is, seconds }) =>
-    element("li", { "data-is": is, title: is, textContent: seconds == null ? title : `${title} ${duration(seconds)}` }, element("span", { className: "unseen", textContent: `: ${is}` })));
+    element("li", { "data-is": is, title: is }, seconds == null ? title : `${title} ${duration(seconds)}`,
+      element("span", { className: "unseen", textContent: `: ${is}` })));
   made.append(element("ol", { className: "stages" }, ...stages));
   if (run.now) made.append(progress(run));
   if (run.scores) {
-    const texts = Object.entries(run.scores).map(([name, each]) => `${name} ${number(each.mean)} ± ${number(each.sd)} on ${number(each.episodes)} tracks`);
+    const texts = Object.entries(run.scores).map(([name, each]) =>
+      `${name} ${number(each.mean)} ± ${number(each.sd)} on ${number(each.episodes)} tracks`);
     made.append(element("p", { className: "now", textContent: `Test return: ${texts.join("; ")}` }));
   }
   made.append(element("div", { className: "curves" }, ...run.curves.map(curve)));
   if (run.film) made.append(film(`runs/${index}/film?${run.film}`, "video", "The last film: a test episode"));
-  else if (run.picture) made.append(film(`runs/${index}/picture?${run.picture}`, "img", "V's reconstructions: originals above"));
+  else if (run.picture) made.append(film(`runs/${index}/picture?${run.picture}`, "img",
+    "V's reconstructions: originals above"));
   return made;
 }
 
@@ -114,16 +133,20 @@ function progress(run) {
   const { now } = run, rate = now.rate;
   const text = [`${now.title}: ${done(now)}`];
   if (rate) text.push(rate >= 1 ? `${number(rate)} ${now.unit} a second` : `${duration(1 / rate)} each`);
-  if (!run.alive) text.push(run.seen_s == null ? "not running" : `not running, last sign of life ${duration(run.seen_s)} ago`);
+  if (!run.alive) text.push(run.seen_s == null ? "not running"
+    : `not running, last sign of life ${duration(run.seen_s)} ago`);
   else if (now.left_s != null) text.push(`${duration(now.left_s)} left`);
   const box = element("div", {}, element("p", { className: "now", textContent: text.join(" · ") }));
-  if (now.total) box.prepend(element("progress", { max: now.total, value: Math.min(now.done, now.total), "aria-label": now.title }));
+  if (now.total) {
+    box.prepend(element("progress", { max: now.total, value: Math.min(now.done, now.total), "aria-label": now.title }));
+  }
   return box;
 }
 
 function film(address, kind, caption) {
   if (!media.has(address)) {
-    const made = kind === "video" ? element("video", { controls: true, loop: true, muted: true, playsInline: true, preload: "metadata", "aria-label": caption }) : element("img", { alt: caption });
+    const made = kind === "video" ? element("video", { controls: true, loop: true, muted: true, playsInline: true,
+      preload: "metadata", "aria-label": caption }) : element("img", { alt: caption });
     made.src = address;
     media.set(address, made);
   }
@@ -133,21 +156,31 @@ function film(address, kind, caption) {
 function curve({ title, x, series }) {
   const width = 320, height = 150, start = 40, bottom = height - 20;
   const points = series.flatMap((each) => each.points);
-  const bounds = (axis) => [Math.min(...points.map((point) => point[axis])), Math.max(...points.map((point) => point[axis]))];
+  const bounds = (axis) => {
+    const values = points.map((point) => point[axis]);
+    return [Math.min(...values), Math.max(...values)];
+  };
   const [first, last] = bounds(0), [low, high] = bounds(1);
   const at = ([step, value]) => [
     start + ((width - start - 6) * (step - first)) / (last - first || 1),
     bottom - ((bottom - 10) * (value - low)) / (high - low || 1),
   ].map((each) => each.toFixed(1));
   const names = series.map((each) => each.name).join(", ");
-  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by ${x}: ${names}, from ${number(low, 2)} to ${number(high, 2)}` });
-  drawing.append(shape("line", { class: "grid", x1: start, x2: width, y1: bottom, y2: bottom }), shape("line", { class: "grid", x1: start, x2: width, y1: 10, y2: 10 }),
-    shape("text", { x: start - 5, y: 14, "text-anchor": "end" }, number(high, high < 10 ? 2 : 0)), shape("text", { x: start - 5, y: bottom + 3, "text-anchor": "end" }, number(low, high < 10 ? 2 : 0)),
-    shape("text", { x: start, y: height - 5 }, number(first, 0)), shape("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, `${x} ${number(last, 0)}`));
+  const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
+    "aria-label": `${title}, by ${x}: ${names}, from ${number(low, 2)} to ${number(high, 2)}` });
+  drawing.append(shape("line", { class: "grid", x1: start, x2: width, y1: bottom, y2: bottom }),
+    shape("line", { class: "grid", x1: start, x2: width, y1: 10, y2: 10 }),
+    shape("text", { x: start - 5, y: 14, "text-anchor": "end" }, number(high, high < 10 ? 2 : 0)),
+    shape("text", { x: start - 5, y: bottom + 3, "text-anchor": "end" }, number(low, high < 10 ? 2 : 0)),
+    shape("text", { x: start, y: height - 5 }, number(first, 0)),
+    shape("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, `${x} ${number(last, 0)}`));
   for (const { name, points: some } of series) {
     const stroke = colour(COLOURS[name]);
-    if (some.length > 1) drawing.append(shape("path", { d: `M${some.map((point) => at(point).join()).join("L")}`, stroke }));
-    if (some.length < 40 && name !== "training") for (const point of some) drawing.append(shape("circle", { cx: at(point)[0], cy: at(point)[1], r: 2.4, fill: stroke }));
+    const places = some.map(at);
+    if (places.length > 1) drawing.append(shape("path", { d: `M${places.join("L")}`, stroke }));
+    if (places.length < 40 && name !== "training") {
+      drawing.append(...places.map(([cx, cy]) => shape("circle", { cx, cy, r: 2.4, fill: stroke })));
+    }
   }
   const legend = element("p", { className: "legend" }, ...series.map(({ name, points: some }) => {
     const key = element("i");

@@ -26,9 +26,8 @@ export class Wheel {
     this.turned = performance.now();
     this.inputAt = null;
     box.replaceChildren();
-    this.show = { axes: () => this.#axes(box), choices: () => this.#choices(box), switches: () => this.#switches(box) }[
-      controls.kind
-    ]();
+    if (controls.kind === "axes") this.show = this.#axes(box);
+    else this.show = controls.kind === "choices" ? this.#choices(box) : this.#switches(box);
     if (controls.kind === "axes") this.values = controls.axes.map((axis) => axis.rest);
     this.keys = this.#keys();
   }
@@ -37,12 +36,14 @@ export class Wheel {
   help() {
     const { kind, axes, blocks, switches } = this.controls;
     if (kind === "axes") {
-      const named = axes.filter((axis) => axis.plus).map((axis) => `${axis.name} ${sign(axis.minus)} ${sign(axis.plus)}`);
+      const named = axes.filter((axis) => axis.plus).map((axis) =>
+        `${axis.name} ${sign(axis.minus)} ${sign(axis.plus)}`);
       return `Keys: ${named.join(", ").replace(/ +/g, " ")}. Pads and a gamepad work too.`;
     }
     const count = kind === "choices" ? blocks[0].length : switches.length;
     const arrows = kind === "choices" && count <= 3 ? ", ← →" : "";
-    return `Keys: hold ${count > 1 ? `1 to ${Math.min(count, 10)}`.replace("10", "0") : "1"}${arrows}. Pads and a gamepad work too.`;
+    const digits = count > 1 ? `1 to ${count < 10 ? count : 0}` : "1";
+    return `Keys: hold ${digits}${arrows}. Pads and a gamepad work too.`;
   }
 
   // Whether a key is one of the wheel's; it is then held or let go.
@@ -115,7 +116,9 @@ export class Wheel {
       pad.focus();
       press(event, true);
     });
-    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) pad.addEventListener(end, (event) => press(event, false));
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      pad.addEventListener(end, (event) => press(event, false));
+    }
     for (const [kind, down] of [["keydown", true], ["keyup", false]]) {
       pad.addEventListener(kind, (event) => { if (event.key === " " || event.key === "Enter") press(event, down); });
     }
@@ -138,7 +141,8 @@ export class Wheel {
         row.append(middle, this.#pad(sign(axis.plus), `${axis.name}: more`, `${index}+`));
       } else {
         const slider = element("input", "");
-        Object.assign(slider, { type: "range", min: axis.low, max: axis.high, step: (axis.high - axis.low) / 100, value: axis.rest });
+        const step = (axis.high - axis.low) / 100;
+        Object.assign(slider, { type: "range", min: axis.low, max: axis.high, step, value: axis.rest });
         slider.setAttribute("aria-label", axis.name);
         slider.addEventListener("input", (event) => { this.inputAt ??= event.timeStamp; this.onTake(); });
         this.sliders[index] = slider;
@@ -180,7 +184,8 @@ export class Wheel {
   #gamepad() {
     const pad = [...(navigator.getGamepads?.() ?? [])].find(Boolean);
     if (!pad) return { axes: [], buttons: [] };
-    return { axes: pad.axes.map((value) => (Math.abs(value) < DEAD_ZONE ? 0 : value)), buttons: pad.buttons.map((each) => each.value) };
+    const axes = pad.axes.map((value) => (Math.abs(value) < DEAD_ZONE ? 0 : value));
+    return { axes, buttons: pad.buttons.map((each) => each.value) };
   }
 
   _axes(passed_s, pad) {
@@ -191,7 +196,8 @@ export class Wheel {
       const way = this.held.has(`${index}+`) - this.held.has(`${index}-`);
       let target = way > 0 ? high : way < 0 ? low : rest;
       // Triggers of a gamepad are gas and brake; its sticks are the axes, and up is more.
-      const stick = drives && index > 0 ? pad.buttons[index === 1 ? 7 : 6] ?? 0 : (pad.axes[index] ?? 0) * (index % 2 ? -1 : 1);
+      const stick = drives && index > 0 ? pad.buttons[index === 1 ? 7 : 6] ?? 0
+        : (pad.axes[index] ?? 0) * (index % 2 ? -1 : 1);
       if (stick) target = stick > 0 ? rest + stick * (high - rest) : rest - stick * (low - rest);
       const step = rest > low && !stick && !this.sliders[index] ? (passed_s / FULL_TURN_S) * (high - rest) : Infinity;
       const value = this.values[index];
