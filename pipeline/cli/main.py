@@ -29,6 +29,7 @@ from pipeline.cli import (
     submit,
     temperatures,
     view,
+    watch,
 )
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
 
@@ -44,6 +45,7 @@ examples:
   world-models resume runs/tiny                           resume a run with its saved config
   world-models status runs/tiny                           show the progress and the driver of a run
   world-models view runs/laptop                           watch the agent, take the wheel, drive in its dream
+  world-models watch runs/laptop --dream                  write a video of an episode, with M's dream of it
   world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
   world-models baselines runs/takecover-laptop            compare with policies that look at nothing
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
@@ -117,7 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run.add_parsers(commands)
     for command in (
-        status, view, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench,
+        status, view, watch, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench,
     ):  # fmt: skip
         command.add_parser(commands)
     return parser

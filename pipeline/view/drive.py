@@ -1,0 +1,106 @@
+"""An episode as pictures: the scene, what V sees, V's reconstruction, and M's dream of the same drive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.agent import Agent
+from pipeline.data.trained import TrainedAgent
+from pipeline.envs.registry import make_environment
+
+Picture = NDArray[np.uint8]
+
+HEIGHT = 480  # of a picture
+_SCENE_WIDTH = 720
+_DREAM_STEPS = 50  # after which the dream begins again at the present moment
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A picture of an episode.
+
+    Attributes:
+        picture: Picture, (480, W, 3) uint8 RGB.
+        steps: Steps of the environment so far.
+        episode_return: Return so far.
+    """
+
+    picture: Picture
+    steps: int
+    episode_return: float
+
+
+def drive(
+    trained: TrainedAgent, track: int, *, dream: bool, every: int = 1, temperature: float = 1.0
+) -> Iterator[Moment]:
+    """Run an episode as the evaluation does and yield its pictures.
+
+    On the test tracks the return is that of the evaluation. The dream takes the same actions as the agent; it begins at
+    the present moment, and again every 50 actions.
+
+    Args:
+        trained: Weights and controllers of a run.
+        track: Track seed.
+        dream: Whether M's dream is shown too.
+        every: Actions from one picture to the next.
+        temperature: Uncertainty of the dream.
+    """
+    config = trained.config
+    agent, env = Agent(trained, own_frames=True), make_environment(config.test_env)
+    try:
+        frame, over, steps, total = env.reset(track), False, 0, 0.0
+        agent.reset(track)
+        dreaming: Any = None
+        dreamt = np.zeros_like(frame)
+        actions = 0
+        while not over:
+            agent.act(frame)
+            if dream and actions % _DREAM_STEPS == 0:
+                dreaming, dreamt = agent.begin_dream(temperature, seed=actions), agent.reconstruct()
+            if actions % every == 0:
+                tiles = {"V sees": agent.frame, "V's picture of z": agent.reconstruct()}
+                if dream:
+                    tiles["M dreams"] = dreamt
+                yield Moment(_compose(env.render(), tiles, f"{total:.0f}"), steps, total)
+            if dreaming is not None:
+                dreamt = agent.decode(dreaming.step(agent.action).z)[0]
+            step = env.step(agent.action)
+            actions += 1
+            steps += config.env.action_repeat
+            frame, total = step.frame, total + step.reward
+            over = step.terminated or step.truncated
+        yield Moment(_compose(env.render(), {**tiles, "V sees": frame}, f"{total:.0f}"), steps, total)
+    finally:
+        env.close()
+
+
+def _compose(scene: Picture, tiles: dict[str, Picture], text: str) -> Picture:
+    """Scene with a text on the left; on the right the tiles from top to bottom, with their names."""
+    side = HEIGHT // len(tiles)
+    picture = np.zeros((HEIGHT, _SCENE_WIDTH + side, 3), np.uint8)
+    scale = min(HEIGHT / scene.shape[0], _SCENE_WIDTH / scene.shape[1])
+    size = round(scene.shape[1] * scale), round(scene.shape[0] * scale)
+    drawn = cv2.resize(scene, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (HEIGHT - size[1]) // 2, (_SCENE_WIDTH - size[0]) // 2
+    picture[top : top + size[1], left : left + size[0]] = drawn
+    _write(picture, text, (12, 32), 0.9)
+    for row, (name, tile) in enumerate(tiles.items()):
+        at = row * side
+        picture[at : at + side, _SCENE_WIDTH:] = cv2.resize(tile, (side, side), interpolation=cv2.INTER_NEAREST)
+        _write(picture, name, (_SCENE_WIDTH + 6, at + 18), 0.45)
+    return picture
+
+
+def _write(picture: Picture, text: str, at: tuple[int, int], scale: float) -> None:
+    """Write white on a black edge, which is legible on every ground."""
+    x, y = at
+    edge = [(x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    for place, color in (*((each, (0, 0, 0)) for each in edge), (at, (255, 255, 255))):
+        cv2.putText(picture, text, place, _FONT, scale, color, 1, cv2.LINE_AA)
