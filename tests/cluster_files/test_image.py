@@ -105,7 +105,7 @@ def test_everything_names_the_same_python_and_ray() -> None:
     assert [stage[0][1].split()[0] for stage in DOCKERFILE.stages] == [f"python:{python}-slim"] * 2
     for path in (ROOT / "Dockerfile", *CLUSTER_FILES):
         assert re.findall(r"world-models-ray:(\S+)", path.read_text()) == [tag], path
-    assert len(CLUSTER_FILES) == 4
+    assert len(CLUSTER_FILES) == 5
     versions = [yaml.safe_load(path.read_text())["spec"] for path in CLUSTER_FILES if path.parent.name == "kuberay"]
     assert {spec.get("rayClusterSpec", spec)["rayVersion"] for spec in versions} == {LOCK["ray"]}
     assert importlib.metadata.version("ray") == LOCK["ray"]
