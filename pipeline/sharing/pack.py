@@ -110,7 +110,12 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
     own = read_test_returns(source, newest_record(source, at.folder(EVALUATION), TEST_EPISODES))
     shown = min(own)  # "best" before "mean"
     for precision in ("float16", "float32"):
-        _write_agent(source, target, config, at, precision)
+        try:
+            _write_agent(source, target, config, at, precision)
+        except ValueError as error:  # too large for float16
+            logger.warning("keeping float32: %s", error)
+            _clear(target)
+            continue
         info = _evaluate(source, target, config, at, executor)
         packed = read_test_returns(target, newest_record(target, at.folder(EVALUATION), TEST_EPISODES))
         difference = estimate(np.array([packed[shown]]) - np.array([own[shown]]), config.seed)

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError, StorageError
-from pipeline.storage.layout import CARD, own_keys
+from pipeline.storage.layout import CARD, CONFIG, own_keys
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import Store
 
@@ -63,7 +63,7 @@ def push(store: Store, repository: str, *, private: bool) -> str:
                 repo_id=repository,
                 folder_path=folder,
                 commit_message="Upload an agent of world-models-ray",
-                delete_patterns=["*"],
+                delete_patterns=[CARD, CONFIG, "vae/*", "mdnrnn/*", "evolution/*", "evaluation/*", "round-*"],
             )
         except Exception as error:  # of the hub, of its protocol and of the network
             raise StorageError(

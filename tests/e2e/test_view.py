@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from aiohttp import ClientSession, WSMessage, WSMsgType
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -90,7 +91,8 @@ def server(run_dir: Path) -> Iterator[Server]:
 
 
 def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
-    return WebDriverWait(chrome, LIMIT_S, poll_frequency=0.05).until(condition)
+    redrawn = [StaleElementReferenceException]  # the page draws its cards again every two seconds
+    return WebDriverWait(chrome, LIMIT_S, poll_frequency=0.05, ignored_exceptions=redrawn).until(condition)
 
 
 class Page:
@@ -238,10 +240,15 @@ def stand_still(page: Page) -> None:
 def look_at_the_runs(page: Page) -> None:
     page.at("tab-runs").click()
     wait(page.chrome, lambda chrome: chrome.find_elements(By.CSS_SELECTOR, "#cards .stages"))
-    card = page.chrome.find_element(By.CSS_SELECTOR, "#cards .card")
-    assert "Test return" in card.text and "report" in card.text
-    assert len(card.find_elements(By.CSS_SELECTOR, "svg[role=img]")) == 2  # V and M; this evolution has no metrics
-    wait(page.chrome, lambda _: int(card.find_element(By.TAG_NAME, "video").get_property("readyState")) >= 1)
+
+    def card() -> WebElement:
+        return page.chrome.find_element(By.CSS_SELECTOR, "#cards .card")
+
+    text = wait(page.chrome, lambda _: card().text)
+    assert "Test return" in text and "report" in text
+    # V and M; this evolution has no metrics.
+    wait(page.chrome, lambda _: len(card().find_elements(By.CSS_SELECTOR, "svg[role=img]")) == 2)
+    wait(page.chrome, lambda _: int(card().find_element(By.TAG_NAME, "video").get_property("readyState")) >= 1)
     page.press(Keys.ARROW_LEFT)  # tabs are one stop of the keyboard
     wait(page.chrome, lambda _: page.at("world").is_displayed())
 

@@ -163,6 +163,19 @@ def test_a_loss_in_half_precision_keeps_float32_which_may_be_too_large(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["whole"]
 
 
+def test_weights_too_large_for_half_precision_are_kept_in_float32(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_large(weights: bytes) -> bytes:
+        raise ValueError("mu.weight reaches 70000, too large for float16")
+
+    monkeypatch.setattr(pack, "to_half", too_large)
+    monkeypatch.setattr(pack, "MAX_BYTES", 30_000_000)
+    assert main(["pack", str(run), "--name", "large", "--out", str(tmp_path / "large")]) == 0
+    assert returns_of(tmp_path / "large") == returns_of(run)
+    assert "keeping float32: mu.weight reaches 70000" in caplog.text
+
+
 def test_what_cannot_be_packed_is_refused_first(
     run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,9 +223,10 @@ def test_a_pack_is_uploaded_whole_and_an_earlier_one_replaced(packed: Path, tmp_
         assert done.stdout == f"uploaded: {hub.url}/me/counter/commit/{'1' * 40}\n"
         assert files.items() <= hub.repositories["me/counter"].items() and hub.private["me/counter"]
         assert len(hub.objects) == 1, "V is large"
-        hub.repositories["me/counter"]["old.safetensors"] = b""
+        hub.repositories["me/counter"] |= {"vae/data/old.safetensors": b"", "of-somebody.bin": b"theirs"}
         assert push(str(packed), hub, tmp_path / "home").returncode == 0
-        assert "old.safetensors" not in hub.repositories["me/counter"]
+        assert "vae/data/old.safetensors" not in hub.repositories["me/counter"]
+        assert hub.repositories["me/counter"]["of-somebody.bin"] == b"theirs", "files of others stay"
 
         refused = push(str(packed), hub, tmp_path / "home", token="hf_" + "w" * 34)
         assert refused.returncode == 1 and hub.refusals
