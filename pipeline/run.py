@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.base.formatting import duration
-from pipeline.config.identity import code_version, cpu_kind, diff, flatten, library_versions, shrunk
+from pipeline.config.identity import code_version, cpu_kind, diff, flatten, shrunk, this_machine
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import REPORT
 from pipeline.data.rounds import Round, config_in
@@ -19,7 +19,7 @@ from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdn
 from pipeline.stages.table import Stage, stage_filling, stages_of
 from pipeline.storage import sealed
 from pipeline.storage.layout import begun_key, manifest_key
-from pipeline.storage.manifest import Manifest, read_manifest, read_records, seal, stale_inputs, supersede
+from pipeline.storage.manifest import read_manifest, read_records, seal, stale_inputs, supersede
 from pipeline.storage.references import find_equal, refer
 from pipeline.storage.session_notes import stage_seconds, timed
 from pipeline.storage.store import Store
@@ -126,7 +126,7 @@ def _refer_to_equal(
     if stage.prefix == REPORT or not reuse:
         return False
     cpu = cpu_kind() if config.execution.exact else None
-    found = find_equal(_manifest(config, stage, upstream), stage.prefix, reuse, cpu)
+    found = find_equal(stage.manifest(config, upstream), stage.prefix, reuse, cpu)
     if found is None:
         return False
     source, manifest = found
@@ -226,17 +226,10 @@ def _upstream_digests(config: RunConfig, store: Store, stage: Stage) -> dict[str
     return digests
 
 
-def _manifest(config: RunConfig, stage: Stage, upstream: Mapping[str, str]) -> Manifest:
-    """Manifest of a stage without its records and its info."""
-    identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
-    return Manifest(stage.name, identity, growable, upstream, records={}, info={})
-
-
 def _seal(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str], info: Mapping[str, Any]) -> None:
-    versions = {"code_version": code_version(), "cpu": cpu_kind(), "versions": library_versions()}
     manifest = replace(
-        _manifest(config, stage, upstream),
+        stage.manifest(config, upstream),
         records=read_records(store, stage.prefix),
-        info={**info, "session": store.session, **versions},
+        info={**info, "session": store.session, **this_machine()},
     )
     seal(store, stage.prefix, manifest)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,19 @@ from safetensors.numpy import save
 
 from pipeline.config.presets import dump, validate
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import shard_name
+from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record, shard_name
 from pipeline.data.episodes import Episode, LatentEpisode
 from pipeline.data.quality import Assessment
+from pipeline.data.rounds import FIRST
 from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
+from pipeline.data.trained import TrainedAgent
+from pipeline.envs.registry import traits_of
 from pipeline.evolution.state import Generation
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
+from pipeline.reporting.findings import read_test_returns
 from pipeline.rollouts.video import encode_video
+from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
 from pipeline.storage.store import Store
 
@@ -135,13 +141,36 @@ def put_evaluation(
     return summary
 
 
+def random_controllers(
+    config: RunConfig, names: Sequence[str] = ("best", "mean"), *, seed: int = 4, scale: float = 0.3
+) -> dict[str, NDArray[np.float32]]:
+    """Random parameters by name, drawn in the order of the names."""
+    shape = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size)
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(0, scale, shape.num_parameters).astype(np.float32) for name in names}
+
+
+def random_agent(config: RunConfig, controllers: Mapping[str, NDArray[np.float32]] | None = None) -> TrainedAgent:
+    """An agent with random networks; its controllers are ``random_controllers`` unless given."""
+    return TrainedAgent(
+        config,
+        FIRST,
+        weights.to_bytes(weights.new_vae(config.agent)),
+        weights.to_bytes(weights.new_mdnrnn(config.agent, traits_of(config.env).actions.size)),
+        controllers or random_controllers(config),
+    )
+
+
+def returns_of(run_dir: Path) -> dict[str, list[float]]:
+    """Returns of the newest test episodes of a run."""
+    store = LocalStore(run_dir)
+    return read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
+
+
 def put_agent(store: Store, config: RunConfig) -> None:
     """The config, and controllers that do little, for an evolution that is not sealed yet."""
-    shape = ControllerShape.of_agent(config.agent, A)
-    rng = np.random.default_rng(4)
-    controllers = {name: rng.normal(0, 0.3, shape.num_parameters).astype(np.float32) for name in ("best", "mean")}
     store.write("config.yaml", dump(config).encode())
-    commit(store, "evolution", "controllers-000006.safetensors", save(controllers), best_generation=6)
+    commit(store, "evolution", "controllers-000006.safetensors", save(random_controllers(config)), best_generation=6)
 
 
 def make_video(shade: int) -> bytes:

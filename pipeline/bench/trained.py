@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVOLUTION, MDNRNN, controllers_of, mdnrnn_weights, vae_weights
-from pipeline.data.rounds import latest_round, vae_folder
+from pipeline.data.artifacts import EVOLUTION
+from pipeline.data.rounds import latest_round
+from pipeline.data.trained import TrainedAgent
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints
@@ -53,10 +54,11 @@ class TrainedRun:
                 f"{store.locate()} holds no evolution, but this bench measures the controllers of a run. Create a good "
                 "run with `world-models run laptop`, or a weak one with `make demo`, and pass it with --run-dir."
             )
+        trained = TrainedAgent.read(store)
         return cls(
-            config=config,
-            vae_weights=vae_weights(store, vae_folder(config, at)),
-            mdnrnn_weights=mdnrnn_weights(store, at.folder(MDNRNN)),
+            config=trained.config,
+            vae_weights=trained.vae_weights,
+            mdnrnn_weights=trained.mdnrnn_weights,
             search=EvolutionState.from_bytes(latest[1]).search,
-            controller=controllers_of(store, at.folder(EVOLUTION))["best"],
+            controller=trained.controller(),
         )

@@ -9,7 +9,7 @@ from pipeline.base.formatting import duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
 from pipeline.data.quality import held_out_quality, predicted_ends
-from pipeline.data.rounds import FIRST, Round, rounds_of, shards_of, vae_round
+from pipeline.data.rounds import FIRST, Round, encoded_rounds, rounds_of, shards_of
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
@@ -148,8 +148,8 @@ def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
         return f"unfinished             checkpoint at {steps[-1]:,}"
     if records and stage.name in ("collect", "encode"):
         at = stage.round
-        all_so_far = stage.name == "encode" and vae_round(config, at) == at
-        shards = sum(len(shards_of(config, each)) for each in (at.so_far if all_so_far else [at]))
+        shown = encoded_rounds(config, at) if stage.name == "encode" else [at]
+        shards = sum(len(shards_of(config, each)) for each in shown)
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
 

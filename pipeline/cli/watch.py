@@ -61,7 +61,7 @@ def _watch(options: argparse.Namespace) -> int:
     from pipeline.rollouts.video import encode_video
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
-    from pipeline.view.drive import Moment, drive
+    from pipeline.view.drive import Shot, drive
 
     store = open_store(options.run_dir)
     require_run(store)
@@ -73,14 +73,14 @@ def _watch(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: there is no folder {out.absolute().parent}")
     actions_per_second = traits_of(config.env).steps_per_second / config.env.action_repeat
     every = max(1, round(actions_per_second / _PICTURES_PER_SECOND))
-    seen: list[Moment] = []
+    seen: list[Shot] = []
     with Progress("watch", "step") as show:
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
-            for moment in drive(trained, track, dream=options.dream, every=every, temperature=options.temperature):
-                show(Update(moment.steps, config.env.max_episode_steps, {"return": f"{moment.episode_return:.1f}"}))
-                seen[:] = [moment]
-                yield moment.picture
+            for shot in drive(trained, track, dream=options.dream, every=every, temperature=options.temperature):
+                show(Update(shot.steps, config.env.max_episode_steps, {"return": f"{shot.episode_return:.1f}"}))
+                seen[:] = [shot]
+                yield shot.picture
 
         video = encode_video(pictures(), Fraction(actions_per_second / every).limit_denominator(1000))
     partial = out.with_name(f".{out.name}.part")

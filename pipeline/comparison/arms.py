@@ -18,7 +18,7 @@ from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, TEST_EPISODE
 from pipeline.data.rounds import latest_round
 from pipeline.evolution.state import Generation
 from pipeline.reporting.findings import read_test_returns
-from pipeline.stages.table import stages_of
+from pipeline.stages.table import cost_of_run
 from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
@@ -93,16 +93,15 @@ def read_result(store: Store) -> RunResult:
         rows = json.loads(read_verified(store, newest_record(store, last.folder(EVOLUTION), HISTORY)))
         history = [Generation(**row) for row in rows]
     controller = min(scores)  # "best" before "mean"
-    sealed = [found for stage in stages_of(config) if (found := read_manifest(store, stage.prefix)) is not None]
-    whole = evaluation.info.get("whole_run")  # of a pack, which lacks stages
+    cost = cost_of_run(config, store)
     return RunResult(
         location=store.locate(),
         config=config,
         controller=controller,
         returns=np.array(scores[controller], np.float64),
         history=history,
-        env_steps=whole["env_steps"] if whole else sum(stage.info.get("env_steps") or 0 for stage in sealed),
-        seconds=whole["seconds"] if whole else sum(float(stage.info["seconds"]) for stage in sealed),
+        env_steps=int(cost["env_steps"]),
+        seconds=cost["seconds"],
     )
 
 

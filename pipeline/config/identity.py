@@ -150,6 +150,11 @@ def cpu_kind() -> str:
     return f"{platform.machine()} {name} [{flags}]" if flags else f"{platform.machine()} {name}"
 
 
+def this_machine() -> dict[str, Any]:
+    """Facts about this machine that affect results bit for bit: ``cpu``, ``code_version`` and ``versions``."""
+    return {"cpu": cpu_kind(), "code_version": code_version(), "versions": library_versions()}
+
+
 @cache
 def library_versions() -> Mapping[str, str]:
     """Versions of Python and of the libraries that affect results bit for bit."""

@@ -103,6 +103,11 @@ def vae_folder(config: RunConfig, at: Round) -> str:
     return vae_round(config, at).folder(VAE)
 
 
+def encoded_rounds(config: RunConfig, at: Round) -> list[Round]:
+    """Rounds whose frames a round encodes: with a new V all so far, else its own alone."""
+    return at.so_far if vae_round(config, at) == at else [at]
+
+
 def latents_rounds(config: RunConfig, at: Round) -> list[Round]:
     """Rounds whose folders hold the latents of all episodes so far: a V with further training encodes all again."""
     return [at] if config.rounds.vae_epochs else at.so_far

@@ -78,6 +78,11 @@ def environment_class(env_id: str) -> EnvironmentClass:
     raise _unknown(env_id, reason + problem)
 
 
+def is_of_gymnasium(env_id: str) -> bool:
+    """Whether an ID is one of Gymnasium that has no class of its own here; errors as for ``environment_class``."""
+    return environment_class(env_id).__name__ == "GymnasiumEnvironment"
+
+
 def _unknown(env_id: str, reason: str) -> ConfigError:
     return ConfigError(
         f"env.id = {env_id!r}: {reason}. Expected {' or '.join(ENVIRONMENTS)}; an ID of Gymnasium, such as "
@@ -168,8 +173,7 @@ def check_environment(config: RunConfig) -> None:
 def _check_keys(config: RunConfig) -> None:
     """Refuse keys of other environments, which would have no effect."""
     env = config.env
-    known = environment_class(env.id)
-    ours, gymnasiums = env.id == CAR_RACING, known.__name__ == "GymnasiumEnvironment"
+    ours, gymnasiums = env.id == CAR_RACING, is_of_gymnasium(env.id)
     default = EnvConfig()
     for keys, apply, of in (
         (_CAR_RACING_KEYS, ours, CAR_RACING),

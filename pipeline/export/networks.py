@@ -109,14 +109,9 @@ def controller(shape: ControllerShape, parameters: Array, actions: Actions, size
     """
     graph = Graph("controller")
     x = graph.add("Concat", *(graph.input(name, sizes[name]) for name in shape.features), axis=1)
-    start = 0
-    for layer, (outputs, inputs) in enumerate(shape.layers):
+    for layer, (weights, biases) in enumerate(shape.split(parameters)):
         if layer:
             x = graph.add("Tanh", x)
-        weights = parameters[start : start + outputs * inputs].reshape(outputs, inputs)
-        start += outputs * inputs
-        biases = parameters[start : start + outputs] if shape.bias else np.zeros(outputs, np.float32)
-        start += outputs if shape.bias else 0
         x = graph.add("Gemm", x, graph.constant(weights), graph.constant(biases), transB=1)
     graph.output("action", squash(graph, x, actions), actions.size)
     return graph

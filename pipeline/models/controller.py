@@ -68,6 +68,28 @@ class ControllerShape:
         """Length of the flat vector; 867 for 32 z, 256 h and 3 actions."""
         return sum(outputs * (inputs + int(self.bias)) for outputs, inputs in self.layers)
 
+    def split(self, parameters: Array) -> list[tuple[Array, Array]]:
+        """Split a flat vector into the weights, (outputs, inputs), and the biases, (outputs,), of each layer.
+
+        A layer without biases has zeros.
+
+        Args:
+            parameters: Parameters, (num_parameters,) float32.
+
+        Raises:
+            ValueError: The vector has another length.
+        """
+        if parameters.shape != (self.num_parameters,):
+            raise ValueError(f"expected {self.num_parameters} parameters, got shape {parameters.shape}")
+        layers, start = [], 0
+        for outputs, inputs in self.layers:
+            weights = parameters[start : start + outputs * inputs].reshape(outputs, inputs)
+            start += outputs * inputs
+            biases = parameters[start : start + outputs] if self.bias else np.zeros(outputs, np.float32)
+            start += outputs if self.bias else 0
+            layers.append((weights, biases))
+        return layers
+
 
 def join_features(names: str, z: Array, h: Array, c: Array) -> Array:
     """Join the inputs of controllers, (B, F) float32.
@@ -97,16 +119,9 @@ class ControllerBatch:
 
     def set_row(self, row: int, parameters: Array) -> None:
         """Set the controller of a row from its parameters, (num_parameters,) float32."""
-        if parameters.shape != (self.shape.num_parameters,):
-            raise ValueError(f"expected {self.shape.num_parameters} parameters, got shape {parameters.shape}")
-        start = 0
-        for weights, biases in zip(self._weights, self._biases, strict=True):
-            outputs, inputs = weights.shape[1:]
-            weights[row] = parameters[start : start + outputs * inputs].reshape(outputs, inputs)
-            start += outputs * inputs
-            if self.shape.bias:
-                biases[row] = parameters[start : start + outputs]
-                start += outputs
+        layers = self.shape.split(parameters)
+        for weights, biases, (of_row, biases_of_row) in zip(self._weights, self._biases, layers, strict=True):
+            weights[row], biases[row] = of_row, biases_of_row
 
     def move_row(self, source: int, target: int) -> None:
         """Copy the controller of one row to another."""

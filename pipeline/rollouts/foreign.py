@@ -14,8 +14,9 @@ import gymnasium
 from pipeline.base.errors import ConfigError, EpisodeError
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, configure_headless
-from pipeline.envs.registry import CAR_RACING, environment_class, make_environment
+from pipeline.envs.registry import CAR_RACING, is_of_gymnasium, make_environment
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
+from pipeline.storage.pretrained import PRETRAINED
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -32,7 +33,7 @@ class ForeignAgent(Protocol):
 
 def names_class(agent: str) -> bool:
     """Whether an agent is given as ``module:Class``, rather than as the location of a run."""
-    return _CLASS.fullmatch(agent) is not None and not agent.startswith("pretrained:")
+    return _CLASS.fullmatch(agent) is not None and not agent.startswith(PRETRAINED)
 
 
 def check_agent(config: RunConfig) -> None:
@@ -118,9 +119,9 @@ def _make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
     if config.id == CAR_RACING:
         options = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize, **config.options}
         return gymnasium.make(CAR_RACING, max_episode_steps=-1, **options)
-    from pipeline.envs.gymnasium_env import GymnasiumEnvironment, make_game
+    if is_of_gymnasium(config.id):
+        from pipeline.envs.gymnasium_env import make_game
 
-    if environment_class(config.id) is GymnasiumEnvironment:
         return make_game(config)
     return _OwnGame(make_environment(config))
 

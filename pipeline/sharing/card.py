@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.base.formatting import duration, size
 from pipeline.data.artifacts import EVOLUTION
-from pipeline.envs.registry import CAR_RACING, environment_class
+from pipeline.envs.registry import CAR_RACING, is_of_gymnasium
 from pipeline.sharing.pack import Pack
 from pipeline.storage.manifest import require_manifest
 from pipeline.storage.store import Store
@@ -137,7 +137,7 @@ def card(pack: Pack, store: Store, where: str, license_id: str) -> str:
         "code_version": made["code_version"],
         "versions": ", ".join(f"{library} {version}" for library, version in made["versions"].items()),
     }
-    of_gymnasium = env_id == CAR_RACING or environment_class(env_id).__name__ == "GymnasiumEnvironment"
+    of_gymnasium = env_id == CAR_RACING or is_of_gymnasium(env_id)
     use = (_IN_PYTHON if of_gymnasium else _ON_THE_COMMAND_LINE).format(**facts)
     return (_HEADER + _PAGE).format(**facts, use=use)
 

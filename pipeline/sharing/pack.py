@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.formatting import size
 from pipeline.base.statistics import Estimate, estimate, summarise
-from pipeline.config.identity import code_version, cpu_kind, flatten, library_versions
+from pipeline.config.identity import this_machine
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import (
@@ -40,11 +40,10 @@ from pipeline.execution.protocol import Executor
 from pipeline.models.half import to_half
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages import evaluate
-from pipeline.stages.table import stages_of
+from pipeline.stages.table import WHOLE_RUN, cost_of_run, stages_of
 from pipeline.storage.layout import CONFIG, checkpoints_prefix, metrics_key, record_key, tensorboard_prefix
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import (
-    Manifest,
     commit,
     read_manifest,
     read_records,
@@ -136,7 +135,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
         summarise(packed[shown], config.seed),
         summarise(own[shown], config.seed),
         difference,
-        info["whole_run"],
+        info[WHOLE_RUN],
         made_with,
     )
 
@@ -219,18 +218,12 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     for start in (checkpoints_prefix(prefix), metrics_key(prefix), tensorboard_prefix(prefix)):
         for key in target.list(start):
             target.delete(key)
-    sealed = [found for stage in stages_of(config) if (found := read_manifest(source, stage.prefix)) is not None]
     facts = {
         **info,
         "seconds": time.monotonic() - began,
-        "whole_run": {
-            "env_steps": sum(stage.info.get("env_steps") or 0 for stage in sealed),
-            "seconds": sum(float(stage.info["seconds"]) for stage in sealed),
-        },
+        WHOLE_RUN: cost_of_run(config, source),
         "session": 0,
-        "code_version": code_version(),
-        "cpu": cpu_kind(),
-        "versions": library_versions(),
+        **this_machine(),
     }
     _seal(source, target, config, prefix, facts)
     return facts
@@ -239,21 +232,14 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
 def _seal(source: Store, target: LocalStore, config: RunConfig, prefix: str, info: Mapping[str, Any]) -> None:
     """Seal a stage of the pack, made from the stages that the pack holds, with the facts of the run's own stage."""
     stage = next(stage for stage in stages_of(config) if stage.prefix == prefix)
-    of_round = config_in(config, stage.round)
     upstream = {each: found.digest for each in stage.reads if (found := read_manifest(target, each)) is not None}
     theirs = require_manifest(source, prefix)
-    seal(
-        target,
-        prefix,
-        Manifest(
-            stage.name,
-            flatten(of_round, "identity", stage.keys),
-            flatten(of_round, "growable", stage.keys),
-            upstream,
-            read_records(target, prefix),
-            {**theirs.info, **info},
-        ),
+    manifest = replace(
+        stage.manifest(config_in(config, stage.round), upstream),
+        records=read_records(target, prefix),
+        info={**theirs.info, **info},
     )
+    seal(target, prefix, manifest)
 
 
 def _clear(target: LocalStore) -> None:

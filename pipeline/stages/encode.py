@@ -14,7 +14,7 @@ from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS, VAE, vae_weights
 from pipeline.data.episodes import LatentEpisode
-from pipeline.data.rounds import FIRST, Round, vae_folder, vae_round
+from pipeline.data.rounds import FIRST, Round, encoded_rounds, vae_folder, vae_round
 from pipeline.data.shards import episodes_in, latents_to_bytes, read_frames
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.execution.protocol import Executor, Resources
@@ -104,8 +104,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     v, folder = vae_round(config, at), at.folder(LATENTS)
-    collected = at.so_far if v == at else [at]
-    frames = sealed_records(store, (each.folder(ROLLOUTS) for each in collected))
+    frames = sealed_records(store, (each.folder(ROLLOUTS) for each in encoded_rounds(config, at)))
     present = read_records(store, folder)
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]
     total = sum(record.rows for record in frames.values())

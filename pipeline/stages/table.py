@@ -5,12 +5,17 @@ Importing this table imports no stage, and so neither torch nor an environment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, REPORT, ROLLOUTS, VAE
-from pipeline.data.rounds import FIRST, Round, latents_rounds, rounds_of, vae_folder
+from pipeline.data.rounds import FIRST, Round, encoded_rounds, latents_rounds, rounds_of, vae_folder
+from pipeline.storage.manifest import Manifest, read_manifest
+from pipeline.storage.store import Store
+
+WHOLE_RUN = "whole_run"  # in the facts of a pack's evaluation: the cost of the run that it was made from
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,33 @@ class Stage:
         of_round = [f"round {at.number}"] if at.number > 1 else []
         return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
+    def manifest(self, config: RunConfig, upstream: Mapping[str, str]) -> Manifest:
+        """Manifest of this stage without its records and its facts.
+
+        Args:
+            config: Config of the stage's round.
+            upstream: Manifest digest of each stage that it reads, by prefix.
+        """
+        identity, growable = flatten(config, "identity", self.keys), flatten(config, "growable", self.keys)
+        return Manifest(self.name, identity, growable, upstream, records={}, info={})
+
+
+def cost_of_run(config: RunConfig, store: Store) -> dict[str, float]:
+    """Environment steps and seconds of all complete stages of a run; of a pack, which lacks stages, those of its run.
+
+    Returns:
+        Dictionary with the keys ``env_steps`` and ``seconds``.
+    """
+    infos = [found.info for stage in stages_of(config) if (found := read_manifest(store, stage.prefix)) is not None]
+    for info in infos:
+        if WHOLE_RUN in info:
+            whole: dict[str, float] = info[WHOLE_RUN]
+            return whole
+    return {
+        "env_steps": sum(info.get("env_steps") or 0 for info in infos),
+        "seconds": sum(float(info["seconds"]) for info in infos),
+    }
+
 
 def stages_of(config: RunConfig) -> list[Stage]:
     """All stages of a run, in order: those of each round, then the report; or the evaluation of a foreign agent."""
@@ -71,7 +103,7 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
     if before is not None:
         agent_before = (vae_folder(config, before), before.folder(MDNRNN), before.folder(EVOLUTION))
     agent_sizes = ("vae.z_size", "mdnrnn.hidden_size", "controller")
-    encoded = rollouts if v == at.folder(VAE) else rollouts[-1:]
+    encoded = tuple(each.folder(ROLLOUTS) for each in encoded_rounds(config, at))
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
         grows = (at.folder(EVOLUTION),) if name == "evaluate" else ()

@@ -7,10 +7,9 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from pipeline.base.errors import ConfigError, DamagedDataError
-from pipeline.config.identity import code_version, cpu_kind, library_versions
+from pipeline.config.identity import this_machine
 from pipeline.config.schema import StorageConfig
 from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
 from pipeline.storage.lease import Lease
@@ -28,7 +27,7 @@ def lease_for(config: StorageConfig, store: Store, purpose: str) -> Lease:
         store: Store of the run.
         purpose: Command, for the error message of other drivers.
     """
-    return Lease(store, purpose, heartbeat_s=config.heartbeat_s, expiry_s=config.lease_expiry_s, about=_this_machine())
+    return Lease(store, purpose, heartbeat_s=config.heartbeat_s, expiry_s=config.lease_expiry_s, about=this_machine())
 
 
 def check_machine(store: Store, *, exact: bool, session: int | None = None) -> None:
@@ -45,7 +44,7 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
     numbers = session_numbers(store)
     if not numbers:
         return
-    first, current = read_owner(store, numbers[0]).about, _this_machine()
+    first, current = read_owner(store, numbers[0]).about, this_machine()
     if first["cpu"] != current["cpu"] and exact:
         raise ConfigError(
             f"{store.locate()} was begun on CPU {first['cpu']}, this is {current['cpu']}: results would not be "
@@ -59,10 +58,6 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
                 first[key],
                 current[key],
             )
-
-
-def _this_machine() -> dict[str, Any]:
-    return {"cpu": cpu_kind(), "code_version": code_version(), "versions": library_versions()}
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.agent import Agent
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.registry import make_environment
+from pipeline.models.steered import SteeredDream
 
 Picture = NDArray[np.uint8]
 
@@ -23,7 +23,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 @dataclass(frozen=True)
-class Moment:
+class Shot:
     """A picture of an episode.
 
     Attributes:
@@ -39,7 +39,7 @@ class Moment:
 
 def drive(
     trained: TrainedAgent, track: int, *, dream: bool, every: int = 1, temperature: float = 1.0
-) -> Iterator[Moment]:
+) -> Iterator[Shot]:
     """Run an episode as the evaluation does and yield its pictures.
 
     On the test tracks the return is that of the evaluation. The dream takes the same actions as the agent; it begins at
@@ -57,26 +57,25 @@ def drive(
     try:
         frame, over, steps, total = env.reset(track), False, 0, 0.0
         agent.reset(track)
-        dreaming: Any = None
-        dreamt = np.zeros_like(frame)
+        dreaming: SteeredDream | None = None
         actions = 0
         while not over:
             agent.act(frame)
             if dream and actions % _DREAM_STEPS == 0:
-                dreaming, dreamt = agent.begin_dream(temperature, seed=actions), agent.reconstruct()
+                dreaming, dreamt = agent.begin_dream(temperature, seed=actions), agent.z[None]
             if actions % every == 0:
                 tiles = {"V sees": agent.frame, "V's picture of z": agent.reconstruct()}
-                if dream:
-                    tiles["M dreams"] = dreamt
-                yield Moment(_compose(env.render(), tiles, f"{total:.0f}"), steps, total)
+                if dreaming is not None:
+                    tiles["M dreams"] = agent.decode(dreamt)[0]
+                yield Shot(_compose(env.render(), tiles, f"{total:.0f}"), steps, total)
             if dreaming is not None:
-                dreamt = agent.decode(dreaming.step(agent.action).z)[0]
+                dreamt = dreaming.step(agent.action).z
             step = env.step(agent.action)
             actions += 1
             steps += config.env.action_repeat
             frame, total = step.frame, total + step.reward
             over = step.terminated or step.truncated
-        yield Moment(_compose(env.render(), {**tiles, "V sees": frame}, f"{total:.0f}"), steps, total)
+        yield Shot(_compose(env.render(), {**tiles, "V sees": frame}, f"{total:.0f}"), steps, total)
     finally:
         env.close()
 

@@ -11,7 +11,7 @@ from pipeline.base.errors import StorageError, WorldModelsError
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE
-from pipeline.data.rounds import Round, episodes_of, rounds_of, shards_of, vae_folder, vae_round
+from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
@@ -130,8 +130,7 @@ def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
     if stage.name == "collect":
         unit, total = "episodes", len(episodes_of(config, at))
     elif stage.name == "encode":
-        encoded = at.so_far if vae_round(config, at) == at else [at]
-        unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded)
+        unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded_rounds(config, at))
         done_at = [(row["time"], row["shards"]) for row in rows]
     elif stage.name in ("train-vae", "train-mdnrnn"):
         section = of_round.vae if stage.name == "train-vae" else of_round.mdnrnn

@@ -20,19 +20,18 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.artifacts import EVOLUTION, MDNRNN, MDNRNN_WEIGHTS, VAE, VAE_WEIGHTS
-from pipeline.data.rounds import FIRST
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.observations import frame_of
 from pipeline.envs.registry import make_environment, traits_of
 from pipeline.evolution.fitness import scored_jobs
 from pipeline.models import weights
-from pipeline.models.controller import ControllerShape
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Manifest, commit, read_records, seal
+from tests.made_run import random_agent
 
 STEPS = 40
 PAGE = Path(__file__).parents[2] / "docs/agents.md"
@@ -50,16 +49,7 @@ def make_trained(z: str = "sample", **env: Any) -> TrainedAgent:
             "rollouts": {"micro_batch": 3, "lanes": 6, "precision": "float32"},
         }
     )
-    shape = ControllerShape.of_agent(config.agent, 3)
-    rng = np.random.default_rng(4)
-    controllers = {name: rng.normal(0, 0.3, shape.num_parameters).astype(np.float32) for name in ("best", "mean")}
-    return TrainedAgent(
-        config,
-        FIRST,
-        weights.to_bytes(weights.new_vae(config.agent)),
-        weights.to_bytes(weights.new_mdnrnn(config.agent, 3)),
-        controllers,
-    )
+    return random_agent(config)
 
 
 def evaluated(trained: TrainedAgent, episodes: Sequence[int]) -> list[float]:

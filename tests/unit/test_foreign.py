@@ -14,9 +14,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.reporting.findings import read_test_returns
 from pipeline.rollouts.foreign import ForeignWorker, make_foreign_agent, names_class
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
@@ -25,6 +23,7 @@ from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
 from tests.counting import counting_config, episode_length, reward_of
 from tests.foreign_agents import Seeded, Straight
+from tests.made_run import returns_of
 
 HERE = ("-o", "execution.executor=in-process")
 
@@ -37,11 +36,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.write(CONFIG, dump(config).encode())
     run_stages(config, store, InProcessExecutor(), STAGES[:6])
     return store.root
-
-
-def returns_of(run_dir: Path) -> dict[str, list[float]]:
-    store = LocalStore(run_dir)
-    return read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
 
 
 def job(track: int, max_steps: int) -> RolloutJob:

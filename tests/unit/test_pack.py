@@ -20,11 +20,9 @@ from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.statistics import Estimate, estimate
 from pipeline.cli.main import main
 from pipeline.config.presets import dump, load_config
-from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
 from pipeline.data.trained import TrainedAgent
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.models.half import to_half
-from pipeline.reporting.findings import read_test_returns
 from pipeline.run import run_stages
 from pipeline.sharing import pack
 from pipeline.stages.table import STAGES
@@ -36,6 +34,7 @@ from pipeline.storage.pretrained import open_pretrained
 from pipeline.storage.run_dir import open_store
 from tests.counting import counting_config
 from tests.hub import TOKEN, Hub
+from tests.made_run import returns_of
 
 ROOT = Path(__file__).parents[2]
 HERE = ("-o", "execution.executor=in-process")
@@ -56,11 +55,6 @@ def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packs") / "counter"
     assert main(["pack", str(run), "--name", "counter", "--out", str(out)]) == 0
     return out
-
-
-def returns_of(run_dir: Path) -> dict[str, list[float]]:
-    store = LocalStore(run_dir)
-    return read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
 
 
 def test_a_pack_is_a_small_sound_run_with_a_card(run: Path, packed: Path, capsys: pytest.CaptureFixture[str]) -> None:

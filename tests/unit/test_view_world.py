@@ -12,19 +12,24 @@ from gymnasium import spaces
 
 from pipeline.agent import Agent
 from pipeline.config.schema import RunConfig
-from pipeline.data.rounds import FIRST
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.actions import Actions, BoxActions, actions_of
 from pipeline.envs.registry import traits_of
-from pipeline.models import weights
-from pipeline.models.controller import ControllerShape
 from pipeline.storage.local import LocalStore
 from pipeline.view import controls, wire
 from pipeline.view.ahead import SAMPLES, SHOWN, STEPS, look_ahead
 from pipeline.view.runs import Runs
 from pipeline.view.world import World
 from tests.counting import counting_config, episode_length, reward_of, track_and_step
-from tests.made_run import make_config, put_agent, put_data, put_evaluation, put_metrics
+from tests.made_run import (
+    make_config,
+    put_agent,
+    put_data,
+    put_evaluation,
+    put_metrics,
+    random_agent,
+    random_controllers,
+)
 
 TRACK = 3  # of 16 steps, which end at the limit
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,15 +39,7 @@ def make_trained(changes: Mapping[str, Any] | None = None) -> TrainedAgent:
     """An agent with random weights for the environment that counts."""
     heads = {"mdnrnn.reward_weight": 1.0, "mdnrnn.done_weight": 1.0, "dream.end_probability": 0.999}
     config = counting_config({**heads, **(changes or {})})
-    size = traits_of(config.env).actions.size
-    shape = ControllerShape.of_agent(config.agent, size)
-    return TrainedAgent(
-        config,
-        FIRST,
-        weights.to_bytes(weights.new_vae(config.agent)),
-        weights.to_bytes(weights.new_mdnrnn(config.agent, size)),
-        {"mean": np.random.default_rng(0).normal(0, 1, shape.num_parameters).astype(np.float32)},
-    )
+    return random_agent(config, random_controllers(config, ["mean"], seed=0, scale=1.0))
 
 
 def make_world(**changes: Any) -> World:
