@@ -335,5 +335,5 @@ def test_only_the_sources_travel(tmp_path: Path) -> None:
     submit.stage_sources(submit.make_job("tiny", [], "s3://bucket/x", [], {}), tmp_path)
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.parts[0] for path in found} == set(submit.SOURCES)
-    assert {path.suffix for path in found} <= {".py", ".yaml", ".html", ".css", ".js", ".typed", ".json"}
+    assert {path.suffix for path in found} <= {".py", ".yaml", ".html", ".css", ".js", ".typed", ".json", ".sh"}
     assert sum((tmp_path / path).stat().st_size for path in found) < 2_000_000
