@@ -18,11 +18,12 @@ class Place:
     """Place where Ray may put an actor.
 
     Attributes:
-        options: Actor options passed to Ray.
+        options: Actor options passed to Ray. They name a scheduling strategy: without one, a trial of Ray Tune keeps its
+            workers within its own resources, which are none.
         on_head: Whether the place is the head, because there is no other node.
     """
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=lambda: {"scheduling_strategy": "DEFAULT"})
     on_head: bool = False
 
 
@@ -49,7 +50,9 @@ class Placement:
         head = next((node for node in nodes if node.is_head and node.alive and not node.draining), None)
         if head is not None and self.only_head_available(nodes):
             for _ in range(int(head.num_cpus) - on_head):
-                yield Place({"label_selector": {"ray.io/node-id": head.id}}, on_head=True)
+                yield Place(
+                    {"scheduling_strategy": "DEFAULT", "label_selector": {"ray.io/node-id": head.id}}, on_head=True
+                )
         selector = {}
         if excluded := [node.id for node in nodes if node.alive and not self._is_for_workers(node)]:
             selector["ray.io/node-id"] = f"!in({','.join(excluded)})"

@@ -58,8 +58,9 @@ class TaskTry:
         self._worker: WorkerIdentity | None = None
         self._staying_before = staying_nodes()
         run = run_task.options(
-            num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=self.name
-        )
+            num_cpus=resources.threads, num_gpus=resources.gpus, num_returns="streaming", name=self.name,
+            scheduling_strategy="DEFAULT",  # not within the resources of a trial of Ray Tune, see ``Place``
+        )  # fmt: skip
         self._updates = run.remote(task, arguments, resources.threads, check, self._key)
 
     @property

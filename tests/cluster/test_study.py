@@ -45,6 +45,20 @@ def test_a_study_that_is_killed_comes_to_the_same_results(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == found
 
 
+def test_runs_of_a_study_have_workers_of_their_own(tmp_path: Path) -> None:
+    base = counting_config().model_dump_json()
+    on_ray = "{execution.executor: ray, execution.workers: 1}"
+    study = study_file(tmp_path, f"base: {base}\nseeds: [1]\noverrides: {on_ray}\narms: {{trained: {{}}}}\n")
+    study_dir = tmp_path / "study"
+    code, output = command.run("study", study, "--run-dir", str(study_dir))
+    assert code == 0, output
+    trial = trials_of(load_study(study))[0]
+    straight = tmp_path / "straight"
+    in_process = {"execution": trial.config.execution.model_copy(update={"executor": "in-process"})}
+    run_config(trial.config.model_copy(update=in_process), str(straight), "run")
+    assert command.outcome(study_dir / trial.folder) == command.outcome(straight)
+
+
 def _rows(name: str) -> list[dict[str, float]]:
     return [{"generation": 1.0, "validation": {"good": 100.0, "bad": 1.0}[name]}]
 
