@@ -9,6 +9,17 @@ def number(value: float, digits: int = 0) -> str:
     return text.replace("-", "\N{MINUS SIGN}") if float(text.replace(",", "")) else text.lstrip("-")
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Format a number of things: 1 run, 2,000 runs.
+
+    Args:
+        count: Number.
+        one: Singular.
+        many: Plural; "" for the singular with an s.
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Format seconds: 5.7 s, 3 min 20 s, 1 h 12 min."""
     if seconds < 59.95:

@@ -32,6 +32,7 @@ from pipeline.cli import (
     watch,
 )
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER
+from pipeline.stages.table import STAGES
 
 _EXAMPLES = """\
 examples:
@@ -59,6 +60,17 @@ examples:
   world-models storage check runs/tiny                    verify every byte of a run
 """
 
+# Commands whose work is saved as they go, so that the same command resumes it.
+_RESUMABLE = {
+    *(stage.name for stage in STAGES),
+    "run",
+    "resume",
+    "submit",
+    "study",
+    "temperatures",
+    "baselines",
+    "storage",
+}
 # Commands whose only purpose is their standard output.
 _FILTERS = ("baselines", "bench", "compare", "export", "plan", "status", "storage")
 
@@ -90,9 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         terminated = signals.was_terminated()
         how = "terminated" if terminated else "interrupted"
-        hint = _resume_hint(options, arguments)
-        saved = "" if options.command in _FILTERS else "Completed work is saved. "
-        print(f"\nworld-models: {how}. {saved}To resume: {hint}", file=sys.stderr)
+        saved = ""
+        if options.command in _RESUMABLE:
+            saved = f". Completed work is saved. To resume: {_resume_hint(options, arguments)}"
+        print(f"\nworld-models: {how}{saved}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
         output.require_a_reader(False)  # text left in the buffer has no reader

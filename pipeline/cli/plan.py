@@ -105,7 +105,7 @@ def _plan(options: argparse.Namespace) -> int:
         cores = num_cores()
         at_once = f"{cores} worker{'s' if cores > 1 else ''} at once"
         speed_from = f"CPU time, a new track every episode, measured now on {cpu_kind()}, {at_once}"
-        logger.info("measuring a worker's speed (about 30 s); pass --steps-per-s to skip")
+        logger.info("measuring a worker's speed, twice for %g s; pass --steps-per-s to skip", options.seconds)
         rates = measure_rates(config, options.seconds, cores)
     costs = planning.Costs(
         speed=WorkerSpeed.from_rates(config, *rates),

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import ConfigError, JobError, StorageError
+from pipeline.base.formatting import counted
 from pipeline.base.ray_environment import cluster_address
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, run_dir
 from pipeline.cli.executors import prepare_local_ray
@@ -45,12 +46,12 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "study",
         metavar="STUDY",
-        help=f"study ({', '.join(study_names())}) or path of its YAML file; with --vary or --seeds, a preset or a "
-        "config file",
+        help=f"study ({', '.join(study_names())}) or path of its YAML file; with --vary or several --seeds, a preset "
+        "or a config file",
     )
     command.add_argument(
         "--run-dir", type=run_dir, metavar="STUDY_DIR", help="folder or s3://bucket/prefix of the study "
-        "(default: runs/NAME, with the study's name)",
+        "(default: runs/NAME with the study's name, runs/PRESET-study without a study file)",
     )  # fmt: skip
     command.add_argument(
         "--vary", action="append", default=[], metavar="KEY=VALUE,VALUE",
@@ -73,6 +74,7 @@ def _seeds(text: str) -> list[int]:
 def _study(options: argparse.Namespace) -> int:
     from pipeline.comparison.page import write
     from pipeline.comparison.scores import table
+    from pipeline.storage.layout import CONFIG
     from pipeline.storage.run_dir import check_lasting, open_store
     from pipeline.studies.plan import COMPARISON, STUDY, trials_of
     from pipeline.studies.results import compare_study
@@ -81,6 +83,8 @@ def _study(options: argparse.Namespace) -> int:
     run_dir = options.run_dir or f"runs/{study.name}"
     store = open_store(run_dir)
     study_dir = store.locate()
+    if store.exists(CONFIG):
+        raise ConfigError(f"{study_dir} holds a run, not a study: choose another --run-dir")
     trials = trials_of(study)
     early_stopping = _asha(study, trials)
     if cluster_address(trials[0].config.execution.ray_address) is not None:
@@ -111,8 +115,9 @@ def _log_plan(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> No
 
     shared = {stage.folder for trial in trials for stage in trial.shared}
     logger.info(
-        "study %s: %d runs (%d arms, %d seeds) in %s/%s; %d stages are made once for several runs",
-        study.name, len(trials), len(study.arms), len(study.seeds), study_dir, ARMS, len(shared),
+        "study %s: %s (%s, %s) in %s/%s; %s made once for several runs",
+        study.name, counted(len(trials), "run"), counted(len(study.arms), "arm"), counted(len(study.seeds), "seed"),
+        study_dir, ARMS, counted(len(shared), "stage is", "stages are"),
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class MdnRnnConfig(Section):
     )
     validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="fraction of episodes held out")
     shuffle_frames: int = Field(200_000, ge=1, description="latents in memory at a time, shuffled in windows")
-    patience: int | None = Field(None, ge=1, description="as in vae")
+    patience: int | None = Field(None, ge=1, description="epochs without a better held-out loss before stopping early")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of the LSTM; the heads are float32"
     )

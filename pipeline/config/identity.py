@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -51,8 +52,13 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) or (key in old) != (key in new):
-            lines.append(f"  {key}: {old.get(key, '(absent)')!r} -> {new.get(key, '(absent)')!r}")
+            lines.append(f"  {key}: {_shown(old, key)} -> {_shown(new, key)}")
     return lines
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    """Value of a key as in YAML."""
+    return json.dumps(values[key]) if key in values else "(absent)"
 
 
 def shrunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -61,7 +67,8 @@ def shrunk(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     def below(a: Any, b: Any) -> bool:
         return a is not None and (b is None or a < b)
 
-    return [f"  {key}: {old[key]!r} -> {new[key]!r}" for key in sorted(old) if key in new and below(new[key], old[key])]
+    smaller = [key for key in sorted(old) if key in new and below(new[key], old[key])]
+    return [f"  {key}: {_shown(old, key)} -> {_shown(new, key)}" for key in smaller]
 
 
 def check_same_run(old: RunConfig, new: RunConfig, where: str) -> None:

@@ -157,7 +157,8 @@ def _explain(detail: Any, *, named: bool) -> str:
         message = str(detail["ctx"]["error"])
         return f"{key}: {message}" if key else message
     if detail["type"] == "model_type":
-        return f"{key} = {detail['input']!r}: {key} is a section. Set its keys: {', '.join(_keys_of(location))}"
+        given = "" if named else f"{key} = {detail['input']!r}: "
+        return f"{given}{key} is a section; set one of its keys: {', '.join(_keys_of(location))}"
     expected = f"expected {_expected(detail)}"
     return expected if named else f"{key} = {detail['input']!r}: {expected}"
 

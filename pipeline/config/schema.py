@@ -44,8 +44,8 @@ class EnvConfig(Section):
     )
     rendering: Literal["texture", "gymnasium"] = Field(
         "texture",
-        description="CarRacing only. How frames are drawn: from a texture of the track, or by Gymnasium, 50 times "
-        "slower",
+        description="CarRacing only. How frames are drawn: from a texture of the track, or by Gymnasium, up to "
+        "46 times slower",
     )
     max_episode_steps: int = Field(1000, ge=2, description="steps after which an episode is truncated")
     action_repeat: int = Field(
@@ -163,7 +163,7 @@ class EvaluateConfig(Section):
     agent: str | None = Field(
         None,
         description="agent to evaluate in place of the run's own: a run, or a class as module:Class; the run then "
-        "consists of this stage alone (docs/results.md)",
+        "consists of this stage alone (docs/agents.md)",
     )
 
 
@@ -209,10 +209,14 @@ class StorageConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Experiment trackers that a run's metrics are published to. No result depends on it; logins are theirs."""
+    """Experiment trackers that a run's metrics are published to. No result depends on it.
+
+    Addresses and logins come from the trackers' own environment variables.
+    """
 
     trackers: list[Literal["mlflow", "wandb", "trackio"]] = runtime(
-        [], description="trackers, each from the extra of its name; places and logins come from their environment"
+        [],
+        description="trackers, each from the extra of its name, with its own environment variables",
     )
     project: str = runtime("world-models", min_length=1, description="project, or MLflow's experiment")
 

@@ -117,6 +117,11 @@ def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], s
         name = load_config(base).name
     except ConfigError as error:
         raise ConfigError(f"{error}. Studies: {', '.join(study_names())}") from error
+    if not varied and len(seeds) < 2:
+        raise ConfigError(
+            f"{base} with one seed is one run, not a study: name what varies, for example --vary "
+            f"mdnrnn.init=trained,random or --seeds 1,2,3; or world-models run {base}"
+        )
     choices = []
     for text in varied:
         key, separator, values = text.partition("=")
@@ -129,7 +134,8 @@ def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], s
         if arm_name in arms:
             raise ConfigError(f"--vary: two arms have the name {arm_name}; put arms like these into a study file")
         arms[arm_name] = dict(arm)
-    study = {"name": name, "base": base, "seeds": [*seeds], "overrides": dict(overrides), "arms": arms}
+    # Its default folder is not that of a run of the config.
+    study = {"name": f"{name}-study", "base": base, "seeds": [*seeds], "overrides": dict(overrides), "arms": arms}
     return _validate(study, "the command line")
 
 

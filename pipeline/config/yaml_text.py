@@ -44,7 +44,14 @@ def parse(text: str, source: str) -> Document:
         lines = dict(_lines(root, (), source)) if root is not None else {}
         return Document(_yaml().load(text), lines)
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid date or number
-        raise ConfigError(f"{source} is not valid YAML: {str(error).replace('<unicode string>', source)}") from error
+        raise ConfigError(_description(error, source)) from error
+
+
+def _description(error: Exception, source: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = source if mark is None or source.startswith("-o ") else f"{source}, line {mark.line + 1}"
+    problem = getattr(error, "problem", None) or str(error)
+    return f"{place}: this is not valid YAML; expected keys with values, one per line. The parser says: {problem}"
 
 
 def to_text(values: Any) -> str:

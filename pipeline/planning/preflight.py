@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError
-from pipeline.base.formatting import binary_size, rough_duration
+from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
@@ -209,7 +209,7 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
             (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers, True,
         ),
         StageEstimate(
-            "evaluate", f"{num_controllers} controllers x {config.evaluate.episodes} tracks",
+            "evaluate", f"{counted(num_controllers, 'controller')} x {counted(config.evaluate.episodes, 'track')}",
             evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers, True,
         ),
         StageEstimate("report", "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
@@ -229,26 +229,26 @@ def describe(
 ) -> str:
     """Write the estimates as a table; arguments as for ``estimate``."""
     rows = estimate(config, env_rate, collected_actions)
-    count = num_workers(config)
-    workers = f"{count} worker{'s' * (count != 1)} here" if not _on_a_cluster(config) else "the cluster's workers"
+    workers = f"{counted(num_workers(config), 'worker')} here" if not _on_a_cluster(config) else "the cluster's workers"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
-        f"  {'stage':<15} {'about':>17}  {'disk':>9}  work",
+        f"  {'stage':<15} {'time if idle':>17}  {'disk':>9}  work",
     ]
     for row in rows:
         lines.append(f"  {row.stage:<15} {_time([row]):>17}  {binary_size(row.disk_bytes):>9}  {row.work}")
     time, disk = _time(rows), binary_size(sum(r.disk_bytes for r in rows))
     lines.append(
         f"  {'all':<15} {time:>17}  {disk:>9}  "
-        f"memory at most {binary_size(max(r.memory_bytes for r in rows))}; times are rough estimates for this machine"
+        f"memory up to {binary_size(max(r.memory_bytes for r in rows))}; rough estimates for this machine if nothing "
+        "else runs on it"
     )
     return "\n".join(lines)
 
 
 def _time(rows: Sequence[StageEstimate]) -> str:
     text = rough_duration(sum(row.seconds for row in rows))
-    return f"at most {text}" if any(row.at_most for row in rows) else text
+    return f"up to {text}" if any(row.at_most for row in rows) else text
 
 
 def check(config: RunConfig, run_dir: str, collected_actions: float | None = None) -> None:

@@ -59,7 +59,7 @@ def test_the_cpu_beside_a_gpu_is_no_matter() -> None:
     ("other", "said"),
     [
         (replace(THIS, cpu_kind="a quantum computer"), "a quantum computer"),
-        (replace(THIS, versions={**THIS.versions, "torch": "0.1"}), "torch: .* -> '0.1'"),
+        (replace(THIS, versions={**THIS.versions, "torch": "0.1"}), 'torch: .* -> "0.1"'),
     ],
 )
 def test_another_cpu_or_library_is_refused_unless_told(

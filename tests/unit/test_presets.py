@@ -305,7 +305,7 @@ def test_a_key_given_without_its_section_is_found_in_it() -> None:
 
 
 def test_a_value_where_a_section_is_meant_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"encode = 8: encode is a section\. Set its keys: batch_size"):
+    with pytest.raises(ConfigError, match=r"-o encode=8: encode is a section; set one of its keys: batch_size"):
         load_config("smoke", ["encode=8"])
 
 

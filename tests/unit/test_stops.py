@@ -26,15 +26,22 @@ def perform(options):
     time.sleep(600)
     return 0
 
-options = Namespace(command="status", perform=perform)
+options = Namespace(command="{command}", perform=perform)
 cli.make_parser = lambda: SimpleNamespace(parse_args=lambda arguments: options)
 sys.exit(cli.main(["status", "nowhere"]))
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int) -> None:
-    script = SCRIPT.format(name=name)
+@pytest.mark.parametrize(
+    ("name", "code", "command", "said"),
+    [
+        ("SIGTERM", 143, "temperatures", "terminated. Completed work is saved. To resume: run the same command again"),
+        ("SIGINT", 130, "status", "interrupted"),
+    ],
+)
+def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int, command: str, said: str) -> None:
+    script = SCRIPT.format(name=name, command=command)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stderr
-    assert "To resume: run the same command again" in done.stderr
+    assert f"world-models: {said}" in done.stderr
+    assert ("To resume" in done.stderr) == (command == "temperatures")

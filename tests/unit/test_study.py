@@ -67,6 +67,7 @@ def test_a_preset_is_varied_in_every_combination() -> None:
     config = config_of(study, "mdnrnn.init=random+evolve.sigma=0.2", 4)
     assert (config.mdnrnn.init, config.evolve.sigma, config.vae.epochs, config.seed) == ("random", 0.2, 1, 4)
     assert [*load_study("smoke", seeds=[1, 2]).arms] == ["smoke"], "one arm, several seeds"
+    assert study.name == "smoke-study", "its folder is not that of the preset"
 
 
 def test_a_saved_study_needs_no_other_file(tmp_path: Path) -> None:
@@ -110,6 +111,15 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path: Path) -> None:
         load_study(study_file(tmp_path), varied=["seed=1,2"])
     with pytest.raises(ConfigError, match=r"neither a preset nor a YAML file.*Studies: ablation"):
         load_study("ablatoin")
+    with pytest.raises(ConfigError, match="smoke with one seed is one run, not a study"):
+        load_study("smoke")
+
+
+def test_a_folder_with_a_run_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("name: other")
+    assert main(["study", study_file(tmp_path), "--run-dir", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds a run, not a study: choose another --run-dir" in capsys.readouterr().err
+    assert not (tmp_path / "study.yaml").exists()
 
 
 def test_runs_share_what_is_the_same_up_to_where_they_differ(tmp_path: Path) -> None:
