@@ -45,6 +45,13 @@ class TakeCoverActions(BoxActions):
         """Convert an action, (1,) float32, to the buttons for right and left."""
         return [bool(action[0] > _THRESHOLD), bool(action[0] < -_THRESHOLD)]
 
+    def vector(self, value: Any) -> NDArray[np.float32]:
+        """Convert the number itself, or the buttons for right and left, to an action, (1,) float32."""
+        if np.shape(value) == (2,):
+            right, left = value
+            value = float(right) - float(left)
+        return super().vector(value)
+
 
 class TakeCover:
     """The pipeline's TakeCover environment; see ``pipeline.envs.environment`` for the methods.

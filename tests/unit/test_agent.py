@@ -254,6 +254,45 @@ def test_misuse_is_an_error_that_says_what_was_expected() -> None:
         agent.act(images(3, rng))
     with pytest.raises(ValueError, match="temperature 0"):
         agent.dream(3, 0)
+    agent.reset()
+    agent.act(images(2, rng))
+    for row in (2, -1):
+        with pytest.raises(ValueError, match=rf"row {row}: the agent acts in 2 episodes"):
+            agent.begin_dream(row=row)
+    with pytest.raises(ValueError, match="0 samples: expected at least one"):
+        agent.begin_dream(samples=0)
+    with pytest.raises(ValueError, match="0 steps: expected at least one"):
+        agent.dream(0)
+    with pytest.raises(ValueError, match=r"actions \(2, 3\): expected \(3, 3\)"):
+        agent.dream(3, actions=np.zeros((2, 3), np.float32))
+
+
+def test_actions_taken_that_do_not_fit_are_an_error_and_leave_the_state() -> None:
+    agent, rng = Agent(make_trained()), np.random.default_rng(0)
+    batch = images(3, rng)
+    agent.reset(1)
+    agent.act(batch)
+    before = agent.h
+    straight = np.array([0, 1, 0], np.float32)
+    with pytest.raises(ValueError, match="2 actions taken in 3 episodes: expected one for each"):
+        agent.act(batch, [straight, straight])
+    with pytest.raises(ValueError, match=r"has 2 numbers: expected a value of Box"):
+        agent.act(batch, [straight, straight[:2], straight])
+    with pytest.raises(ValueError, match="the action taken in row 1 is not finite"):
+        agent.act(batch, [straight, straight * np.nan, straight])
+    np.testing.assert_array_equal(agent.h, before)
+
+
+def test_an_action_taken_is_held_like_the_controllers() -> None:
+    agent, rng = Agent(make_trained(action_repeat=3)), np.random.default_rng(0)
+    straight, left = np.array([0, 1, 0], np.float32), np.array([-1, 1, 0], np.float32)
+    observation = images(1, rng)[0]
+    for held in (straight, left):
+        np.testing.assert_array_equal(agent.act(observation, held), held)
+        with pytest.raises(ValueError, match="action_repeat is 3, and the action that was taken is held for 2 more"):
+            agent.act(observation, held + 0.5)
+        np.testing.assert_array_equal(agent.act(observation, held), held)
+        np.testing.assert_array_equal(agent.act(observation), held)
 
 
 def test_a_controller_that_is_no_number_is_an_error() -> None:
