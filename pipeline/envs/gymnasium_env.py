@@ -17,10 +17,11 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.extras import import_extra
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, actions_of
 from pipeline.envs.engines import starting_engines
-from pipeline.envs.environment import Step, configure_headless, import_extra
+from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.frames import to_frame, to_rgb
 
 Image = NDArray[np.uint8]
@@ -62,7 +63,7 @@ def registration_problem(env_id: str) -> str | None:
     else:
         for start, plugin in PLUGINS.items():
             if env_id.startswith(start):
-                import_extra(env_id, plugin.module, plugin.extra)
+                import_extra(plugin.module, plugin.extra, f"env.id = {env_id!r}")
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:

@@ -124,8 +124,14 @@ def test_an_agent_of_the_package_is_loaded_by_name_and_cannot_be_changed(
     for change in changes:
         with pytest.raises(StorageError, match=r"copy it first, `world-models storage copy pretrained:counter"):
             change()
-    with pytest.raises(ConfigError, match=r"pretrained:nobody: there is no such agent. Expected counter"):
+    with pytest.raises(
+        ConfigError, match=r"pretrained:nobody: there is no such agent\. .* package: pretrained:counter$"
+    ):
         open_pretrained("nobody")
+    monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"no such agent\. No agent comes with this package\. .*`world-models run`"):
+        open_pretrained("counter")
+    monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path)
     assert main(["resume", "pretrained:counter"]) != 0
     assert main(["storage", "check", "pretrained:counter"]) == 0
     assert main(["storage", "copy", "pretrained:counter", str(tmp_path / "copy")]) == 0
