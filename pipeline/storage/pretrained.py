@@ -69,8 +69,8 @@ def open_pretrained(name: str) -> PretrainedStore:
         present = (
             f"The agents that come with this package: {', '.join(f'{PRETRAINED}{each}' for each in names)}"
             if names
-            else "No agent comes with this package. Name a run directory or a folder of `world-models pack` in its place, "
-            "or make a run with `world-models run`"
+            else "No agent comes with this package. Name the folder of a run or of a pack in its place, or make a run "
+            "with `world-models run`"
         )
         raise ConfigError(f"{PRETRAINED}{name}: there is no such agent. {present}")
     return PretrainedStore(folder_of_pretrained() / name, name)

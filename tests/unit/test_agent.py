@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pipeline.agent import Agent
 from pipeline.base.errors import ConfigError
-from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.artifacts import EVOLUTION, MDNRNN, MDNRNN_WEIGHTS, VAE, VAE_WEIGHTS
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.observations import frame_of
 from pipeline.envs.registry import make_environment, traits_of
-from pipeline.evolution.fitness import scored_jobs
 from pipeline.models import weights
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import frames_to_input, output_to_frames
-from pipeline.rollouts.loop import RolloutWorker
-from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
-from pipeline.storage.manifest import Manifest, commit, read_records, seal
-from tests.made_run import random_agent
+from tests.made_run import evaluated, put_trained, random_agent
 
 STEPS = 40
 PAGE = Path(__file__).parents[2] / "docs/agents.md"
@@ -50,18 +42,6 @@ def make_trained(z: str = "sample", **env: Any) -> TrainedAgent:
         }
     )
     return random_agent(config)
-
-
-def evaluated(trained: TrainedAgent, episodes: Sequence[int]) -> list[float]:
-    """Returns of the evaluation on test tracks."""
-    config = trained.config
-    worker = RolloutWorker(config.test_env, config.agent, trained.vae_weights, trained.mdnrnn_weights)
-    jobs = scored_jobs(
-        config.seed, purpose="test", generation=0, candidate=0, parameters=trained.controllers["best"],
-        first_track=config.tracks.test.start, episodes=episodes, max_steps=config.env.max_episode_steps,
-    )  # fmt: skip
-    results = dict(worker.run(jobs))
-    return [results[job.id].episode_return for job in jobs]
 
 
 @pytest.mark.parametrize("z", ["sample", "mu"])
@@ -197,20 +177,10 @@ def test_a_dream_is_ms_own_distribution() -> None:
     assert dreamt.end_probabilities[0, 0] == pytest.approx(torch.sigmoid(prediction.done_logit).item(), abs=1e-5)
 
 
-def put_agent(store: LocalStore, trained: TrainedAgent) -> None:
-    """Write a run whose evolution has this agent."""
-    store.write(CONFIG, dump(trained.config).encode())
-    commit(store, VAE, VAE_WEIGHTS, trained.vae_weights)
-    commit(store, MDNRNN, MDNRNN_WEIGHTS, trained.mdnrnn_weights)
-    commit(store, EVOLUTION, "controllers-000001.safetensors", save(dict(trained.controllers)), best_generation=1)
-    for prefix in (VAE, MDNRNN, EVOLUTION):
-        seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
-
-
 def test_the_examples_of_the_documentation_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_agent(LocalStore(tmp_path / "runs/laptop"), make_trained())
+    put_trained(LocalStore(tmp_path / "runs/laptop"), make_trained())
     monkeypatch.chdir(tmp_path)
     first, batch, foreign = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     short = first.replace('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})')
