@@ -276,10 +276,11 @@ class Agent:
             raise ValueError(f"temperature {temperature} must be above 0")
         if samples < 1:
             raise ValueError(f"{samples} samples: expected at least one")
-        if moment is None and self._count is None:
-            raise ValueError("a dream begins at an observation: call act() first")
-        if moment is None and not 0 <= row < self._count:
-            raise ValueError(f"row {row}: the agent acts in {self._count} episodes, from row 0 on")
+        if moment is None:
+            if self._count is None:
+                raise ValueError("a dream begins at an observation: call act() first")
+            if not 0 <= row < self._count:
+                raise ValueError(f"row {row}: the agent acts in {self._count} episodes, from row 0 on")
         if self._mdnrnn is None:
             self._mdnrnn = load_mdnrnn(self._agent, self._actions.size, self._trained.mdnrnn_weights)
         controllers = self._controllers_of(samples)
