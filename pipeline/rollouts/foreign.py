@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium
+import numpy as np
 
 from pipeline.base.errors import ConfigError, EpisodeError
 from pipeline.config.schema import EnvConfig, RunConfig
@@ -35,7 +36,7 @@ class ForeignAgent(Protocol):
         """Begin an episode. If it takes an argument ``seed``, it gets the track's seed."""
 
     def act(self, observation: Any) -> Any:
-        """Choose the action for an observation of the game, as the game's action space has it."""
+        """Choose the action for an observation of the game, as the game's action space has it, or as a list."""
 
 
 def names_class(agent: str) -> bool:
@@ -165,7 +166,8 @@ class ForeignWorker:
                 total, steps, terminated, truncated = 0.0, 0, False, False
                 while not (terminated or truncated) and steps < job.max_steps:
                     when = f"in step {steps + 1}"
-                    observation, reward, terminated, truncated, _ = game.step(self._agent.act(observation))
+                    action = _as_array(self._agent.act(observation), game.action_space)
+                    observation, reward, terminated, truncated, _ = game.step(action)
                     total, steps = total + float(reward), steps + 1
             except Exception as error:
                 raise EpisodeError.raised(job.name, when, error, job.id) from error
@@ -174,6 +176,11 @@ class ForeignWorker:
                     game.close()
             truncated = truncated or (steps >= job.max_steps and not terminated)
             yield job.id, RolloutResult(total, steps, bool(terminated), bool(truncated))
+
+
+def _as_array(action: Any, space: gymnasium.Space[Any]) -> Any:
+    """A list of numbers as the array that games take; any other action as it is."""
+    return np.asarray(action, space.dtype) if isinstance(action, list | tuple) and space.shape else action
 
 
 def _make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:

@@ -44,10 +44,11 @@ def job(track: int, max_steps: int) -> RolloutJob:
     return RolloutJob("test", 0, 0, 0, track, 0, np.zeros(0, np.float32), max_steps)
 
 
-def test_a_class_acts_in_gymnasiums_own_game() -> None:
+@pytest.mark.parametrize("name", ["Straight", "Listing"])
+def test_a_class_acts_in_gymnasiums_own_game(name: str) -> None:
     config = EnvConfig(id="CarRacing-v3", view="playfield", max_episode_steps=25)
     jobs = [job(3, 25)]
-    ((_, result),) = ForeignWorker("tests.foreign_agents:Straight", config).run(jobs)
+    ((_, result),) = ForeignWorker(f"tests.foreign_agents:{name}", config).run(jobs)
     env, agent, total = gymnasium.make("CarRacing-v3"), Straight(), 0.0
     observation, _ = env.reset(seed=3)
     for _ in range(25):
