@@ -9,8 +9,8 @@ action = agent.act(observation)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +24,31 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.actions import Actions
-from pipeline.envs.observations import frame_of
+from pipeline.envs.observations import frame_of, rows_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.models.precision import Precision
-from pipeline.models.steered import Moment, SteeredDream
+from pipeline.models.steered import Imagined, Moment, SteeredDream, imagined
 from pipeline.storage.run_dir import as_run_dir, open_store
 
 Array = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class Imagined:
-    """Dreams that all begin at one moment of an episode.
-
-    Attributes:
-        frames: V's pictures of the dreamt latents, (N, steps, 64, 64, 3) uint8 RGB.
-        z: Dreamt latents, (N, steps, Z) float32.
-        actions: Actions as M sees them, (N, steps, A) float32; the first leads to the first frame.
-        rewards: Rewards that M predicts, (N, steps) float32; None if M has no reward head.
-        end_probabilities: Probability that M gives to an end at each step, (N, steps) float32; None if M has no done
-            head.
-    """
-
-    frames: Frames
-    z: Array
-    actions: Array
-    rewards: Array | None
-    end_probabilities: Array | None
-
-
 class Agent:
     """V, M and a controller, for one episode or for several in step.
 
     The agent takes the observations of the game itself, such as Gymnasium's CarRacing-v3, and returns the actions that
-    the game takes. On the test tracks its returns equal those of ``world-models evaluate`` to the bit, on one kind of
-    CPU and at one precision: call ``reset(seed)`` with the track's seed, and ``act`` for every observation.
+    the game takes. Call ``reset(seed)`` with the track's seed, and ``act`` for every observation.
+
+    On a test track the return then equals that of ``world-models evaluate`` to the bit, under these conditions:
+
+    - The evaluation drew with Gymnasium: ``evaluate.rendering`` is ``gymnasium``, the default.
+    - ``env.action_repeat`` is 1. The evaluation sums the rewards of one action first, which rounds otherwise.
+    - The game has the evaluation's arguments and step limit: ``env.max_episode_steps``, for CarRacing-v3 1,000.
+    - V's encoder computed in float32 there (``rollouts.precision``), and does here (``precision="float32"``).
+    - Both ran on one kind of CPU, with the same versions of the libraries.
 
     With ``env.action_repeat`` above 1 an action is held: ``act`` returns the same one for that number of calls.
 
@@ -69,8 +56,7 @@ class Agent:
         trained: Weights and controllers of a run.
         controller: Name of the controller: ``best`` or ``mean``; None for the best.
         precision: Number format of V's encoder, as the key ``rollouts.precision``; None for the run's own.
-        batch_size: Rows of a forward pass; None for the run's own ``rollouts.micro_batch``, at which the bits are those
-            of the evaluation.
+        batch_size: Rows of a forward pass; None for the run's own ``rollouts.micro_batch``, as in the evaluation.
         own_frames: Whether observations are the frames of the pipeline's environment, (64, 64, 3), which repeats
             actions itself.
 
@@ -116,20 +102,28 @@ class Agent:
         self.reset()
 
     @classmethod
-    def load(cls, run: str | Path, controller: str | None = None, precision: Precision | None = None) -> Agent:
+    def load(
+        cls,
+        run: str | Path,
+        controller: str | None = None,
+        precision: Precision | None = None,
+        *,
+        own_frames: bool = False,
+    ) -> Agent:
         """Load the agent of a run.
 
         Args:
             run: Folder of the run, ``s3://bucket/prefix``, or ``pretrained:NAME``.
             controller: See the class.
             precision: See the class.
+            own_frames: See the class.
 
         Raises:
             ConfigError: There is no such run or controller, or this CPU does not support the precision.
             StorageError: The run has not evolved yet.
             DamagedDataError: Weights are missing or changed.
         """
-        return cls(TrainedAgent.read(open_store(as_run_dir(str(run)))), controller, precision)
+        return cls(TrainedAgent.read(open_store(as_run_dir(str(run)))), controller, precision, own_frames=own_frames)
 
     def reset(self, seed: int | Sequence[int] | None = None, rows: Sequence[int] | None = None) -> None:
         """Begin episodes.
@@ -158,16 +152,17 @@ class Agent:
             observation: Observation of the game, see ``pipeline.envs.observations.frame_of``; or a batch of them: a
                 list, an array (N, H, W, 3), or a Dict of such arrays, as Gymnasium's vector environments return it.
             taken: Action that somebody else takes in place of the controller's, or a batch of them: M's state follows
-                it. None for the controller's own.
+                it. While an action is held, only that one. None for the controller's own.
 
         Returns:
             Action that the game takes; for a batch an array of N of them.
 
         Raises:
-            ValueError: The observation is no image of the game, the number of rows has changed since ``reset``, or the
+            ValueError: The observation is no image of the game, the number of rows has changed since ``reset``, the
+                actions taken are no actions, are not one for each row, or differ from those that are held, or the
                 controller's output is not finite.
         """
-        observations = _rows(observation)
+        observations = rows_of(observation)
         self._single = observations is None
         each_row = [observation] if observations is None else observations
         frames = each_row if self._own_frames else [frame_of(each, self.config.env) for each in each_row]
@@ -178,8 +173,9 @@ class Agent:
         for row, frame in enumerate(frames):
             self._frames[row] = frame
         due = self._calls[: self._count] % self._repeat == 0
+        vectors = self._vectors(taken, due)
         if due.any():
-            self._advance(due, self._vectors(taken))
+            self._advance(due, vectors)
         self._calls[: self._count] += 1
         native = [self._actions.native(action) for action in self._chosen[: self._count]]
         return native[0] if self._single else np.stack(native)
@@ -247,19 +243,15 @@ class Agent:
             actions: Actions to take as M sees them, (steps, A) float32; None for the controller's own in each dream.
 
         Raises:
-            ValueError: The agent has not acted yet, or the temperature is not above 0.
+            ValueError: As for ``begin_dream``; or there is no step, or not an action for each.
         """
+        if steps < 1:
+            raise ValueError(f"{steps} steps: expected at least one")
+        if actions is not None and np.shape(actions) != (steps, self._actions.size):
+            raise ValueError(f"actions {np.shape(actions)}: expected {(steps, self._actions.size)}, one for each step")
         dream = self.begin_dream(temperature, samples=samples, seed=seed, row=row)
-        dreamt = [dream.step(None if actions is None else actions[index]) for index in range(steps)]
-        z = np.stack([each.z for each in dreamt], axis=1)
-        frames = self.decode(z.reshape(samples * steps, -1)).reshape(samples, steps, *FRAME_SHAPE)
-        return Imagined(
-            frames,
-            z,
-            np.stack([each.action for each in dreamt], axis=1),
-            _stack([each.reward for each in dreamt]),
-            _stack([each.end_probability for each in dreamt]),
-        )
+        taken = [None] * steps if actions is None else actions
+        return imagined([dream.step(action) for action in taken], self.decode)
 
     def begin_dream(
         self, temperature: float = 1.0, *, samples: int = 1, seed: int = 0, row: int = 0, moment: Moment | None = None
@@ -274,15 +266,21 @@ class Agent:
             moment: Moment to begin at; None for that of the last ``act``.
 
         Raises:
-            ValueError: The agent has not acted yet, or the temperature is not above 0.
+            ValueError: The agent has not acted yet, there is no such row or no sample, or the temperature is not above
+                0.
         """
         from pipeline.models.torch_forward import TorchDreamStep
         from pipeline.models.weights import load_mdnrnn
 
         if temperature <= 0:
             raise ValueError(f"temperature {temperature} must be above 0")
-        if moment is None and self._count is None:
-            raise ValueError("a dream begins at an observation: call act() first")
+        if samples < 1:
+            raise ValueError(f"{samples} samples: expected at least one")
+        if moment is None:
+            if self._count is None:
+                raise ValueError("a dream begins at an observation: call act() first")
+            if not 0 <= row < self._count:
+                raise ValueError(f"row {row}: the agent acts in {self._count} episodes, from row 0 on")
         if self._mdnrnn is None:
             self._mdnrnn = load_mdnrnn(self._agent, self._actions.size, self._trained.mdnrnn_weights)
         controllers = self._controllers_of(samples)
@@ -331,13 +329,23 @@ class Agent:
         purpose, index = ("test/noise", episode) if episode >= 0 else ("agent/noise", seed)
         self._streams[row] = np.random.Generator(np.random.PCG64(seeding.derive(self.config.seed, purpose, index)))
 
-    def _vectors(self, taken: Any) -> Array | None:
+    def _vectors(self, taken: Any, due: NDArray[np.bool_]) -> Array | None:
         """Actions of somebody else as M sees them, with a row for each of the controller's."""
         if taken is None:
             return None
+        values = [taken] if self._single else list(taken)
+        if len(values) != self._count:
+            raise ValueError(f"{len(values)} actions taken in {self._count} episodes: expected one for each")
         vectors = np.zeros_like(self._chosen)
-        for row, value in enumerate([taken] if self._single else taken):
+        for row, value in enumerate(values):
             vectors[row] = self._actions.vector(value)
+            if not np.isfinite(vectors[row]).all():
+                raise ValueError(f"the action taken in row {row} is not finite: {value}")
+            if not (due[row] or np.array_equal(vectors[row], self._chosen[row])):
+                raise ValueError(
+                    f"the action {value} in row {row}: env.action_repeat is {self._repeat}, and the action that was "
+                    f"taken is held for {-self._calls[row] % self._repeat} more calls. Take it again, or None"
+                )
         return vectors
 
     def _advance(self, due: NDArray[np.bool_], taken: Array | None) -> None:
@@ -369,12 +377,6 @@ class Agent:
         return array[0].copy() if self._single else array[: self._count].copy()
 
 
-def _stack(parts: Sequence[Array | None]) -> Array | None:
-    """Rows of the steps, (N, steps) float32; None if M has no such head."""
-    present = [part for part in parts if part is not None]
-    return np.stack(present, axis=1) if present else None
-
-
 def _seeds(seed: int | Sequence[int] | None, count: int) -> Sequence[int | None]:
     """Seed of each row."""
     if seed is None:
@@ -384,16 +386,3 @@ def _seeds(seed: int | Sequence[int] | None, count: int) -> Sequence[int | None]
     if len(seed) != count:
         raise ValueError(f"{len(seed)} seeds for {count} episodes: expected one for each, or the first one's")
     return seed
-
-
-def _rows(observation: Any) -> list[Any] | None:
-    """Observations of a batch, one for each row; None for a single observation."""
-    if isinstance(observation, list | tuple):
-        return list(observation)
-    if isinstance(observation, Mapping):
-        of_entries = {key: _rows(entry) for key, entry in observation.items()}
-        rows = {key: entries for key, entries in of_entries.items() if entries is not None}
-        if not rows:
-            return None
-        return [dict(zip(rows, entries, strict=True)) for entries in zip(*rows.values(), strict=True)]
-    return list(observation) if getattr(observation, "ndim", 0) == 4 else None

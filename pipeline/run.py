@@ -55,6 +55,8 @@ def run_stages(
         reuse: Other runs, to whose equal stages the run refers instead of making them again.
     """
     for stage in stages_of(config) if stages is None else stages:
+        if stage.name == "evaluate":
+            stage = replace(stage, outside=evaluate.agent_identity(config))
         _refer_to_inputs(config, store, stage, reuse)
         of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)
@@ -103,9 +105,9 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     manifest = read_manifest(store, stage.prefix)
     if manifest is None:
         return False
-    identity, growable = flatten(config, "identity", stage.keys), flatten(config, "growable", stage.keys)
+    growable = flatten(config, "growable", stage.keys)
     where = store.locate(manifest_key(stage.prefix))
-    if lines := diff(manifest.config, identity):
+    if lines := diff(manifest.config, stage.identity(config)):
         raise ConfigError(f"{where} was made with a different config:\n" + "\n".join(lines) + _elsewhere(store, stage))
     if lines := shrunk(manifest.grown, growable):
         raise ConfigError(
@@ -180,7 +182,7 @@ def _check_upstream(store: Store, stage: Stage, old: Mapping[str, str], new: Map
 def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapping[str, str]) -> None:
     """Record a stage's inputs before it writes any output; in later sessions, check that they are the same."""
     key = begun_key(stage.prefix)
-    begun = {"config": flatten(config, "identity", stage.keys), "upstream": _immutable_digests(stage, upstream)}
+    begun = {"config": stage.identity(config), "upstream": _immutable_digests(stage, upstream)}
     if not store.exists(key):
         store.create(key, sealed.to_bytes(begun))
         return

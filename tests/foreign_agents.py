@@ -22,6 +22,13 @@ class Straight:
         return np.array([0, 1, 0], np.float32)
 
 
+class Listing(Straight):
+    """Full gas as a list."""
+
+    def act(self, observation: NDArray[np.uint8]) -> Any:
+        return super().act(observation).tolist()
+
+
 class Seeded:
     """Acts by the seed of its episode alone."""
 

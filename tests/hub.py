@@ -1,16 +1,20 @@
-"""A stand-in for the Hugging Face Hub: repositories, uploads of small and of large files, commits, a token."""
+"""A stand-in for the Hugging Face Hub: repositories, uploads, commits, a token, the check of a card's header."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+import yaml
+
 TOKEN = "hf_" + "t" * 34
 _LARGE = 1_000_000
+_LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "cc-by-4.0", "gpl-3.0", "other")  # some of the hub's
 
 
 class Hub:
@@ -73,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.repositories.setdefault(name, {})
             self.hub.private.setdefault(name, wanted.get("private") is True or wanted.get("visibility") == "private")
             self._answer(409 if present else 200, {"url": f"{self.hub.url}/{name}"})
+        elif self.path == "/api/validate-yaml":
+            errors = [{"message": fault} for fault in faults_of_card(json.loads(body)["content"])]
+            self._answer(400 if errors else 200, {"errors": errors, "warnings": []})
         elif "/preupload/" in self.path:
             files = [
                 {
@@ -133,3 +140,34 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+
+def faults_of_card(text: str) -> list[str]:
+    """What the hub refuses in the header of a card: licences by other names, results of another form."""
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    if found is None:
+        return ["the card has no header"]
+    try:
+        header = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        return [f"the header is no YAML: {error}"]
+    faults = []
+    if header.get("license") not in _LICENCES:
+        faults.append(f'"license" must be one of [{", ".join(_LICENCES)}]')
+    elif header["license"] == "other" and not re.fullmatch(r"[a-z0-9.-]+", str(header.get("license_name"))):
+        faults.append('"license_name" must be a string of [a-z0-9-.]')
+    if not all(isinstance(tag, str) for tag in header.get("tags", [])):
+        faults.append('"tags" must be strings')
+    for index, model in enumerate(header.get("model-index", [])):
+        where = f'"model-index[{index}]'
+        if not isinstance(model.get("name"), str):
+            faults.append(f'{where}.name" must be a string')
+        for result in model.get("results", []):
+            parts = {"task": ("type",), "dataset": ("name", "type")}
+            needed = [(part, key, result.get(part, {}).get(key)) for part, keys in parts.items() for key in keys]
+            needed += [("metrics", "type", metric.get("type")) for metric in result.get("metrics", [{}])]
+            faults += [f'{where}.results.{part}.{key}" must be a string' for part, key, value in needed
+                       if not isinstance(value, str)]  # fmt: skip
+            if any("value" not in metric for metric in result.get("metrics", [{}])):
+                faults.append(f'{where}.results.metrics.value" is required')
+    return faults

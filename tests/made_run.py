@@ -20,17 +20,29 @@ from safetensors.numpy import save
 
 from pipeline.config.presets import dump, validate
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record, shard_name
+from pipeline.data.artifacts import (
+    EVALUATION,
+    EVOLUTION,
+    MDNRNN,
+    MDNRNN_WEIGHTS,
+    TEST_EPISODES,
+    VAE,
+    VAE_WEIGHTS,
+    newest_record,
+    shard_name,
+)
 from pipeline.data.episodes import Episode, LatentEpisode
 from pipeline.data.quality import Assessment
 from pipeline.data.rounds import FIRST
 from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.registry import traits_of
+from pipeline.evolution.fitness import scored_jobs
 from pipeline.evolution.state import Generation
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.reporting.findings import read_test_returns
+from pipeline.rollouts.loop import RolloutWorker
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import Manifest, commit, read_manifest, read_records, seal, supersede
@@ -159,6 +171,28 @@ def random_agent(config: RunConfig, controllers: Mapping[str, NDArray[np.float32
         weights.to_bytes(weights.new_mdnrnn(config.agent, traits_of(config.env).actions.size)),
         controllers or random_controllers(config),
     )
+
+
+def put_trained(store: Store, trained: TrainedAgent) -> None:
+    """Write a run whose evolution has this agent."""
+    store.write("config.yaml", dump(trained.config).encode())
+    commit(store, VAE, VAE_WEIGHTS, trained.vae_weights)
+    commit(store, MDNRNN, MDNRNN_WEIGHTS, trained.mdnrnn_weights)
+    commit(store, EVOLUTION, "controllers-000001.safetensors", save(dict(trained.controllers)), best_generation=1)
+    for prefix in (VAE, MDNRNN, EVOLUTION):
+        seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
+
+
+def evaluated(trained: TrainedAgent, episodes: Sequence[int]) -> list[float]:
+    """Returns of the evaluation on test tracks."""
+    config = trained.config
+    worker = RolloutWorker(config.test_env, config.agent, trained.vae_weights, trained.mdnrnn_weights)
+    jobs = scored_jobs(
+        config.seed, purpose="test", generation=0, candidate=0, parameters=trained.controllers["best"],
+        first_track=config.tracks.test.start, episodes=episodes, max_steps=config.env.max_episode_steps,
+    )  # fmt: skip
+    results = dict(worker.run(jobs))
+    return [results[job.id].episode_return for job in jobs]
 
 
 def returns_of(run_dir: Path) -> dict[str, list[float]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.extras import import_extra
 from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, run_dir
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def _export(options: argparse.Namespace) -> int:
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
 
-    require_onnx()
+    import_extra("onnx", "onnx", "world-models export")
     store = open_store(options.run_dir)
     require_run(store)
     trained = TrainedAgent.read(store)
@@ -55,18 +54,3 @@ def _export(options: argparse.Namespace) -> int:
 
     print("\n".join(export(trained, options.controller, open_store(options.onnx))))
     return 0
-
-
-def require_onnx() -> None:
-    """Check that ONNX is installed.
-
-    Raises:
-        ConfigError: It cannot be imported; names the command that installs it.
-    """
-    try:
-        importlib.import_module("onnx")
-    except ImportError as error:
-        raise ConfigError(
-            f"world-models export needs the package onnx, which cannot be imported here ({error}). Install it: "
-            "pip install 'world-models-ray[onnx]'"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,11 @@ def add_parser(commands: Commands) -> None:
     command.add_argument("--name", required=True, type=_name, help="name of the agent: letters, digits, - and _")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the pack (default: NAME)")
     command.add_argument(
-        "--license", default="MIT", metavar="SPDX", help="licence of the weights, for the card (default: MIT)"
+        "--license",
+        default="MIT",
+        type=_spdx,
+        metavar="SPDX",
+        help="SPDX identifier of the licence of the weights, for the card (default: MIT)",
     )
     add_override(command)
     command.set_defaults(perform=_pack)
@@ -46,6 +51,12 @@ def add_parser(commands: Commands) -> None:
 def _name(text: str) -> str:
     if not text or not all(letter.isascii() and (letter.isalnum() or letter in "-_") for letter in text):
         raise argparse.ArgumentTypeError(f"{text}: letters, digits, - and _ were expected")
+    return text
+
+
+def _spdx(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", text) is None:
+        raise argparse.ArgumentTypeError(f"{text}: an SPDX identifier was expected, such as MIT or Apache-2.0")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,3 +72,15 @@ class TrainedAgent:
         if found is None:
             raise ConfigError(f"controller {name!r}: this run has {' and '.join(self.controllers)}")
         return found
+
+    def digest(self, controller: str | None = None) -> str:
+        """SHA-256 (hex) of the weights of V and M and of a controller's parameters.
+
+        Args:
+            controller: See ``controller``.
+
+        Raises:
+            ConfigError: The run has no such controller.
+        """
+        parts = self.vae_weights, self.mdnrnn_weights, self.controller(controller).tobytes()
+        return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -47,7 +47,11 @@ class Actions(Protocol):
         """Convert an action, (A,) float32, to the value that the environment takes."""
 
     def vector(self, value: Any) -> Vector:
-        """Convert a value of the space to an action, (A,) float32: the inverse of ``native``."""
+        """Convert a value of the space to an action, (A,) float32: the inverse of ``native``.
+
+        Raises:
+            ValueError: The value has another length, or is none of the choices.
+        """
 
 
 class BoxActions:
@@ -95,7 +99,7 @@ class BoxActions:
 
     def vector(self, value: Any) -> Vector:
         """See ``Actions.vector``."""
-        return np.asarray(value, np.float32).reshape(-1)
+        return _flat(value, self.size, self.space)
 
 
 class ChoiceActions:
@@ -149,8 +153,11 @@ class ChoiceActions:
 
     def vector(self, value: Any) -> Vector:
         """See ``Actions.vector``."""
+        chosen = _flat(value, len(self.counts), self.space).astype(np.int64) - self._starts
+        if ((chosen < 0) | (chosen >= self.counts)).any():
+            raise ValueError(f"the action {value!r}: expected a value of {self.space}")
         action = np.zeros(self.size, np.float32)
-        action[self._ends - self.counts + np.reshape(value, -1) - self._starts] = 1
+        action[self._ends - self.counts + chosen] = 1
         return action
 
 
@@ -184,7 +191,15 @@ class SwitchActions:
 
     def vector(self, value: Any) -> Vector:
         """See ``Actions.vector``."""
-        return np.asarray(value, np.float32).reshape(-1)
+        return _flat(value, self.size, self.space)
+
+
+def _flat(value: Any, size: int, space: gymnasium.Space[Any]) -> Vector:
+    """Numbers of an action's value, (size,) float32."""
+    numbers = np.asarray(value, np.float32).reshape(-1)
+    if len(numbers) != size:
+        raise ValueError(f"the action {value!r} has {len(numbers)} numbers: expected a value of {space}")
+    return numbers
 
 
 def actions_of(space: gymnasium.Space[Any], env_id: str) -> Actions:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions
 
@@ -93,26 +90,6 @@ def frames_of(env: Environment) -> Mapping[str, Any]:
     """Description of an environment's frames; empty if it has none."""
     describe = getattr(env, "describe_frames", None)
     return describe() if describe is not None else {}
-
-
-def import_extra(env_id: str, module: str, extra: str) -> ModuleType:
-    """Import a package that an environment needs.
-
-    Args:
-        env_id: ID of the environment, for messages.
-        module: Module to import.
-        extra: Extra of this project that installs it.
-
-    Raises:
-        ConfigError: It cannot be imported; names the command that installs it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"env.id = {env_id!r} needs the package {module.partition('.')[0]}, which cannot be imported here "
-            f"({error}). Install it on every node: pip install 'world-models-ray[{extra}]'"
-        ) from error
 
 
 def configure_headless() -> None:

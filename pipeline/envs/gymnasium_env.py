@@ -17,16 +17,18 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.extras import import_extra
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, actions_of
 from pipeline.envs.engines import starting_engines
-from pipeline.envs.environment import Step, configure_headless, import_extra
+from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.frames import to_frame, to_rgb
 
 Image = NDArray[np.uint8]
 
 _MIN_SIDE = 32  # smaller arrays are codes of cells rather than pixels, such as MiniGrid's (7, 7, 3)
 _RENDERED = ""  # frames are drawn by render()
+RENDERED = "render()"  # and their description says so
 
 
 class Plugin(NamedTuple):
@@ -50,6 +52,11 @@ PLUGINS = {
 }
 
 
+def plugin_of(env_id: str) -> Plugin | None:
+    """Package that registers an ID when it is imported; None for those that need none, or name it themselves."""
+    return next((plugin for start, plugin in PLUGINS.items() if env_id.startswith(start)), None)
+
+
 def registration_problem(env_id: str) -> str | None:
     """Reason why Gymnasium does not know an ID, once its package is imported; None if it knows it.
 
@@ -60,9 +67,9 @@ def registration_problem(env_id: str) -> str | None:
     if separator:
         importlib.import_module(module)
     else:
-        for start, plugin in PLUGINS.items():
-            if env_id.startswith(start):
-                import_extra(env_id, plugin.module, plugin.extra)
+        plugin = plugin_of(env_id)
+        if plugin is not None:
+            import_extra(plugin.module, plugin.extra, f"env.id = {env_id!r}")
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
@@ -99,7 +106,7 @@ class GymnasiumEnvironment:
 
     def describe_frames(self) -> dict[str, Any]:
         """See ``Environment.describe_frames``."""
-        source = "render()" if self._key == _RENDERED else f"the observation{f'[{self._key!r}]' if self._key else ''}"
+        source = RENDERED if self._key == _RENDERED else f"the observation{f'[{self._key!r}]' if self._key else ''}"
         return {"from": source, "crop": self._config.crop, "reduced": "by area averaging"}
 
     def reset(self, track: int) -> Image:

@@ -54,6 +54,24 @@ def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
     return to_frame(image, env.crop)
 
 
+def rows_of(observation: Any) -> list[Any] | None:
+    """Observations of a batch, one for each row; None for a single observation.
+
+    Args:
+        observation: A list of observations, an array (N, H, W, 3), or a Dict of such arrays, as Gymnasium's vector
+            environments return it.
+    """
+    if isinstance(observation, list | tuple):
+        return list(observation)
+    if isinstance(observation, Mapping):
+        of_entries = {key: rows_of(entry) for key, entry in observation.items()}
+        rows = {key: entries for key, entries in of_entries.items() if entries is not None}
+        if not rows:
+            return None
+        return [dict(zip(rows, entries, strict=True)) for entries in zip(*rows.values(), strict=True)]
+    return list(observation) if getattr(observation, "ndim", 0) == 4 else None
+
+
 def _image_in(observation: Mapping[str, Any], env: EnvConfig) -> Any:
     """The image in a Dict observation: that of ``env.frame_key``, or else the only array of 8-bit numbers."""
     if env.frame_key is not None:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.extras import import_extra
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, BoxActions
 from pipeline.envs.engines import starting_engines
-from pipeline.envs.environment import Step, configure_headless, import_extra
+from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.frames import to_frame
 
 # Its 64x64 frames look like those of the paper's 640x480, at a tenth of the cost.
@@ -44,6 +45,13 @@ class TakeCoverActions(BoxActions):
     def native(self, action: NDArray[np.float32]) -> list[bool]:
         """Convert an action, (1,) float32, to the buttons for right and left."""
         return [bool(action[0] > _THRESHOLD), bool(action[0] < -_THRESHOLD)]
+
+    def vector(self, value: Any) -> NDArray[np.float32]:
+        """Convert the number itself, or the buttons for right and left, to an action, (1,) float32."""
+        if np.shape(value) == (2,):
+            right, left = value
+            value = float(right) - float(left)
+        return super().vector(value)
 
 
 class TakeCover:
@@ -135,7 +143,7 @@ def frame_of_screen(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _resolution(config: EnvConfig) -> str:
-    vizdoom = import_extra(config.id, "vizdoom", "doom")
+    vizdoom = import_extra("vizdoom", "doom", f"env.id = {config.id!r}")
     unknown = config.options.keys() - {"resolution"}
     resolution = config.options.get("resolution", _RESOLUTION)
     if unknown or not hasattr(vizdoom.ScreenResolution, f"RES_{str(resolution).upper()}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -64,7 +63,7 @@ def export(trained: TrainedAgent, controller: str | None, store: Store) -> list[
     """
     require_free(store)
     config, parameters = trained.config, trained.controller(controller)
-    digest = hashlib.sha256(trained.vae_weights + trained.mdnrnn_weights + parameters.tobytes()).hexdigest()[:16]
+    digest = trained.digest(controller)[:16]
     files = {f"{name}.onnx": data for name, data in make_files(trained, parameters, {"agent": digest}).items()}
     text = readme(config, controller or min(trained.controllers), digest)
     for key, data in {**files, README: text.encode()}.items():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.dream import Dream
 
 if TYPE_CHECKING:
     from pipeline.models.torch_forward import TorchDreamStep
 
 Array = NDArray[np.float32]
+Frames = NDArray[np.uint8]
 
 
 class Moment(NamedTuple):
@@ -43,6 +46,49 @@ class Dreamt(NamedTuple):
     action: Array
     reward: Array | None
     end_probability: Array | None
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """Dreams that all begin at one moment of an episode.
+
+    Attributes:
+        frames: V's pictures of the dreamt latents, (N, steps, 64, 64, 3) uint8 RGB.
+        z: Dreamt latents, (N, steps, Z) float32.
+        actions: Actions as M sees them, (N, steps, A) float32; the first leads to the first frame.
+        rewards: Rewards that M predicts, (N, steps) float32; None if M has no reward head.
+        end_probabilities: Probability that M gives to an end at each step, (N, steps) float32; None if M has no done
+            head.
+    """
+
+    frames: Frames
+    z: Array
+    actions: Array
+    rewards: Array | None
+    end_probabilities: Array | None
+
+
+def imagined(steps: Sequence[Dreamt], decode: Callable[[Array], Frames]) -> Imagined:
+    """Put the steps of N dreams together.
+
+    Args:
+        steps: Steps of all dreams, in order.
+        decode: V's decoder: latents, (M, Z) float32, to frames, (M, 64, 64, 3) uint8 RGB.
+    """
+    z = np.stack([step.z for step in steps], axis=1)
+    return Imagined(
+        decode(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], *FRAME_SHAPE),
+        z,
+        np.stack([step.action for step in steps], axis=1),
+        _stack([step.reward for step in steps]),
+        _stack([step.end_probability for step in steps]),
+    )
+
+
+def _stack(parts: Sequence[Array | None]) -> Array | None:
+    """Values of N dreams at each step, (N, steps) float32; None if M has no such head."""
+    present = [part for part in parts if part is not None]
+    return np.stack(present, axis=1) if present else None
 
 
 class SteeredDream:

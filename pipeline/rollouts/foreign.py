@@ -1,22 +1,30 @@
-"""Agents of others on the test tracks: any class with ``reset()`` and ``act(observation)``."""
+"""Agents of others on the test tracks: classes with ``reset()`` and ``act(observation)``, and agents of other runs."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium
+import numpy as np
 
 from pipeline.base.errors import ConfigError, EpisodeError
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.envs.environment import Environment, configure_headless
-from pipeline.envs.registry import CAR_RACING, is_of_gymnasium, make_environment
+from pipeline.envs.registry import CAR_RACING, is_of_gymnasium, make_environment, traits_of
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.storage.pretrained import PRETRAINED
+from pipeline.storage.run_dir import open_other
+from pipeline.storage.saved_config import saved_config
+
+# How the agent of another run sees and acts. All else of the environment is that of the evaluation.
+_AGENTS_OWN = ("view", "frame_key", "crop", "action_repeat")
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -28,7 +36,7 @@ class ForeignAgent(Protocol):
         """Begin an episode. If it takes an argument ``seed``, it gets the track's seed."""
 
     def act(self, observation: Any) -> Any:
-        """Choose the action for an observation of the game, as the game's action space has it."""
+        """Choose the action for an observation of the game, as the game's action space has it, or as a list."""
 
 
 def names_class(agent: str) -> bool:
@@ -37,13 +45,62 @@ def names_class(agent: str) -> bool:
 
 
 def check_agent(config: RunConfig) -> None:
-    """Check that the agent that a run is to evaluate can be made.
+    """Check that the agent that a run is to evaluate can be made, or fits the environment of the evaluation.
 
     Raises:
-        ConfigError: ``evaluate.agent`` is a class that cannot be made or lacks a method.
+        ConfigError: ``evaluate.agent`` is a class that cannot be made or lacks a method, or an agent of another run
+            that cannot play here.
     """
-    if config.evaluate.agent is not None and names_class(config.evaluate.agent):
-        make_foreign_agent(config.evaluate.agent)
+    agent = config.evaluate.agent
+    if agent is None:
+        return
+    if names_class(agent):
+        make_foreign_agent(agent)
+        source_digest(agent)
+    else:
+        environment_for(saved_config(open_other(agent)), config)
+
+
+def environment_for(theirs: RunConfig, config: RunConfig) -> EnvConfig:
+    """Environment in which the agent of another run is evaluated.
+
+    It is that of the evaluation, but how the agent sees and how long it holds an action are its own.
+
+    Args:
+        theirs: Config of the agent's run.
+        config: Config of the evaluation.
+
+    Raises:
+        ConfigError: The agent plays another environment, or cannot see or act in this one.
+    """
+    agent = config.evaluate.agent
+    if theirs.env.id != config.env.id:
+        raise ConfigError(f"evaluate.agent {agent} plays {theirs.env.id}, and env.id is {config.env.id}")
+    env = config.test_env.model_copy(update={key: getattr(theirs.env, key) for key in _AGENTS_OWN})
+    try:
+        here = traits_of(env).actions
+    except ConfigError as error:
+        raise ConfigError(f"evaluate.agent {agent} in the environment of this evaluation: {error}") from error
+    there = traits_of(theirs.env).actions
+    if here.space != there.space:
+        raise ConfigError(
+            f"evaluate.agent {agent} takes actions of {there.space}, and those of {env.id} with env.options "
+            f"{env.options} are {here.space}. Evaluate it with the options of its run: env.options={theirs.env.options}"
+        )
+    return env
+
+
+def source_digest(agent: str) -> str:
+    """SHA-256 (hex) of the file that defines an agent of ``module:Class``.
+
+    Raises:
+        ConfigError: It cannot be imported, or no file defines it.
+    """
+    found = _import(agent)
+    try:
+        return hashlib.sha256(Path(inspect.getfile(found)).read_bytes()).hexdigest()
+    except (TypeError, OSError) as error:
+        raise ConfigError(f"evaluate.agent = {agent!r}: expected a class that a file defines ({error})") from error
 
 
 def make_foreign_agent(agent: str) -> ForeignAgent:
@@ -52,6 +109,19 @@ def make_foreign_agent(agent: str) -> ForeignAgent:
     Raises:
         ConfigError: It cannot be imported or made, or lacks a method.
     """
+    where = f"evaluate.agent = {agent!r}"
+    found = _import(agent)
+    try:
+        made: ForeignAgent = found()
+    except Exception as error:
+        raise ConfigError(f"{where} cannot be made without arguments: {type(error).__name__}: {error}") from error
+    if lacking := [method for method in ("reset", "act") if not callable(getattr(made, method, None))]:
+        raise ConfigError(f"{where} has no method {' and no '.join(lacking)}: expected reset() and act(observation)")
+    return made
+
+
+def _import(agent: str) -> Any:
+    """Import the class that ``module:Class`` names."""
     module, _, name = agent.partition(":")
     where = f"evaluate.agent = {agent!r}"
     try:
@@ -63,13 +133,7 @@ def make_foreign_agent(agent: str) -> ForeignAgent:
         raise ConfigError(f"{where}: importing {module} failed: {type(error).__name__}: {error}{hint}") from error
     if found is None:
         raise ConfigError(f"{where}: {module} has no class {name}")
-    try:
-        made: ForeignAgent = found()
-    except Exception as error:
-        raise ConfigError(f"{where} cannot be made without arguments: {type(error).__name__}: {error}") from error
-    if lacking := [method for method in ("reset", "act") if not callable(getattr(made, method, None))]:
-        raise ConfigError(f"{where} has no method {' and no '.join(lacking)}: expected reset() and act(observation)")
-    return made
+    return found
 
 
 class ForeignWorker:
@@ -102,7 +166,8 @@ class ForeignWorker:
                 total, steps, terminated, truncated = 0.0, 0, False, False
                 while not (terminated or truncated) and steps < job.max_steps:
                     when = f"in step {steps + 1}"
-                    observation, reward, terminated, truncated, _ = game.step(self._agent.act(observation))
+                    action = _as_array(self._agent.act(observation), game.action_space)
+                    observation, reward, terminated, truncated, _ = game.step(action)
                     total, steps = total + float(reward), steps + 1
             except Exception as error:
                 raise EpisodeError.raised(job.name, when, error, job.id) from error
@@ -111,6 +176,11 @@ class ForeignWorker:
                     game.close()
             truncated = truncated or (steps >= job.max_steps and not terminated)
             yield job.id, RolloutResult(total, steps, bool(terminated), bool(truncated))
+
+
+def _as_array(action: Any, space: gymnasium.Space[Any]) -> Any:
+    """A list of numbers as the array that games take; any other action as it is."""
+    return np.asarray(action, space.dtype) if isinstance(action, list | tuple) and space.shape else action
 
 
 def _make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
@@ -123,7 +193,8 @@ def _make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
         from pipeline.envs.gymnasium_env import make_game
 
         return make_game(config)
-    return _OwnGame(make_environment(config))
+    # A held action would be for several steps, and a foreign agent acts at every step.
+    return _OwnGame(make_environment(config.model_copy(update={"action_repeat": 1})))
 
 
 class _OwnGame(gymnasium.Env[Any, Any]):  # type: ignore[misc]

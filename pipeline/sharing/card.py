@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pipeline.base.formatting import duration, size
 from pipeline.data.artifacts import EVOLUTION
-from pipeline.envs.registry import CAR_RACING, is_of_gymnasium
+from pipeline.sharing.example import example
+from pipeline.sharing.licences import header_of
 from pipeline.sharing.pack import Pack
 from pipeline.storage.manifest import require_manifest
+from pipeline.storage.pretrained import PRETRAINED
 from pipeline.storage.store import Store
 
+# Strings are quoted: a name may look like a number.
 _HEADER = """\
 ---
-license: {license}
+{license_header}
 library_name: world-models-ray
-tags: [world-models, reinforcement-learning, {env}]
+tags: [world-models, reinforcement-learning, {quoted_env}]
 model-index:
-- name: {name}
+- name: {quoted_name}
   results:
   - task: {{type: reinforcement-learning, name: reinforcement-learning}}
-    dataset: {{name: {env}, type: {env}}}
+    dataset: {{name: {quoted_env}, type: {quoted_env}}}
     metrics: [{{type: mean_reward, value: "{mean:.1f} +/- {sd:.1f}", name: mean_reward}}]
 ---
-"""
-
-_IN_PYTHON = """\
-```python
-import gymnasium
-from pipeline.agent import Agent
-
-agent = Agent.load("{where}")
-env = gymnasium.make("{env_id}")
-observation, _ = env.reset(seed={first_track})
-agent.reset(seed={first_track})
-total, over = 0.0, False
-while not over:
-    observation, reward, terminated, truncated, _ = env.step(agent.act(observation))
-    total, over = total + reward, terminated or truncated
-print(total)
-```
-"""
-
-_ON_THE_COMMAND_LINE = """\
-```
-world-models evaluate --agent {where} --run-dir runs/{name}-again
-```
 """
 
 _PAGE = """\
@@ -63,7 +44,17 @@ same tracks: a difference of {difference:+.1f} (95 % interval {difference_low:+.
 
 ## Use
 
-{use}
+Where world-models-ray is installed, and `{where}` is {place}:
+
+```python
+{example}```
+
+It prints the return on the first test track.
+
+```
+world-models evaluate --agent {where} --run-dir runs/{name}-again
+```
+
 ## How it was made
 
 | | |
@@ -111,10 +102,14 @@ def card(pack: Pack, store: Store, where: str, license_id: str) -> str:
     facts: dict[str, Any] = {
         **{key: pack.score[key] for key in ("mean", "sd", "low", "high", "min", "episodes")},
         "license": license_id,
+        "license_header": header_of(license_id),
         "name": pack.name,
+        "quoted_name": json.dumps(pack.name),
         "env": env_id.rpartition(":")[2],
-        "env_id": env_id,
+        "quoted_env": json.dumps(env_id.rpartition(":")[2]),
         "where": where,
+        "place": "the agent of this name that comes with it" if where.startswith(PRETRAINED) else "this folder",
+        "example": example(config, where),
         "precision": pack.precision,
         "own_mean": pack.own["mean"],
         "difference": pack.difference.mean,
@@ -137,9 +132,7 @@ def card(pack: Pack, store: Store, where: str, license_id: str) -> str:
         "code_version": made["code_version"],
         "versions": ", ".join(f"{library} {version}" for library, version in made["versions"].items()),
     }
-    of_gymnasium = env_id == CAR_RACING or is_of_gymnasium(env_id)
-    use = (_IN_PYTHON if of_gymnasium else _ON_THE_COMMAND_LINE).format(**facts)
-    return (_HEADER + _PAGE).format(**facts, use=use)
+    return (_HEADER + _PAGE).format(**facts)
 
 
 def summary(pack: Pack, where: str, size_bytes: int) -> str:

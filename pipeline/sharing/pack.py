@@ -8,12 +8,12 @@ card is that of the files.
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -57,6 +57,14 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 12_000_000
+
+# Facts of a stage of the run that its pack keeps: what was done, and with what it gives the same bits. The others are
+# about the sessions, the workers and the places of those who made it.
+_KEPT = (
+    "env_steps", "dream_steps", "seconds", "steps", "epochs", "best_epoch", "loss", "held_out", "init", "generations",
+    "ended_by", "best_generation", "best_validation", "engine", "precision", "cpu", "code_version", "versions",
+)  # fmt: skip
+_OF_THE_PACK = ("controllers", "weights", WHOLE_RUN)
 
 
 @dataclass(frozen=True)
@@ -172,9 +180,11 @@ def new_folder(out: Path) -> Path:
         raise StorageError(f"{out} exists: choose another --out, or remove it first")
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.absolute().parent))
+        folder = out.absolute().parent / f".{out.name}-{uuid4().hex[:12]}"
+        folder.mkdir()  # with the permissions of any new folder, which those of `tempfile` lack
     except OSError as error:
         raise StorageError(f"{out} cannot be made: {error.strerror or error}. Choose another --out") from error
+    return folder
 
 
 def _without_machine(config: RunConfig) -> RunConfig:
@@ -218,13 +228,7 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     for start in (checkpoints_prefix(prefix), metrics_key(prefix), tensorboard_prefix(prefix)):
         for key in target.list(start):
             target.delete(key)
-    facts = {
-        **info,
-        "seconds": time.monotonic() - began,
-        WHOLE_RUN: cost_of_run(config, source),
-        "session": 0,
-        **this_machine(),
-    }
+    facts = {**info, "seconds": time.monotonic() - began, WHOLE_RUN: cost_of_run(config, source), **this_machine()}
     _seal(source, target, config, prefix, facts)
     return facts
 
@@ -237,7 +241,7 @@ def _seal(source: Store, target: LocalStore, config: RunConfig, prefix: str, inf
     manifest = replace(
         stage.manifest(config_in(config, stage.round), upstream),
         records=read_records(target, prefix),
-        info={**theirs.info, **info},
+        info={key: value for key, value in {**theirs.info, **info}.items() if key in (*_KEPT, *_OF_THE_PACK)},
     )
     seal(target, prefix, manifest)
 

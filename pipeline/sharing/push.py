@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import tempfile
 from pathlib import Path
 
 from pipeline.base.errors import ConfigError, StorageError
+from pipeline.base.extras import import_extra
 from pipeline.storage.layout import CARD, CONFIG, own_keys
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import Store
@@ -41,12 +41,7 @@ def push(store: Store, repository: str, *, private: bool) -> str:
         ConfigError: huggingface_hub is not installed.
         StorageError: The folder is no pack or is damaged, or the upload fails; the message says what to do.
     """
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ConfigError(
-            f"push needs the package huggingface_hub ({error}): pip install 'world-models-ray[hub]'"
-        ) from error
+    hub = import_extra("huggingface_hub", "hub", "world-models push")
     if not store.exists(CARD):
         raise StorageError(f"{store.locate()} is no pack: it has no {CARD}. Make one with `world-models pack`.")
     if problems := check_run(store).problems:
@@ -67,9 +62,22 @@ def push(store: Store, repository: str, *, private: bool) -> str:
             )
         except Exception as error:  # of the hub, of its protocol and of the network
             raise StorageError(
-                f"the upload to {api.endpoint}/{repository} failed: {type(error).__name__}: "
-                f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}. Log in with `hf auth "
-                "login` or set HF_TOKEN to a token that may write there; then run the same command again"
+                f"the upload to {api.endpoint}/{repository} failed: {type(error).__name__}: {_words(error)}\n"
+                f"{_next_step(error)}; then run the same command again"
             ) from error
     address: str = done.commit_url
     return address
+
+
+def _words(error: Exception) -> str:
+    """All that an error says, without empty lines: the hub names the cause in the last ones."""
+    return "\n".join(line.rstrip() for line in str(error).splitlines() if line.strip()) or "no details"
+
+
+def _next_step(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+    if isinstance(error, ValueError):  # of the hub's check of the card, or of the name
+        return f"Correct {CARD} of the pack" if CARD in str(error) else "Choose another name in --to"
+    return "See that the hub can be reached and is the one that you mean (HF_ENDPOINT)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -20,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
-from pipeline.base.errors import ConfigError
 from pipeline.base.progress import Progress, Update
 from pipeline.base.statistics import summarise
 from pipeline.config.agent import AgentConfig
@@ -47,7 +45,7 @@ from pipeline.execution.protocol import Executor, Pool, Resources
 from pipeline.execution.watching import watched
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
-from pipeline.rollouts.foreign import ForeignWorker, names_class
+from pipeline.rollouts.foreign import ForeignWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_records
@@ -79,6 +77,7 @@ class _Subject:
         controllers: Parameters of its controllers by name, (n,) float32 each.
         generation: Generation of the evolution that they are from.
         seed: Seed of the noise with which z is sampled.
+        digest: SHA-256 of what the agent is made from; empty for the run's own, whose weights never change.
         open_pool: Function that opens a pool of workers for its episodes.
         film: Arguments of ``film`` before the job; None for an agent that is not filmed.
         info: Facts for the manifest.
@@ -87,9 +86,24 @@ class _Subject:
     controllers: Mapping[str, NDArray[np.float32]]
     generation: int
     seed: int
+    digest: str
     open_pool: Callable[[], AbstractContextManager[Pool]]
     film: tuple[EnvConfig, AgentConfig, bytes, bytes] | None
     info: Mapping[str, Any]
+
+
+def agent_identity(config: RunConfig) -> dict[str, str]:
+    """What identifies the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
+
+    Raises:
+        WorldModelsError: There is no such agent.
+    """
+    agent = config.evaluate.agent
+    if agent is None:
+        return {}
+    if names_class(agent):
+        return {"evaluate.agent, SHA-256 of its source": source_digest(agent)}
+    return {"evaluate.agent, SHA-256 of its weights": TrainedAgent.read(open_other(agent)).digest()}
 
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
@@ -103,7 +117,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     """
     prefix = at.folder(EVALUATION)
     subject = _subject(config, store, executor, at)
-    jobs = {name: _jobs(config, subject.seed, parameters) for name, parameters in subject.controllers.items()}
+    jobs = {
+        name: _jobs(config, subject.seed, subject.digest, parameters)
+        for name, parameters in subject.controllers.items()
+    }
     episode_rows, retries = _run_test_episodes(store, prefix, executor, jobs, subject.open_pool)
     tag = f"{subject.generation:06d}-{config.evaluate.episodes:06d}"
     rows = [{"evaluation": tag, "generation": subject.generation, **row} for row in episode_rows]
@@ -136,26 +153,24 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
             controllers,
             generation,
             config.seed,
+            "",
             partial(open_rollout_pool, executor, *film_arguments),
             film_arguments,
             resolved(config.rollouts, exact=config.execution.exact),
         )
     if names_class(agent):
         foreign = partial(executor.pool, ForeignWorker, agent, config.env, jobs_at_once=2)
-        return _Subject({AGENT: np.zeros(0, np.float32)}, 0, config.seed, foreign, None, {"agent": agent})
+        digest, none = source_digest(agent), np.zeros(0, np.float32)
+        return _Subject({AGENT: none}, 0, config.seed, digest, foreign, None, {"agent": agent, "source": digest})
     trained = TrainedAgent.read(open_other(agent))
-    theirs = trained.config
-    if theirs.env.id != config.env.id:
-        raise ConfigError(f"evaluate.agent {agent} plays {theirs.env.id}, and env.id is {config.env.id}")
-    # How the agent sees and acts is its own; drawing and length are those of this evaluation.
-    limits = {"rendering": config.evaluate.rendering, "max_episode_steps": config.env.max_episode_steps}
-    env = EnvConfig.model_validate({**theirs.env.model_dump(), **limits})
+    theirs, weights = trained.config, trained.digest()
+    env = environment_for(theirs, config)
     film_arguments = (env, theirs.agent, trained.vae_weights, trained.mdnrnn_weights)
-    weights = hashlib.sha256(trained.vae_weights + trained.mdnrnn_weights).hexdigest()
     return _Subject(
         {AGENT: trained.controller()},
         0,
         theirs.seed,
+        weights,
         partial(open_rollout_pool, executor, *film_arguments),
         film_arguments,
         {"agent": agent, "weights": weights, **resolved(theirs.rollouts, exact=config.execution.exact)},
@@ -197,9 +212,9 @@ def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[
     return {name: tensors[name] for name in wanted}, int(info["generation"])
 
 
-def _jobs(config: RunConfig, seed: int, parameters: NDArray[np.float32]) -> list[RolloutJob]:
-    # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers.
-    candidate = seeding.derive(config.seed, f"evaluate/{parameters.tobytes().hex()}")
+def _jobs(config: RunConfig, seed: int, digest: str, parameters: NDArray[np.float32]) -> list[RolloutJob]:
+    # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers and agents.
+    candidate = seeding.derive(config.seed, f"evaluate/{digest}{parameters.tobytes().hex()}")
     return scored_jobs(
         seed,
         purpose="test",

@@ -6,7 +6,8 @@ Importing this table imports no stage, and so neither torch nor an environment.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
@@ -30,6 +31,7 @@ class Stage:
         help: One-line description for ``--help``.
         may_grow: Prefixes of ``reads`` that may grow after the completion of this stage, which is then resumed.
         round: Round that it belongs to.
+        outside: What its output depends on beyond the config and the run, by a name for messages.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Stage:
     help: str
     may_grow: tuple[str, ...] = ()
     round: Round = FIRST
+    outside: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:
@@ -52,6 +55,10 @@ class Stage:
         of_round = [f"round {at.number}"] if at.number > 1 else []
         return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
+    def identity(self, config: RunConfig) -> dict[str, Any]:
+        """What decides its output, by dotted key: identity keys of the config of its round, and ``outside``."""
+        return {**flatten(config, "identity", self.keys), **self.outside}
+
     def manifest(self, config: RunConfig, upstream: Mapping[str, str]) -> Manifest:
         """Manifest of this stage without its records and its facts.
 
@@ -59,8 +66,8 @@ class Stage:
             config: Config of the stage's round.
             upstream: Manifest digest of each stage that it reads, by prefix.
         """
-        identity, growable = flatten(config, "identity", self.keys), flatten(config, "growable", self.keys)
-        return Manifest(self.name, identity, growable, upstream, records={}, info={})
+        growable = flatten(config, "growable", self.keys)
+        return Manifest(self.name, self.identity(config), growable, upstream, records={}, info={})
 
 
 def cost_of_run(config: RunConfig, store: Store) -> dict[str, float]:

@@ -62,8 +62,15 @@ def open_pretrained(name: str) -> PretrainedStore:
     """Open an agent that comes with this package.
 
     Raises:
-        ConfigError: There is no agent of this name; the message lists the names.
+        ConfigError: There is no agent of this name; the message lists the names, or says how to make an agent.
     """
-    if name not in pretrained_names():
-        raise ConfigError(f"{PRETRAINED}{name}: there is no such agent. Expected {' or '.join(pretrained_names())}")
+    names = pretrained_names()
+    if name not in names:
+        present = (
+            f"The agents that come with this package: {', '.join(f'{PRETRAINED}{each}' for each in names)}"
+            if names
+            else "No agent comes with this package. Name the folder of a run or of a pack in its place, or make a run "
+            "with `world-models run`"
+        )
+        raise ConfigError(f"{PRETRAINED}{name}: there is no such agent. {present}")
     return PretrainedStore(folder_of_pretrained() / name, name)

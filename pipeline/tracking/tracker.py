@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.extras import require_extra
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,7 @@ def check_installed(names: Sequence[str]) -> None:
         ConfigError: One is not; the message names the command that installs it.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"metrics.trackers: {name} is not installed here. Install it: pip install 'world-models-ray[{name}]'"
-            )
+        require_extra(name, name, f"metrics.trackers = {list(names)}")
 
 
 def make_tracker(name: str, *, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> Tracker:

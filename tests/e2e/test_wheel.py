@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,18 +41,50 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts of an environment with the wheel, and with the dependencies of this one, but not its sources."""
-    place = tmp_path_factory.mktemp("environment")
-    venv.create(place, with_pip=False)
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(place), "platbase": str(place)}))
+_PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"
+_ABSENT = """
+import importlib.metadata, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        print(name)
+"""
+
+
+def dependencies_of(wheel: Path) -> list[str]:
+    """Names of the packages that a wheel needs without extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist") or []
+    needed = map(Requirement, lines)
+    return [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+
+
+def python_of(version: str, wheel: Path) -> str:
+    """An interpreter of a version that has the dependencies of a wheel; without one, the test is skipped."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return sys.executable
+    python = shutil.which(f"python{version}")
+    # A launcher, such as pyenv's, may have the name of a version that is not there.
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip(f"Python {version} is not installed")
+    command = [python, "-c", _ABSENT, *dependencies_of(wheel)]
+    if absent := subprocess.run(command, capture_output=True, text=True, check=True).stdout.split():
+        pytest.skip(f"{python} lacks {', '.join(absent)}: .ci/wheel {python} installs them and runs the wheel")
+    return python
+
+
+@pytest.fixture(scope="module", params=["3.11", "3.12", "3.13"])
+def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of an environment with the wheel, and with an interpreter's dependencies, but not its sources."""
+    python, place = python_of(request.param, wheel), tmp_path_factory.mktemp("environment")
+    run(python, "-m", "venv", "--without-pip", place, cwd=place)
     # Of the folders that a .pth file adds, the .pth files are not read: so this checkout is not found through them.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    pip = (sys.executable, "-m", "pip", "--python", str(place / "bin/python"))
-    command = [*pip, "install", "-q", "--no-deps", str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    packages = Path(run(place / "bin/python", "-c", _PURELIB, cwd=place).strip())
+    (packages / "dependencies.pth").write_text(run(python, "-c", _PURELIB, cwd=place))
+    pip = (sys.executable, "-m", "pip", "--python", place / "bin/python")
+    run(*pip, "install", "-q", "--no-deps", "--ignore-installed", wheel, cwd=place)
     return place / "bin"
 
 

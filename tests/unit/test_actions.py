@@ -104,3 +104,15 @@ def test_whole_numbers_are_the_nearest_ones_so_that_the_largest_is_reached() -> 
 def test_other_spaces_are_refused_by_name(space: gymnasium.Space[Any]) -> None:
     with pytest.raises(ConfigError, match=r"env\.id = 'Any-v0': its action space is .*Discrete, MultiB|finite"):
         actions_of(space, "Any-v0")
+
+
+def test_a_value_that_is_none_of_the_space_is_an_error() -> None:
+    for space, value, words in (
+        (spaces.Box(-1.0, 1.0, (2,)), [0.5], r"has 1 numbers: expected a value of Box"),
+        (spaces.Discrete(3, start=1), 4, r"expected a value of Discrete\(3, start=1\)"),
+        (spaces.Discrete(3, start=1), 0, r"expected a value of Discrete\(3, start=1\)"),
+        (spaces.MultiDiscrete([3, 2]), 1, r"has 1 numbers: expected a value of MultiDiscrete"),
+        (spaces.MultiBinary(3), [1, 0], r"has 2 numbers: expected a value of MultiBinary"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            actions_of(space, "Any-v0").vector(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,18 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from pipeline.agent import Agent
 from pipeline.base.errors import ConfigError
-from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.artifacts import EVOLUTION, MDNRNN, MDNRNN_WEIGHTS, VAE, VAE_WEIGHTS
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.observations import frame_of
 from pipeline.envs.registry import make_environment, traits_of
-from pipeline.evolution.fitness import scored_jobs
 from pipeline.models import weights
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import frames_to_input, output_to_frames
-from pipeline.rollouts.loop import RolloutWorker
-from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
-from pipeline.storage.manifest import Manifest, commit, read_records, seal
-from tests.made_run import random_agent
+from tests.made_run import evaluated, put_trained, random_agent
 
 STEPS = 40
 PAGE = Path(__file__).parents[2] / "docs/agents.md"
@@ -50,18 +42,6 @@ def make_trained(z: str = "sample", **env: Any) -> TrainedAgent:
         }
     )
     return random_agent(config)
-
-
-def evaluated(trained: TrainedAgent, episodes: Sequence[int]) -> list[float]:
-    """Returns of the evaluation on test tracks."""
-    config = trained.config
-    worker = RolloutWorker(config.test_env, config.agent, trained.vae_weights, trained.mdnrnn_weights)
-    jobs = scored_jobs(
-        config.seed, purpose="test", generation=0, candidate=0, parameters=trained.controllers["best"],
-        first_track=config.tracks.test.start, episodes=episodes, max_steps=config.env.max_episode_steps,
-    )  # fmt: skip
-    results = dict(worker.run(jobs))
-    return [results[job.id].episode_return for job in jobs]
 
 
 @pytest.mark.parametrize("z", ["sample", "mu"])
@@ -197,20 +177,10 @@ def test_a_dream_is_ms_own_distribution() -> None:
     assert dreamt.end_probabilities[0, 0] == pytest.approx(torch.sigmoid(prediction.done_logit).item(), abs=1e-5)
 
 
-def put_agent(store: LocalStore, trained: TrainedAgent) -> None:
-    """Write a run whose evolution has this agent."""
-    store.write(CONFIG, dump(trained.config).encode())
-    commit(store, VAE, VAE_WEIGHTS, trained.vae_weights)
-    commit(store, MDNRNN, MDNRNN_WEIGHTS, trained.mdnrnn_weights)
-    commit(store, EVOLUTION, "controllers-000001.safetensors", save(dict(trained.controllers)), best_generation=1)
-    for prefix in (VAE, MDNRNN, EVOLUTION):
-        seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
-
-
 def test_the_examples_of_the_documentation_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put_agent(LocalStore(tmp_path / "runs/laptop"), make_trained())
+    put_trained(LocalStore(tmp_path / "runs/laptop"), make_trained())
     monkeypatch.chdir(tmp_path)
     first, batch, foreign = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     short = first.replace('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})')
@@ -254,6 +224,45 @@ def test_misuse_is_an_error_that_says_what_was_expected() -> None:
         agent.act(images(3, rng))
     with pytest.raises(ValueError, match="temperature 0"):
         agent.dream(3, 0)
+    agent.reset()
+    agent.act(images(2, rng))
+    for row in (2, -1):
+        with pytest.raises(ValueError, match=rf"row {row}: the agent acts in 2 episodes"):
+            agent.begin_dream(row=row)
+    with pytest.raises(ValueError, match="0 samples: expected at least one"):
+        agent.begin_dream(samples=0)
+    with pytest.raises(ValueError, match="0 steps: expected at least one"):
+        agent.dream(0)
+    with pytest.raises(ValueError, match=r"actions \(2, 3\): expected \(3, 3\)"):
+        agent.dream(3, actions=np.zeros((2, 3), np.float32))
+
+
+def test_actions_taken_that_do_not_fit_are_an_error_and_leave_the_state() -> None:
+    agent, rng = Agent(make_trained()), np.random.default_rng(0)
+    batch = images(3, rng)
+    agent.reset(1)
+    agent.act(batch)
+    before = agent.h
+    straight = np.array([0, 1, 0], np.float32)
+    with pytest.raises(ValueError, match="2 actions taken in 3 episodes: expected one for each"):
+        agent.act(batch, [straight, straight])
+    with pytest.raises(ValueError, match=r"has 2 numbers: expected a value of Box"):
+        agent.act(batch, [straight, straight[:2], straight])
+    with pytest.raises(ValueError, match="the action taken in row 1 is not finite"):
+        agent.act(batch, [straight, straight * np.nan, straight])
+    np.testing.assert_array_equal(agent.h, before)
+
+
+def test_an_action_taken_is_held_like_the_controllers() -> None:
+    agent, rng = Agent(make_trained(action_repeat=3)), np.random.default_rng(0)
+    straight, left = np.array([0, 1, 0], np.float32), np.array([-1, 1, 0], np.float32)
+    observation = images(1, rng)[0]
+    for held in (straight, left):
+        np.testing.assert_array_equal(agent.act(observation, held), held)
+        with pytest.raises(ValueError, match="action_repeat is 3, and the action that was taken is held for 2 more"):
+            agent.act(observation, held + 0.5)
+        np.testing.assert_array_equal(agent.act(observation, held), held)
+        np.testing.assert_array_equal(agent.act(observation), held)
 
 
 def test_a_controller_that_is_no_number_is_an_error() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.rollouts.foreign import ForeignWorker, make_foreign_agent, names_class
+from pipeline.rollouts.foreign import ForeignWorker, environment_for, make_foreign_agent, names_class
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
-from pipeline.storage.layout import CONFIG
+from pipeline.storage.layout import CONFIG, manifest_key
 from pipeline.storage.local import LocalStore
 from tests.counting import counting_config, episode_length, reward_of
 from tests.foreign_agents import Seeded, Straight
@@ -42,10 +44,11 @@ def job(track: int, max_steps: int) -> RolloutJob:
     return RolloutJob("test", 0, 0, 0, track, 0, np.zeros(0, np.float32), max_steps)
 
 
-def test_a_class_acts_in_gymnasiums_own_game() -> None:
+@pytest.mark.parametrize("name", ["Straight", "Listing"])
+def test_a_class_acts_in_gymnasiums_own_game(name: str) -> None:
     config = EnvConfig(id="CarRacing-v3", view="playfield", max_episode_steps=25)
     jobs = [job(3, 25)]
-    ((_, result),) = ForeignWorker("tests.foreign_agents:Straight", config).run(jobs)
+    ((_, result),) = ForeignWorker(f"tests.foreign_agents:{name}", config).run(jobs)
     env, agent, total = gymnasium.make("CarRacing-v3"), Straight(), 0.0
     observation, _ = env.reset(seed=3)
     for _ in range(25):
@@ -106,6 +109,106 @@ def test_it_resumes_where_it_was_stopped(run: Path, tmp_path: Path, monkeypatch:
     before = returns_of(theirs)["agent"]
     assert main([*command, "-o", "evaluate.episodes=4"]) == 0
     assert returns_of(theirs)["agent"][:2] == before and len(played) == 4, "two were played already"
+
+
+OTHER_AGENT = """
+import numpy as np
+
+class Agent:
+    def reset(self):
+        pass
+
+    def act(self, observation):
+        return np.full(2, {value}, np.float32)
+"""
+
+
+@pytest.mark.parametrize("done", ["sealed", "stopped"])
+def test_the_results_of_a_class_are_not_mixed_with_those_of_its_other_source(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: str
+) -> None:
+    source = tmp_path / "changing.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def evaluate(value: float, place: Path) -> int:
+        source.write_text(OTHER_AGENT.format(value=value))
+        sys.modules.pop("changing", None)
+        return main(["evaluate", str(run / CONFIG), "--agent", "changing:Agent", "--run-dir", str(place)])
+
+    assert evaluate(0.25, tmp_path / "a") == 0
+    first = returns_of(tmp_path / "a")
+    if done == "stopped":
+        (tmp_path / "a" / manifest_key("evaluation")).unlink()
+    capsys.readouterr()
+    assert evaluate(0.5, tmp_path / "a") == 2
+    error = capsys.readouterr().err
+    assert "evaluate.agent, SHA-256 of its source" in error and "Choose another --run-dir" in error
+    assert evaluate(0.5, tmp_path / "b") == 0 and returns_of(tmp_path / "b") != first
+    assert evaluate(0.25, tmp_path / "a") == 0 and returns_of(tmp_path / "a") == first
+
+
+def test_the_results_of_a_run_are_not_mixed_with_those_of_its_other_weights(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent, other, theirs = tmp_path / "agent", tmp_path / "other", tmp_path / "theirs"
+    shutil.copytree(run, agent)
+    assert main(["evaluate", "--agent", str(agent), "--run-dir", str(theirs)]) == 0
+    config = counting_config({"seed": 2})
+    LocalStore(other).write(CONFIG, dump(config).encode())
+    run_stages(config, LocalStore(other), InProcessExecutor(), STAGES[:5])
+    shutil.rmtree(agent)
+    other.rename(agent)
+    saved = str(theirs / CONFIG)
+    assert main(["evaluate", saved, "--agent", str(agent), "--run-dir", str(theirs)]) == 2
+    error = capsys.readouterr().err
+    assert "evaluate.agent, SHA-256 of its weights" in error and "Choose another --run-dir" in error
+
+
+def test_a_class_acts_at_every_step_of_an_environment_that_repeats_actions() -> None:
+    config = counting_config().env.model_copy(update={"action_repeat": 3})
+    for track in (3, 4):
+        jobs = [job(track, config.max_episode_steps)]
+        ((_, result),) = ForeignWorker("tests.foreign_agents:Seeded", config).run(jobs)
+        agent, total = Seeded(), 0.0
+        agent.reset(track)
+        length = episode_length(track, config.max_episode_steps)
+        for step in range(length):
+            total += reward_of(track, step, agent.act(None))
+        assert (result.episode_return, result.steps) == (total, length)
+
+
+def cartpole(**env: Any) -> RunConfig:
+    values = {"env": {"id": "CartPole-v1", "max_episode_steps": 50, **env}, "collect": {"episode_steps": 50}}
+    return RunConfig.model_validate({**values, "mdnrnn": {"window": 5}})
+
+
+def test_the_agent_of_another_run_plays_the_environment_of_the_evaluation_and_sees_as_it_did() -> None:
+    theirs = cartpole(crop=[0, 300, 0, 600], action_repeat=2, options={"sutton_barto_reward": True})
+    ours = cartpole(fresh=True, max_episode_steps=60)
+    env = environment_for(theirs, ours)
+    assert env == ours.test_env.model_copy(update={"crop": [0, 300, 0, 600], "action_repeat": 2})
+    assert env.options == {} and env.fresh and env.max_episode_steps == 60
+    small = {"env": {"max_episode_steps": 50}, "collect": {"episode_steps": 50}, "mdnrnn": {"window": 5}}
+    car = RunConfig.model_validate(small)
+    random = RunConfig.model_validate(
+        {**small, "env": {"max_episode_steps": 50, "domain_randomize": True, "view": "full"}}
+    )
+    played = environment_for(random, car)
+    assert (played.domain_randomize, played.view, played.rendering) == (False, "full", "gymnasium")
+    assert environment_for(car, random).domain_randomize
+
+
+def test_the_agent_of_another_run_that_cannot_act_or_see_here_is_refused() -> None:
+    lander = {"id": "LunarLander-v3", "max_episode_steps": 50}
+    small = {"collect": {"episode_steps": 50, "policy": "white"}, "mdnrnn": {"window": 5}}
+    discrete = RunConfig.model_validate({**small, "env": lander})
+    continuous = RunConfig.model_validate({**small, "env": {**lander, "options": {"continuous": True}}})
+    with pytest.raises(ConfigError, match=r"takes actions of Discrete\(4\), and those of LunarLander-v3 .* are Box"):
+        environment_for(discrete, continuous)
+    keyed = cartpole(frame_key="screen")
+    with pytest.raises(ConfigError, match=r"in the environment of this evaluation: env.frame_key = 'screen'"):
+        environment_for(keyed, cartpole())
 
 
 @pytest.mark.parametrize(

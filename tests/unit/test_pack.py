@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,7 +36,7 @@ from pipeline.storage.maintenance import check_run
 from pipeline.storage.pretrained import open_pretrained
 from pipeline.storage.run_dir import open_store
 from tests.counting import counting_config
-from tests.hub import TOKEN, Hub
+from tests.hub import TOKEN, Hub, faults_of_card
 from tests.made_run import returns_of
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +72,49 @@ def test_a_pack_is_a_small_sound_run_with_a_card(run: Path, packed: Path, capsys
     text = (packed / "README.md").read_text()
     shown = returns_of(packed)[min(returns_of(packed))]
     assert f"{np.mean(shown):.1f} +- {np.std(shown, ddof=1):.1f}" in text
-    assert "world-models run config.yaml" in text and "license: MIT" in text
+    assert "world-models run config.yaml" in text and "\nlicense: mit\n" in text and faults_of_card(text) == []
     assert main(["status", str(packed)]) == 0
     assert "evaluate      complete" in capsys.readouterr().out
     assert [path.name for path in packed.parent.iterdir()] == ["counter"], "nothing is left beside it"
+
+
+def test_the_example_on_the_card_runs_beside_the_pack_and_prints_the_first_return(packed: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (packed / "README.md").read_text(), re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=packed.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = returns_of(packed)
+    assert float(done.stdout) == pytest.approx(shown[min(shown)][0], abs=1e-9)
+
+
+def test_a_pack_says_nothing_about_who_made_it(run: Path, tmp_path: Path) -> None:
+    """Also of a run that refers to stages of another run."""
+    store = LocalStore(tmp_path / "refers")
+    config = counting_config({"execution.executor": "in-process", "execution.workers": 1})
+    store.write(CONFIG, dump(config).encode())
+    run_stages(config, store, InProcessExecutor(), STAGES[:6], reuse=[LocalStore(run)])
+    assert "reused_from" in (store.root / "vae/MANIFEST.json").read_text()
+    out = tmp_path / "pack"
+    previous = os.umask(0o027)
+    try:
+        assert main(["pack", str(store.root), "--name", "mine", "--out", str(out)]) == 0
+    finally:
+        os.umask(previous)
+    for path in out.rglob("*"):
+        if path.is_dir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o750, path
+            continue
+        content = path.read_bytes()
+        for secret in (str(tmp_path), str(run), '"reused_from"', '"workers"', '"retries"'):
+            assert secret.encode() not in content, (path, secret)
+        if path.suffix in (".json", ".md", ".yaml"):
+            assert platform.node() not in content.decode(), path
+    assert stat.S_IMODE(out.stat().st_mode) == 0o750
+    manifests = [json.loads(path.read_text()) for path in out.rglob("MANIFEST.json")]
+    assert len(manifests) == 4
+    for manifest in manifests:
+        assert "session" not in manifest["info"] and {"cpu", "code_version", "versions"} <= manifest["info"].keys()
 
 
 def test_the_agent_is_the_runs_in_half_precision_and_scores_what_the_card_says(
@@ -124,8 +166,14 @@ def test_an_agent_of_the_package_is_loaded_by_name_and_cannot_be_changed(
     for change in changes:
         with pytest.raises(StorageError, match=r"copy it first, `world-models storage copy pretrained:counter"):
             change()
-    with pytest.raises(ConfigError, match=r"pretrained:nobody: there is no such agent. Expected counter"):
+    with pytest.raises(
+        ConfigError, match=r"pretrained:nobody: there is no such agent\. .* package: pretrained:counter$"
+    ):
         open_pretrained("nobody")
+    monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"no such agent\. No agent comes with this package\. .*`world-models run`"):
+        open_pretrained("counter")
+    monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path)
     assert main(["resume", "pretrained:counter"]) != 0
     assert main(["storage", "check", "pretrained:counter"]) == 0
     assert main(["storage", "copy", "pretrained:counter", str(tmp_path / "copy")]) == 0
@@ -183,6 +231,9 @@ def test_what_cannot_be_packed_is_refused_first(
     assert main(["pack", str(tmp_path / "nowhere"), "--name", "x", "--out", str(tmp_path / "x")]) == 1
     with pytest.raises(SystemExit):
         main(["pack", str(run), "--name", "a/b"])
+    with pytest.raises(SystemExit):
+        main(["pack", str(run), "--name", "x", "--license", "see below"])
+    assert "an SPDX identifier was expected" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
 
 
@@ -225,6 +276,22 @@ def test_a_pack_is_uploaded_whole_and_an_earlier_one_replaced(packed: Path, tmp_
         refused = push(str(packed), hub, tmp_path / "home", token="hf_" + "w" * 34)
         assert refused.returncode == 1 and hub.refusals
         assert "401" in refused.stderr and "HF_TOKEN" in refused.stderr and "Traceback" not in refused.stderr
+        assert "Invalid user token" in refused.stderr, "the cause, which the hub's error names last"
+
+
+def test_a_card_that_the_hub_does_not_take_is_refused_with_the_reason(packed: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(packed, wrong)
+    card = wrong / "README.md"
+    card.write_text(card.read_text().replace("license: mit", "license: MIT"))
+    with Hub() as hub:
+        done = push(str(wrong), hub, tmp_path / "home")
+        assert done.returncode == 1 and hub.repositories["me/counter"] == {}
+        assert '"license" must be one of [mit, ' in done.stderr and "Correct README.md of the pack" in done.stderr
+        hub.url, real = "http://127.0.0.1:9", hub.url
+        gone = push(str(packed), hub, tmp_path / "home")
+        hub.url = real
+    assert gone.returncode == 1 and "HF_ENDPOINT" in gone.stderr and "hf auth login" not in gone.stderr
 
 
 def test_only_a_sound_pack_is_uploaded(

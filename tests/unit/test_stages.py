@@ -265,7 +265,7 @@ def test_the_controllers_asked_for_are_evaluated(
 
 def test_the_drive_shown_is_the_median_one_not_the_best() -> None:
     config = counting_config({"evaluate.film_seconds": 0.1})
-    jobs = evaluate._jobs(config, config.seed, np.zeros(3, np.float32))
+    jobs = evaluate._jobs(config, config.seed, "", np.zeros(3, np.float32))
     shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])
     assert shown.track == jobs[0].track
     assert shown.max_steps == 5

@@ -157,6 +157,8 @@ def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thre
     right, left = after(1.0), after(-1.0)
     assert unlike(right, -8) < unlike(right, 8) - 0.3
     assert unlike(left, 8) < unlike(left, -8) - 0.3
+    for value, action in ((0.4, 0.4), ([True, False], 1), ([False, True], -1), ([True, True], 0)):
+        np.testing.assert_array_equal(env.actions.vector(value), np.array([action], np.float32))
 
 
 def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:

@@ -207,7 +207,9 @@ def test_a_tracker_that_refuses_ends_the_run_before_it_begins(tmp_path: Path, mo
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_its_command(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trackio is not installed here.*pip install 'world-models-ray\[trackio\]'"):
+    with pytest.raises(
+        ConfigError, match=r"\[\'trackio\'\] needs the package trackio, .*pip install 'world-models-ray\[trackio\]'"
+    ):
         run_config(config_of("trackio"), str(tmp_path / "run"), "run")
     assert not (tmp_path / "run").exists()
 

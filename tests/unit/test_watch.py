@@ -13,7 +13,8 @@ from pipeline.cli.main import main
 from pipeline.envs.registry import make_environment
 from pipeline.storage.local import LocalStore
 from pipeline.view.drive import HEIGHT, drive
-from tests.unit.test_agent import STEPS, evaluated, make_trained, put_agent
+from tests.made_run import evaluated, put_trained
+from tests.unit.test_agent import STEPS, make_trained
 
 
 def test_the_drive_is_that_of_the_evaluation_and_its_tiles_are_the_agents() -> None:
@@ -43,7 +44,7 @@ def test_the_command_writes_a_video_that_others_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = make_trained(action_repeat=2)
-    put_agent(LocalStore(tmp_path / "made"), trained)
+    put_trained(LocalStore(tmp_path / "made"), trained)
     monkeypatch.chdir(tmp_path)
     before = sorted((tmp_path / "made").rglob("*"))
     assert main(["watch", "made", "--track", "0"]) == 0
@@ -59,7 +60,7 @@ def test_the_command_writes_a_video_that_others_read(
 
 
 def test_a_place_that_is_not_there_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    put_agent(LocalStore(tmp_path / "made"), make_trained())
+    put_trained(LocalStore(tmp_path / "made"), make_trained())
     assert main(["watch", str(tmp_path / "made"), "--out", str(tmp_path / "no/drive.mp4")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert main(["watch", str(tmp_path / "nothing")]) == 1
