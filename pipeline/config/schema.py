@@ -209,14 +209,11 @@ class StorageConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Experiment trackers that a run's metrics are published to. No result depends on it.
-
-    Addresses and logins come from the trackers' own environment variables.
-    """
+    """Experiment trackers that a run's metrics are published to. No result depends on it."""
 
     trackers: list[Literal["mlflow", "wandb", "trackio"]] = runtime(
         [],
-        description="trackers, each from the extra of its name, with its own environment variables",
+        description="trackers, each from the extra of its name; addresses and logins come from their own variables",
     )
     project: str = runtime("world-models", min_length=1, description="project, or MLflow's experiment")
 
