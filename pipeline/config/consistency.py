@@ -17,11 +17,14 @@ def check_heads(dream: DreamConfig, mdnrnn: MdnRnnConfig) -> None:
         ValueError: M lacks the head. The message names the keys, and a remedy.
     """
     if dream.reward == "model" and mdnrnn.reward_weight == 0:
-        raise ValueError("dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0")
+        raise ValueError(
+            "dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0, in a new "
+            "run if M is trained already"
+        )
     if dream.reward == "survival" and mdnrnn.done_weight == 0:
         raise ValueError(
             "dream.reward 'survival' needs an M that predicts ends, or all dreams have one return: set "
-            "mdnrnn.done_weight above 0"
+            "mdnrnn.done_weight above 0, in a new run if M is trained already"
         )
 
 
