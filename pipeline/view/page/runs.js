@@ -132,7 +132,7 @@ function card(run, index) {
 
 function progress(run) {
   const { now } = run, rate = now.rate;
-  const text = [`${now.title}: ${done(now)}`];
+  const text = [now.done || now.total ? `${now.title}: ${done(now)}` : now.title];
   if (rate) text.push(rate >= 1 ? `${number(rate)} ${now.unit} a second` : `${duration(1 / rate)} each`);
   if (!run.alive) text.push(run.seen_s == null ? "not running"
     : `not running, last sign of life ${duration(run.seen_s)} ago`);
@@ -180,7 +180,7 @@ function curve({ title, x, series }) {
     const stroke = colour(COLOURS[name]);
     const places = some.map(at);
     if (places.length > 1) drawing.append(shape("path", { d: `M${places.join("L")}`, stroke }));
-    if (places.length < 40 && name !== "training") {
+    if (places.length === 1 || (places.length < 40 && name !== "training")) {
       drawing.append(...places.map(([cx, cy]) => shape("circle", { cx, cy, r: 2.4, fill: stroke })));
     }
   }
