@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.remote.webelement import WebElement
 
 
 @contextmanager
@@ -39,3 +40,27 @@ def resize(chrome: Chrome, width: int, height: int = 900) -> None:
     """Make the page so large, in CSS pixels; a window has a least width of its own."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def prepare(chrome: Chrome, script: str) -> None:
+    """Run a script in every page that is opened from now on, before its own."""
+    chrome.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+
+
+def prefer_dark(chrome: Chrome) -> None:
+    """Tell pages that the person prefers dark colours."""
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def touch(chrome: Chrome, element: WebElement) -> None:
+    """Put a finger on the middle of an element, after it was scrolled to, and leave it there."""
+    chrome.execute_script("arguments[0].scrollIntoView({ block: 'center', behavior: 'instant' })", element)
+    box = chrome.execute_script("return arguments[0].getBoundingClientRect().toJSON()", element)
+    point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+
+
+def lift(chrome: Chrome) -> None:
+    """Take the finger away."""
+    chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})

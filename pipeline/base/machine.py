@@ -40,6 +40,21 @@ def machine_name() -> str:
     return " ".join((socket.gethostname(), since, str(namespace.readlink()) if namespace.is_symlink() else ""))
 
 
+def reachable_address(*, ipv6: bool = False) -> str:
+    """Address by which other machines reach this one: that of its default route, or its name where it has none.
+
+    Args:
+        ipv6: Whether an address of version 6 is meant, not of version 4.
+    """
+    family, elsewhere = (socket.AF_INET6, "2001:db8::1") if ipv6 else (socket.AF_INET, "192.0.2.1")
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as route:
+            route.connect((elsewhere, 9))  # this chooses a route and sends nothing
+            return str(route.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
+
+
 def stop_grace_s() -> float:
     """Minimum seconds between SIGTERM and SIGKILL for this process.
 

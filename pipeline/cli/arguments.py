@@ -98,8 +98,23 @@ def run_dir(text: str) -> str:
 
 def positive(text: str) -> int:
     """Parse a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0 was expected")
+    return _whole(text, 1, None, "a whole number above 0")
+
+
+def seed(text: str) -> int:
+    """Parse the seed of a track."""
+    return _whole(text, 0, None, "a seed of 0 or above")
+
+
+def port(text: str) -> int:
+    """Parse a port of TCP."""
+    return _whole(text, 0, 65_535, "a port from 0 to 65535")
+
+
+def _whole(text: str, least: int, most: int | None, expected: str) -> int:
+    """Parse a whole number within bounds."""
+    if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+        raise argparse.ArgumentTypeError(f"{text}: {expected} was expected")
     return int(text)
 
 

@@ -48,10 +48,12 @@ def watch(runs: Runs, console: Console) -> None:
 
 
 def is_over(run: Mapping[str, Any]) -> bool:
-    """Whether nothing more is to be expected of a run: all stages are complete, or its driver has ended."""
+    """Whether nothing more is to be expected of a run: it is complete or damaged, or its driver has ended."""
     if run.get("waiting"):
         return False
-    return "problem" in run or run["now"] is None or not run["alive"]
+    if "problem" in run:
+        return not run["passing"]
+    return run["now"] is None or not run["alive"]
 
 
 def picture(described: Mapping[str, Any]) -> RenderableType:
@@ -112,17 +114,18 @@ def _curves(run: Mapping[str, Any]) -> list[RenderableType]:
         for index, series in enumerate(curve["series"]):
             x, y = series["points"][-1]
             values = [point[1] for point in series["points"]]
+            lost = f", {series['not_finite']} not finite" if series["not_finite"] else ""
             table.add_row(
                 f" {curve['title'].partition(':')[0]}" if index == 0 else "",
                 series["name"],
                 Text(sparkline(values), "cyan"),
-                f"{number(y, 1 if abs(y) >= 10 else 3)} at {curve['x']} {number(x)}",
+                f"{number(y, 1 if abs(y) >= 10 else 3)} at {curve['x']} {number(x)}{lost}",
             )
     return [table] if run["curves"] else []
 
 
 def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
-    """Draw values as a line of blocks, the lowest as the lowest block; of more than ``width`` values, evenly many."""
+    """Draw finite values as a line of blocks, the lowest as the lowest; of more than ``width``, evenly many."""
     count = min(len(values), width)
     shown = [values[round(index * (len(values) - 1) / max(1, count - 1))] for index in range(count)]
     low, high = min(shown), max(shown)
@@ -133,9 +136,13 @@ def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
 def _scores(run: Mapping[str, Any]) -> list[RenderableType]:
     return [
         Text(
-            f" {name}: {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} to "
-            f"{score['high']:.1f}) on {score['episodes']} test tracks",
+            f" {name}: {_score(score['mean'])} +- {_score(score['sd'])} (95 % interval {_score(score['low'])} to "
+            f"{_score(score['high'])}) on {score['episodes']} test tracks",
             "green",
         )
         for name, score in (run["scores"] or {}).items()
     ]
+
+
+def _score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1f}"

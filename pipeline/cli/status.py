@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from pipeline.cli import signals
 from pipeline.cli.arguments import RUN_DIR_HELP, run_dir
 
 if TYPE_CHECKING:
@@ -29,7 +30,11 @@ def _status(options: argparse.Namespace) -> int:
         from pipeline.cli.live import watch
         from pipeline.view.runs import Runs
 
-        watch(Runs(options.run_dir), Console(highlight=False))
+        try:
+            watch(Runs(options.run_dir), Console(highlight=False))
+        except KeyboardInterrupt:  # the usual way to leave
+            if signals.was_terminated():
+                raise
         return 0
     from pipeline.cli.describe import describe_run
     from pipeline.storage.run_dir import open_store

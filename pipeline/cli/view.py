@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli import signals
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, port, positive, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     view.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )
-    view.add_argument("--port", type=_port, default=0, help="port (default: a free one)")
+    view.add_argument("--port", type=port, default=0, help="port (default: a free one)")
     view.add_argument(
         "--viewers",
         type=positive,
@@ -44,12 +44,6 @@ def add_parser(commands: Commands) -> None:
         help="most viewers at once; each has a process with a world of its own (default: %(default)s)",
     )
     view.set_defaults(perform=_view)
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text}: a port from 0 to 65535 was expected")
-    return int(text)
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -61,7 +55,10 @@ def _view(options: argparse.Namespace) -> int:
 
     async def serve() -> None:
         try:
-            print(f"open {await server.start()}\nCtrl-C ends it", flush=True)
+            print(f"open {await server.start()}", flush=True)
+            if server.is_public:
+                print("everyone who has this address can watch, and nothing is encrypted: use networks that you trust")
+            print("Ctrl-C ends it", flush=True)
             await asyncio.Event().wait()
         finally:
             await server.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, run_dir, seed
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -33,19 +33,13 @@ def add_parser(commands: Commands) -> None:
         formatter_class=FORMATTER,
     )
     command.add_argument("run_dir", metavar="RUN", type=run_dir, help=RUN_DIR_HELP)
-    command.add_argument("--track", type=_track, metavar="SEED", help="track seed (default: the first test track)")
+    command.add_argument("--track", type=seed, metavar="SEED", help="track seed (default: the first test track)")
     command.add_argument(
         "--dream", action="store_true", help="show M's dream of the same drive, begun again every 50 actions"
     )
     command.add_argument("--temperature", type=above_zero, default=1.0, metavar="T", help="of the dream (default: 1.0)")
     command.add_argument("--out", type=Path, metavar="FILE", help="file of the video (default: NAME-SEED.mp4)")
     command.set_defaults(perform=_watch)
-
-
-def _track(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: a seed of 0 or above was expected")
-    return int(text)
 
 
 def _watch(options: argparse.Namespace) -> int:

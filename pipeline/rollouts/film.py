@@ -21,6 +21,7 @@ from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_vae
 from pipeline.rollouts.jobs import RolloutJob
+from pipeline.rollouts.layout import composed, fitted
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.rollouts.video import encode_video
 
@@ -28,7 +29,6 @@ Frame = NDArray[np.uint8]
 
 _STEPS_PER_PICTURE = 4
 _SCENE = (360, 240)  # width, height
-_TILE = 120
 _BATCH = 64  # frames that are decoded at once
 
 
@@ -67,7 +67,7 @@ class Camera:
     def __call__(self, env: Environment, frame: Frame) -> None:
         """Count one action of the lane, and take a picture if it is due."""
         if self._actions % self._every == 0:
-            self.scenes.append(_fitted(Image.fromarray(env.render())))
+            self.scenes.append(fitted(env.render(), _SCENE))
             self.frames.append(frame.copy())
         self._actions += 1
 
@@ -90,23 +90,14 @@ def film(
     worker = RolloutWorker(env, agent, vae_weights, mdnrnn_weights, watch=camera)
     ((_, result),) = worker.run([job])
     decoded = _decode(agent, vae_weights, camera.frames)
-    pictures = _compose(camera.scenes, camera.frames, decoded)
+    tiles = zip(camera.frames, decoded, strict=True)  # what the agent sees, above V's picture of it
+    pictures = [composed(scene, each) for scene, each in zip(camera.scenes, tiles, strict=True)]
     steps = every * env.action_repeat
     per_second = traits_of(env).steps_per_second
     video = encode_video(map(np.asarray, pictures), Fraction(per_second / steps).limit_denominator(1000))
     gif = _to_gif(pictures, int(1000 * steps / per_second))
     yield Update(1, 1, {"return": f"{result.episode_return:.1f}"})
     return Film(video, gif, {"track": job.track, "episode_return": result.episode_return, "steps": result.steps})
-
-
-def _fitted(scene: Image.Image) -> Image.Image:
-    """Resize a scene to fill the picture's height or width, with black bars on the sides."""
-    scale = min(_SCENE[0] / scene.width, _SCENE[1] / scene.height)
-    size = round(scene.width * scale), round(scene.height * scale)
-    picture = Image.new("RGB", _SCENE)
-    resized = scene.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR)
-    picture.paste(resized, ((_SCENE[0] - size[0]) // 2, (_SCENE[1] - size[1]) // 2))
-    return picture
 
 
 @torch.inference_mode()
@@ -117,19 +108,6 @@ def _decode(config: AgentConfig, vae_weights: bytes, frames: list[Frame]) -> lis
         mu, _ = vae.encode(frames_to_input(np.stack(frames[start : start + _BATCH])))
         decoded += list(output_to_frames(vae.decode(mu)))
     return decoded
-
-
-def _compose(scenes: Sequence[Image.Image], frames: Sequence[Frame], decoded: Sequence[Frame]) -> list[Image.Image]:
-    """Compose pictures: the scene on the left; on the right the agent's frame above its reconstruction."""
-    pictures = []
-    for scene, *tiles in zip(scenes, frames, decoded, strict=True):
-        picture = Image.new("RGB", (_SCENE[0] + _TILE, _SCENE[1]))
-        picture.paste(scene, (0, 0))
-        for row, tile in enumerate(tiles):
-            enlarged = Image.fromarray(tile).resize((_TILE, _TILE), Image.Resampling.NEAREST)
-            picture.paste(enlarged, (_SCENE[0], row * _TILE))
-        pictures.append(picture)
-    return pictures
 
 
 def _to_gif(pictures: Sequence[Image.Image], duration_ms: int) -> bytes:

@@ -13,6 +13,7 @@ from pipeline.agent import Agent
 from pipeline.data.trained import TrainedAgent
 from pipeline.envs.registry import make_environment
 from pipeline.models.steered import SteeredDream
+from pipeline.rollouts.layout import composed, fitted
 
 Picture = NDArray[np.uint8]
 
@@ -28,7 +29,7 @@ class Shot:
 
     Attributes:
         picture: Picture, (480, W, 3) uint8 RGB.
-        steps: Steps of the environment so far.
+        steps: Steps of the environment so far, as the evaluation counts them: ``env.action_repeat`` for each action.
         episode_return: Return so far.
     """
 
@@ -81,19 +82,11 @@ def drive(
 
 
 def _compose(scene: Picture, tiles: dict[str, Picture], text: str) -> Picture:
-    """Scene with a text on the left; on the right the tiles from top to bottom, with their names."""
-    side = HEIGHT // len(tiles)
-    picture = np.zeros((HEIGHT, _SCENE_WIDTH + side, 3), np.uint8)
-    scale = min(HEIGHT / scene.shape[0], _SCENE_WIDTH / scene.shape[1])
-    size = round(scene.shape[1] * scale), round(scene.shape[0] * scale)
-    drawn = cv2.resize(scene, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (HEIGHT - size[1]) // 2, (_SCENE_WIDTH - size[0]) // 2
-    picture[top : top + size[1], left : left + size[0]] = drawn
+    """Scene with a text on the left; on the right the tiles with their names."""
+    picture = np.array(composed(fitted(scene, (_SCENE_WIDTH, HEIGHT)), [*tiles.values()]))
     _write(picture, text, (12, 32), 0.9)
-    for row, (name, tile) in enumerate(tiles.items()):
-        at = row * side
-        picture[at : at + side, _SCENE_WIDTH:] = cv2.resize(tile, (side, side), interpolation=cv2.INTER_NEAREST)
-        _write(picture, name, (_SCENE_WIDTH + 6, at + 18), 0.45)
+    for row, name in enumerate(tiles):
+        _write(picture, name, (_SCENE_WIDTH + 6, row * (HEIGHT // len(tiles)) + 18), 0.45)
     return picture
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipeline.base.errors import StorageError, WorldModelsError
+from pipeline.base.errors import DamagedDataError, StorageError, WorldModelsError
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE
@@ -21,6 +22,7 @@ from pipeline.storage.saved_config import saved_config
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
+from pipeline.view.finite import without_nan
 
 _FRESH_S = 1.5  # seconds for which a description is kept, whatever the number of viewers that ask
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured
@@ -58,7 +60,7 @@ class Runs:
         self._described_at = -_FRESH_S
 
     def describe(self) -> dict[str, Any]:
-        """Describe all runs; ``runs`` of the result has the order of ``media``."""
+        """Describe all runs in plain, finite values; ``runs`` of the result has the order of ``media``."""
         with self._lock:
             if time.monotonic() - self._described_at >= _FRESH_S:
                 runs = [_describe_or_say_why(name, store) for name, store in self._stores.items()]
@@ -72,6 +74,9 @@ class Runs:
         Args:
             number: Number of the run, from 0.
             what: ``film`` or ``picture``.
+
+        Raises:
+            StorageError: It cannot be read.
         """
         stores = list(self._stores.values())
         if number >= len(stores) or not stores[number].exists(CONFIG):
@@ -82,12 +87,16 @@ class Runs:
 
 
 def _describe_or_say_why(name: str, store: Store) -> dict[str, Any]:
-    if not store.exists(CONFIG):
-        return {"name": name, "where": store.locate(), "waiting": True}
+    run = {"name": name, "where": store.locate()}
     try:
-        return {"name": name, "where": store.locate(), **describe(store)}
+        if not store.exists(CONFIG):
+            return {**run, "waiting": True}
+        described: dict[str, Any] = without_nan(describe(store))
+        return {**run, **described}
     except WorldModelsError as error:
-        return {"name": name, "where": store.locate(), "problem": str(error)}
+        # A store that does not answer may do so the next time; damaged data stay damaged.
+        passing = isinstance(error, StorageError) and not isinstance(error, DamagedDataError)
+        return {**run, "problem": str(error), "passing": passing}
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -179,14 +188,19 @@ def _curves(config: RunConfig, store: Store) -> list[dict[str, Any]]:
 
 
 def _curve(title: str, x: str, rows: Sequence[MetricsRow], names: Mapping[str, str]) -> dict[str, Any]:
-    drawn = {name: _points(rows, key) for name, key in names.items()}
-    return {"title": title, "x": x, "series": [{"name": name, "points": each} for name, each in drawn.items() if each]}
+    """A curve of several series: their points, and the number of values that cannot be drawn."""
+    series = []
+    for name, key in names.items():
+        present = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        points = [point for point in present if math.isfinite(point[1])]
+        if points:
+            series.append({"name": name, "points": _thinned(points), "not_finite": len(present) - len(points)})
+    return {"title": title, "x": x, "series": series}
 
 
-def _points(rows: Sequence[MetricsRow], key: str) -> list[Point]:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-    every = -(-len(points) // _MOST_POINTS) or 1
-    return [*points[:-1:every], points[-1]] if points else []
+def _thinned(points: list[Point]) -> list[Point]:
+    every = -(-len(points) // _MOST_POINTS)
+    return [*points[:-1:every], points[-1]]
 
 
 def _scores(config: RunConfig, store: Store) -> dict[str, Any] | None:

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from importlib import resources
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from pipeline.base.errors import ConfigError
+from pipeline.base.errors import ConfigError, StorageError
+from pipeline.base.machine import reachable_address
 from pipeline.view import runs, wire
 from pipeline.view.viewer import run_viewer
 
@@ -55,12 +56,14 @@ class Seat:
         connection: Pipe to it.
         messages: Its messages to the page; None at its end.
         ready: Whether it has sent one: before, it has nothing to release.
+        leaving: Its end, once that has begun.
     """
 
     process: SpawnProcess
     connection: Connection
     messages: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     ready: bool = False
+    leaving: asyncio.Task[None] | None = None
 
     @classmethod
     def taken(cls, run: str) -> Seat:
@@ -118,7 +121,7 @@ class ViewServer:
 
     Attributes:
         token: First part of every address.
-        seats: Viewers' processes.
+        seats: Viewers' processes, each until it is gone.
     """
 
     def __init__(self, run: str, host: str = "127.0.0.1", port: int = 0, most: int = MOST_VIEWERS) -> None:
@@ -145,7 +148,7 @@ class ViewServer:
         """Begin to listen.
 
         Returns:
-            Address of the page.
+            Address of the page; with a host that means all addresses of this machine, by the one that others reach.
 
         Raises:
             ConfigError: The address is not one of this machine, or the port is taken.
@@ -160,15 +163,21 @@ class ViewServer:
                 "address of this machine, and a free port or 0"
             ) from error
         port = self._runner.addresses[0][1]
-        name = f"[{self._host}]" if ":" in self._host else self._host
+        host = reachable_address(ipv6=":" in self._host) if _is_unspecified(self._host) else self._host
+        name = f"[{host}]" if ":" in host else host
         return f"http://{name}:{port}/{self.token}/"
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines may reach the server."""
+        return not _is_loopback(self._host)
 
     async def stop(self) -> None:
         """Close all connections and end all viewers' processes."""
         for seat in self.seats:
             seat.hang_up()
         await self._runner.cleanup()
-        await asyncio.gather(*(self._free(seat) for seat in list(self.seats)))
+        await asyncio.gather(*map(self._free, self.seats))
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -186,13 +195,14 @@ class ViewServer:
 
     def _refusal(self, request: web.Request) -> str | None:
         """Reason to refuse a request; None if it may be answered."""
-        token = request.path.split("/")[1]
-        if not hmac.compare_digest(token.encode(), self.token.encode()):
+        token = request.path.removeprefix("/").partition("/")[0]
+        # A path may hold any bytes, also some that are no text.
+        if not hmac.compare_digest(token.encode(errors="replace"), self.token.encode()):
             return "The address lacks the token. Open the whole address that `world-models view` printed."
-        if _is_loopback(self._host) and not _is_loopback(urlsplit(f"//{request.host}").hostname or ""):
+        if _is_loopback(self._host) and not _is_loopback(_split(f"//{request.host}").hostname or ""):
             return "This server answers to its own name only. Open the address that `world-models view` printed."
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.host:
+        if origin is not None and _split(origin).netloc != request.host:
             return "A page of another origin has no access."
         return None
 
@@ -207,47 +217,96 @@ class ViewServer:
 
     async def _media(self, request: web.Request) -> web.Response:
         number, what = int(request.match_info["number"]), request.match_info["what"]
-        found = await asyncio.to_thread(self._runs.media, number, what)
+        try:
+            found = await asyncio.to_thread(self._runs.media, number, what)
+        except StorageError as error:
+            raise web.HTTPServiceUnavailable(text=f"The {what} cannot be read: {error}\n") from error
         if found is None:
             raise web.HTTPNotFound(text=f"This run has no {what} yet.\n")
-        return web.Response(body=found, content_type="video/mp4" if what == "film" else "image/png")
+        return _part(request, found, "video/mp4" if what == "film" else "image/png")
 
     async def _world(self, request: web.Request) -> web.WebSocketResponse:
         page = web.WebSocketResponse(max_msg_size=wire.LARGEST_MESSAGE_BYTES, heartbeat=_PING_S)
         await page.prepare(request)
-        if len(self.seats) >= self._most:
-            reason = (
-                f"All {self._most} places are taken: each viewer has a world of its own. Close another page, or start "
-                "`world-models view` with a larger --viewers."
+        if self._runs.study is not None:
+            return await _refuse(
+                page,
+                f"This is the study {self._runs.study}: its runs are under Runs. To watch and drive the agent of one "
+                "of them, start `world-models view` with the folder of that run.",
+                WSCloseCode.POLICY_VIOLATION,
+                study=True,
             )
-            await page.send_bytes(wire.to_bytes("failed", {"reason": reason}))
-            await page.close(code=WSCloseCode.TRY_AGAIN_LATER)
-            return page
+        if not await self._has_room():
+            return await _refuse(
+                page,
+                f"All {self._most} places are taken: each viewer has a world of its own. Close another page, or start "
+                "`world-models view` with a larger --viewers.",
+                WSCloseCode.TRY_AGAIN_LATER,
+            )
         seat = Seat.taken(self._run)
         self.seats.add(seat)
-        showing = asyncio.create_task(_show(seat, page))
         try:
-            await _listen(seat, page)
+            await _serve(seat, page)
         finally:
-            showing.cancel()
             await asyncio.shield(self._free(seat))
         return page
 
+    async def _has_room(self) -> bool:
+        """Whether another viewer may have a world; waits for viewers who are about to be gone, as after a reload."""
+        while len(self.seats) >= self._most:
+            leaving = [seat.leaving for seat in self.seats if seat.leaving is not None]
+            if not leaving:
+                return False
+            await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
+        return True
+
     async def _free(self, seat: Seat) -> None:
-        if seat in self.seats:
-            self.seats.discard(seat)
+        """End a viewer's process. Until it is gone, it counts as a viewer: it still has its world."""
+        if seat.leaving is None:
+            seat.leaving = asyncio.create_task(self._release(seat))
+        await seat.leaving
+
+    async def _release(self, seat: Seat) -> None:
+        try:
             await asyncio.to_thread(seat.leave)
+        finally:
+            self.seats.discard(seat)
+
+
+async def _refuse(
+    page: web.WebSocketResponse, reason: str, code: WSCloseCode, **facts: object
+) -> web.WebSocketResponse:
+    await page.send_bytes(wire.to_bytes("failed", {"reason": reason, **facts}))
+    await page.close(code=code)
+    return page
+
+
+async def _serve(seat: Seat, page: web.WebSocketResponse) -> None:
+    """Pass messages between a page and a viewer's process, until the page has left or the process has ended."""
+    showing, listening = asyncio.create_task(_show(seat, page)), asyncio.create_task(_listen(seat, page))
+    try:
+        await asyncio.wait((showing, listening), return_when=asyncio.FIRST_COMPLETED)
+        if listening.done() and not page.closed:  # the process has ended; its last message says why
+            await asyncio.wait([showing])
+    finally:
+        showing.cancel()
+        listening.cancel()
+        ends = await asyncio.gather(showing, listening, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end
 
 
 async def _show(seat: Seat, page: web.WebSocketResponse) -> None:
     """Pass messages of a viewer's process to the page, until either ends."""
-    while (message := await seat.messages.get()) is not None:
-        await page.send_bytes(message)
+    with suppress(ConnectionError):  # the page has left
+        while (message := await seat.messages.get()) is not None:
+            await page.send_bytes(message)
     await page.close(code=WSCloseCode.GOING_AWAY)
 
 
 async def _listen(seat: Seat, page: web.WebSocketResponse) -> None:
-    """Pass messages of the page to the viewer's process, until the page leaves or sends something else."""
+    """Pass messages of the page to the viewer's process, until either ends or the page sends something else."""
     async for message in page:
         if message.type is not WSMsgType.TEXT:
             await page.close(code=WSCloseCode.UNSUPPORTED_DATA, message=b"text was expected")
@@ -259,8 +318,44 @@ async def _listen(seat: Seat, page: web.WebSocketResponse) -> None:
             return
         try:
             await asyncio.to_thread(seat.connection.send, parsed)
-        except OSError:  # the process has ended; its last message says why
+        except OSError:  # the process has ended
             return
+
+
+def _part(request: web.Request, content: bytes, content_type: str) -> web.Response:
+    """Answer with some media, or with the part of them that the header ``Range`` asks for: Safari plays nothing else.
+
+    Raises:
+        HTTPRequestRangeNotSatisfiable: There is no such part.
+    """
+    headers = {"Accept-Ranges": "bytes"}
+    try:
+        asked = request.http_range
+        start, stop, _ = asked.indices(len(content))
+    except ValueError:
+        start = stop = -1
+    if start >= stop:
+        raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{len(content)}"})
+    if (asked.start, asked.stop) == (None, None):
+        return web.Response(body=content, content_type=content_type, headers=headers)
+    headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+    return web.Response(status=206, body=content[start:stop], content_type=content_type, headers=headers)
+
+
+def _split(address: str) -> SplitResult:
+    """Parts of an address; empty ones if it is malformed."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
+
+
+def _is_unspecified(host: str) -> bool:
+    """Whether a host stands for all addresses of this machine, which no browser can open."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

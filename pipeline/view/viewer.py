@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.view.world import World
 
 PICTURES_PER_SECOND = 30
-# Pictures on the way to the page. A page that is slower misses pictures rather than sees old ones.
+# Pictures and looks ahead on the way to the page. A page that is slower misses some rather than sees old ones.
 _ON_THE_WAY = 3
 _SHOW_AN_END_S = 2.0
 _AHEAD_EVERY_S = 0.4
@@ -74,7 +75,7 @@ class Viewer:
         self._paused, self._speed = False, 1.0
         self._stale = True  # whether the page lacks the present picture
         self._sent = self._seen = 0
-        self._driven = self._shown_drive = 0
+        self._driven = self._taken = self._shown = 0  # drives by number: the newest, in the last step, in the picture
         self._step_due = self._picture_due = self._ahead_due = time.monotonic()
         self._ahead: Future[Ahead] | None = None
         self._ahead_began = 0.0
@@ -113,10 +114,10 @@ class Viewer:
 
     def _step(self, now: float) -> None:
         see = now >= self._picture_due and self._may_send
-        self._world.step(see)
+        self._step_world(see)
         self._ahead_wanted = True
         if see:
-            self._stale, self._shown_drive = True, self._driven
+            self._stale = True
             self._picture_due = max(self._picture_due + 1 / PICTURES_PER_SECOND, now)
         period_s = 1 / (self._world.steps_per_second * self._speed)
         # A world that cannot keep pace does not run after it.
@@ -125,31 +126,38 @@ class Viewer:
             self._stale = True
             self._step_due = now + _SHOW_AN_END_S
 
+    def _step_world(self, see: bool = True) -> None:
+        """Take a step, and note which drive its picture shows: a scene of the game is that before the action."""
+        before, self._taken = self._taken, self._driven
+        self._world.step(see)
+        if self._world.dreaming:
+            self._shown = self._taken
+        elif see:
+            self._shown = before
+
     def _send_picture(self) -> None:
         picture = self._world.look()
-        self._sent += 1
-        facts = {
-            **picture.status,
-            "number": self._sent,
-            "drive": self._shown_drive,
-            "paused": self._paused,
-            "speed": self._speed,
-        }
+        facts = {**picture.status, "drive": self._shown, "paused": self._paused, "speed": self._speed}
         arrays: dict[str, NDArray[Any]] = {
             "scene": picture.scene, "frame": picture.frame, "reconstruction": picture.reconstruction,
             "z": picture.z, "h": picture.h,
         }  # fmt: skip
         if picture.held is not None:
             arrays["held"] = picture.held
-        self._connection.send_bytes(wire.to_bytes("picture", facts, arrays))
+        self._send("picture", facts, arrays)
         self._stale = False
+
+    def _send(self, kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Send a message that the page acknowledges by its number."""
+        self._sent += 1
+        self._connection.send_bytes(wire.to_bytes(kind, {**facts, "number": self._sent}, arrays))
 
     def _look_ahead(self, now: float) -> None:
         """Begin to look ahead if that is due, and send what was seen."""
         from pipeline.view.ahead import look_ahead
 
         if self._ahead is not None:
-            if not self._ahead.done():
+            if not (self._ahead.done() and self._may_send):
                 return
             ahead, took_s = self._ahead.result(), now - self._ahead_began
             self._ahead, self._ahead_due = None, self._ahead_began + max(_AHEAD_EVERY_S, took_s / _AHEAD_SHARE)
@@ -158,7 +166,7 @@ class Viewer:
                 arrays["reward"] = ahead.reward
             if ahead.end_probability is not None:
                 arrays["end_probability"] = ahead.end_probability
-            self._connection.send_bytes(wire.to_bytes("ahead", {}, arrays))
+            self._send("ahead", {}, arrays)
         if self._ahead_wanted and now >= self._ahead_due:
             self._ahead_wanted, self._ahead_began = False, now
             self._ahead = self._beside.submit(look_ahead, self._world.dream_ahead(), self._world.agent.decode)
@@ -180,6 +188,7 @@ class Viewer:
                     world.fall_asleep()
                 else:
                     world.wake_up()
+                self._step_due = time.monotonic()  # whichever begins does not wait for the end of the other
             case wire.Temperature(value=value):
                 world.temperature = value
             case wire.Hold(z=z):
@@ -191,7 +200,8 @@ class Viewer:
                 self._paused = on
                 self._step_due = time.monotonic()
             case wire.Step():
-                world.step()
+                self._step_world()
             case wire.Speed(value=value):
                 self._speed = value
+                self._step_due = time.monotonic()
         self._stale = self._ahead_wanted = True

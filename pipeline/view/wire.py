@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline.view.finite import without_nan
+
 # The longest honest message holds one number of up to 20 characters for each dimension of z.
 LARGEST_MESSAGE_BYTES = 32_768
 
@@ -31,7 +33,7 @@ class _Strict(BaseModel):
 
 
 class Seen(_Strict):
-    """The page has shown a picture."""
+    """The page has shown the message of this number, and those before it."""
 
     do: Literal["seen"]
     number: int = Field(ge=0)
@@ -123,7 +125,7 @@ def to_bytes(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[A
 
     Args:
         kind: Kind of the message, the key ``is`` of its header.
-        facts: Further entries of the header.
+        facts: Further entries of the header; a number that is not finite is sent as null.
         arrays: Arrays by name. ``scene`` is sent as a JPEG where that is smaller; other uint8 arrays are sent as they
             are, and all others as float32.
     """
@@ -132,7 +134,7 @@ def to_bytes(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[A
         form, blob = _encoded(name, array)
         parts.append({"name": name, "form": form, "shape": array.shape, "size": len(blob)})
         blobs.append(blob)
-    header = json.dumps({"is": kind, **facts, "parts": parts}).encode()
+    header = json.dumps({"is": kind, **without_nan(facts), "parts": parts}, allow_nan=False).encode()
     return b"".join([struct.pack("<I", len(header)), header, *blobs])
 
 

@@ -55,7 +55,7 @@ class World:
         driver: Who has the wheel.
         track: Seed of the track.
         over: Whether the episode, or the dream, has ended; the next step begins another.
-        steps_per_second: Steps per second of the game's own clock.
+        steps_per_second: Steps of the world per second of the game's own clock: one for each action.
 
     Raises:
         ConfigError: The environment cannot be made here.
@@ -69,7 +69,8 @@ class World:
         self.agent = Agent(trained, batch_size=1, own_frames=True)
         self._actions = self._env.actions
         self._ends_at = config.dream.end_probability
-        self.steps_per_second = self._env.steps_per_second / config.env.action_repeat
+        self._repeat = config.env.action_repeat
+        self.steps_per_second = self._env.steps_per_second / self._repeat
         self.driver: Driver = "controller"
         self._wheel = controls.at_rest(self._actions)
         self._temperature = 1.0
@@ -192,7 +193,7 @@ class World:
             self._scene = self._env.render().copy()
         step = self._env.step(self.agent.action)
         self._frame = step.frame
-        self._steps += 1
+        self._steps += self._repeat  # as the evaluation counts them
         self._return += step.reward
         self.over = step.terminated or step.truncated
 

@@ -8,9 +8,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -19,110 +17,27 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from aiohttp import ClientSession, WSMessage, WSMsgType
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
 
 from pipeline.storage.local import LocalStore
 from pipeline.view import wire
 from tests.browser import browser, resize
-from tests.made_run import make_config, put_agent, put_data, put_evaluation, put_metrics
-
-LIMIT_S = 240  # only ever reached by what hangs
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server in a process of its own.
-
-    Attributes:
-        process: Its process.
-        url: Address that it printed.
-    """
-
-    process: subprocess.Popen[str]
-    url: str
-
-    def worlds(self) -> int:
-        """Number of viewers' processes."""
-        count = 0
-        for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.NoSuchProcess):  # a zombie has freed all
-                count += "spawn_main" in " ".join(child.cmdline())
-        return count
-
-
-@contextmanager
-def viewing(run_dir: Path, *options: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "pipeline", "view", str(run_dir), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        yield Server(process, process.stdout.readline().removeprefix("open ").strip())
-    finally:
-        process.kill()
-        process.wait()
+from tests.made_run import make_config, put_agent
+from tests.viewing import LIMIT_S, ROOT, Page, Server, put_car_racing, viewing, wait
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small complete run whose M predicts rewards and ends."""
-    folder = tmp_path_factory.mktemp("run")
-    store = LocalStore(folder)
-    config = make_config(
-        env__max_episode_steps=1000, mdnrnn__reward_weight=1.0, mdnrnn__done_weight=1.0, dream__end_probability=0.999,
-        rollouts__precision="float32",
-    )  # fmt: skip
-    put_agent(store, config)
-    put_data(store, config)
-    put_metrics(store)
-    put_evaluation(store, 6, {"mean": [100.5, 250.25], "best": [120.0, 270.5]})
-    return folder
+    return put_car_racing(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def server(run_dir: Path) -> Iterator[Server]:
     with viewing(run_dir, "--viewers", "1") as running:
         yield running
-
-
-def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
-    redrawn = [StaleElementReferenceException]  # the page draws its cards again every two seconds
-    return WebDriverWait(chrome, LIMIT_S, poll_frequency=0.05, ignored_exceptions=redrawn).until(condition)
-
-
-class Page:
-    """What a person sees and does on the page."""
-
-    def __init__(self, chrome: Chrome) -> None:
-        self.chrome = chrome
-
-    def at(self, name: str) -> WebElement:
-        return self.chrome.find_element(By.ID, name)
-
-    def text(self, name: str) -> str:
-        return str(self.at(name).get_property("textContent"))
-
-    def number(self, name: str) -> float:
-        return float(self.text(name).replace(",", "").replace("−", "-").replace("–", "nan").removesuffix(" %"))
-
-    def press(self, keys: str) -> None:
-        ActionChains(self.chrome).send_keys(keys).perform()
-
-    def until(self, name: str, value: str) -> None:
-        body = self.chrome.find_element(By.TAG_NAME, "body")
-        wait(self.chrome, lambda _: body.get_attribute(f"data-{name}") == value)
-
-    def until_more(self, name: str, by: float = 1) -> None:
-        before = self.number(name)
-        wait(self.chrome, lambda _: not self.number(name) < (before if before == before else 0) + by)
-
-    def gas(self) -> float:
-        return float(self.chrome.find_elements(By.CSS_SELECTOR, ".axis .name span")[1].text)
 
 
 def test_a_person_watches_takes_the_wheel_and_drives_in_the_dream(server: Server) -> None:
@@ -146,9 +61,9 @@ def test_a_person_watches_takes_the_wheel_and_drives_in_the_dream(server: Server
         assert "All 1 places are taken" in page.text("reason")
         chrome.close()
         chrome.switch_to.window(chrome.window_handles[0])
-        assert server.worlds() == 1
+        assert len(server.worlds()) == 1
         chrome.get("about:blank")
-        wait(chrome, lambda _: server.worlds() == 0)  # whoever leaves frees what they had
+        wait(chrome, lambda _: server.worlds() == [])  # whoever leaves frees what they had
 
 
 def watch(page: Page) -> None:
@@ -288,7 +203,7 @@ def test_what_does_not_come_from_the_page_is_refused(server: Server) -> None:
                "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
     assert status(url, f"{root}world", Origin="http://evil.example", **upgrade) == 403
     assert status(url, "/wrong/world", **upgrade) == 403
-    assert server.worlds() == 0
+    assert server.worlds() == []
 
 
 def test_hostile_messages_end_the_connection_and_nothing_else(server: Server) -> None:

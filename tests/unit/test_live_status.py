@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pipeline.base.errors import StorageError
 from pipeline.cli import live
 from pipeline.cli.live import is_over, picture, sparkline, watch
 from pipeline.cli.main import main
@@ -19,6 +22,7 @@ from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
 from pipeline.view.runs import Runs
 from tests.counting import counting_config
+from tests.made_run import make_config, put_agent, put_data
 
 UNDER_WAY: dict[str, Any] = {
     "name": "",
@@ -39,8 +43,8 @@ UNDER_WAY: dict[str, Any] = {
             "title": "C: return",
             "x": "generation",
             "series": [
-                {"name": "mean", "points": [(n, 10.0 * n) for n in range(1, 51)]},
-                {"name": "validation", "points": [(10, 120.0), (20, 250.5)]},
+                {"name": "mean", "points": [(n, 10.0 * n) for n in range(1, 51)], "not_finite": 0},
+                {"name": "validation", "points": [(10, 120.0), (20, 250.5)], "not_finite": 0},
             ],
         }
     ],
@@ -67,11 +71,12 @@ def test_a_run_under_way_shows_bar_rate_time_left_and_curves_at_80_columns() -> 
 
 def test_a_study_shows_every_run_and_what_is_wrong_with_one() -> None:
     waiting = {"name": "b", "where": "x", "waiting": True}
-    broken = {"name": "c", "where": "x", "problem": "x/config.yaml is damaged"}
-    text = drawn({"study": "arms", "runs": [{**UNDER_WAY, "name": "a"}, waiting, broken]})
+    broken = {"name": "c", "where": "x", "problem": "x/config.yaml is damaged", "passing": False}
+    silent = {"name": "d", "where": "x", "problem": "s3://x does not answer", "passing": True}
+    text = drawn({"study": "arms", "runs": [{**UNDER_WAY, "name": "a"}, waiting, broken, silent]})
     assert text.startswith("study arms\na  CarRacing-v3") and "b: not begun" in text
-    assert "c: x/config.yaml is damaged" in text
-    assert [is_over(run) for run in (UNDER_WAY, waiting, broken)] == [False, False, True]
+    assert "c: x/config.yaml is damaged" in text and "d: s3://x does not answer" in text
+    assert [is_over(run) for run in (UNDER_WAY, waiting, broken, silent)] == [False, False, True, False]
     assert is_over({**UNDER_WAY, "alive": False}) and is_over({**UNDER_WAY, "now": None})
 
 
@@ -80,6 +85,69 @@ def test_the_shape_of_a_curve() -> None:
     assert sparkline([5.0]) == "▁" and sparkline([2, 2, 2]) == "▁▁▁"
     assert len(sparkline([float(n) for n in range(1000)])) == 40
     assert sparkline([float(n) for n in range(1000)])[-1] == "█"
+
+
+def test_numbers_that_are_not_finite_are_named_and_not_drawn(local_store: LocalStore) -> None:
+    config = make_config()
+    put_agent(local_store, config)
+    put_data(local_store, config)
+    rows = [
+        {
+            "step": step,
+            "time": float(step),
+            "fitness_mean": mean,
+            "fitness_max": 2.0 * step,
+            "validation_mean": math.nan,
+        }
+        for step, mean in ((1, 1.0), (2, math.nan), (3, math.inf), (4, 3.0))
+    ]
+    local_store.write("evolution/metrics.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    described = Runs(local_store.locate()).describe()
+    json.dumps(described, allow_nan=False)  # browsers read no NaN
+    (curve,) = [curve for curve in described["runs"][0]["curves"] if curve["title"] == "C: return"]
+    assert [(series["name"], series["points"], series["not_finite"]) for series in curve["series"]] == [
+        ("best candidate", [(1, 2.0), (2, 4.0), (3, 6.0), (4, 8.0)], 0),
+        ("mean", [(1, 1.0), (4, 3.0)], 2),
+    ]
+    assert "3.000 at generation 4, 2 not finite" in drawn(described)
+    score = {"mean": None, "sd": None, "low": 1.0, "high": None, "episodes": 2}
+    text = drawn({"study": None, "runs": [{**UNDER_WAY, "scores": {"mean": score}}]})
+    assert "mean: not finite +- not finite (95 % interval 1.0 to not finite)" in text
+
+
+def test_ctrl_c_is_the_usual_way_to_leave(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_agent(local_store, make_config())
+
+    def leave(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(live, "watch", leave)
+    assert main(["status", "--watch", local_store.locate()]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_store_that_does_not_answer_once_is_shown_and_watched_on(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_agent(local_store, make_config())
+    runs = Runs(local_store.locate())
+    exists, failures = LocalStore.exists, [StorageError("the bucket does not answer")]
+
+    def answer(store: LocalStore, key: str) -> bool:
+        if failures:
+            raise failures.pop()
+        return exists(store, key)
+
+    monkeypatch.setattr(LocalStore, "exists", answer)
+    monkeypatch.setattr("pipeline.view.runs._FRESH_S", 0.0)
+    waits: list[float] = []
+    monkeypatch.setattr(live, "sleep", waits.append)
+    out = io.StringIO()
+    watch(runs, Console(file=out, force_terminal=True, width=80))
+    assert waits == [live.EVERY_S]
+    assert "the bucket does not answer" in out.getvalue() and "no driver" in out.getvalue()
 
 
 def test_it_is_drawn_again_until_the_run_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -182,7 +183,8 @@ def test_actions_that_are_held_for_several_steps_count_once() -> None:
     world = make_world(env__action_repeat=3, mdnrnn__window=4)
     assert world.steps_per_second == pytest.approx(50 / 3)
     world.step()
-    assert track_and_step(world.look().frame) == (TRACK, 3)
+    picture = world.look()
+    assert track_and_step(picture.frame) == (TRACK, 3) and picture.status["steps"] == 6
 
 
 def test_looking_ahead_imagines_samples_and_their_spread_and_changes_nothing() -> None:
@@ -275,6 +277,11 @@ def test_messages_arrive_as_they_were_sent() -> None:
     assert blobs["frame"] == frame.tobytes()
     np.testing.assert_array_equal(np.frombuffer(blobs["z"], "<f4"), [1.5, -2])
     assert blobs["scene"].startswith(b"\xff\xd8") and len(blobs["scene"]) < 50_000  # a JPEG
+
+
+def test_numbers_that_are_not_finite_arrive_as_null() -> None:
+    header, _ = wire.from_bytes(wire.to_bytes("picture", {"return": math.nan, "action": [1.0, -math.inf]}))
+    assert (header["return"], header["action"]) == (None, [1.0, None])
 
 
 def test_a_run_under_way_shows_its_stage_its_curves_and_what_there_is_to_see(local_store: LocalStore) -> None:

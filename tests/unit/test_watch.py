@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.agent import Agent
 from pipeline.cli.main import main
@@ -26,17 +28,20 @@ def test_the_drive_is_that_of_the_evaluation_and_its_tiles_are_the_agents() -> N
     side = HEIGHT // 3
     assert {moment.picture.shape for moment in moments} == {(HEIGHT, 720 + side, 3)}
 
+    def enlarged(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST))
+
     agent, env = Agent(trained, own_frames=True), make_environment(trained.config.test_env)
     agent.reset(track)
     agent.act(env.reset(track))
     for row, tile in enumerate((agent.frame, agent.reconstruct(), agent.reconstruct())):
-        expected = cv2.resize(tile, (side, side), interpolation=cv2.INTER_NEAREST)
+        expected = enlarged(tile)
         below_the_name = slice(30, side)
         shown = moments[0].picture[row * side : (row + 1) * side, 720:]
         np.testing.assert_array_equal(shown[below_the_name], expected[below_the_name])
     dreamt = agent.decode(agent.begin_dream(seed=0).step(agent.action).z)[0]
     shown = moments[1].picture[2 * side :, 720:][30:]
-    np.testing.assert_array_equal(shown, cv2.resize(dreamt, (side, side), interpolation=cv2.INTER_NEAREST)[30:])
+    np.testing.assert_array_equal(shown, enlarged(dreamt)[30:])
     env.close()
 
 

@@ -1,6 +1,8 @@
 // Pictures and films of the world, made in the browser: the scene, what V sees, and its reconstruction.
 
 const SCENE = [720, 480], TILE = 240;
+// What a browser may record, best first: H.264 in MP4 plays everywhere.
+const KINDS = ["video/mp4;codecs=avc1.4d401f", "video/mp4;codecs=avc1.42e01f", "video/webm;codecs=vp9", "video/webm"];
 
 function save(blob, name) {
   const link = document.createElement("a");
@@ -11,7 +13,9 @@ function save(blob, name) {
 }
 
 export class Film {
-  constructor(scene, tiles) {
+  // onChange is called when a recording begins or ends, with a text for the person if there is something to say.
+  constructor(scene, tiles, onChange) {
+    this.onChange = onChange;
     this.scene = scene;
     this.tiles = tiles;
     this.canvas = document.createElement("canvas");
@@ -42,19 +46,29 @@ export class Film {
     this.canvas.toBlob((blob) => save(blob, `${name}.png`));
   }
 
-  start() {
-    const parts = [];
+  start(name) {
+    const kind = globalThis.MediaRecorder && KINDS.find((each) => MediaRecorder.isTypeSupported(each));
+    if (!kind || !this.canvas.captureStream) {
+      this.onChange("This browser cannot record films, neither MP4 nor WebM. `world-models watch` writes one.");
+      return;
+    }
+    const parts = [], [type] = kind.split(";");
     this.draw();
-    const options = { mimeType: "video/webm", videoBitsPerSecond: 4_000_000 };
-    this.recorder = new MediaRecorder(this.canvas.captureStream(30), options);
-    this.recorder.ondataavailable = ({ data }) => parts.push(data);
-    this.recorder.onstop = () => save(new Blob(parts, { type: "video/webm" }), `${this.name}.webm`);
-    this.recorder.start();
+    const recorder = new MediaRecorder(this.canvas.captureStream(30), { mimeType: kind, videoBitsPerSecond: 4_000_000 });
+    recorder.ondataavailable = ({ data }) => parts.push(data);
+    recorder.onerror = ({ error }) => this.#set(null, `The film has ended early: ${error.message}.`);
+    recorder.onstop = () => save(new Blob(parts, { type }), `${name}.${type.split("/")[1]}`);
+    recorder.start();
+    this.#set(recorder);
   }
 
-  stop(name) {
-    this.name = name;
+  stop() {
     this.recorder.stop();
-    this.recorder = null;
+    this.#set(null);
+  }
+
+  #set(recorder, text = "") {
+    this.recorder = recorder;
+    this.onChange(text);
   }
 }

@@ -13,15 +13,18 @@ const AHEAD_STEPS = [1, 5, 10, 15, 20, 25, 30];
 const RECENT = 30; // pictures and actions that the rate and the latency are measured over
 
 let connection = null, wheel = null, latents = null, about = null, now = null;
-let waiting = null, drawing = false, drives = 0;
+let waiting = null, drawing = false, drives = 0, measured = 0;
 const sentDrives = [], latencies = [], shownAt = [];
-const film = new Film(byId("scene"), [byId("frame"), byId("reconstruction")]);
+const film = new Film(byId("scene"), [byId("frame"), byId("reconstruction")], showFilm);
 
 function connect() {
   body.dataset.state = "starting";
   byId("reason").textContent = "Loading the agent …";
   byId("again").hidden = true;
-  connection = new Connection(receive, (reason) => fail(`The connection is closed${reason ? `: ${reason}` : "."}`));
+  const mine = new Connection(
+    (message) => { if (mine === connection) receive(message); }, // an earlier one says nothing more
+    (reason) => { if (mine === connection) fail(`The connection is closed${reason ? `: ${reason}` : "."}`); });
+  connection = mine;
 }
 
 function fail(reason) {
@@ -29,13 +32,21 @@ function fail(reason) {
   body.dataset.state = "failed";
   byId("reason").textContent = reason;
   byId("again").hidden = false;
+  if (film.recording) film.stop();
+  waiting = now = null;
+  connection.close();
 }
 
 function receive({ header, arrays }) {
   if (header.is === "world") begin(header);
-  else if (header.is === "failed") fail(header.reason);
-  else if (header.is === "ahead") showAhead(arrays);
-  else {
+  else if (header.is === "failed") {
+    fail(header.reason);
+    byId("again").hidden = Boolean(header.study);
+    if (header.study) open(byId("tab-runs"));
+  } else if (header.is === "ahead") {
+    showAhead(arrays);
+    connection.send("seen", { number: header.number });
+  } else {
     waiting = { header, arrays };
     if (!drawing) drawWaiting();
   }
@@ -59,21 +70,30 @@ function begin(header) {
 
 async function drawWaiting() {
   drawing = true;
-  while (waiting) {
-    const { header, arrays } = waiting;
-    waiting = null;
-    await drawScene(byId("scene"), arrays.scene);
-    drawFrame(byId("frame"), arrays.frame);
-    drawFrame(byId("reconstruction"), arrays.reconstruction);
-    latents.show(arrays.z.data, arrays.held, arrays.reconstruction);
-    drawBars(byId("bars"), arrays.z.data);
-    drawStrip(byId("strip"), arrays.h.data);
-    showStatus(header);
-    if (film.recording) film.draw();
-    connection.send("seen", { number: header.number });
-    measure(header);
+  try {
+    while (waiting) await draw(waiting);
+  } catch (error) {
+    fail(`A picture cannot be drawn: ${error.message}`);
+  } finally {
+    drawing = false;
   }
-  drawing = false;
+}
+
+async function draw({ header, arrays }) {
+  waiting = null;
+  const from = connection;
+  await drawScene(byId("scene"), arrays.scene);
+  // Meanwhile it may have failed, or another world may have begun.
+  if (from !== connection || body.dataset.state === "failed") return;
+  drawFrame(byId("frame"), arrays.frame);
+  drawFrame(byId("reconstruction"), arrays.reconstruction);
+  latents.show(arrays.z.data, arrays.held, arrays.reconstruction);
+  drawBars(byId("bars"), arrays.z.data);
+  drawStrip(byId("strip"), arrays.h.data);
+  showStatus(header);
+  if (film.recording) film.draw();
+  connection.send("seen", { number: header.number });
+  measure(header);
 }
 
 const set = (id, text) => { const at = byId(id); if (at.textContent !== text) at.textContent = text; };
@@ -129,7 +149,8 @@ function measure({ drive }) {
     latencies.push(at - sentDrives.shift().at);
     if (latencies.length > RECENT) latencies.shift();
   }
-  if (shownAt.length < RECENT || now.number % 15) return;
+  measured += 1;
+  if (shownAt.length < RECENT || measured % 15) return;
   const rate = (1000 * (shownAt.length - 1)) / (at - shownAt[0]);
   const middle = [...latencies].sort((a, b) => a - b)[latencies.length >> 1];
   const delay = middle === undefined ? "" : ` · key to picture ${middle.toFixed(0)} ms`;
@@ -163,10 +184,14 @@ const fileName = () =>
   `${about.run}-track-${now.track}-step-${now.steps}${now.dream ? `-dream-${now.dream.steps}` : ""}`;
 
 function record() {
-  if (film.recording) film.stop(fileName());
-  else film.start();
+  if (film.recording) film.stop();
+  else film.start(fileName());
+}
+
+function showFilm(text) {
   byId("record").setAttribute("aria-pressed", film.recording);
   byId("record").firstElementChild.textContent = film.recording ? "Stop" : "Record";
+  set("film-says", text);
 }
 
 const buttons = { hand: "t", dream: "m", pause: "p", step: ".", next: "n", photo: "f", record: "r" };

@@ -29,6 +29,7 @@ function shape(name, facts, text = "") {
 }
 
 function number(value, digits = 1) {
+  if (value === null) return "not finite";
   return value.toLocaleString("en", { maximumFractionDigits: digits }).replace("-", "−");
 }
 
@@ -69,7 +70,7 @@ function show({ study, runs }) {
 }
 
 function state(run) {
-  if (run.problem) return "damaged";
+  if (run.problem) return run.passing ? "no answer" : "damaged";
   if (run.waiting) return "not begun";
   if (!run.now) return "complete";
   return run.alive ? run.now.title : `stopped in ${run.now.title}`;
@@ -131,7 +132,7 @@ function card(run, index) {
 
 function progress(run) {
   const { now } = run, rate = now.rate;
-  const text = [`${now.title}: ${done(now)}`];
+  const text = [now.done || now.total ? `${now.title}: ${done(now)}` : now.title];
   if (rate) text.push(rate >= 1 ? `${number(rate)} ${now.unit} a second` : `${duration(1 / rate)} each`);
   if (!run.alive) text.push(run.seen_s == null ? "not running"
     : `not running, last sign of life ${duration(run.seen_s)} ago`);
@@ -147,6 +148,7 @@ function film(address, kind, caption) {
   if (!media.has(address)) {
     const made = kind === "video" ? element("video", { controls: true, loop: true, muted: true, playsInline: true,
       preload: "metadata", "aria-label": caption }) : element("img", { alt: caption });
+    made.onerror = () => media.delete(address); // it is asked for again with the next state
     made.src = address;
     media.set(address, made);
   }
@@ -178,14 +180,14 @@ function curve({ title, x, series }) {
     const stroke = colour(COLOURS[name]);
     const places = some.map(at);
     if (places.length > 1) drawing.append(shape("path", { d: `M${places.join("L")}`, stroke }));
-    if (places.length < 40 && name !== "training") {
+    if (places.length === 1 || (places.length < 40 && name !== "training")) {
       drawing.append(...places.map(([cx, cy]) => shape("circle", { cx, cy, r: 2.4, fill: stroke })));
     }
   }
-  const legend = element("p", { className: "legend" }, ...series.map(({ name, points: some }) => {
+  const legend = element("p", { className: "legend" }, ...series.map(({ name, points: some, not_finite: lost }) => {
     const key = element("i");
     key.style.background = colour(COLOURS[name]);
-    return element("span", {}, key, `${name} ${number(some.at(-1)[1], 2)}`);
+    return element("span", {}, key, `${name} ${number(some.at(-1)[1], 2)}${lost ? `, ${lost} not finite` : ""}`);
   }));
   return element("figure", {}, element("h3", { textContent: title }), drawing, legend);
 }

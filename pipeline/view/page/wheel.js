@@ -155,7 +155,7 @@ export class Wheel {
     return (action) => fills.forEach(({ axis, value, fill }, index) => {
       const part = (number) => (100 * (number - axis.low)) / (axis.high - axis.low);
       const from = part(Math.min(axis.rest, action[index])), to = part(Math.max(axis.rest, action[index]));
-      value.textContent = action[index].toFixed(2);
+      value.textContent = action[index]?.toFixed(2) ?? "–"; // null is sent for what is not finite
       fill.style.left = `${from}%`;
       fill.style.width = `${Math.max(0, to - from)}%`;
     });

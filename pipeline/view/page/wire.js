@@ -24,6 +24,10 @@ export class Connection {
     this.socket.onclose = ({ reason }) => onEnd(reason);
   }
 
+  close() {
+    this.socket.close();
+  }
+
   send(what, facts = {}) {
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ do: what, ...facts }));
   }
