@@ -70,6 +70,11 @@ class RayExecutor:
         self._max_workers = execution.workers or (num_cores() if self._local else None)
         self._telemetry = Telemetry(name)
 
+    @property
+    def ready_workers(self) -> int:
+        """See ``pipeline.execution.protocol.Executor.ready_workers``."""
+        return self._telemetry.ready_workers
+
     def run(
         self,
         task: Callable[..., Generator[Update, None, Result]],

@@ -40,9 +40,13 @@ class Telemetry:
 
     Args:
         run: Name of the run.
+
+    Attributes:
+        ready_workers: Present number of workers.
     """
 
     def __init__(self, run: str) -> None:
+        self.ready_workers = 0
         tags = {"run": run}
         self._of_stages = {
             name: kind(f"world_models_{name}", what, ("run", "stage")).set_default_tags(tags)
@@ -65,6 +69,7 @@ class Telemetry:
 
     def workers(self, number: int) -> None:
         """Set the present number of workers."""
+        self.ready_workers = number
         self._of_workers["workers"].set(number)
 
     def retried(self, jobs: int) -> None:

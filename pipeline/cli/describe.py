@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base.errors import SessionEnded
-from pipeline.base.formatting import duration
+from pipeline.base.formatting import counted, duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
 from pipeline.data.quality import held_out_quality, predicted_ends
@@ -134,7 +134,8 @@ def _owner(session: Session) -> str:
         return f"probably no driver; the last was {owner}, which is silent; {sign}"
     if owner.alive_here and not session.seen_alive:
         return f"driver: {owner}, whose process exists but gives no sign of life (frozen?); {sign}"
-    return f"driver: {owner}, alive; {sign}"
+    workers = f" with {counted(session.workers, 'worker')}" if session.workers else ""
+    return f"driver: {owner}, alive{workers}; {sign}"
 
 
 def _ago(seconds: float) -> str:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.base.formatting import duration, number
+from pipeline.base.formatting import counted, duration, number
 from pipeline.view.runs import Runs
 
 EVERY_S = 2.0
@@ -78,7 +78,10 @@ def _run(run: Mapping[str, Any]) -> RenderableType:
 def _driver(run: Mapping[str, Any]) -> str:
     if run["seen_s"] is None:
         return "no driver"
-    return f"driver alive {duration(run['seen_s'])} ago" if run["alive"] else "no driver"
+    if not run["alive"]:
+        return "no driver"
+    workers = f", {counted(run['workers'], 'worker')}" if run["workers"] else ""
+    return f"driver alive {duration(run['seen_s'])} ago{workers}"
 
 
 def _stages(run: Mapping[str, Any]) -> RenderableType:

@@ -147,7 +147,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
 
         check_devices(config, executor)
         text = _annotated(config)
-        with lease_for(config.storage, store, command) as fenced:
+        with lease_for(config.storage, store, command, lambda: executor.ready_workers) as fenced:
             # Again: another driver may have started this run, and ended, since the first check.
             _check_same_run(config, store)
             check_machine(store, exact=config.execution.exact, session=fenced.session)

@@ -94,7 +94,7 @@ def _temperatures(options: argparse.Namespace) -> int:
         last = latest_round(config, store, MDNRNN).number
         branches = {at: Round(last, folder) for at, folder in folders.items()}
         check_devices(next(iter(configs.values())), executor)
-        with lease_for(config.storage, store, "temperatures") as fenced:
+        with lease_for(config.storage, store, "temperatures", lambda: executor.ready_workers) as fenced:
             for number, (at, chosen) in enumerate(configs.items(), 1):
                 logger.info("%s (%d of %d)", folders[at], number, len(configs))
                 run_stages(chosen, fenced, executor, branch_stages(chosen, branches[at]))

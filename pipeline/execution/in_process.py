@@ -30,6 +30,7 @@ class InProcessExecutor:
     """
 
     can_grow = False
+    ready_workers = 0
 
     def __init__(self, max_attempts: int = 3) -> None:
         self._max_attempts = max_attempts
@@ -66,7 +67,11 @@ class InProcessExecutor:
     ) -> Iterator[Pool]:
         """See ``Executor.pool``."""
         with num_threads(1):
-            yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
+            self.ready_workers = 1
+            try:
+                yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
+            finally:
+                self.ready_workers = 0
 
     def publish(self, stage: str, metrics: Metrics) -> None:
         """Do nothing: there is no cluster to watch."""

@@ -80,6 +80,10 @@ class Executor(Protocol):
     can_grow: bool
 
     @property
+    def ready_workers(self) -> int:
+        """Number of workers of the open pool that are ready now; 0 without a pool."""
+
+    @property
     def has_gpu(self) -> bool:
         """Whether a training can have a GPU now."""
 

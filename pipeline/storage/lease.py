@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -47,10 +47,18 @@ class Lease:
         heartbeat_s: Seconds between heartbeats.
         expiry_s: Seconds without a heartbeat after which another driver may take over.
         about: Further facts about the session, see ``Owner``.
+        count_workers: Function that returns the number of workers that are ready, for those who watch the run.
     """
 
     def __init__(
-        self, store: Store, purpose: str, *, heartbeat_s: float, expiry_s: float, about: Mapping[str, Any]
+        self,
+        store: Store,
+        purpose: str,
+        *,
+        heartbeat_s: float,
+        expiry_s: float,
+        about: Mapping[str, Any],
+        count_workers: Callable[[], int] = lambda: 0,
     ) -> None:
         self._store = store
         self._beats = store.guarded(self._refuse_if_late)
@@ -59,6 +67,7 @@ class Lease:
         self._limit_s = heartbeat_s
         self._is_last = False
         self._about = about
+        self._count_workers = count_workers
         self._stopped = threading.Event()
         self._ended: str | None = None
         self._count = 0
@@ -163,7 +172,7 @@ class Lease:
     def _beat(self) -> None:
         self._count += 1
         self._beat_began = time.monotonic()
-        heartbeat = {"count": self._count, "time": time.time(), "ended": self._ended}
+        heartbeat = {"count": self._count, "time": time.time(), "ended": self._ended, "workers": self._count_workers()}
         self._beats.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
 
     def _refuse_if_late(self) -> None:

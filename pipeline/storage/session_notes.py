@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.base.errors import ConfigError, DamagedDataError
@@ -19,15 +19,23 @@ from pipeline.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
-def lease_for(config: StorageConfig, store: Store, purpose: str) -> Lease:
+def lease_for(config: StorageConfig, store: Store, purpose: str, count_workers: Callable[[], int] = lambda: 0) -> Lease:
     """Lease that a command takes on a run before it changes anything.
 
     Args:
         config: Section ``storage`` of the run.
         store: Store of the run.
         purpose: Command, for the error message of other drivers.
+        count_workers: See ``Lease``.
     """
-    return Lease(store, purpose, heartbeat_s=config.heartbeat_s, expiry_s=config.lease_expiry_s, about=this_machine())
+    return Lease(
+        store,
+        purpose,
+        heartbeat_s=config.heartbeat_s,
+        expiry_s=config.lease_expiry_s,
+        about=this_machine(),
+        count_workers=count_workers,
+    )
 
 
 def check_machine(store: Store, *, exact: bool, session: int | None = None) -> None:

@@ -83,6 +83,7 @@ class Session:
         time: Unix time in seconds of the last heartbeat, by the owner's clock.
         ended: Outcome of the session; None while it runs, or if its process was killed.
         age_s: Seconds since its last sign of life, by the store's clock.
+        workers: Number of workers that were ready at the last heartbeat.
     """
 
     owner: Owner
@@ -90,6 +91,7 @@ class Session:
     time: float
     ended: str | None
     age_s: float
+    workers: int = 0
 
     @property
     def over(self) -> bool:
@@ -126,7 +128,9 @@ def read_session(store: Store, number: int) -> Session:
     key = session_key(number, HEARTBEAT)
     try:
         heartbeat = json.loads(store.read(key))
-        return Session(owner, heartbeat["count"], heartbeat["time"], heartbeat["ended"], store.age_s(key))
+        return Session(
+            owner, heartbeat["count"], heartbeat["time"], heartbeat["ended"], store.age_s(key), heartbeat["workers"]
+        )
     except FileNotFoundError:
         return Session(owner, 0, owner.began, None, store.age_s(session_key(number, SESSION_BEGUN)))
     except (ValueError, KeyError, TypeError):
@@ -148,7 +152,8 @@ def end_session(store: Store, number: int, how: str) -> None:
         number: Session number.
         how: Outcome of the session, such as "copied".
     """
-    store.write(session_key(number, HEARTBEAT), json.dumps({"count": 0, "time": time.time(), "ended": how}).encode())
+    heartbeat = {"count": 0, "time": time.time(), "ended": how, "workers": 0}
+    store.write(session_key(number, HEARTBEAT), json.dumps(heartbeat).encode())
 
 
 def refuse_if_owned(store: Store) -> None:

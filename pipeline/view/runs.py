@@ -120,6 +120,7 @@ def describe(store: Store) -> dict[str, Any]:
         "environment": config.env.id,
         "seed": config.seed,
         "alive": alive,
+        "workers": session.workers if session is not None and alive else 0,
         "seen_s": None if session is None else session.age_s,
         "stages": stages,
         "now": None if current is None else _progress(config, store, current),

@@ -15,8 +15,7 @@ from pipeline.config.study import dump_study, load_study
 from pipeline.storage.local import LocalStore
 from pipeline.studies.plan import STUDY
 from tests.browser import browser, lift, prefer_dark, prepare, resize, touch
-from tests.made_run import make_config, random_agent
-from tests.unit.test_agent import put_agent
+from tests.made_run import make_config, put_trained, random_agent
 from tests.viewing import Page, Server, put_car_racing, viewing, wait
 
 PHONE = 400
@@ -190,7 +189,7 @@ def test_a_failure_stays_in_sight_and_the_page_begins_again(server: Server) -> N
 
 def test_choices_are_held_by_keys_and_pads(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"env__id": "CartPole-v1", "env__max_episode_steps": 500, "collect__policy": "white"}
-    put_agent(LocalStore(tmp_path), random_agent(make_config(**changes)))
+    put_trained(LocalStore(tmp_path), random_agent(make_config(**changes)))
     with viewing(tmp_path) as server, browser(width=1400) as chrome:
         page = opened(chrome, server.url)
         assert page.at("environment").text == "CartPole-v1"

@@ -55,7 +55,7 @@ def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
 
 
 def beat(store: Store, owner: Owner, **heartbeat: Any) -> None:
-    content = {"count": 1, "time": 0.0, "ended": None, **heartbeat}
+    content = {"count": 1, "time": 0.0, "ended": None, "workers": 0, **heartbeat}
     store.write(f"sessions/{owner.number:06d}/heartbeat.json", json.dumps(content).encode())
 
 
@@ -65,6 +65,12 @@ def gone_process() -> Owner:
     started = process_started(process.pid) or time.time()
     process.wait()
     return replace(HERE, pid=process.pid, process_started=started)
+
+
+def test_heartbeats_say_how_many_workers_are_ready(store: Store) -> None:
+    with new_lease(store, count_workers=lambda: 7):
+        session = last_session(store)
+        assert session is not None and session.workers == 7
 
 
 def test_sessions_are_numbered_and_each_says_how_it_ended(store: Store) -> None:

@@ -30,6 +30,7 @@ UNDER_WAY: dict[str, Any] = {
     "environment": "CarRacing-v3",
     "seed": 1,
     "alive": True,
+    "workers": 2,
     "seen_s": 3.0,
     "stages": [
         {"title": "collect", "state": "complete", "seconds": 65.0},
@@ -62,7 +63,7 @@ def test_a_run_under_way_shows_bar_rate_time_left_and_curves_at_80_columns() -> 
     text = drawn({"study": None, "runs": [UNDER_WAY]})
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "laptop  CarRacing-v3, seed 1, driver alive 3.0 s ago" in lines[0]
+    assert "laptop  CarRacing-v3, seed 1, driver alive 3.0 s ago, 2 workers" in lines[0]
     (evolve,) = [line for line in lines if line.startswith(" evolve")]
     assert "50 of 200 generations" in evolve and "5.0 s/generation, 12 min 30 s left" in text
     (validation,) = [line for line in lines if "validation" in line]
