@@ -1,4 +1,4 @@
-"""An environment with real faults, which files in a folder ask for: it kills its process, sleeps for good, raises.
+"""An environment with real faults, set by files in a folder: it kills its process, hangs or raises.
 
 Use it as ``env.id = "tests.cluster.faulty:FaultyEnv"``. Without such files it is ``CountingEnv``.
 """
