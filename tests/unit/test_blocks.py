@@ -87,7 +87,7 @@ _DATA = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=
     block_items=st.integers(1, 60),
     left_out=st.frozensets(st.integers(0, 9)),
 )
-def test_an_epoch_has_each_item_at_most_once_and_all_but_a_remainder_of_each_block(
+def test_epoch_has_each_item_once_except_the_remainder_of_each_block(
     shards: list[list[int]], batch_size: int, block_items: int, left_out: frozenset[int]
 ) -> None:
     records = make_records(shards)
@@ -117,7 +117,7 @@ def test_an_epoch_has_each_item_at_most_once_and_all_but_a_remainder_of_each_blo
 
 @settings(deadline=None, max_examples=60)
 @given(shards=_DATA, batch_size=st.integers(1, 9), block_items=st.integers(1, 60), data=st.data())
-def test_skipping_is_the_same_as_beginning_at_the_start(
+def test_skipping_gives_the_same_items_as_reading_from_the_start(
     shards: list[list[int]], batch_size: int, block_items: int, data: st.DataObject
 ) -> None:
     stream = make_stream(make_records(shards), batch_size=batch_size, block_items=block_items)
@@ -126,7 +126,7 @@ def test_skipping_is_the_same_as_beginning_at_the_start(
     assert epoch_of(stream, 3, skip) == whole[skip:]
 
 
-def test_skipping_reads_no_block_that_is_skipped_whole() -> None:
+def test_skipping_does_not_read_skipped_blocks() -> None:
     loads: list[list[str]] = []
 
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
@@ -155,7 +155,7 @@ def test_epochs_seeds_and_purposes_shuffle_differently() -> None:
     assert len(blocks) > 4, "shards meet in other blocks each epoch"
 
 
-def test_the_items_of_a_block_are_shuffled_anew_each_epoch() -> None:
+def test_items_of_a_block_are_shuffled_again_each_epoch() -> None:
     stream = make_stream(make_records([[40]]))
     assert epoch_of(stream, 0) != epoch_of(stream, 1)
 
@@ -166,7 +166,7 @@ def test_items_are_shuffled_within_a_block_and_batches_mix_its_shards() -> None:
     assert {item // 1000 for item in batch} == {0, 1}
 
 
-def test_what_a_remainder_drops_is_seen_in_other_epochs() -> None:
+def test_items_dropped_with_a_remainder_appear_in_other_epochs() -> None:
     stream = make_stream(RECORDS)
     first = {item for batch in epoch_of(stream, 0) for item in batch}
     assert first < ALL
@@ -174,11 +174,11 @@ def test_what_a_remainder_drops_is_seen_in_other_epochs() -> None:
     assert seen == ALL
 
 
-def test_a_block_smaller_than_a_batch_is_one_smaller_batch() -> None:
+def test_block_smaller_than_a_batch_gives_one_smaller_batch() -> None:
     assert [len(batch) for batch in epoch_of(make_stream(make_records([[3]]), batch_size=10))] == [3]
 
 
-def test_the_seed_of_a_load_differs_between_epochs_and_blocks_and_not_between_passes() -> None:
+def test_load_seed_depends_on_epoch_and_block_but_not_on_the_pass() -> None:
     seeds: list[int] = []
 
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
@@ -195,7 +195,7 @@ def test_the_seed_of_a_load_differs_between_epochs_and_blocks_and_not_between_pa
     assert len(set(seeds)) == len(seeds) - count
 
 
-def test_the_stream_is_the_same_in_another_process() -> None:
+def test_stream_is_the_same_in_another_process() -> None:
     code = (
         "from tests.unit.test_blocks import *\n"
         "print(hashlib.sha256(repr([epoch_of(make_stream(RECORDS), e) for e in range(3)]).encode()).hexdigest())"
@@ -212,7 +212,7 @@ def test_the_stream_is_the_same_in_another_process() -> None:
     assert done.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
-def test_one_block_is_read_ahead_and_no_more() -> None:
+def test_exactly_one_block_is_read_ahead() -> None:
     loaded = threading.Semaphore(0)
     loads: list[int] = []
 
@@ -237,7 +237,7 @@ def test_one_block_is_read_ahead_and_no_more() -> None:
     assert next(batches, None) is None
 
 
-def test_an_error_in_reading_reaches_the_reader() -> None:
+def test_read_error_reaches_the_reader() -> None:
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
         raise OSError("the disk is gone")
 
@@ -256,7 +256,7 @@ def test_an_error_in_reading_reaches_the_reader() -> None:
     fraction=st.floats(0.01, 0.9),
     data=st.data(),
 )
-def test_draw_held_out_are_so_many_distinct_ones_in_whatever_order_they_are_given(
+def test_held_out_draw_is_distinct_and_independent_of_the_order(
     episodes: list[int], fraction: float, data: st.DataObject
 ) -> None:
     held_out = draw_held_out(episodes, fraction, 1, "purpose")
@@ -265,6 +265,6 @@ def test_draw_held_out_are_so_many_distinct_ones_in_whatever_order_they_are_give
     assert draw_held_out(data.draw(st.permutations(episodes)), fraction, 1, "purpose") == held_out
 
 
-def test_draw_held_out_differ_by_seed_and_purpose() -> None:
+def test_held_out_draw_differs_by_seed_and_purpose() -> None:
     drawn = [draw_held_out(range(100), 0.1, *stream) for stream in ((1, "a"), (2, "a"), (1, "b"))]
     assert len({tuple(d) for d in drawn}) == 3

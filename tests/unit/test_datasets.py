@@ -36,7 +36,7 @@ def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) ->
     return store
 
 
-def test_the_readmes_example_works_as_written(smoke: LocalStore) -> None:
+def test_readme_example_works_as_written(smoke: LocalStore) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "pandas" in block]
     names: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def test_the_readmes_example_works_as_written(smoke: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("folder", ["rollouts/data", "latents/data", "evaluation/data"])
-def test_a_folder_of_data_holds_parquet_alone(smoke: LocalStore, folder: str) -> None:
+def test_data_folder_holds_only_parquet_files(smoke: LocalStore, folder: str) -> None:
     keys = smoke.list(f"{folder}/")
     assert keys and all(key.endswith(".parquet") for key in keys)
     assert ds.dataset(f"runs/tiny/{folder}").count_rows() > 0

@@ -23,5 +23,5 @@ from pipeline.base import formatting
         (formatting.size(25.7e12), "25.7 TB"),
     ],
 )
-def test_numbers_read_well(text: str, expected: str) -> None:
+def test_numbers_are_formatted_readably(text: str, expected: str) -> None:
     assert text == expected

@@ -39,12 +39,12 @@ def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_frames_are_gymnasiums_but_for_a_little(frames: Frames, check: str) -> None:
+def test_frames_are_close_to_gymnasiums(frames: Frames, check: str) -> None:
     CHECKS[check](frames)
 
 
 @pytest.mark.parametrize("first", range(0, 30, 15))
-def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
+def test_whole_frames_are_close_to_gymnasiums_on_many_tracks(first: int) -> None:
     for track in range(first, first + 15):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
@@ -56,7 +56,7 @@ def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
-def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
+def test_good_drives_show_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
     frames = replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
     seen = {part: frames.seen(part) for part in PARTS}
     absent = {"status bar"} if view == "playfield" else set()
@@ -64,11 +64,11 @@ def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: 
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_random_drive_sees_its_wheels_turn(drives: dict[str, Drive], view: View) -> None:
+def test_random_drive_shows_turning_wheels(drives: dict[str, Drive], view: View) -> None:
     assert replay_actions(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
 
 
-def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
+def test_every_view_has_its_shape_with_or_without_the_status_bar() -> None:
     shapes: dict[View, tuple[int, ...]] = {"playfield": (64, 64, 3), "full": (64, 64, 3), "observation": (96, 96, 3)}
     for view, shape in shapes.items():
         env = FastCarRacing(view=view)
@@ -212,13 +212,13 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         if view != "playfield" or fault.checks != {"status bar"}
     ],
 )
-def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
+def test_faulty_frames_are_rejected(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
     mutant, checks, drive = FAULTS[fault]
     found = rejecting(replay_actions(mutant(mutable)(view=view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
-def test_a_sound_environment_passes_where_the_faulty_ones_do_not(drives: dict[str, Drive], mutable: Any) -> None:
+def test_sound_environment_passes_the_checks_that_reject_faulty_ones(drives: dict[str, Drive], mutable: Any) -> None:
     for view in VIEWS:
         assert rejecting(replay_actions(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 
@@ -247,11 +247,11 @@ def drive_side_by_side(view: View) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_episodes_on_one_track_see_only_their_own_visited_tiles(view: View) -> None:
+def test_episodes_on_one_track_show_only_their_own_visited_tiles(view: View) -> None:
     drive_side_by_side(view)
 
 
-def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPatch) -> None:
+def test_texture_not_copied_per_episode_is_rejected(mutable: pytest.MonkeyPatch) -> None:
     def begin(self: EpisodeTexture, track: TrackTexture) -> None:
         self._track, self._levels = track, track.levels
 
@@ -260,7 +260,7 @@ def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPa
         drive_side_by_side("playfield")
 
 
-def test_the_shared_textures_are_never_written() -> None:
+def test_shared_textures_are_never_written() -> None:
     forget_tracks()
     drivers = {view: (FastCarRacing(view=view), GoodDriver()) for view in VIEWS}
     for env, _ in drivers.values():
@@ -278,7 +278,7 @@ def test_the_shared_textures_are_never_written() -> None:
 
 
 @pytest.mark.parametrize(("track", "options"), [(45, {}), (18, {}), (25, {"domain_randomize": True})])
-def test_no_texel_becomes_brighter_when_tiles_are_visited(track: int, options: dict[str, Any]) -> None:
+def test_visited_tiles_brighten_no_texel(track: int, options: dict[str, Any]) -> None:
     """Not even one that a kerb or another tile, darker in some colour, has covered since."""
     env = FastCarRacing(view="playfield", **options)
     env.reset(seed=track)

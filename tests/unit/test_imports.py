@@ -56,7 +56,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_imports_point_one_way(file: str) -> None:
+def test_imports_follow_the_layers(file: str) -> None:
     assert faults(file, (ROOT / file).read_text()) == []
 
 
@@ -74,7 +74,7 @@ def test_imports_point_one_way(file: str) -> None:
         ("configs/__init__.py", "import pipeline"),
     ],
 )
-def test_an_import_that_points_the_wrong_way_is_found(file: str, source: str) -> None:
+def test_wrong_import_is_found(file: str, source: str) -> None:
     assert faults(file, source) != []
 
 
@@ -105,7 +105,7 @@ def package_of(name: str) -> str | None:
     return f"{second}.py" if (ROOT / "pipeline" / f"{second}.py").is_file() else None
 
 
-def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
+def test_import_list_in_the_documentation_is_complete() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text().partition("## Packages")[2].partition("`tests/` holds")[0]
     listed = {}
     for entry in text.split("\n- ")[1:]:
@@ -136,7 +136,7 @@ def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
         "pipeline.stages.encode",
     ],
 )
-def test_neither_the_command_nor_submitting_nor_watching_nor_collecting_brings_torch(module: str) -> None:
+def test_command_submit_watch_and_collect_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'openvino', 'cma'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from pipeline.storage.local import LocalStore
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 
 
-def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_page_of_a_run_like_tiny_is_small(local_store: LocalStore, executor: InProcessExecutor) -> None:
     """With a real drive of the preset's length, and real frames in the dream."""
     tiny = load_config("tiny")
     vae, mdnrnn = weights.new_vae(tiny.agent), weights.new_mdnrnn(tiny.agent, 3)

@@ -48,7 +48,7 @@ def logged(store: LocalStore, prefix: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.read(f"{prefix}/metrics.jsonl").splitlines()]
 
 
-def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalStore) -> None:
+def test_run_publishes_all_its_metrics(watched: Watched, local_store: LocalStore) -> None:
     config = counting_config({"vae.log_every_steps": 1, "mdnrnn.log_every_steps": 1})
     run_stages(config, local_store, watched, STAGES)
 
@@ -87,9 +87,7 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
         assert {name for metrics in published.values() for name in metrics} == set(get_args(kinds))
 
 
-def test_a_run_that_goes_on_counts_only_what_is_new(
-    watched: Watched, local_store: LocalStore, smoke_config: RunConfig
-) -> None:
+def test_resumed_run_counts_only_new_work(watched: Watched, local_store: LocalStore, smoke_config: RunConfig) -> None:
     run_stages(smoke_config, local_store, InProcessExecutor(), STAGES[:1])
     first = next(iter(read_records(local_store, "rollouts").values()))
     local_store.delete(manifest_key("rollouts"))

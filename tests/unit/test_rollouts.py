@@ -122,7 +122,7 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
     ids=str,
 )
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_results_are_those_of_a_plain_loop(overrides: dict[str, Any], micro_batch: int) -> None:
+def test_results_equal_a_plain_loop(overrides: dict[str, Any], micro_batch: int) -> None:
     config = counting_config({"rollouts.micro_batch": micro_batch, **overrides})
     jobs = make_jobs(config, 5, max_steps=14)
     results = drive(make_worker(config), jobs)
@@ -133,7 +133,7 @@ def test_results_are_those_of_a_plain_loop(overrides: dict[str, Any], micro_batc
         assert got.episode_return == pytest.approx(want.episode_return, abs=2e-4)
 
 
-def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_late() -> None:
+def test_returns_are_sensitive_to_hidden_states_and_noise() -> None:
     """What the comparison above rests on: h and z move these returns by far more than its margin."""
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
@@ -152,7 +152,7 @@ def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_la
 
 
 @pytest.mark.parametrize("features", ["z", "zh", "zch"])
-def test_results_do_not_depend_to_the_bit_on_lanes_order_or_company(features: str) -> None:
+def test_results_do_not_depend_on_lanes_order_or_other_jobs(features: str) -> None:
     overrides = {"controller.features": features, "rollouts.micro_batch": 4}
     config = counting_config(overrides)
     jobs = make_jobs(config, 11)
@@ -175,14 +175,14 @@ def test_results_do_not_depend_to_the_bit_on_lanes_order_or_company(features: st
         assert drive(worker, [job]) == {job.id: reference[job.id]}, "alone"
 
 
-def test_a_job_driven_again_gives_the_same_bits() -> None:
+def test_repeated_job_gives_the_same_bits() -> None:
     config = counting_config()
     jobs = make_jobs(config, 4)
     worker = make_worker(config)
     assert drive(worker, jobs) == drive(worker, jobs)
 
 
-def test_a_call_that_is_abandoned_leaves_the_worker_fit_for_the_next() -> None:
+def test_worker_works_after_an_abandoned_call() -> None:
     config = counting_config()
     jobs = make_jobs(config, 9)
     reference = drive(make_worker(config), jobs)
@@ -200,7 +200,7 @@ def test_no_jobs_give_no_results() -> None:
     assert drive(make_worker(counting_config()), []) == {}
 
 
-def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_creates_at_most_one_environment_per_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     init = CountingEnv.__init__
 
@@ -259,7 +259,7 @@ class BreakingEnv(CountingEnv):
 
 @pytest.mark.parametrize(("where", "said"), [("reset", "in reset"), ("step", "in step 3")])
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 8])
-def test_an_environment_that_raises_is_named_and_not_used_again(
+def test_raising_environment_is_named_and_not_used_again(
     monkeypatch: pytest.MonkeyPatch, where: str, said: str, number: int
 ) -> None:
     config = counting_config()
@@ -283,7 +283,7 @@ def test_an_environment_that_raises_is_named_and_not_used_again(
     assert len(BreakingEnv.made) == config.rollouts.lanes + 1
 
 
-def test_an_action_that_is_no_number_ends_its_episode_and_no_other() -> None:
+def test_nan_action_ends_only_its_own_episode() -> None:
     """The environment never sees it: it might raise anything."""
     config = counting_config()
     jobs = make_jobs(config, 9)
@@ -315,7 +315,7 @@ def still_return(track: int, steps: int) -> float:
     return total
 
 
-def test_a_whole_episode_has_the_environments_end_and_the_sum_of_all_its_rewards() -> None:
+def test_whole_episode_has_the_environments_end_and_the_sum_of_rewards() -> None:
     config = counting_config()
     results = drive(make_worker(config), still_jobs(config, max_steps=LIMIT + 10))
     for track in TRACKS:
@@ -327,7 +327,7 @@ def test_a_whole_episode_has_the_environments_end_and_the_sum_of_all_its_rewards
 
 
 @pytest.mark.parametrize("max_steps", [1, 5, 8])
-def test_an_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> None:
+def test_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> None:
     config = counting_config()
     results = drive(make_worker(config), still_jobs(config, max_steps=max_steps))
     ways = set()
@@ -343,7 +343,7 @@ def test_an_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> 
 
 
 @pytest.mark.parametrize("stall_steps", [1, 2, 3, 4])
-def test_an_episode_is_cut_after_so_many_steps_in_a_row_without_reward(stall_steps: int) -> None:
+def test_episode_is_cut_after_stall_steps_without_a_reward(stall_steps: int) -> None:
     config = counting_config()
     results = drive(make_worker(config), still_jobs(config, stall_steps=stall_steps))
     ways = set()
@@ -362,7 +362,7 @@ def test_an_episode_is_cut_after_so_many_steps_in_a_row_without_reward(stall_ste
 # ---- the rest
 
 
-def test_watch_sees_each_frame_of_a_lone_episode_before_its_step() -> None:
+def test_watch_gets_each_frame_of_a_single_episode_before_its_step() -> None:
     config = counting_config()
     seen: list[tuple[int, int]] = []
 
@@ -386,7 +386,7 @@ def test_weights_of_another_config_are_refused() -> None:
         RolloutWorker(config.env, config.agent, to_bytes(new_vae(config.agent)), b"not weights")
 
 
-def test_initial_weights_come_from_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     config = counting_config()
     torch.manual_seed(5)
     first = to_bytes(new_vae(config.agent)), to_bytes(new_mdnrnn(config.agent, ACTION_SIZE))

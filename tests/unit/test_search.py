@@ -54,7 +54,7 @@ def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:
 # ---- optimisation
 
 
-def test_the_smallest_population_that_a_config_may_have_learns_with_many_parameters() -> None:
+def test_smallest_allowed_population_learns_with_many_parameters() -> None:
     """Of two, pycma fails in the second generation; with few parameters it does not."""
     (least,) = [bound.ge for bound in EvolveConfig.model_fields["population_size"].metadata if hasattr(bound, "ge")]
     search = new_search(n=867, population_size=least)
@@ -65,7 +65,7 @@ def test_the_smallest_population_that_a_config_may_have_learns_with_many_paramet
 
 
 @pytest.mark.parametrize(("cost", "generations"), [(sphere, 120), (rotated_ellipsoid, 400)])
-def test_it_finds_the_optimum(cost: Objective, generations: int) -> None:
+def test_search_finds_the_optimum(cost: Objective, generations: int) -> None:
     search = new_search()
     assert cost(search.mean) > 1
     evolve(search, cost, generations)
@@ -83,7 +83,7 @@ def test_higher_fitness_is_better() -> None:
     assert down.mean[2] < -1
 
 
-def test_it_starts_at_zero_with_the_step_size_asked_for() -> None:
+def test_search_starts_at_zero_with_the_given_step_size() -> None:
     search = new_search(n=100, sigma=0.3, population_size=64)
     assert not search.mean.any()
     assert search.sigma == 0.3
@@ -95,7 +95,7 @@ def test_it_starts_at_zero_with_the_step_size_asked_for() -> None:
     assert candidates.mean() == pytest.approx(0, abs=0.015)
 
 
-def test_candidates_are_drawn_from_the_mean_sigma_and_covariance_that_it_tells() -> None:
+def test_candidates_follow_the_reported_mean_sigma_and_covariance() -> None:
     search = new_search(population_size=20)
     evolve(search, rotated_ellipsoid, 60)
     clone = Search.from_bytes(search.to_bytes())
@@ -109,7 +109,7 @@ def test_candidates_are_drawn_from_the_mean_sigma_and_covariance_that_it_tells()
     assert np.abs(correlation - np.eye(N)).max() > 0.3, "the covariance has been adapted"
 
 
-def test_it_never_declares_itself_converged() -> None:
+def test_search_never_reports_convergence() -> None:
     """Fitness is noisy and may be flat: the limits of a run are its config's."""
     search = new_search(n=3)
     for _ in range(300):
@@ -123,7 +123,7 @@ def test_it_never_declares_itself_converged() -> None:
 # ---- determinism
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_else_draws_random_numbers() -> None:
+def test_bits_depend_only_on_the_seed() -> None:
     want = evolve(new_search(), sphere, 15)
     np.random.seed(77)  # noqa: NPY002
     disturbed = new_search()
@@ -145,7 +145,7 @@ def test_another_seed_gives_other_candidates() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 7])
-def test_saved_and_read_back_in_the_middle_it_goes_on_to_the_bit(at: int) -> None:
+def test_saved_search_resumes_to_the_bit(at: int) -> None:
     reference = new_search()
     want = evolve(reference, rotated_ellipsoid, 20)
     search = new_search()
@@ -161,7 +161,7 @@ def test_saved_and_read_back_in_the_middle_it_goes_on_to_the_bit(at: int) -> Non
     assert resumed.sigma == reference.sigma
 
 
-def test_what_is_told_is_not_tied_to_what_is_held() -> None:
+def test_reported_arrays_are_copies() -> None:
     search = new_search()
     search.mean[:] = 7
     search.covariance[:] = 7
@@ -185,7 +185,7 @@ def test_what_is_told_is_not_tied_to_what_is_held() -> None:
     ],
     ids=["one-missing", "one-too-many", "none", "nested", "nan", "inf", "minus-inf"],
 )
-def test_tell_refuses_all_but_one_finite_fitness_per_candidate_and_stays_as_it_was(fitness: list[float]) -> None:
+def test_tell_refuses_invalid_fitness_and_keeps_its_state(fitness: list[float]) -> None:
     search, untouched = new_search(), new_search()
     candidates = search.ask()
     with pytest.raises(ValueError, match=r"expected 10 fitness values|must be finite"):
@@ -241,7 +241,7 @@ def make_state() -> EvolutionState:
     return state
 
 
-def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
+def test_saved_state_is_complete_and_its_search_resumes_to_the_bit() -> None:
     state = make_state()
     back = EvolutionState.from_bytes(state.to_bytes())
     assert back.history == state.history
@@ -259,7 +259,7 @@ def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
     assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
 
 
-def test_a_state_before_any_validation_has_no_best() -> None:
+def test_state_before_a_validation_has_no_best() -> None:
     back = EvolutionState.from_bytes(EvolutionState(new_search()).to_bytes())
     assert back.best is None
     assert back.best_generation is None
@@ -267,7 +267,7 @@ def test_a_state_before_any_validation_has_no_best() -> None:
     assert back.generation == 0
 
 
-def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
+def test_mean_sigma_and_c_are_readable_with_plain_numpy() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes()), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["mean"], state.search.mean)
@@ -278,7 +278,7 @@ def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
         assert json.loads(arrays["progress"].tobytes())["history"][1]["generation"] == 2
 
 
-def test_progress_is_read_without_unpickling_anything() -> None:
+def test_progress_is_read_without_unpickling() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes())) as arrays:
         parts = dict(arrays)

@@ -79,7 +79,7 @@ def asked_more(server: MetadataServer, times: int) -> None:
     wait_for(lambda: len(server.asked) >= before + times)
 
 
-def test_aws_is_asked_with_a_token_until_there_is_a_notice_with_its_time(aws: AwsServer) -> None:
+def test_aws_is_polled_with_a_token_until_a_notice(aws: AwsServer) -> None:
     watching = Watching(Aws())
     asked_more(aws, 5)
     assert not watching.over
@@ -97,7 +97,7 @@ def test_aws_is_asked_with_a_token_until_there_is_a_notice_with_its_time(aws: Aw
         ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE", "GCP ends this machine for host maintenance", 60),
     ],
 )
-def test_gcp_is_asked_until_there_is_a_notice(gcp: GcpServer, name: str, value: str, what: str, seconds: float) -> None:
+def test_gcp_is_polled_until_a_notice(gcp: GcpServer, name: str, value: str, what: str, seconds: float) -> None:
     watching = Watching(Gcp())
     asked_more(gcp, 5)
     assert not watching.over
@@ -112,7 +112,7 @@ def test_gcp_is_asked_until_there_is_a_notice(gcp: GcpServer, name: str, value: 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 302])
 @pytest.mark.parametrize("which", ["aws", "gcp"])
-def test_errors_of_the_service_are_waited_out(
+def test_watcher_waits_through_service_errors(
     which: str, status: int, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cluster.spot")
@@ -133,9 +133,7 @@ def test_errors_of_the_service_are_waited_out(
     assert "the metadata service answers again" in messages
 
 
-def test_a_service_that_hangs_is_given_up_on_after_a_moment_and_asked_again(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_request_times_out_and_is_repeated(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "_TIMEOUT_S", 0.2)
     watching = Watching(Aws())
     asked_more(aws, 4)
@@ -145,7 +143,7 @@ def test_a_service_that_hangs_is_given_up_on_after_a_moment_and_asked_again(
     assert watching.end() is not None
 
 
-def test_a_service_that_is_away_for_a_moment_is_waited_for(
+def test_watcher_waits_through_a_short_absence_of_the_service(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloud = Aws()
@@ -160,7 +158,7 @@ def test_a_service_that_is_away_for_a_moment_is_waited_for(
 
 
 @pytest.mark.parametrize("faults", [[], [(500, "")] * 100])
-def test_between_two_looks_it_sleeps(aws: AwsServer, faults: list[Answer | None]) -> None:
+def test_watcher_sleeps_between_two_requests(aws: AwsServer, faults: list[Answer | None]) -> None:
     ended = threading.Event()
     watching = Watching(Aws(), poll_s=0.1, lives=lambda: not ended.is_set())
     asked_more(aws, 3)
@@ -172,7 +170,7 @@ def test_between_two_looks_it_sleeps(aws: AwsServer, faults: list[Answer | None]
     assert watching.end() is None
 
 
-def test_it_ends_with_its_ray_node(aws: AwsServer) -> None:
+def test_watcher_ends_with_its_ray_node(aws: AwsServer) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = process_started(process.pid)
     assert started is not None
@@ -184,7 +182,7 @@ def test_it_ends_with_its_ray_node(aws: AwsServer) -> None:
     assert watching.end() is None
 
 
-def test_a_process_of_the_same_number_is_another_node() -> None:
+def test_process_with_a_reused_pid_is_another_node() -> None:
     started = process_started(os.getpid())
     assert started is not None
     assert nodes.LocalNode("ab" * 28, "127.0.0.1:1", os.getpid(), started).lives()
@@ -192,7 +190,7 @@ def test_a_process_of_the_same_number_is_another_node() -> None:
 
 
 @pytest.mark.parametrize("which", ["aws", "gcp"])
-def test_which_cloud_it_is_shows_in_who_answers(
+def test_cloud_is_identified_by_its_answer(
     which: str, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str, str, float | None]]
 ) -> None:
     """Both clouds' services are at one address, and each answers the other's questions with an error."""
@@ -214,7 +212,7 @@ def test_which_cloud_it_is_shows_in_who_answers(
         assert deadline_s is not None
 
 
-def test_where_there_is_no_cloud_it_says_so_and_ends(
+def test_watcher_ends_with_a_message_outside_a_cloud(
     monkeypatch: pytest.MonkeyPatch,
     told: list[tuple[str, str, str, float | None]],
     caplog: pytest.LogCaptureFixture,
@@ -227,13 +225,13 @@ def test_where_there_is_no_cloud_it_says_so_and_ends(
     assert "GCP: http://127.0.0.1:" in message
 
 
-def test_a_service_that_comes_up_a_moment_later_is_found(aws: AwsServer) -> None:
+def test_service_that_starts_later_is_found(aws: AwsServer) -> None:
     aws.faults = [(503, "")] * 4
     aws.interrupt("terminate", WHEN)
     assert Watching(Aws()).end() is not None
 
 
-def test_the_cluster_is_told_again_until_it_has_heard(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_is_repeated_until_the_cluster_accepts_it(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
     def drain(*_: object, **__: object) -> None:
@@ -249,7 +247,7 @@ def test_the_cluster_is_told_again_until_it_has_heard(aws: AwsServer, monkeypatc
 
 
 @pytest.mark.parametrize("gone", ["the time", "the node"])
-def test_the_cluster_is_told_no_longer_than_it_matters(
+def test_drain_is_not_repeated_after_its_deadline(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def drain(*_: object, **__: object) -> None:
@@ -268,7 +266,7 @@ def test_the_cluster_is_told_no_longer_than_it_matters(
         assert "it does not answer" in caplog.text
 
 
-def test_this_machines_ray_node_must_be_there_and_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_one_ray_node_must_run_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [nodes.LocalNode(letter * 56, "127.0.0.1:1", 1, 1.0) for letter in "ab"]
     monkeypatch.setattr(nodes, "_local_nodes", lambda: found)
     assert nodes.this_node("b" * 56) == found[1]
@@ -284,7 +282,7 @@ def test_this_machines_ray_node_must_be_there_and_the_only_one(monkeypatch: pyte
         nodes.this_node()
 
 
-def test_waiting_takes_little_memory() -> None:
+def test_waiting_watcher_uses_little_memory() -> None:
     """It waits beside every worker: Ray, 70 MB and half a second, is imported when there is something to tell."""
     code = "import cluster.spot, sys; print('ray' in sys.modules, flush=True); input()"
     process = subprocess.Popen(
@@ -304,7 +302,7 @@ def test_waiting_takes_little_memory() -> None:
         (["--cloud", "azure"], "invalid choice: 'azure'"),
     ],
 )
-def test_a_wrong_command_line_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_line_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         spot.main(arguments)
     assert caught.value.code == 2

@@ -56,7 +56,7 @@ def begun(trained: Path, tmp_path: Path) -> LocalStore:
     return LocalStore(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executor: InProcessExecutor) -> None:
+def test_files_of_a_run_describe_themselves(begun: LocalStore, executor: InProcessExecutor) -> None:
     config = counting_config()
     run_stages(config, begun, executor, STAGES[4:6])
     expected = {
@@ -85,7 +85,7 @@ def ready(store: Store, executor: InProcessExecutor, smoke_config: RunConfig) ->
     return store
 
 
-def test_encode_keeps_every_row_beside_its_own_latents(
+def test_encode_keeps_every_row_with_its_own_latents(
     ready: Store, executor: InProcessExecutor, smoke_config: RunConfig, one_thread: None
 ) -> None:
     encode.run(smoke_config, ready, executor)
@@ -107,7 +107,7 @@ def test_encode_keeps_every_row_beside_its_own_latents(
             assert len(np.unique(encoded.mu, axis=0)) == len(drive), "the rows differ, so a shift would show"
 
 
-def test_encode_goes_on_from_the_shards_it_has(
+def test_encode_resumes_from_the_existing_shards(
     ready: Store,
     executor: InProcessExecutor,
     smoke_config: RunConfig,
@@ -133,7 +133,7 @@ def test_encode_goes_on_from_the_shards_it_has(
 
 
 @pytest.mark.parametrize("averaged", [1, 3])
-def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
+def test_average_of_the_last_means_is_validated_and_kept(
     begun: LocalStore, executor: InProcessExecutor, averaged: int
 ) -> None:
     few = {"evolve.generations": 5, "evolve.validate_every": 5, "evolve.keep_checkpoints": 10}
@@ -162,7 +162,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
     assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
 
 
-def test_a_step_size_that_is_set_holds_from_its_generation_on(
+def test_scheduled_step_size_applies_from_its_generation_on(
     begun: LocalStore, trained: Path, tmp_path: Path, executor: InProcessExecutor
 ) -> None:
     def evolved(in_store: Store, generations: int) -> tuple[list[Any], list[float], bytes]:
@@ -187,7 +187,7 @@ def test_a_step_size_that_is_set_holds_from_its_generation_on(
     assert (resumed_sigmas, resumed_covariance) == (sigmas, covariance)
 
 
-def test_tracks_that_are_validated_again_are_driven_longest_first(
+def test_repeated_validation_runs_the_longest_tracks_first(
     begun: LocalStore, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = counting_config({"evolve.generations": 2, "evolve.validate_every": 1, "evolve.validation_episodes": 8})
@@ -206,7 +206,7 @@ def test_tracks_that_are_validated_again_are_driven_longest_first(
     assert first == sorted(again) != again
 
 
-def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> None:
+def test_summary_has_mean_sample_deviation_and_confidence_interval() -> None:
     returns = np.random.default_rng(0).normal(800, 50, 400)
     summary = summarise(returns.tolist(), seed=1)
     assert summary["mean"] == pytest.approx(returns.mean())
@@ -218,12 +218,12 @@ def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> N
     assert summarise(returns.tolist(), seed=1) == summary
 
 
-def test_the_summary_of_one_episode_has_no_spread() -> None:
+def test_summary_of_one_episode_has_no_deviation() -> None:
     summary = summarise([5.0], seed=1)
     assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
 
 
-def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(local_store: LocalStore) -> None:
+def test_achieved_score_of_several_episodes_has_an_interval(local_store: LocalStore) -> None:
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
     local_store.write("config.yaml", dump(counting_config()).encode())
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
@@ -245,7 +245,7 @@ def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(loc
         ("mean", False, 5, ["mean"]),
     ],
 )
-def test_the_controllers_asked_for_are_evaluated(
+def test_requested_controllers_are_evaluated(
     store: Store, wanted: str, same: bool, validated: int | None, evaluated: list[str]
 ) -> None:
     mean = np.zeros(3, np.float32)
@@ -263,7 +263,7 @@ def test_the_controllers_asked_for_are_evaluated(
         np.testing.assert_array_equal(found["best"], best)
 
 
-def test_the_drive_shown_is_the_median_one_not_the_best() -> None:
+def test_shown_episode_is_the_median_one_not_the_best() -> None:
     config = counting_config({"evaluate.film_seconds": 0.1})
     jobs = evaluate._jobs(config, config.seed, np.zeros(3, np.float32))
     shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])

@@ -124,7 +124,7 @@ def measure(small: str, large: str) -> None:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory is read from /proc")
-def test_frames_are_streamed_in_the_memory_of_two_blocks_where_all_at_once_would_not_fit(store: Store) -> None:
+def test_streaming_needs_only_the_memory_of_two_blocks(store: Store) -> None:
     small, large = f"{store.locate()}/small", f"{store.locate()}/large"
     write_frames(open_store(small), 2_000)
     write_frames(open_store(large), NUM_FRAMES)
