@@ -1,4 +1,4 @@
-"""Raw outputs become actions, and actions what an environment takes."""
+"""The conversion of raw outputs to actions, and of actions to those of an environment."""
 
 from __future__ import annotations
 

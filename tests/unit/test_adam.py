@@ -1,4 +1,4 @@
-"""Adam beside torch's own, to the bit, and without the compiler that torch's brings."""
+"""Adam equals torch's to the bit, without importing torch's compiler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What M is credited with on held-out games: known answers, and worlds that it knows or does not."""
+"""The assessment of M on held-out episodes: known results for models that predict a game well or badly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Z, A = 2, 1
 
 
 def world(steps: int, *, seed: int, terminated: bool = True, noise: float = 0.0) -> LatentEpisode:
-    """A game in which z moves by the action, which also earns a reward; its end shows in the last action."""
+    """A game in which the action is added to z and is the reward. A large last action marks its end."""
     rng = np.random.default_rng(seed)
     actions = rng.choice([-0.1, 0.1], (steps, A)).astype(np.float32)
     if terminated:
@@ -86,7 +86,7 @@ def test_model_that_knows_the_world_gets_a_full_score() -> None:
     sigma = math.exp(Oracle()._bound(torch.tensor(-4.0)).item())
     assert found.nll == pytest.approx(math.log(sigma) + 0.5 * math.log(2 * math.pi), abs=1e-3)
     assert found.dream_error is not None and found.copy_error is not None
-    # A random walk of steps of the noise's size, the last of which is not expected, against one of steps of 0.1.
+    # The dream's error is a random walk with steps of the noise's size, the copy's one with steps of 0.1.
     dreamt, walk = (np.sqrt(np.mean(np.arange(first, first + DREAM_STEPS))) for first in (0, 1))
     assert found.dream_error == pytest.approx(sigma * dreamt, rel=0.25)
     assert found.copy_error == pytest.approx(0.1 * walk, rel=0.25)

@@ -1,4 +1,4 @@
-"""Policies that look at nothing beside a run's controller: the same tracks, the pairs, and a verdict that can fail."""
+"""Blind policies compared with a run's controller: same tracks, paired differences, and a verdict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_sweep_steers_both_ways() -> None:
     policy = SweepPolicy(env, 3)
     assert [float(policy.act(FRAME)[0]) for _ in range(8)] == [-1, -1, -1, 1, 1, 1, -1, -1]
     assert blind_policies(env) == ["random", "repeat", "sweep 40", "sweep 60", "sweep 90", "sweep 140"]
-    assert blind_policies(make_environment(counting_config().env)) == ["random", "repeat"], "two numbers make no sweep"
+    assert blind_policies(make_environment(counting_config().env)) == ["random", "repeat"], (
+        "a sweep needs a single number"
+    )
 
 
 @pytest.mark.parametrize("policy", ["random", "sweep 30"])
@@ -62,7 +64,7 @@ def test_difference_is_paired_and_the_verdict_follows_its_interval() -> None:
     rows = baseline_rows("ours", better.tolist(), {"theirs": tracks.tolist(), "random": (tracks - 400).tolist()}, 1)
     assert rows[1].difference == pytest.approx((better - tracks).mean())
     assert rows[1].difference_low is not None and rows[1].difference_low > 15
-    assert rows[0].high - rows[0].low > 60, "unpaired, nothing could be said"
+    assert rows[0].high - rows[0].low > 60, "an unpaired interval would be too wide"
     verdict = "The controller scores {} the best policy that looks at nothing (theirs)."
     assert table(rows, range(200))[-1] == verdict.format("more than")
     for ours, theirs, words in ((equal, tracks, "about as much as"), (tracks, better, "less than")):
@@ -100,7 +102,7 @@ def test_tracks_outside_the_test_tracks_of_the_run_are_refused(run: Path, capsys
 
 
 class Breaks:
-    """An environment that breaks in its third step, for good."""
+    """An environment that raises from its third step on."""
 
     def __init__(self, real: Any) -> None:
         self._real, self._steps, self.actions = real, 0, real.actions

@@ -1,4 +1,4 @@
-"""The bench's arithmetic and its output; what it measures is no matter for a test."""
+"""The arithmetic and the output of the benches; tests do not check measured values."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ def test_tiny_runs_first_if_there_is_no_run(
     assert ran == []
     assert cli.main(["bench", "generation"]) == 2
     assert ran == [("tiny", "runs/tiny", "run")]
-    assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made none"
+    assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made no run"
     assert cli.main(["bench", "generation", "--run-dir", "mine"]) == 2
-    assert len(ran) == 1, "a run that is named is not made"
+    assert len(ran) == 1, "a named run is not made"
 
 
 def test_greedy_seconds_match_a_hand_calculation_and_bounds() -> None:
@@ -128,7 +128,7 @@ def test_simulated_episodes_are_uniform_between_half_a_second_and_one_and_a_half
     assert np.quantile(seconds, [0.25, 0.5, 0.75]) == pytest.approx([0.75, 1.0, 1.25], abs=0.03)
     again = fanout.simulated_jobs(4096, 2)
     assert [job.seconds for job in again] == seconds.tolist(), "the same each time"
-    assert {job.id for job in again}.isdisjoint(job.id for job in fanout.simulated_jobs(4096, 1)), "but for their ids"
+    assert {job.id for job in again}.isdisjoint(job.id for job in fanout.simulated_jobs(4096, 1)), "except their ids"
 
 
 def test_fanout_shows_each_row_and_its_json_has_the_last_row(

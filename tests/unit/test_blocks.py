@@ -1,4 +1,4 @@
-"""The shuffled stream: each item at most once an epoch, nearly all of them, and the same from wherever it begins."""
+"""The shuffled stream: nearly every item once per epoch, and the same items after a skip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Items = NDArray[np.int64]
 
 
 def make_records(shards: Sequence[Sequence[int]]) -> dict[str, Record]:
-    """Shards of episodes with so many steps each; episodes are numbered throughout."""
+    """Shards of episodes with these numbers of steps; episodes are numbered across shards."""
     records, episode = {}, 0
     for index, lengths in enumerate(shards):
         episodes = [[episode + i, steps] for i, steps in enumerate(lengths)]
@@ -35,7 +35,7 @@ def make_records(shards: Sequence[Sequence[int]]) -> dict[str, Record]:
 
 
 class ItemBlock:
-    """A block whose items are numbers that say which episode and step they are."""
+    """A block whose items encode their episode and step."""
 
     def __init__(self, records: Sequence[Record], left_out: frozenset[int] = frozenset()) -> None:
         self.items = np.array(
@@ -106,7 +106,9 @@ def test_epoch_has_each_item_once_except_the_remainder_of_each_block(
     dropped = 0
     for block in blocks:
         largest = max(ItemBlock([record], left_out).items.size for record in block.records)
-        assert block.num_items <= max(block_items, largest), "a block is no larger than asked, but for a lone shard"
+        assert block.num_items <= max(block_items, largest), (
+            "a block is no larger than requested, unless it is a single shard"
+        )
         assert len(block.records) == 1 or block.num_items <= block_items
         if block.num_items >= batch_size:
             dropped += block.num_items % batch_size
@@ -152,7 +154,7 @@ def test_epochs_seeds_and_purposes_shuffle_differently() -> None:
     flat = [tuple(item for batch in order for item in batch) for order in orders]
     assert len(set(flat)) == 4
     blocks = {tuple(tuple(r.name for r in b.records) for b in make_stream(RECORDS).blocks(e)) for e in range(8)}
-    assert len(blocks) > 4, "shards meet in other blocks each epoch"
+    assert len(blocks) > 4, "the blocks combine other shards in each epoch"
 
 
 def test_items_of_a_block_are_shuffled_again_each_epoch() -> None:
@@ -230,7 +232,7 @@ def test_exactly_one_block_is_read_ahead() -> None:
     for index, size in enumerate(sizes):
         for _ in range(size):
             next(batches)
-        # While the block at ``index`` is used, the one after is read, and nothing beyond it.
+        # While the block at ``index`` is used, only the next one is read.
         while len(loads) < min(index + 2, len(sizes)):
             assert loaded.acquire(timeout=60)
         assert len(loads) == min(index + 2, len(sizes))

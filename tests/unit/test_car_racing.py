@@ -1,4 +1,4 @@
-"""CarRacing as the pipeline sees it, beside a plain Gymnasium environment."""
+"""CarRacing in the pipeline, compared with a plain Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACTIONS = [np.array([-0.02 * t, 1.0, 0.0], np.float32) for t in range(STEPS)]
 
 @pytest.fixture(scope="module")
 def plain() -> list[tuple[NDArray[np.uint8], float, bool, bool]]:
-    """(observation, reward, terminated, truncated) of Gymnasium's own environment; the first of its reset."""
+    """(observation, reward, terminated, truncated) of Gymnasium's own environment, beginning with its reset."""
     env = gymnasium.make("CarRacing-v3", max_episode_steps=STEPS)
     observation, _ = env.reset(seed=TRACK)
     rows: list[Any] = [(observation, 0.0, False, False)]
@@ -59,7 +59,7 @@ def env(config: EnvConfig) -> Iterator[CarRacing]:
 
 
 def area_average(observation: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W, 3) to (64, 64, 3): each new pixel is the mean of the old over the area that it covers, not rounded."""
+    """(H, W, 3) to (64, 64, 3): each new pixel is the unrounded mean of the area that it covers."""
 
     def weights(size: int) -> NDArray[np.float64]:
         edges = np.linspace(0, size, 65)
@@ -89,10 +89,10 @@ def test_frames_rewards_and_ends_equal_gymnasiums(
         pixels = np.frombuffer(frame, np.uint8).reshape(64, 64, 3)
         error = np.abs(pixels - area_average(observation[:84]))
         if config.rendering == "gymnasium":
-            # cv2 rounds once, and in fixed point where it can.
+            # cv2 rounds once, in fixed point where possible.
             assert error.max() < 0.51
         else:
-            assert error.mean() < 2, "all of it is within the first second's zoom"
+            assert error.mean() < 2, "the whole episode is within the zoom of the first second"
     assert rows[-1][2:] == (False, True), "truncated at max_episode_steps, not terminated"
     rewards = [reward for _, reward, *_ in rows[1:]]
     assert min(rewards) == pytest.approx(-0.1)
@@ -106,7 +106,7 @@ def test_same_track_gives_the_same_bits_after_other_episodes(env: CarRacing, con
     reference = drive(fresh)
     fresh.close()
     drive(env, TRACK + 1)
-    env.reset(TRACK + 2)  # an episode that is left in the middle
+    env.reset(TRACK + 2)  # an episode that is abandoned halfway
     env.step(ACTIONS[-1])
     assert drive(env) == reference
     assert drive(env) == reference
@@ -132,7 +132,7 @@ def test_view_follows_the_config(env: CarRacing, config: EnvConfig) -> None:
     full = CarRacing(config.model_copy(update={"view": "full"}))
     frame = full.reset(TRACK)
     full.close()
-    assert frame[-4:].mean() < 20, "the bar is black but for its gauges"
+    assert frame[-4:].mean() < 20, "the bar is black except for its gauges"
     assert env.reset(TRACK)[-4:].mean() > 60
 
 
@@ -147,7 +147,7 @@ def test_colours_are_random_if_the_config_says_so(env: CarRacing, config: EnvCon
 
 
 def test_human_scene_is_large_and_equals_gymnasiums(env: CarRacing) -> None:
-    """Whichever way the frames are drawn."""
+    """For both ways to draw the frames."""
     plain = gymnasium.make("CarRacing-v3", render_mode="rgb_array")
     plain.reset(seed=TRACK)
     env.reset(TRACK)
@@ -209,7 +209,7 @@ def test_repeated_action_acts_on_each_step_and_shows_the_last_frame(config: EnvC
 
 
 def test_action_is_not_repeated_after_the_end(config: EnvConfig) -> None:
-    """A lap is over in the first of four steps."""
+    """The lap ends in the first of four repeated steps."""
     once, repeated = CarRacing(config), CarRacing(config.model_copy(update={"action_repeat": 4}))
     for env in (once, repeated):
         env.reset(TRACK)
@@ -234,7 +234,7 @@ def test_action_repeat_is_refused_by_environments_without_it(monkeypatch: pytest
 
 
 def starts(env: CarRacing, count: int) -> Iterator[Any]:
-    """The game after each of some starts on a track."""
+    """The state of the game after each of some starts on a track."""
     for seed in range(count):
         env.reset_anywhere(TRACK, np.random.default_rng(seed))
         yield env._game
@@ -250,7 +250,7 @@ def test_start_depends_only_on_its_stream(env: CarRacing) -> None:
     env.step(ACTIONS[0])
     assert episode() == here
     assert env.reset_anywhere(TRACK, np.random.default_rng(8)).tobytes() != here[0]
-    assert env.reset(TRACK).tobytes() == drive(env)[0][0], "an ordinary start afterwards is an ordinary one"
+    assert env.reset(TRACK).tobytes() == drive(env)[0][0], "a later ordinary start is unaffected"
 
 
 def test_starts_cover_the_track_near_the_road_at_driving_speed(env: CarRacing) -> None:
@@ -279,7 +279,7 @@ def test_started_car_is_whole_and_rolls(env: CarRacing) -> None:
             assert abs(wheel.omega * wheel.wheel_rad - forward) < 8, "no wheel is blocked or spins"
         before = hull.linearVelocity.length
         env.step(np.zeros(3, np.float32))
-        assert abs(hull.linearVelocity.length - before) < 0.1 * before + 2, "nothing jolts it"
+        assert abs(hull.linearVelocity.length - before) < 0.1 * before + 2, "the car is not jolted"
 
 
 def test_random_starts_are_refused_by_environments_without_them() -> None:

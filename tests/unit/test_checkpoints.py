@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one counts, and a damaged one never passes for whole."""
+"""Checkpoints: the newest intact one is used, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage.store import Store
 
 
 def in_session(store: Store, session: int) -> Store:
-    """The store as a session has it while the fence has not seen its successor: a pause at the worst moment."""
+    """A session's store whose fence has not seen its successor yet: a pause at the worst moment."""
     return fenced(store, session)
 
 

@@ -1,4 +1,4 @@
-"""Comparisons: intervals that hold what they promise, arms from configs, and the files that come out."""
+"""Comparisons: the coverage of intervals, arms from configs, and the written files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STUDIES = 120
 def returns_of(
     rng: np.random.Generator, seeds: int, tracks: int, seed_sd: float, track_sd: float, noise_sd: float
 ) -> NDArray[np.float64]:
-    """Returns of an arm with mean 0: a row for each seed, each with its own luck, on tracks of their own difficulty."""
+    """Returns of an arm with mean 0: a row per seed, with random effects of the seed and of the track."""
     return (
         rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, track_sd, (1, tracks))
         + rng.normal(0, noise_sd, (seeds, tracks))
@@ -60,7 +60,7 @@ def test_equal_arms_are_found_equal_in_95_of_100_studies(
         paired, unpaired = (count + (e.low <= 0 <= e.high) for count, e in zip((paired, unpaired), both, strict=True))
     assert paired / STUDIES >= share_of_studies(0.95)
     assert unpaired / STUDIES >= share_of_studies(0.95)
-    if seeds == 3 and seed_sd > track_sd:  # nor more than that, where seeds differ by much more than tracks do
+    if seeds == 3 and seed_sd > track_sd:  # and not more, if seeds differ by much more than tracks
         assert paired < STUDIES
 
 
@@ -75,7 +75,7 @@ def t_test_power(difference: float, sd: float, seeds: int) -> float:
 
 @pytest.mark.parametrize(("seeds", "difference"), [(3, 60.0), (3, 120.0), (5, 40.0)])
 def test_arms_that_differ_are_found_at_the_power_of_the_t_test(seeds: int, difference: float) -> None:
-    """Where seeds differ by much more than chance on the tracks, as they do in practice."""
+    """With seeds that differ by much more than the noise of the tracks, as in practice."""
     rng = np.random.default_rng(3)
     found = 0
     for study in range(STUDIES):

@@ -1,4 +1,4 @@
-"""The schema refuses what is unknown, loose or impossible, and says which key and what would do."""
+"""The schema refuses unknown, wrongly typed and impossible values, with the key and the expected value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environments that CONTRIBUTING and the documentation show, taken through every stage."""
+"""The example environments of CONTRIBUTING and the documentation, run through every stage."""
 
 from __future__ import annotations
 

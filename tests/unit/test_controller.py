@@ -1,4 +1,4 @@
-"""C against loops written out in numpy, and rows that do not feel each other."""
+"""C against plain numpy loops, and the independence of its rows."""
 
 from __future__ import annotations
 

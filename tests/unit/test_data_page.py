@@ -1,4 +1,4 @@
-"""docs/data.md: its blocks run one after the other, and compute what other code finds in the same run."""
+"""docs/data.md: its code blocks run in order, and their results equal those of other code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(**keys: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs that the page names."""
+    """The folder with the runs that the page names."""
     folder = tmp_path_factory.mktemp("page")
     first = str(folder / "runs/tiny")
     for stage in STAGES:
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def names(folder: Path) -> Names:
-    """What the page's blocks leave behind."""
+    """The variables of the page's code blocks."""
     found: Names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -1,4 +1,4 @@
-"""Folders of Parquet files, read as a person reads them: by the README's example."""
+"""Folders of Parquet files, read with the README's example."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
-    """A made run where the README's example looks for one."""
+    """A made run at the path of the README's example."""
     store = LocalStore(tmp_path / "runs/tiny")
     put_data(store, config)
     put_evaluation(store, 6, {"mean": [1.0, 2.0]})

@@ -1,4 +1,4 @@
-"""What `status` says of checkpoints."""
+"""The checkpoints in the output of `status`."""
 
 from __future__ import annotations
 

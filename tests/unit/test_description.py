@@ -1,4 +1,4 @@
-"""The metadata of weights: enough to use a file that is found alone, and the same bytes for the same run."""
+"""The metadata of weights: enough to use a single file, and the same bytes for the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.counting import counting_config
 
 
 def described(config: RunConfig) -> dict[str, Any]:
-    """What each kind of file says, as it is read back from JSON."""
+    """The metadata of each kind of file, read back from JSON."""
     descriptions = {
         "vae": describe_vae(config),
         "mdnrnn": describe_mdnrnn(config, 3),

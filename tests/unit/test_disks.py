@@ -1,4 +1,4 @@
-"""Folders that are no ordinary disk: without hard links, without modes, full, or named as no folder is."""
+"""Unusual folders: without hard links or file modes, on a full disk, or with an invalid name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def failing(number: int) -> Any:
 def without_links(
     request: pytest.FixtureRequest, local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> LocalStore:
-    """A folder as exFAT, Colab's Drive and some network folders are."""
+    """A folder without hard links, like exFAT, Colab's Drive and some network folders."""
     monkeypatch.setattr(os, "link", failing(request.param))
     return local_store
 
@@ -62,7 +62,7 @@ def test_exactly_one_concurrent_create_succeeds_without_hard_links(without_links
 
 
 def die_with_a_claim(store: LocalStore, key: str) -> None:
-    """Leave behind what a process does that is killed with the claim in its hands."""
+    """Leave the claim of a process that was killed while it held it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", failing(errno.EIO))
         patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
@@ -130,7 +130,7 @@ def test_remedy_depends_on_the_error(
     assert os.strerror(number) in str(caught.value)
 
 
-# ---- places as people write them
+# ---- locations as users write them
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dream against torch.distributions, a loop written out by hand, and its promises on seeds."""
+"""The dream against torch.distributions and a plain loop, and its dependence on seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mixture = Literal["factored", "joint"]
 
 
 def make_mdnrnn(mixture: Mixture = "factored", *, heads: bool = False, spread: float = 3.0) -> MdnRnn:
-    """Random weights, scaled up so that components lie apart and states matter."""
+    """An M with random weights, scaled up so that components are separate and states matter."""
     torch.manual_seed(0)
     mdnrnn = MdnRnn(
         z_size=Z,
@@ -52,7 +52,7 @@ def draws(batch_size: int, steps: int) -> tuple[NDArray[np.float32], NDArray[np.
 
 @torch.no_grad()
 def most_likely(mdnrnn: MdnRnn, z: NDArray[np.float32], actions: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The path of most likely means, with the LSTM's equations and the heads' layout written out."""
+    """The path of most likely means, from the LSTM's equations and the layout of the heads."""
     lstm, heads = dict(mdnrnn.lstm.named_parameters()), mdnrnn.heads
     h = c = torch.zeros(len(z), H)
     current = torch.from_numpy(z)

@@ -1,4 +1,4 @@
-"""A run's dream as a Gymnasium environment: by Gymnasium's own checks, and beside the dreams that evolution sees."""
+"""A run's dream as a Gymnasium environment: Gymnasium's own checks, and equality with the dreams of evolve."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_vector_of_dreams_equals_single_dreams_and_resets_ended_ones(run: str) -
 
 
 def test_agent_learns_by_random_search(run: str) -> None:
-    """Random search for the better of constant actions: a loop as anybody would write it."""
+    """A plain random search for the best constant action."""
     env = gymnasium.make_vec(NAME, num_envs=8, run=run, max_steps=6, end_probability=0.999999)
     rng = np.random.default_rng(0)
 

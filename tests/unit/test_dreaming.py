@@ -1,4 +1,4 @@
-"""Controllers in dreams: the right M on the right noise, whatever shares a batch, and where a dream ends."""
+"""Controllers in dreams: M with the right noise, independence of the batch, and the end of a dream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def config_of(**more: Any) -> Any:
 
 
 def m_of(config: Any, *, done_bias: float = 0.0) -> MdnRnn:
-    """An M with weights large enough that its dreams are lively."""
+    """An M with weights large enough that its dreams vary."""
     mdnrnn = new_mdnrnn(config.agent, ACTION_SIZE)
     with torch.no_grad():
         for parameter in mdnrnn.parameters():
@@ -79,7 +79,7 @@ def worker_of(config: Any, mdnrnn: MdnRnn) -> DreamWorker:
 
 
 def dream_alone(config: Any, mdnrnn: MdnRnn, job: RolloutJob) -> RolloutResult:
-    """A dream written down step by step, with the density of ``MdnRnn.forward``."""
+    """A single dream, computed step by step with the density of ``MdnRnn.forward``."""
     starts, dream = starts_of(config), config.dream
     stream = np.random.Generator(np.random.PCG64(job.noise_seed))
     start = int(stream.integers(len(starts.mu)))
@@ -165,7 +165,7 @@ def test_action_without_a_number_ends_only_its_own_dream() -> None:
 
 
 def test_gpu_task_runs_all_dreams_in_equal_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the GPU is the CPU: what is tested is all but the device."""
+    """The CPU stands in for the GPU: everything but the device is tested."""
     config = config_of(reward="model", end_probability=0.7, **{"rollouts.engine": "torch"})
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
     jobs, mdnrnn = jobs_of(config, 12), m_of(config)
@@ -222,7 +222,7 @@ def test_dreams_start_from_first_frames_or_from_any(store: Store) -> None:
 
 
 class FakePool:
-    """A pool that counts."""
+    """A pool with counts of its work."""
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers, self.retries = num_workers, 2

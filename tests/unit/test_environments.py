@@ -1,4 +1,4 @@
-"""Environments of others, for real: each is taken through every stage, from collecting to the report."""
+"""Environments of other packages: each runs through every stage, from collect to the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
-# The report is the slowest stage, and takes nothing from an environment but what these show.
+# The report is the slowest stage, and these environments cover all that it takes from one.
 REPORTED = ("ALE/Breakout-v5", "OwnRamp-v0")
 
 

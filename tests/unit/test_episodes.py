@@ -1,4 +1,4 @@
-"""What collecting writes down is what happened: nothing lost, doubled, reordered or shifted by a step."""
+"""Collected episodes: no row is lost, duplicated, reordered or shifted by a step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LIMIT = 16  # env.max_episode_steps of the counting config
 
 
 class CodedPolicy:
-    """Actions that say which track and step they were chosen for."""
+    """A policy whose actions encode their track and step."""
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.action(*track_and_step(frame))
@@ -55,7 +55,7 @@ def record(track: int, *, max_steps: int = LIMIT + 4, env: Environment | None = 
 
 
 def check_steps(episode: Episode, track: int) -> None:
-    """Every row of an episode is of its own step; actions are bits of the float32 that the environment got."""
+    """Check that every row belongs to its step, and that actions have the bits of the environment's float32."""
     assert episode.track == track
     assert track_and_step(episode.final_frame) == (track, len(episode))
     for t in range(len(episode)):
@@ -109,7 +109,7 @@ def test_recording_after_a_cut_episode_starts_a_new_episode() -> None:
 
 
 class BrokenEnv(CountingEnv):
-    """Raises in a step, or returns a frame that is none."""
+    """An environment that raises in a step, or returns an invalid frame."""
 
     def __init__(self, config: EnvConfig, fault: str) -> None:
         super().__init__(config)
@@ -215,7 +215,7 @@ def test_collected_bytes_do_not_depend_on_shards_of_an_interrupted_run(
     whole, resumed = LocalStore(tmp_path / "whole"), LocalStore(tmp_path / "resumed")
     config = counting_config()
     collect.run(config, whole, executor)
-    # An interrupted run that had got shards 2 and 0 done, in that order, in another process.
+    # An interrupted run with shards 2 and 0 complete, made in this order by another process.
     worker = collect.CollectWorker(config, resumed)
     list(worker.run([collect.ShardJob(2), collect.ShardJob(0)]))
     info = collect.run(config, resumed, executor)
@@ -258,7 +258,7 @@ def test_another_seed_uses_other_tracks() -> None:
 
 
 class _Elsewhere(InProcessExecutor):
-    """Its workers are on a machine that has a disk of its own where the run directory should be."""
+    """An executor whose workers have another disk in place of the run directory."""
 
     def __init__(self, disk: Path) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Exported agents: the files of ONNX compute what torch and the pipeline's own agent do."""
+"""Exported agents: the ONNX files give the results of torch and of the pipeline's agent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.counting import counting_config
 from tests.unit.test_agent import images, make_trained
 
 BATCHES = (1, 3, 8)
-TOLERANCE = 2e-5  # the sums of a layer have up to 6,400 terms, in another order than torch's
+TOLERANCE = 2e-5  # sums of a layer have up to 6,400 terms, in another order than in torch
 
 Arrays = dict[str, NDArray[Any]]
 

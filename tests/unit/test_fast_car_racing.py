@@ -1,4 +1,4 @@
-"""FastCarRacing as an environment of Gymnasium's."""
+"""FastCarRacing as a Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_human_rendering_equals_gymnasiums_to_the_bit(options: dict[str, Any]) -
     env = FastCarRacing(view="playfield", render_mode="rgb_array", **options)
     plain = UndrawnCarRacing(render_mode="rgb_array", **options)
     assert env.render() is plain.render() is None
-    for _ in range(2):  # the second time on a remembered track
+    for _ in range(2):  # the second time on a cached track
         env.reset(seed=3)
         plain.reset(seed=3)
         driver = RandomDriver(2) if options else GoodDriver()
@@ -105,14 +105,14 @@ def test_pickle_and_copy_keep_the_view() -> None:
 
 
 def test_environment_works_after_its_window_is_closed() -> None:
-    """Closing a window of Gymnasium's ends all of pygame, fonts included."""
+    """Gymnasium ends all of pygame, including fonts, when its window closes."""
     undisturbed, driver = FastCarRacing(view="full"), GoodDriver()
     undisturbed.reset(seed=4)
     actions, frames = [], []
     for _ in range(100):
         actions.append(driver(undisturbed))
         frames.append(undisturbed.step(actions[-1])[0])
-    car_sprites.status_bar.cache_clear()  # else it has written all these returns already
+    car_sprites.status_bar.cache_clear()  # otherwise the cached texture has all these returns already
     env = FastCarRacing(view="full")
     env.reset(seed=4)
     pygame.quit()
@@ -140,6 +140,6 @@ assert (dict(os.environ), cv2.getNumThreads()) == before
 
 
 def test_import_changes_no_state_of_the_process() -> None:
-    """So that ``render_mode="human"`` opens a window, of Gymnasium's own environments, too."""
+    """``render_mode="human"`` must still open a window, also for Gymnasium's own environments."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SDL_")}
     subprocess.run([sys.executable, "-c", IMPORT], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""The training loop on a small objective: exact resume, early stop, and what happens to numbers that are not."""
+"""The training loop on a small objective: exact resume, early stopping, and NaN values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Killed(BaseException):
 
 
 class Toy:
-    """A small network that learns a line, with noise of its own in each step."""
+    """A small network that learns a line, with noise in each step."""
 
     def __init__(self, hook: Callable[[int], None] = lambda step: None) -> None:
         with torch.random.fork_rng():
@@ -88,7 +88,7 @@ def rows(store: Store, prefix: str = "stage") -> list[dict[str, Any]]:
 
 
 class Other:
-    """A second run of the same training that nothing happens to, beside the one under test."""
+    """An uninterrupted run of the same training as a reference."""
 
     def __init__(self, store: Store) -> None:
         self.toy = Toy()
@@ -101,7 +101,7 @@ def test_training_lowers_the_held_out_loss_and_reports_it(store: Store) -> None:
     toy = Toy()
     updates, summary = finish(make_fit(store, toy))
     steps = sum(make_stream(RECORDS).num_batches(epoch) for epoch in range(EPOCHS))
-    assert toy.trained == list(range(steps)), "one seed a step, each once, in order"
+    assert toy.trained == list(range(steps)), "one seed per step, each once, in order"
     assert toy.clipped == steps
     assert (summary["steps"], summary["epochs"]) == (steps, EPOCHS)
     assert updates[-1].done == updates[-1].total == steps
@@ -149,7 +149,7 @@ def test_killed_training_resumes_with_the_same_bits(store: Store, killed_at: int
 
     begun_at = toy.trained[0]
     if checkpoint_every_s == 0:
-        assert begun_at == killed_at, "it went on from the last step that was saved"
+        assert begun_at == killed_at, "the training resumed from the last saved step"
     else:
         ends = np.cumsum([make_stream(RECORDS).num_batches(epoch) for epoch in range(EPOCHS)])
         assert begun_at == max([0, *(int(end) for end in ends if end <= killed_at)])
@@ -177,7 +177,7 @@ def test_task_closed_between_two_updates_resumes(store: Store) -> None:
     updates, _ = finish(make_fit(store, toy, checkpoint_every_s=0.0))
     assert weights(toy) == other.weights
     assert toy.trained[0] > 0
-    assert {update.restored for update in updates} == {toy.trained[0]}, "what was restored is no part of the rate"
+    assert {update.restored for update in updates} == {toy.trained[0]}, "restored steps do not count for the rate"
 
 
 def test_damaged_newest_checkpoint_only_costs_time(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -234,7 +234,7 @@ def test_checkpoint_of_other_hardware_is_refused_for_exact_results(
 
 
 class Scripted(Toy):
-    """A toy whose held-out losses are a list, an epoch each."""
+    """A toy with a given list of held-out losses, one per epoch."""
 
     def __init__(self, held_out_losses: list[float]) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ def test_patience_is_kept_over_a_resume(store: Store) -> None:
     assert weights(toy) == killed.after_epoch[1], "the best weights are those of before the kill"
 
 
-# ---- numbers that are not
+# ---- NaN values
 
 
 class Poisoned(Toy):
@@ -327,13 +327,13 @@ class Poisoned(Toy):
 
 def test_nan_loss_stops_the_training_and_names_the_step(store: Store) -> None:
     with pytest.raises(TrainingError, match=r"train-toy.* step 6 .*nan"):
-        finish(make_fit(store, Poisoned(5)))  # looked at every third step
+        finish(make_fit(store, Poisoned(5)))  # checked every third step
     assert all(np.isfinite(value) for row in rows(store) for value in row.values())
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 3, 10_000])
 def test_nan_weights_never_reach_a_checkpoint(local_store: LocalStore, log_every_steps: int) -> None:
-    """With every step saved, the last checkpoint is of the step before the poison, whenever losses are looked at."""
+    """If every step is saved, the last checkpoint precedes the NaN, however often losses are checked."""
     with pytest.raises(TrainingError):
         finish(make_fit(local_store, Poisoned(20), checkpoint_every_s=0.0, log_every_steps=log_every_steps))
     latest = Checkpoints(local_store, "stage").latest()
@@ -341,7 +341,7 @@ def test_nan_weights_never_reach_a_checkpoint(local_store: LocalStore, log_every
     assert latest[0] == 20
     toy = Toy()
     finish(make_fit(local_store, toy, checkpoint_every_s=0.0))
-    assert weights(toy) == Other(local_store).weights, "a healthy run goes on from it"
+    assert weights(toy) == Other(local_store).weights, "a healthy run resumes from it"
 
 
 def test_nan_held_out_loss_stops_the_training(store: Store) -> None:
@@ -353,7 +353,7 @@ def test_nan_held_out_loss_stops_the_training(store: Store) -> None:
 
 
 def test_toy_model_is_sensitive_to_batch_order_and_noise(store: Store) -> None:
-    """What the tests of resuming rest on."""
+    """The tests of resuming rely on this."""
 
     def trained(seed: int, offset: int) -> dict[str, bytes]:
         toy = Toy()

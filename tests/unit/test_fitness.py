@@ -1,4 +1,4 @@
-"""From candidates to jobs and back to fitness: who drives what, and that no result lands on another's account."""
+"""From candidates to jobs, and from results to fitness: each result counts for its own candidate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_candidate(jobs: Iterable[RolloutJob], value: Callable[[RolloutJob], Any])
 
 
 class FakePool:
-    """Answers each job with a return that is a function of the job, in an order of its own."""
+    """A pool that gives each job a return by a function of the job, in another order."""
 
     num_workers = 1
     retries = 0
@@ -54,7 +54,7 @@ class FakePool:
 
 
 def ignore(job: RolloutJob, result: RolloutResult) -> None:
-    """For calls that nobody watches."""
+    """An ``on_result`` that does nothing."""
 
 
 # ---- training jobs
@@ -233,7 +233,7 @@ def test_return_not_finite_twice_is_an_error_that_names_the_episode(value: float
     pool = FakePool(lambda job: value if job.id == ("train", 1, 2, 1) else 1.0)
     with pytest.raises(JobError, match=rf"episode 1 of candidate 2 .* {jobs[5].track} is (nan|inf|-inf) .*, twice:"):
         run_episodes(pool, jobs, lambda job, result: shown.append(job.id), require_finite=True)
-    assert shown == [job.id for job in jobs if job is not jobs[5]], "what is not finite is not given out"
+    assert shown == [job.id for job in jobs if job is not jobs[5]], "non-finite returns are not reported"
 
 
 @NOT_FINITE
@@ -270,7 +270,7 @@ def results_of(jobs: list[RolloutJob], returns: list[float]) -> dict[Any, Rollou
 def test_non_finite_episode_counts_as_the_worst_complete_fitness_minus_one(value: float) -> None:
     jobs = jobs_of()  # four candidates of two episodes each
     returns = [10.0, 20.0, -500.0, value, 4.0, 8.0, 30.0, 50.0]
-    # Whole: 15, 6 and 40. The worst of them is 6, so the missing return counts as 5.
+    # Complete candidates: 15, 6 and 40. The worst one is 6, so the missing return counts as 5.
     assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 40.0]
     returns[6:] = [value, value]
     assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 5.0]

@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as people read them."""
+"""The formats of numbers, durations and sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward pass of rollouts: the same numbers as the training modules, and rows that do not feel each other."""
+"""The forward pass of rollouts: the numbers of the training modules, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCH_SIZES = [4, 8, 16]
-# Every choice of rollouts.engine and rollouts.precision that this machine has instructions for.
+# Every choice of rollouts.engine and rollouts.precision that this CPU supports.
 CHOICES = [("torch", "float32"), ("torch", "bfloat16")] + [("openvino", precision) for precision in native_precisions()]
 # Largest error of mu and logvar, in their own standard deviations: rounding, 8 bits of mantissa, 8 bits of range.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.25}
@@ -113,7 +113,7 @@ def rnn_inputs(mdnrnn: MdnRnn, count: int, seed: int = 0) -> tuple[Array, Array,
 
 
 def test_openvino_telemetry_starts_no_process() -> None:
-    """The fork of a process with threads may hang for good, and the process with it at its end."""
+    """A fork of a process with threads may hang forever, and then the process hangs at its end."""
     code = (
         "import multiprocessing, os; os.environ.pop('CI', None)\n"
         "import pipeline.models.openvino_forward, pipeline.models.precision\n"
@@ -322,7 +322,7 @@ def test_bits_of_a_stepped_row_do_not_depend_on_other_rows_or_its_index(
         others = rnn_inputs(mdnrnn, batch_size, seed=1 + position)
         for other, own in zip(others, inputs, strict=True):
             if position % 2:
-                other[:] = np.nan  # what a lane that went wrong may leave behind
+                other[:] = np.nan  # a possible rest of a failed lane
             other[position] = own[0]
         other_h, other_c = step(*others)
         assert other_h[position].tobytes() == h[0].tobytes()

@@ -1,4 +1,4 @@
-"""FastCarRacing's frames are Gymnasium's but for a little, in every part; and frames that are not would be noticed."""
+"""FastCarRacing's frames are close to Gymnasium's in every part, and the checks reject faulty frames."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_view_has_its_shape_with_or_without_the_status_bar() -> None:
         assert (frame[-1, -10:].max() == 0) == (view != "playfield"), "black below the gauges"
 
 
-# ---- mutants: frames with a fault, and the checks that notice it
+# ---- mutants: frames with a fault, and the checks that reject it
 
 Mutant = Callable[[pytest.MonkeyPatch], type[FastCarRacing]]
 
@@ -97,7 +97,7 @@ def changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Mutant:
 
 
 def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Mutant:
-    """A method is replaced by what is made of it."""
+    """A mutant whose method is replaced by a function of the old one."""
 
     def mutate(patch: pytest.MonkeyPatch) -> type[FastCarRacing]:
         patch.setattr(owner, name, make(getattr(owner, name)))
@@ -122,7 +122,7 @@ def no_tints(original: Any) -> Any:
 
 
 def dark_lines(original: Any) -> Any:
-    """Two texels wide, between the blocks of which a texture is put together."""
+    """A mutant with dark lines, two texels wide, between the blocks of a texture."""
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
@@ -159,7 +159,7 @@ def blank(original: Any) -> Any:
 
 
 class Fault(NamedTuple):
-    """A mutant, the checks that reject it at the least, and the drive on which they do."""
+    """A mutant, the checks that must reject it, and the drive for these checks."""
 
     mutant: Mutant
     checks: set[str]
@@ -190,7 +190,7 @@ FAULTS = {
 
 @pytest.fixture
 def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing that was drawn before is used, and nothing that is drawn here afterwards."""
+    """Isolate the caches of drawings: neither earlier drawings nor those of the test are used elsewhere."""
 
     def forget() -> None:
         forget_tracks()
@@ -223,11 +223,11 @@ def test_sound_environment_passes_the_checks_that_reject_faulty_ones(drives: dic
         assert rejecting(replay_actions(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 
 
-# ---- a texture is shared by the episodes on a track, and what an episode does to it is not
+# ---- episodes on a track share a texture, but not their changes to it
 
 
 def drive_side_by_side(view: View) -> None:
-    """Two episodes on one track at a time, and a third afterwards, see what each sees alone."""
+    """Two simultaneous episodes on one track, and a third one later, show the same frames as alone."""
 
     def steps(env: FastCarRacing, driver: Driver) -> Iterator[NDArray[np.uint8]]:
         yield env.reset(seed=3)[0]
@@ -279,7 +279,7 @@ def test_shared_textures_are_never_written() -> None:
 
 @pytest.mark.parametrize(("track", "options"), [(45, {}), (18, {}), (25, {"domain_randomize": True})])
 def test_visited_tiles_brighten_no_texel(track: int, options: dict[str, Any]) -> None:
-    """Not even one that a kerb or another tile, darker in some colour, has covered since."""
+    """Not even a texel that a kerb or another darker tile has covered since."""
     env = FastCarRacing(view="playfield", **options)
     env.reset(seed=track)
     shared = next(reversed(car_racing._tracks.values())).textures[960]

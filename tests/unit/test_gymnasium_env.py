@@ -1,4 +1,4 @@
-"""Gymnasium's environments as ours: frames, ends, options, and the checks before a run."""
+"""Gymnasium's environments in the pipeline: frames, ends, options, and the checks before a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.counting import counting_config
 
 
 class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
-    """A test's own game, whose options say what it shows, how it ends, and what it forgets.
+    """A game for tests. Its options set its frames, its end, and the state that a reset keeps.
 
     The picture is (80, 100, 3): red is the seed, green the step, blue the column.
     """

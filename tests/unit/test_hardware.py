@@ -1,4 +1,4 @@
-"""What a CPU cannot compute is refused by its key."""
+"""Precisions that a CPU lacks are refused with their key."""
 
 from __future__ import annotations
 

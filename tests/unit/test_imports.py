@@ -1,4 +1,4 @@
-"""Imports point one way: configs <- pipeline <- actors <- cluster; stages stand side by side; torch has its place."""
+"""The import rules: layers configs <- pipeline <- actors <- cluster, independent stages, and torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("configs", "pipeline", "actors", "cluster")
-# These put the program together: within a function they may import from any layer.
+# These modules assemble the program: inside functions, they may import from any layer.
 COMPOSITION_ROOTS = ("pipeline/cli/", "pipeline/bench/")
 
 
-# What stages have in common.
+# Modules that stages share.
 SHARED = ("pipeline.stages.description", "pipeline.stages.table")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """All that a module imports, and whether it does so inside a function."""
+    """All imports of a module, and whether each one is inside a function."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, False) for alias in node.names)
@@ -35,7 +35,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
 
 
 def faults(file: str, source: str) -> list[str]:
-    """The imports of a file that point the wrong way."""
+    """The imports of a file that break the rules."""
     layer = file.split("/")[0]
     found = []
     for name, inside in imports(ast.parse(source)):

@@ -1,4 +1,4 @@
-"""One driver at a time: who may take a run, who may not, and what a driver that lost it can still do."""
+"""The lease of a run: drivers that may take it, and the fence against a driver that has lost it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def new_lease(store: Store, **changes: Any) -> Lease:
 
 
 def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
-    """A session as its owner left it."""
+    """Write a session as its owner left it."""
     store.create(f"sessions/{owner.number:06d}/begun.json", sealed.to_bytes(asdict(owner)))
     if heartbeat:
         beat(store, owner, **heartbeat)
@@ -108,12 +108,12 @@ def test_reused_pid_is_not_taken_for_the_dead_driver(store: Store) -> None:
 @pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
 def test_silent_driver_elsewhere_is_replaced_after_its_lease_expires(store: Store, heartbeat: dict[str, Any]) -> None:
     put(store, ELSEWHERE, **heartbeat)
-    sessions.refuse_if_owned(store)  # it may be dead: that takes waiting to find out
+    sessions.refuse_if_owned(store)  # it may be dead: only waiting shows this
     session = last_session(store)
     assert session is not None and not session.over
     with new_lease(store) as held:
         assert held.session == 2
-    assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
+    assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates have whole seconds
 
 
 def test_driver_elsewhere_with_a_new_heartbeat_keeps_its_run(store: Store) -> None:
@@ -126,7 +126,7 @@ def test_driver_elsewhere_with_a_new_heartbeat_keeps_its_run(store: Store) -> No
 
 @pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
 def test_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> None:
-    """Only the store's clock counts: by the owner's, this heartbeat is a day old, or of tomorrow."""
+    """Only the store's clock counts: by the owner's clock, this heartbeat is a day old or from tomorrow."""
     put(store, replace(ELSEWHERE, began=time.time() + skew_s), count=5, time=time.time() + skew_s)
     session = last_session(store)
     assert session is not None and session.age_s < 2.5 and not session.over
@@ -276,7 +276,7 @@ def test_stop_waits_for_a_hanging_store_only_until_the_kill(
 
 
 class Retrying(LocalStore):
-    """A store that tries to write for as long as it is let, as on S3; only the last heartbeat succeeds."""
+    """A store that retries writes as long as allowed, like S3. Only the last heartbeat succeeds."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

@@ -1,4 +1,4 @@
-"""What lies between a worker's thread and the calls that bring it jobs."""
+"""The mailbox between a worker's thread and the calls that bring its jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jobs(*ids: int) -> list[Job]:
 
 
 def fetching(mailbox: Mailbox, batching_delay_s: float) -> Future[list[Any]]:
-    """A fetch in a thread of its own."""
+    """A fetch in a new thread."""
     answer: Future[list[Any]] = Future()
 
     def fetch() -> None:
@@ -97,7 +97,7 @@ def test_fetch_without_remaining_jobs_ends() -> None:
 
 
 def test_recalled_job_can_be_sent_again() -> None:
-    """Taken back and handed out again, in the other order."""
+    """Recalled and sent again; the messages may arrive in either order."""
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2), failures=0)
     mailbox.recall([2])
@@ -130,7 +130,7 @@ def test_jobs_sent_before_a_failure_was_known_are_ignored() -> None:
     next(mailbox)
     mailbox.fail(ValueError("of job 2"))
     mailbox.post(jobs(4), failures=0)
-    assert fetching(mailbox, LONG_S).result(10) == [1], "what there was before is not lost"
+    assert fetching(mailbox, LONG_S).result(10) == [1], "earlier results are not lost"
     with pytest.raises(ValueError, match="of job 2"):
         mailbox.fetch(LONG_S)
     assert [job.id for job in mailbox] == []
@@ -139,7 +139,7 @@ def test_jobs_sent_before_a_failure_was_known_are_ignored() -> None:
 
 
 def test_concurrent_messages_lose_and_duplicate_no_job() -> None:
-    """Thousands of messages from two threads, as a driver's calls come in, and a worker as fast as it can be."""
+    """Thousands of messages from two threads, as from a driver's calls, and a worker at full speed."""
     mailbox = Mailbox()
     count = 4000
 

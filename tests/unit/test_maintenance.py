@@ -216,7 +216,7 @@ def test_interrupted_copy_is_no_run_and_can_resume(
     with pytest.raises(StorageError, match="holds no run"):
         check_run(target)
     seals = [key.endswith("MANIFEST.json") for key in keys]
-    assert any(seals) and seals == sorted(seals), "what seals comes after what it seals"
+    assert any(seals) and seals == sorted(seals), "a manifest is written after its objects"
     copy_run(made, target)
     assert objects(target) == objects(made)
 

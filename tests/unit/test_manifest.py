@@ -1,4 +1,4 @@
-"""Records commit, manifests seal, and neither believes changed bytes."""
+"""Records commit objects, manifests seal stages, and both detect changed bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = manifest_key("stage")
 
 
 def sealed(store: Store, **changes: Any) -> Manifest:
-    """A stage with two objects, sealed."""
+    """A sealed stage with two objects."""
     commit(store, "stage", "one.bin", b"one", rows=1, episodes=[[0, 1]])
     commit(store, "stage", "two.bin", b"two!", rows=2, episodes=[[1, 2]])
     manifest = Manifest(

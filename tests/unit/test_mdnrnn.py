@@ -1,4 +1,4 @@
-"""M: its density against torch.distributions, its bounds, and what it recovers from data."""
+"""M: its density against torch.distributions, its bounds, and the recovery of a known mixture."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_likelihood_is_finite_far_from_every_component(kind: Kind) -> None:
 
 
 def log_sigma_of(raw: Tensor, low: float, high: float) -> Tensor:
-    """What a model makes of these raw outputs, through its own heads."""
+    """The log sigma that a model computes from raw outputs with its own heads."""
     model = mdnrnn(z_size=1, mixtures=1, hidden_size=1, log_sigma_bounds=(low, high))
     with torch.no_grad():
         model.heads.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
@@ -255,7 +255,7 @@ def windows(mu: np.ndarray[Any, Any], logvar: float) -> Windows:
 
 @pytest.mark.parametrize("kind", ["factored", "joint"])
 def test_training_recovers_a_known_mixture_from_data(kind: Kind, one_thread: None) -> None:
-    """Latents drawn independently from a mixture: at the optimum M says just that mixture, whatever came before.
+    """Latents drawn independently from a mixture: at the optimum M predicts that mixture after any past.
 
     Part of the spread is in the latents, part in their logvar: z must be sampled from both.
     """

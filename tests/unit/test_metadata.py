@@ -1,4 +1,4 @@
-"""What the clouds' metadata services say, asked of stand-ins that are real HTTP servers."""
+"""The answers of the clouds' metadata services, from stand-ins that are real HTTP servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics: the same points in both views, each once, whatever sessions there were."""
+"""Metrics: the same points in both views, each once, after any sequence of sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def crc32c(data: bytes) -> int:
 
 
 def masked(crc: int) -> int:
-    """As TFRecord files store it."""
+    """A checksum in the masked form of TFRecord files."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -107,7 +107,7 @@ def test_resume_neither_duplicates_nor_loses_points(store: Store, monkeypatch: p
     for step in range(1, 6):
         log.log(step, {"loss": 1 / step})
     log.flush()
-    known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
+    known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 run again
     later = time.time() + 100  # the second session's file has another name
     monkeypatch.setattr(time, "time", lambda: later)
     resumed = MetricsLog(store, "stage", known)
@@ -123,7 +123,7 @@ def test_resume_neither_duplicates_nor_loses_points(store: Store, monkeypatch: p
 
 @pytest.mark.parametrize("seconds_on", [0, 3, -1000], ids=["at once", "later", "by a clock that is behind"])
 def test_file_of_a_later_session_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
-    """TensorBoard reads files in the order of their names, and never goes back."""
+    """TensorBoard reads files in the order of their names, and never returns to an earlier one."""
     now = time.time()
     names: list[str] = []
     for number in range(3):

@@ -1,4 +1,4 @@
-"""``world-models plan``: the simulation against bounds and cases that can be reckoned by hand; sums; the command."""
+"""``world-models plan``: the simulation against bounds and hand calculations; sums; the command."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def test_simulated_rollouts_keep_the_bounds_of_schedules(lengths: list[int], wor
     most = max(n / speed.step_s(n) for n in range(1, speed.lanes + 1))
     assert driven.busy_s * fuzz >= sum(lengths) / most
     assert driven.seconds * fuzz >= driven.busy_s / workers
-    assert driven.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode, were it alone"
-    # Whoever ends last was given its last share when nobody was idle; a first share is the largest.
+    assert driven.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode alone"
+    # The last worker to end got its last share while no worker was idle. The first share is the largest.
     first = max(speed.lanes, len(lengths) / (2 * workers)) + 1
     at_worst = max(speed.step_s(n) for n in range(1, speed.lanes + 1))
     assert driven.seconds <= (driven.busy_s / workers + first * max(lengths) * at_worst) * fuzz

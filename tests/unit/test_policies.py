@@ -1,4 +1,4 @@
-"""The policies that data is collected with."""
+"""The policies of the stage collect."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_brownian_actions_walk_with_variance_1_in_50_and_stop_at_the_bounds() ->
 
 
 def test_random_controller_uses_noise_and_weights_of_its_episode(one_thread: None) -> None:
-    """Its networks stay finite: numbers that overflow would give one and the same action for ever after."""
+    """Its networks stay finite: after an overflow, all actions would be the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         episodes = [

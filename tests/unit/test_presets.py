@@ -1,4 +1,4 @@
-"""From a name or a path, with overrides, to a config; and what is said where that cannot be."""
+"""Configs from a name or a path with overrides, and the error messages."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_config_is_read_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_config_is_read_from_a_pipe() -> None:
-    """As ``<(...)`` is one to the command."""
+    """The shell's ``<(...)`` gives the command a pipe."""
     reading, writing = os.pipe()
     threading.Thread(target=lambda: os.fdopen(writing, "w").write("seed: 77\n")).start()
     assert load_config(f"/dev/fd/{reading}").seed == 77
@@ -167,7 +167,7 @@ def test_yaml_with_object_tags_is_refused(path: Path) -> None:
     assert "own.yaml" in refused(path)
 
 
-# ---- numbers as people write them
+# ---- notations of numbers
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.1e-3", ".1e-3", "+1e-4", "1.0e-04", "0.0001"])
@@ -234,7 +234,7 @@ def test_override_with_invalid_yaml_is_refused_with_its_text(path: Path) -> None
     assert "-o seed=[" in refused(path, "seed=[")
 
 
-# ---- what is said
+# ---- error messages
 
 
 def test_unknown_key_is_refused_with_the_nearest_and_the_valid_keys(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Progress on a log: plain lines, the last one always, with a rate that is of this session."""
+"""Progress in a log: plain lines, always a last one, with the rate of this session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.base.progress import Progress, Update
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""What stages publish for those who watch: everything driven and encoded is counted once, and the rest is as logged."""
+"""Published metrics of stages: all episodes and frames count once, and the rest is as logged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import newest, read_records, require_manifest
 from tests.counting import counting_config
 
-# Prefix to stage, of those that drive an environment.
+# Prefix to stage, for the stages that run episodes.
 DRIVING = {"rollouts": "collect", "evolution": "evolve", "evaluation": "evaluate"}
 
 
 class Watched(InProcessExecutor):
-    """Adds up what is counted, and keeps what is measured, by stage."""
+    """Adds up counters and keeps gauges, by stage."""
 
     def __init__(self) -> None:
         super().__init__()

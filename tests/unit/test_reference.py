@@ -1,4 +1,4 @@
-"""The reference of config keys: up to date, and with words for every key."""
+"""The reference of config keys: up to date, and with a description of every key."""
 
 from __future__ import annotations
 

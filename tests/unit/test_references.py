@@ -1,4 +1,4 @@
-"""Runs that refer to stages of other runs: made once, the same bits, and nothing lost in checks and copies."""
+"""Runs that refer to stages of other runs: equal bits, and complete checks and copies."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_referenced_objects_are_no_garbage(made: Path, tmp_path: Path) -> None:
     referring = tmp_path / "referring"
     run_config(OTHER_EVOLUTION, str(referring), "train-vae", [str(made)])
     store = LocalStore(made)
-    # As after a stage that was removed to be made again.
+    # As if the stage was removed to compute it again.
     for name in read_records(store, "rollouts"):
         store.delete(record_key("rollouts", name))
     store.delete("rollouts/MANIFEST.json")

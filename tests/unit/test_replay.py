@@ -1,4 +1,4 @@
-"""Hard tracks again: how often each is drawn, what is remembered of it, and that a resumed run draws the same."""
+"""The replay of hard tracks: their probability, the memory of returns, and equal draws after a resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a small run that is put together through the storage API, against figures worked out here."""
+"""The report of a small run, made with the storage API, against numbers computed here."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_page(store: Store) -> str:
 
 
 def without_pictures(text: str) -> str:
-    """A page's source without what pictures happen to spell in base64."""
+    """A page's source without the base64 of its pictures."""
     return re.sub(r"data:[^\"]*", "", text)
 
 
@@ -78,7 +78,7 @@ def shown(text: str) -> str:
 
 
 class Links(HTMLParser):
-    """What a page loads, what it leads to, its ids, words for pictures, and whether its tags match."""
+    """The loaded files of a page, its links, ids and texts of pictures, and whether its tags match."""
 
     VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
 
@@ -126,7 +126,7 @@ def test_page_needs_no_other_file(made: Any) -> None:
     assert not {"link", "iframe", "object", "embed"} & set(links.tags)
     assert links.tags.count("svg") == 5
     assert "@import" not in text and text.count("url(") == text.count("url(#")
-    # Addresses stand where a reader may follow them, and nowhere else.
+    # URLs appear only where a reader may follow them.
     words = without_pictures(text).replace("http://www.w3.org/", "")
     assert words.count("http") == len([address for address in links.anchors if "http" in address]) > 0
 
@@ -312,7 +312,7 @@ def test_extended_run_gets_a_new_report(local_store: LocalStore, executor: InPro
     assert len(first) == 2 and len(records) == 4 and first.items() <= records.items()
     new = {record.name.rpartition(".")[2]: record for name, record in records.items() if name not in first}
     assert all("-000009-000004-" in record.name for record in new.values())
-    # The same page, but for where its links begin.
+    # The same page, except for the base of its links.
     assert local_store.read(new["html"].key).replace(b"../..", b"..") == read_page(local_store).encode()
     assert read_page(local_store) != first_page
     figures = json.loads(local_store.read("report/report.json"))
@@ -327,7 +327,7 @@ def test_dream_uses_a_held_out_episode_and_names_its_start(made: Any, monkeypatc
     dream = InProcessExecutor().run(film_dream, config, store, resources=Resources(), on_update=lambda update: None)
     assert dream is not None and dream.unseen
 
-    drawn: list[list[int]] = []  # what the training stage itself holds out
+    drawn: list[list[int]] = []  # the episodes that the training stage holds out
 
     def noted(*arguments: Any) -> list[int]:
         drawn.append(held_out_so_far(*arguments))

@@ -1,4 +1,4 @@
-"""The lane-batched rollout against a plain loop, and its promise: a result depends on its job alone, to the bit."""
+"""The lane-batched rollout against a plain loop: a result depends only on its job, to the bit."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def drive(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
 
 
 def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
-    """One episode as the paper's code drives it: z of the frame; the action from z, c and h; then M's step with it."""
+    """One episode as in the paper's code: z of the frame; the action from z, c and h; then M's step with it."""
     vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, ACTION_SIZE)
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     noise = np.random.Generator(np.random.PCG64(job.noise_seed))
@@ -134,7 +134,7 @@ def test_results_equal_a_plain_loop(overrides: dict[str, Any], micro_batch: int)
 
 
 def test_returns_are_sensitive_to_hidden_states_and_noise() -> None:
-    """What the comparison above rests on: h and z move these returns by far more than its margin."""
+    """The comparison above relies on this: h and z change these returns by far more than its tolerance."""
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
     (result,) = drive(make_worker(config), [job]).values()
@@ -225,7 +225,7 @@ def test_worker_creates_at_most_one_environment_per_lane(monkeypatch: pytest.Mon
 
 
 class BreakingEnv(CountingEnv):
-    """Breaks in step or reset on a track, once; is good for nothing from then on."""
+    """Raises once in step or reset on a track, and is unusable after that."""
 
     breaks: ClassVar[dict[int, str]] = {}
     made: ClassVar[list[BreakingEnv]] = []
@@ -350,7 +350,7 @@ def test_episode_is_cut_after_stall_steps_without_a_reward(stall_steps: int) -> 
     for track in TRACKS:
         result = results["train", 1, 0, track]
         whole, period = episode_length(track, LIMIT), bonus_period(track)
-        # There is a bonus every ``period`` steps: too rare, and the first is never reached; else the count begins anew
+        # There is a bonus every ``period`` steps: too rare, and the first is never reached; else the count restarts
         # with each, and the episode goes to its end.
         stalls = period > stall_steps
         assert result.steps == (min(whole, stall_steps) if stalls else whole)

@@ -1,4 +1,4 @@
-"""Rounds: the agent's own games, V, M and C that train on, and the same promises as for a run of one round."""
+"""Rounds: episodes of the agent, continued training of V, M and C, and the same results after a resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config_of(count: int = 2, **keys: Any) -> RunConfig:
 
 
 def data_of(store: LocalStore) -> dict[str, bytes]:
-    """All committed data but those that hold times: the report and the history."""
+    """All committed data except those with times: the report and the history."""
     return {
         key: store.read(key)
         for key in own_keys(store)
@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> LocalStore:
-    """A copy of one's own."""
+    """A copy of the finished run for one test."""
     return LocalStore(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -179,7 +179,7 @@ def test_report_and_status_show_each_round(store: LocalStore) -> None:
 def test_run_stopped_anywhere_gives_the_same_results(store: LocalStore, tmp_path: Path) -> None:
     stages = stages_of(config_of())
     other = LocalStore(tmp_path / "parts")
-    for count in (3, 7, 9, len(stages)):  # sessions that end after so many stages
+    for count in (3, 7, 9, len(stages)):  # sessions that end after this number of stages
         run_stages(config_of(), other, InProcessExecutor(), stages[:count])
     assert data_of(other) == data_of(store)
 

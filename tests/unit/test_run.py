@@ -1,4 +1,4 @@
-"""The flow: what is skipped, what may be mixed with what, and what is refused before anything is begun."""
+"""The flow of a run: skipped stages, data that must not mix, and refusals before the start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def _other_bytes_in_the_first_shard(store: LocalStore) -> None:
-    """As if it had been lost and made anew on another machine."""
+    """Replace the shard, as if it had been lost and made again on another machine."""
     record = read_records(store, "rollouts")[shard_name(0)]
     episodes = list(read_episodes(store, record))
     episodes[0].rewards.setflags(write=True)

@@ -1,4 +1,4 @@
-"""FastCarRacing is Gymnasium's game to the bit: on every track, created or remembered, whoever drives."""
+"""FastCarRacing is Gymnasium's game to the bit: on created and cached tracks, with any driver."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nothing_remembered() -> Iterator[None]:
 
 @pytest.fixture
 def created(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every track that FastCarRacing lets Gymnasium create, by its number of tiles; 0 for a failure."""
+    """The number of tiles of each track that FastCarRacing lets Gymnasium create; 0 for a failure."""
     tiles: list[int] = []
     original = gymnasiums.CarRacing._create_track
 
@@ -50,7 +50,7 @@ def created(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Pair:
-    """FastCarRacing and Gymnasium's CarRacing in step; all that they give and hold is compared.
+    """FastCarRacing and Gymnasium's CarRacing in step; their results and states are compared.
 
     Args:
         options: of both.
@@ -77,7 +77,7 @@ class Pair:
         return float(reward), bool(terminated), info
 
     def drive(self, driver: Driver, steps: int) -> tuple[float, bool, dict[str, Any]]:
-        """(return, terminated, last info) of up to so many steps."""
+        """(return, terminated, last info) after at most ``steps`` steps."""
         total, terminated, info = 0.0, False, dict[str, Any]()
         for _ in range(steps):
             reward, terminated, info = self.step(driver)
@@ -88,7 +88,7 @@ class Pair:
 
 
 def road(env: Any) -> list[Any]:
-    """All of the track that physics, rewards and drawing go by."""
+    """All data of the track that physics, rewards and drawing use."""
     tiles = [
         (tile.idx, tile.road_visited, tile.road_friction, tile.color.tolist(), tile.fixtures[0].shape.vertices,
          tile.fixtures[0].sensor, tile.userData is tile)
@@ -103,7 +103,7 @@ def test_created_and_cached_tracks_give_the_same_bits(first: int, created: list[
     pair = Pair()
     tracks = range(first, first + BATCH)
     visited = []
-    # Backwards the second time: other tracks were driven in between, and another one just before.
+    # In reverse order the second time: other tracks come in between, and another one just before.
     for order, offset in ((tracks, 0), (tracks[::-1], 1)):
         for track in order:
             well = (track + offset) % 2 == 1

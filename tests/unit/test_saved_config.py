@@ -1,4 +1,4 @@
-"""The config that a run keeps, read again."""
+"""The config that a run saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CMA-ES behind ask and tell: it finds optima, upwards, the same way each time, and goes on where it was."""
+"""CMA-ES with ask and tell: it finds maxima, is reproducible, and resumes from its state."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OPTIMUM = np.array([1.0, -2.0, 0.5, 3.0, -0.7, 2.2])
 
 
 def sphere(x: Array) -> Array:
-    """To be made small: squared distance from the optimum, of each row."""
+    """A cost to minimize: squared distance from the optimum, for each row."""
     distances: Array = ((x - OPTIMUM) ** 2).sum(-1)
     return distances
 
 
 def rotated_ellipsoid(x: Array) -> Array:
-    """To be made small: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
+    """A cost to minimize: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))
     values: Array = (((x - OPTIMUM) @ rotation) ** 2 * 10.0 ** np.linspace(0, 6, N)).sum(-1)
     return values
@@ -55,7 +55,7 @@ def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:
 
 
 def test_smallest_allowed_population_learns_with_many_parameters() -> None:
-    """Of two, pycma fails in the second generation; with few parameters it does not."""
+    """With a population of two, pycma fails in the second generation if there are many parameters."""
     (least,) = [bound.ge for bound in EvolveConfig.model_fields["population_size"].metadata if hasattr(bound, "ge")]
     search = new_search(n=867, population_size=least)
     for _ in range(6):
@@ -100,7 +100,7 @@ def test_candidates_follow_the_reported_mean_sigma_and_covariance() -> None:
     evolve(search, rotated_ellipsoid, 60)
     clone = Search.from_bytes(search.to_bytes())
     samples = np.concatenate([clone.ask() for _ in range(500)])
-    # Whitened by what it tells, they are standard normal.
+    # Whitened with the reported values, they are standard normal.
     root = np.linalg.cholesky(search.covariance) * search.sigma
     white = np.linalg.solve(root, (samples - search.mean).T).T
     np.testing.assert_allclose(white.mean(0), 0, atol=0.05)  # five standard errors of 10,000
@@ -110,7 +110,7 @@ def test_candidates_follow_the_reported_mean_sigma_and_covariance() -> None:
 
 
 def test_search_never_reports_convergence() -> None:
-    """Fitness is noisy and may be flat: the limits of a run are its config's."""
+    """Fitness is noisy and may be flat: only the config limits a run."""
     search = new_search(n=3)
     for _ in range(300):
         candidates = search.ask()
@@ -151,7 +151,7 @@ def test_saved_search_resumes_to_the_bit(at: int) -> None:
     search = new_search()
     got = evolve(search, rotated_ellipsoid, at)
     data = search.to_bytes()
-    evolve(search, sphere, 3)  # what goes on in the first one is nothing to the second
+    evolve(search, sphere, 3)  # the first search does not affect the second
     np.random.seed(99)  # noqa: NPY002
     resumed = Search.from_bytes(data)
     got += evolve(resumed, rotated_ellipsoid, 20 - at)
@@ -204,7 +204,7 @@ def test_tell_refuses_a_part_of_the_population() -> None:
 
 
 def test_fitness_belongs_to_its_candidate() -> None:
-    """Telling the same pairs in another order leads to the same place; telling them mixed up does not."""
+    """The order of the pairs does not matter, but a wrong assignment does."""
     searches = [new_search() for _ in range(3)]
     for search, order in zip(searches, ("kept", "both", "mixed"), strict=True):
         candidates = search.ask()

@@ -1,4 +1,4 @@
-"""Streams are named: each differs from every other, and none from itself on another day."""
+"""Named random streams: all differ, and each one is reproducible."""
 
 from __future__ import annotations
 

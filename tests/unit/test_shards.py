@@ -1,4 +1,4 @@
-"""Shards: every column and type as in the row contract, read back to the bit, and damage never read as data."""
+"""Shards: columns and types of the row contract, read back to the bit; damage is always detected."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def committed(store: Store, data: bytes) -> Record:
 
 
 def assert_same(a: Episode | LatentEpisode, b: Episode | LatentEpisode) -> None:
-    """Equal to the bit, types and shapes included."""
+    """Check equality to the bit, including types and shapes."""
     assert type(a) is type(b)
     for field in fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)
@@ -262,12 +262,12 @@ def test_missing_shard_is_refused_with_its_file_name(store: Store) -> None:
 
 
 def as_if_committed(record: Record, data: bytes) -> Record:
-    """A record that vouches for other bytes, as one made from bytes damaged in memory would."""
+    """A record of changed bytes, as if they were damaged in memory before the commit."""
     return replace(record, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def test_page_checksums_find_damage_that_the_record_includes(store: Store) -> None:
-    """Bytes that were damaged before they were committed: only the checksums inside the file can tell."""
+    """For bytes damaged before their commit, only the checksums inside the file show the damage."""
     data = latents_to_bytes(LATENTS)
     record = committed(store, data)
     column = opened(data).metadata.row_group(2).column(3)

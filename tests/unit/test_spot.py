@@ -1,4 +1,4 @@
-"""The spot watcher against stand-ins of the clouds' metadata services, which are real HTTP servers."""
+"""The spot watcher with stand-ins for the clouds' metadata services, which are real HTTP servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHEN = 1_900_000_120.0
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, float | None]]:
-    """Who was drained, where, why and until when; this machine's Ray node is this process."""
+    """The drain calls: node, cluster, reason and deadline. This process stands in for the Ray node."""
     drained: list[tuple[str, str, str, float | None]] = []
 
     def drain(node_id: str, cluster_address: str, *, reason: str, deadline_s: float | None) -> None:
@@ -64,7 +64,7 @@ class Watching:
             self.notice = spot.await_notice(clouds, lives, poll_s=poll_s)
             self.over = True
 
-        self._thread = threading.Thread(target=watch, daemon=True)  # a failing test leaves it running
+        self._thread = threading.Thread(target=watch, daemon=True)  # a failed test leaves it running
         self._thread.start()
 
     def end(self) -> Notice | None:
@@ -74,7 +74,7 @@ class Watching:
 
 
 def asked_more(server: MetadataServer, times: int) -> None:
-    """Wait until a server was asked so many times more."""
+    """Wait until a server has got ``count`` more requests."""
     before = len(server.asked)
     wait_for(lambda: len(server.asked) >= before + times)
 
@@ -193,7 +193,7 @@ def test_process_with_a_reused_pid_is_another_node() -> None:
 def test_cloud_is_identified_by_its_answer(
     which: str, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str, str, float | None]]
 ) -> None:
-    """Both clouds' services are at one address, and each answers the other's questions with an error."""
+    """Both clouds' services have one address, and each answers the other's requests with an error."""
     with ExitStack() as stack:
         server: AwsServer | GcpServer
         if which == "aws":
@@ -283,7 +283,7 @@ def test_exactly_one_ray_node_must_run_on_this_machine(monkeypatch: pytest.Monke
 
 
 def test_waiting_watcher_uses_little_memory() -> None:
-    """It waits beside every worker: Ray, 70 MB and half a second, is imported when there is something to tell."""
+    """It runs on every worker node: Ray, which takes 70 MB and half a second, is imported only for a drain."""
     code = "import cluster.spot, sys; print('ray' in sys.modules, flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Stages of their own: latents stay beside what they were made from, and a score is summed up as textbooks do."""
+"""Single stages: latents keep their rows, and the statistics of scores follow textbooks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def begun(trained: Path, tmp_path: Path) -> LocalStore:
-    """A run of one's own whose evolution has yet to begin."""
+    """A copy for one test of a run whose evolution has yet to begin."""
     return LocalStore(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -149,7 +149,7 @@ def test_average_of_the_last_means_is_validated_and_kept(
     np.testing.assert_array_equal(kept["mean"], means[-1].astype(np.float32))
     assert (averaged == 1) == np.array_equal(kept["best"], kept["mean"])
 
-    # What was driven on the validation tracks is that very controller.
+    # The validated controller is the same one.
     weights = [read_verified(begun, require_manifest(begun, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
     jobs = scored_jobs(
         config.seed, purpose="validate", generation=5, candidate=0, parameters=kept["best"],

@@ -1,4 +1,4 @@
-"""A stop that falls into a finaliser, where Python drops exceptions, still stops."""
+"""A stop during a finaliser, where Python drops exceptions, still takes effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a store, on every kind of store; and what the local one promises of the disk."""
+"""The contract of every kind of store, and the guarantees of the local one."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _behaves_as_a_dictionary(store: Store, actions: list[tuple[str, str, bytes]]
 
 
 class _Stop(Exception):
-    """Stands for whatever may end a process in the middle of a write."""
+    """Stands for any end of a process during a write."""
 
 
 def _failing(error: Exception) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Reading ahead and committing behind: what goes on at the same time, in what order, and how much of it."""
+"""Reading ahead and committing in the background: concurrency, order and limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_OBJECTS = 3 * READ_AHEAD
 
 
 class Watched(LocalStore):
-    """A store that holds reads back until they are let go, and counts them."""
+    """A store that blocks reads until they are released, and counts them."""
 
     def __init__(self, root: Any) -> None:
         super().__init__(root)
@@ -87,7 +87,7 @@ def test_damaged_object_is_an_error_when_it_is_reached(local_store: LocalStore, 
 
 
 def made(store: LocalStore, events: list[str], go: threading.Event | None = None) -> Iterator[tuple[int, Any]]:
-    """Objects whose making and committing are written down; the first commit waits for the third to be begun."""
+    """Make and commit objects and log it; the first commit waits for the start of the third object."""
     for number in range(4):
         events.append(f"make {number}")
         if number == 1 and go is not None:
@@ -144,7 +144,7 @@ def test_objects_made_before_a_failure_are_committed(local_store: LocalStore) ->
 def test_waiting_time_is_counted(
     local_store: LocalStore, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that moves only while the object is read that is waited for."""
+    """With a clock that moves only while the awaited object is read."""
     now, asked = 0.0, threading.Event()
     read = LocalStore.read
 

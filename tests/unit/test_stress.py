@@ -1,4 +1,4 @@
-"""``make stress`` names what failed, and how often."""
+"""``make stress`` names the failed tests and their number of failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Studies: arms from files and from the command line, the stages that runs share, and a run's way through them."""
+"""Studies: arms from files and from the command line, shared stages, and the runs of a study."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_runs_share_stages_up_to_their_first_difference(tmp_path: Path) -> None:
     assert [stage.folder for stage in first[:3]] == [stage.folder for stage in trials["random/seed-1"].shared]
     assert first[0].folder != trials["trained/seed-2"].shared[0].folder
     assert first[3].inputs == tuple(stage.folder for stage in first[:3])
-    # Whoever makes it, and whoever takes it over, does so with one config.
+    # Every run that makes or resumes it uses one config.
     assert trials["random/seed-1"].shared[0].config == trials["trained/seed-1"].config
 
 
@@ -179,7 +179,7 @@ def test_shared_stage_resumes_after_a_change_of_the_study(tmp_path: Path) -> Non
     collect = first.shared[0]
     run_config(collect.config, str(study_dir / collect.folder), "collect")
     (study_dir / collect.folder / "rollouts" / "MANIFEST.json").unlink()
-    # The first arm, with whose config it was begun, is another now.
+    # The first arm, whose config began the stage, has changed.
     (changed, *_) = trials_of(load_study(study_file(tmp_path), ["evolve.population_size=6"], seeds=[1]))
     assert changed.shared[0].folder == collect.folder and changed.shared[0].config != collect.config
     perform(changed, str(study_dir), run_config)

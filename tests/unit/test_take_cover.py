@@ -1,4 +1,4 @@
-"""TakeCover as the paper played it: its scores at random, its bits, and no engine that outlives its worker."""
+"""TakeCover as in the paper: random scores, reproducible bits, and engines that end with their worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def env() -> Iterator[TakeCover]:
 
 
 def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
-    """Play a game to its end; tics survived, and how it ended."""
+    """Play a game to its end; returns the tics survived and the kind of end."""
     frame, earned = env.reset(track), 0.0
     while True:
         frame, reward, terminated, truncated = env.step(policy.act(frame))
@@ -47,7 +47,7 @@ def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
 
 
 def play_unseen(env: TakeCover, track: int, policy: Policy) -> int:
-    """Play a game without drawing it, which is most of the cost; tics survived."""
+    """Play a game without drawing, which is most of the cost; returns the tics survived."""
     frame, tics = env.reset(track), 0
     while not env._game.is_episode_finished() and tics < 2100:
         env._game.set_action(env.actions.native(policy.act(frame)))
@@ -252,7 +252,7 @@ def test_starting_engine_ends_with_its_killed_worker(tmp_path: Path) -> None:
     while not started and worker.poll() is None:
         started = [child for child in psutil.Process(worker.pid).children() if "vizdoom" in child.name()]
     (engine,) = started
-    engine.suspend()  # so that its start does not come to an end
+    engine.suspend()  # so that its start does not finish
     memory = shared_memory(engine)
     try:
         worker.kill()
@@ -301,7 +301,7 @@ def test_reaper_spares_processes_with_another_or_an_unknown_start() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert reaper.started(child.pid) is None, "nobody has waited for it"
+    assert reaper.started(child.pid) is None, "no process has waited for it"
     child.wait()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     entry = json.dumps({"pid": other.pid, "started": None, "shared_memory": "nothing-of-this-name"})

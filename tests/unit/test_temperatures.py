@@ -29,7 +29,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose M predicts ends; it evolved in the game, or had no time to."""
+    """A run whose M predicts ends, with or without an evolution in the game."""
     folder = tmp_path_factory.mktemp("run")
     store = LocalStore(folder)
     store.write("config.yaml", dump(counting_config(KEYS)).encode())

@@ -1,4 +1,4 @@
-"""Numbers of threads, which are refused where torch would hang with them."""
+"""Numbers of threads; they are refused if torch would hang."""
 
 from __future__ import annotations
 

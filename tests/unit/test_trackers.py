@@ -1,4 +1,4 @@
-"""Experiment trackers: MLflow in a folder and W&B offline for real, trackio by a stand-in; every point once."""
+"""Experiment trackers: real MLflow in a folder and W&B offline, a stand-in for trackio; every point once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def records_of(data: bytes) -> Iterator[bytes]:
 
 
 def offline_history(folder: Path) -> list[dict[str, Any]]:
-    """Rows that W&B has written for its server, over all sessions."""
+    """The rows of all sessions that W&B has written for its server."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
@@ -134,7 +134,7 @@ def test_wandb_offline_has_every_point_once(tmp_path: Path, monkeypatch: pytest.
 
 
 class Recorder:
-    """A tracker that keeps what it gets, and fails now and then."""
+    """A tracker that keeps its points, and fails at chosen times."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -213,7 +213,7 @@ def test_missing_tracker_is_named_with_its_install_command(tmp_path: Path) -> No
 
 
 def test_trackio_gets_points_config_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in with trackio's signatures: its package pins a version of Pillow that is not ours."""
+    """With a stand-in that has trackio's signatures: its package pins another version of Pillow."""
     logged: list[tuple[dict[str, float], int | None]] = []
     begun: list[dict[str, Any]] = []
 

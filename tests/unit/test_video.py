@@ -1,4 +1,4 @@
-"""Films: what another decoder makes of them, and the same bytes for the same pictures."""
+"""Films: readable by another decoder, and the same bytes for the same pictures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_opencv_reads_the_film(tmp_path: Path) -> None:
 
 
 def test_same_pictures_give_the_same_bytes_in_another_process() -> None:
-    """Writers of films put the time into each file unless told not to."""
+    """By default, writers of films put the time into each file."""
     code = (
         "import hashlib, fractions; from tests.unit.test_video import drifting, encode_video;"
         "film = encode_video(map(drifting, range(20)), fractions.Fraction(25, 2));"

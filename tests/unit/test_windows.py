@@ -1,4 +1,4 @@
-"""Windows of latents: which row lies where, what is padding, and that every row is reached."""
+"""Windows of latents: the position of rows, padding, and the coverage of every row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMN = np.arange(1, 4, dtype=np.float32)
 
 
 def number(episode: int, row: int) -> int:
-    """What says where a value came from; never 0, which padding is."""
+    """A number that encodes the origin of a value; never 0, which marks padding."""
     return 1000 * (episode + 1) + row
 
 
@@ -106,13 +106,13 @@ def test_only_windows_shorter_than_the_longest_are_padded() -> None:
 
 
 def take_cover_lengths(games: int) -> list[int]:
-    """Lengths as of TakeCover's collected games: 40 to 2,100 tics, 317 on average."""
+    """Lengths like those of TakeCover's collected games: 40 to 2,100 tics, 317 on average."""
     drawn = np.random.default_rng(5).gamma(3.5, 90.0, games)
     return [int(length) for length in np.clip(drawn, 40, 2100)]
 
 
 def skewed_lengths(games: int) -> list[int]:
-    """Lengths of which more are very short and very long, 40 to 2,100."""
+    """Lengths with more very short and very long games, 40 to 2,100."""
     drawn = np.random.default_rng(6).exponential(250, games)
     return [int(length) for length in np.clip(60 + drawn, 40, 2100)]
 
