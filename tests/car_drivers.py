@@ -49,7 +49,7 @@ class GoodDriver(_TrackDriver):
 
 
 class GoodButtonDriver(_TrackDriver):
-    """Drives well with CarRacing's discrete actions."""
+    """Finishes laps with CarRacing's discrete actions."""
 
     def __call__(self, env: Any) -> int:
         turn, speed = self._where(env)

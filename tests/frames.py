@@ -261,7 +261,7 @@ def _require_below(limit: float, name: str, errors: list[Errors]) -> None:
 def check_motion(name: str, least: float) -> Callable[[Frames], None]:
     """A check that a part moves as Gymnasium's: the share of its change that frames show, which is all at 1.
 
-    The change itself is too small for an average of errors to tell it from the edges around it.
+    The change itself is too small: an average of errors would not distinguish it from the edges around it.
     """
 
     def check(frames: Frames) -> None:

@@ -1,7 +1,7 @@
 """cluster/kuberay/, as Kubernetes, the KubeRay operator and Ray's autoscaler read them.
 
 The custom resource definitions are KubeRay's own, ``ray.io_rayclusters.yaml`` and ``ray.io_rayjobs.yaml``, in the
-folder that the environment variable KUBERAY_CRDS names, or in ``shared/kuberay-crds`` beside the repository.
+folder that the environment variable KUBERAY_CRDS names, or in ``shared/kuberay-crds`` next to the repository.
 """
 
 from __future__ import annotations

@@ -39,10 +39,10 @@ def bits(network: nn.Module) -> list[bytes]:
 
 
 def test_adam_equals_torch_to_the_bit() -> None:
-    ours, theirs = module(), module()
+    ours, torchs = module(), module()
     train(ours, Adam(ours.parameters(), 1e-2), 20)
-    train(theirs, torch.optim.Adam(theirs.parameters(), lr=1e-2, fused=True), 20)
-    assert bits(ours) == bits(theirs) != bits(module())
+    train(torchs, torch.optim.Adam(torchs.parameters(), lr=1e-2, fused=True), 20)
+    assert bits(ours) == bits(torchs) != bits(module())
 
 
 def test_adam_resumes_from_its_state() -> None:

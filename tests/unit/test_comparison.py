@@ -55,8 +55,8 @@ def test_equal_arms_are_found_equal_in_95_of_100_studies(
     rng = np.random.default_rng(1)
     paired = unpaired = 0
     for study in range(STUDIES):
-        ours, theirs = (returns_of(rng, seeds, 30, seed_sd, track_sd, noise_sd) for _ in range(2))
-        both = [estimate(ours - theirs, study), estimate_difference(ours, theirs, study)]
+        first, second = (returns_of(rng, seeds, 30, seed_sd, track_sd, noise_sd) for _ in range(2))
+        both = [estimate(first - second, study), estimate_difference(first, second, study)]
         paired, unpaired = (count + (e.low <= 0 <= e.high) for count, e in zip((paired, unpaired), both, strict=True))
     assert paired / STUDIES >= share_of_studies(0.95)
     assert unpaired / STUDIES >= share_of_studies(0.95)
@@ -146,17 +146,17 @@ def test_scores_match_the_returns() -> None:
     ]
     found = compare(arms, 500.0)
     assert found.tracks == 90, "tracks that all runs have"
-    ours, theirs = found.scores
+    first, second = found.scores
     a = np.stack([values["a", s][:90] for s in (1, 2, 3)])
     b = np.stack([values["b", s] for s in (1, 2)])
-    assert ours.score.mean == pytest.approx(a.mean())
-    assert ours.worst == a.min()
-    assert ours.tenth == pytest.approx(np.percentile(a, 10))
-    assert theirs.below == pytest.approx((b < 500).mean())
-    assert theirs.difference is not None
-    assert theirs.difference.mean == pytest.approx(b.mean() - a.mean())
-    assert theirs.difference.high < 0
-    assert "scores less than a" in verdict(theirs, "a")
+    assert first.score.mean == pytest.approx(a.mean())
+    assert first.worst == a.min()
+    assert first.tenth == pytest.approx(np.percentile(a, 10))
+    assert second.below == pytest.approx((b < 500).mean())
+    assert second.difference is not None
+    assert second.difference.mean == pytest.approx(b.mean() - a.mean())
+    assert second.difference.high < 0
+    assert "scores less than a" in verdict(second, "a")
     text = "\n".join(table(found))
     assert f"| a | 3 | {a.mean():,.1f} ± {a.std(ddof=1):,.1f} |" in text
     page = make_page(found, "Test").decode()

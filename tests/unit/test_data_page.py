@@ -184,8 +184,8 @@ def test_curve_equals_that_of_the_evolution(names: Names, store: LocalStore) -> 
 
 
 def test_study_compares_the_runs_by_track(names: Names, folder: Path) -> None:
-    ours, theirs = (read_result(LocalStore(folder / "runs" / run)).returns for run in ("tiny", "z-only"))
-    np.testing.assert_allclose(names["differences"], theirs - ours)
+    tiny, z_only = (read_result(LocalStore(folder / "runs" / run)).returns for run in ("tiny", "z-only"))
+    np.testing.assert_allclose(names["differences"], z_only - tiny)
     assert names["names"][1] == "controller.features=z"
     written = json.loads((folder / "comparison/comparison.json").read_text())
     assert written["arms"][1]["difference"]["mean"] == pytest.approx(names["differences"].mean())

@@ -210,8 +210,8 @@ def test_exported_loop_acts_like_the_agent(z: str) -> None:
         state["z"] = encoded["mu"]
         if z == "sample":
             state["z"] = state["z"] + np.exp(encoded["logvar"] / 2) * noise.standard_normal((1, 8), np.float32)
-        for name, theirs in (("z", agent.z), ("h", agent.h), ("c", agent.c)):
-            assert_equal_but_for_rounding(state[name][0], theirs, name)
+        for name, expected in (("z", agent.z), ("h", agent.h), ("c", agent.c)):
+            assert_equal_but_for_rounding(state[name][0], expected, name)
         chosen = outputs_of(controller, state)["action"]
         assert_equal_but_for_rounding(chosen[0], action)
         after = outputs_of(mdnrnn, {**state, "action": chosen})

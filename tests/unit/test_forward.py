@@ -128,9 +128,9 @@ def test_encoder_equals_the_vae(vae: Vae, choice: tuple[str, str], scenes: NDArr
     with torch.no_grad():
         want = vae.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255).contiguous())
     got = encoder_of(vae, choice, 8)(pixels)
-    for ours, theirs in zip(got, want, strict=True):
-        assert ours.dtype == np.float32
-        error = np.abs(ours - theirs.numpy()).max() / theirs.std().item()
+    for actual, expected in zip(got, want, strict=True):
+        assert actual.dtype == np.float32
+        error = np.abs(actual - expected.numpy()).max() / expected.std().item()
         assert error < TOLERANCE[choice[1]]
         assert (error > 1e-5) == (choice[1] != "float32"), "lower precision is really in use"
     assert np.abs(got[0] - got[1]).max() > 0.01

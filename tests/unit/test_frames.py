@@ -49,7 +49,7 @@ def test_whole_frames_are_close_to_gymnasiums_on_many_tracks(first: int) -> None
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
         frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
-        errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
+        errors = {step: np.abs(frame.astype(int) - reference).mean() for step, frame, reference in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"
 
@@ -86,7 +86,7 @@ Mutant = Callable[[pytest.MonkeyPatch], type[FastCarRacing]]
 
 
 def changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Mutant:
-    """Whole frames are changed."""
+    """A mutant whose whole frames are changed."""
 
     class Changed(FastCarRacing):
         def _render(self, mode: str) -> Any:

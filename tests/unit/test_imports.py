@@ -39,13 +39,13 @@ def faults(file: str, source: str) -> list[str]:
     layer = file.split("/")[0]
     found = []
     for name, inside in imports(ast.parse(source)):
-        theirs = name.split(".")[0]
-        upwards = theirs in LAYERS and LAYERS.index(theirs) > LAYERS.index(layer)
+        package = name.split(".")[0]
+        upwards = package in LAYERS and LAYERS.index(package) > LAYERS.index(layer)
         if upwards and not (inside and file.startswith(COMPOSITION_ROOTS)):
             found.append(f"{file} imports {name}")
-        if theirs == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
+        if package == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
             found.append(f"{file} imports {name}: that is for actors")
-        if theirs == "torch" and layer == "cluster":
+        if package == "torch" and layer == "cluster":
             found.append(f"{file} imports {name}")
         if file.startswith("pipeline/stages/") and name.startswith("pipeline.stages.") and not name.startswith(SHARED):
             found.append(f"{file} imports {name}: stages meet in pipeline/run.py")
@@ -118,8 +118,8 @@ def test_import_list_in_the_documentation_is_complete() -> None:
     for file in FILES:
         package = package_of(file.removesuffix(".py").replace("/", ".")) or ""
         imported = {package_of(name) for name, _ in imports(ast.parse((ROOT / file).read_text()))}
-        theirs = found.setdefault(package, set())
-        theirs.update(name for name in imported if name not in (None, package))
+        known = found.setdefault(package, set())
+        known.update(name for name in imported if name not in (None, package))
     for package in ("", "__init__.py", "__main__.py"):  # of pipeline itself
         found.pop(package, None)
     assert listed == found

@@ -97,7 +97,7 @@ def test_fetch_without_remaining_jobs_ends() -> None:
 
 
 def test_recalled_job_can_be_sent_again() -> None:
-    """Recalled and sent again; the messages may arrive in either order."""
+    """The job arrives again after the fetches have ended."""
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2), failures=0)
     mailbox.recall([2])

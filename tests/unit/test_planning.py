@@ -70,8 +70,8 @@ def test_impossible_rates_are_refused_with_the_expected_ones(rates: tuple[float,
 
 def test_one_worker_matches_a_hand_calculation() -> None:
     # Steps 0 to 3 and 3 to 5 with two lanes at 2 s each, 5 to 7 with one at 1.5 s.
-    driven = simulate_rollouts([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
-    assert driven.seconds == driven.busy_s == 5 * 2 + 2 * 1.5
+    simulated = simulate_rollouts([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
+    assert simulated.seconds == simulated.busy_s == 5 * 2 + 2 * 1.5
 
 
 def test_simulation_takes_the_steps_of_a_real_worker(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,24 +98,24 @@ def test_simulation_takes_the_steps_of_a_real_worker(monkeypatch: pytest.MonkeyP
 @settings(deadline=None, max_examples=200)
 @given(Lengths, st.integers(1, 40), Speeds)
 def test_simulated_rollouts_keep_the_bounds_of_schedules(lengths: list[int], workers: int, speed: WorkerSpeed) -> None:
-    driven = simulate_rollouts(lengths, workers, speed, dispatch_s=0.0)
-    assert driven.steps == sum(lengths)
+    simulated = simulate_rollouts(lengths, workers, speed, dispatch_s=0.0)
+    assert simulated.steps == sum(lengths)
     fuzz = 1 + 1e-9
     most = max(n / speed.step_s(n) for n in range(1, speed.lanes + 1))
-    assert driven.busy_s * fuzz >= sum(lengths) / most
-    assert driven.seconds * fuzz >= driven.busy_s / workers
-    assert driven.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode alone"
+    assert simulated.busy_s * fuzz >= sum(lengths) / most
+    assert simulated.seconds * fuzz >= simulated.busy_s / workers
+    assert simulated.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode alone"
     # The last worker to end got its last share while no worker was idle. The first share is the largest.
     first = max(speed.lanes, len(lengths) / (2 * workers)) + 1
     at_worst = max(speed.step_s(n) for n in range(1, speed.lanes + 1))
-    assert driven.seconds <= (driven.busy_s / workers + first * max(lengths) * at_worst) * fuzz
+    assert simulated.seconds <= (simulated.busy_s / workers + first * max(lengths) * at_worst) * fuzz
 
 
 @settings(deadline=None)
 @given(Lengths, st.integers(0, 20))
 def test_one_worker_per_episode_takes_the_time_of_the_longest(lengths: list[int], idle: int) -> None:
-    driven = simulate_rollouts(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
-    assert driven.seconds == pytest.approx(max(lengths) * SPEED.step_s(1))
+    simulated = simulate_rollouts(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
+    assert simulated.seconds == pytest.approx(max(lengths) * SPEED.step_s(1))
 
 
 def test_driver_dispatches_one_episode_after_the_other() -> None:

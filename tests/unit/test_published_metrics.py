@@ -19,7 +19,7 @@ from pipeline.storage.manifest import newest, read_records, require_manifest
 from tests.counting import counting_config
 
 # Prefix to stage, for the stages that run episodes.
-DRIVING = {"rollouts": "collect", "evolution": "evolve", "evaluation": "evaluate"}
+RUNS_EPISODES = {"rollouts": "collect", "evolution": "evolve", "evaluation": "evaluate"}
 
 
 class Watched(InProcessExecutor):
@@ -52,7 +52,7 @@ def test_run_publishes_all_its_metrics(watched: Watched, local_store: LocalStore
     config = counting_config({"vae.log_every_steps": 1, "mdnrnn.log_every_steps": 1})
     run_stages(config, local_store, watched, STAGES)
 
-    steps = {stage: require_manifest(local_store, stage).info["env_steps"] for stage in DRIVING}
+    steps = {stage: require_manifest(local_store, stage).info["env_steps"] for stage in RUNS_EPISODES}
     evolve = config.evolve
     validated = evolve.generations // evolve.validate_every * evolve.validation_episodes
     evaluated = newest(read_records(local_store, "evaluation"), "episodes-")
@@ -62,8 +62,8 @@ def test_run_publishes_all_its_metrics(watched: Watched, local_store: LocalStore
         "evolution": evolve.generations * evolve.population_size * evolve.episodes + validated,
         "evaluation": evaluated.rows,
     }
-    assert {prefix: watched.counted[stage] for prefix, stage in DRIVING.items()} == {
-        prefix: {"episodes": episodes[prefix], "env_steps": steps[prefix]} for prefix in DRIVING
+    assert {prefix: watched.counted[stage] for prefix, stage in RUNS_EPISODES.items()} == {
+        prefix: {"episodes": episodes[prefix], "env_steps": steps[prefix]} for prefix in RUNS_EPISODES
     }
     assert watched.counted["encode"] == {"encoded_frames": steps["rollouts"]}
 

@@ -60,10 +60,10 @@ def test_equal_stages_are_reused_and_others_computed_with_the_same_bits(made: Pa
     assert not data_of(referring, *TRAINING), "nothing is copied"
     assert data_of(referring, "evolution", "evaluation")
     for prefix in TRAINING:
-        ours, theirs = (require_manifest(LocalStore(folder), prefix) for folder in (referring, made))
-        assert ours.digest == theirs.digest
-        assert ours.info["reused_from"] == "../made"
-        assert ours.info["seconds"] == theirs.info["seconds"]
+        reference, source = (require_manifest(LocalStore(folder), prefix) for folder in (referring, made))
+        assert reference.digest == source.digest
+        assert reference.info["reused_from"] == "../made"
+        assert reference.info["seconds"] == source.info["seconds"]
     page = (referring / "report" / "index.html").read_text()
     assert "There is no training curve" not in page, "the metrics are there"
 
@@ -136,9 +136,9 @@ def test_referenced_stage_is_extended_from_its_checkpoint(
         run_config(longer, str(referring), "evolve")
     assert f"evolve: resuming after generation {config_of().evolve.generations}" in caplog.text
     run_config(longer, str(straight), "evolve", [str(made)])
-    ours, theirs = (require_manifest(LocalStore(folder), "evolution") for folder in (referring, straight))
-    name = max(name for name in ours.records if name.startswith("controllers"))
-    assert ours.records[name].sha256 == theirs.records[name].sha256
+    grown, expected = (require_manifest(LocalStore(folder), "evolution") for folder in (referring, straight))
+    name = max(name for name in grown.records if name.startswith("controllers"))
+    assert grown.records[name].sha256 == expected.records[name].sha256
 
 
 def test_check_reads_the_referenced_run(made: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def replaying(**evolution: Any) -> RunConfig:
     return counting_config({f"evolve.{key}": value for key, value in chosen.items()})
 
 
-def driven(jobs: Sequence[RolloutJob], returns: dict[int, list[float]]) -> dict[Any, RolloutResult]:
+def results_with(jobs: Sequence[RolloutJob], returns: dict[int, list[float]]) -> dict[Any, RolloutResult]:
     """Results with these returns, by track and then by candidate."""
     return {job.id: RolloutResult(returns[job.track][job.candidate], 5, False, True) for job in jobs}
 
@@ -91,7 +91,7 @@ def test_memory_holds_the_last_mean_return_of_each_track_in_the_window() -> None
     before = [
         PlayedTrack(10, 3, 500.0), PlayedTrack(20, 3, 600.0), PlayedTrack(30, 3, 700.0), PlayedTrack(40, 2, 0.0),
     ]  # fmt: skip
-    after = {track.track: track for track in remember(config.evolve, before, jobs, driven(jobs, returns))}
+    after = {track.track: track for track in remember(config.evolve, before, jobs, results_with(jobs, returns))}
     assert after == {
         new[0]: PlayedTrack(new[0], 5, 3.0),
         new[1]: PlayedTrack(new[1], 5, 6.0),
@@ -100,7 +100,7 @@ def test_memory_holds_the_last_mean_return_of_each_track_in_the_window() -> None
         30: PlayedTrack(30, 3, 700.0),
     }
     assert list(after) == sorted(after)
-    assert remember(replaying(replayed_tracks=0).evolve, [], jobs, driven(jobs, returns)) == []
+    assert remember(replaying(replayed_tracks=0).evolve, [], jobs, results_with(jobs, returns)) == []
 
 
 def test_evolution_replays_hard_tracks_also_after_a_resume(

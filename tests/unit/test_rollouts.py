@@ -72,7 +72,7 @@ def make_jobs(config: RunConfig, count: int, *, spread: float = 2.0, **changes: 
     ]
 
 
-def drive(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
+def run_jobs(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
     pairs = list(worker.run(jobs))
     results = dict(pairs)
     assert len(pairs) == len(results), "a job has more than one result"
@@ -125,7 +125,7 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
 def test_results_equal_a_plain_loop(overrides: dict[str, Any], micro_batch: int) -> None:
     config = counting_config({"rollouts.micro_batch": micro_batch, **overrides})
     jobs = make_jobs(config, 5, max_steps=14)
-    results = drive(make_worker(config), jobs)
+    results = run_jobs(make_worker(config), jobs)
     for job in jobs:
         want = plain_episode(config, job)
         got = results[job.id]
@@ -137,13 +137,13 @@ def test_returns_are_sensitive_to_hidden_states_and_noise() -> None:
     """The comparison above relies on this: h and z change these returns by far more than its tolerance."""
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
-    (result,) = drive(make_worker(config), [job]).values()
+    (result,) = run_jobs(make_worker(config), [job]).values()
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     blind = job.parameters.copy()
     weights = blind[: shape.action_size * shape.feature_size].reshape(shape.action_size, shape.feature_size)
     weights[:, config.vae.z_size :] = 0
-    (without_h,) = drive(make_worker(config), [replace(job, parameters=blind)]).values()
-    (other_noise,) = drive(make_worker(config), [replace(job, noise_seed=5)]).values()
+    (without_h,) = run_jobs(make_worker(config), [replace(job, parameters=blind)]).values()
+    (other_noise,) = run_jobs(make_worker(config), [replace(job, noise_seed=5)]).values()
     assert abs(result.episode_return - without_h.episode_return) > 0.01
     assert abs(result.episode_return - other_noise.episode_return) > 0.01
 
@@ -156,36 +156,36 @@ def test_results_do_not_depend_on_lanes_order_or_other_jobs(features: str) -> No
     overrides = {"controller.features": features, "rollouts.micro_batch": 4}
     config = counting_config(overrides)
     jobs = make_jobs(config, 11)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     assert set(reference) == {job.id for job in jobs}
     assert len({result.steps for result in reference.values()}) > 3
     assert len({result.episode_return for result in reference.values()}) == len(jobs)
 
     for lanes in (1, 3, 8):
         worker = make_worker(counting_config({**overrides, "rollouts.lanes": lanes}))
-        assert drive(worker, jobs) == reference, f"{lanes} lanes"
-        assert drive(worker, jobs[::-1]) == reference, f"{lanes} lanes, reversed"
+        assert run_jobs(worker, jobs) == reference, f"{lanes} lanes"
+        assert run_jobs(worker, jobs[::-1]) == reference, f"{lanes} lanes, reversed"
     worker = make_worker(counting_config({**overrides, "rollouts.lanes": 5}))
     shuffled = [jobs[i] for i in np.random.default_rng(3).permutation(len(jobs))]
     in_parts: Results = {}
     for part in (shuffled[:1], shuffled[1:8], shuffled[8:]):
-        in_parts |= drive(worker, part)
+        in_parts |= run_jobs(worker, part)
     assert in_parts == reference, "in three calls"
     for job in jobs[:4]:
-        assert drive(worker, [job]) == {job.id: reference[job.id]}, "alone"
+        assert run_jobs(worker, [job]) == {job.id: reference[job.id]}, "alone"
 
 
 def test_repeated_job_gives_the_same_bits() -> None:
     config = counting_config()
     jobs = make_jobs(config, 4)
     worker = make_worker(config)
-    assert drive(worker, jobs) == drive(worker, jobs)
+    assert run_jobs(worker, jobs) == run_jobs(worker, jobs)
 
 
 def test_worker_works_after_an_abandoned_call() -> None:
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     worker = make_worker(config)
     for wanted in (1, 4):
         running = worker.run(jobs)
@@ -193,11 +193,11 @@ def test_worker_works_after_an_abandoned_call() -> None:
         for _ in range(wanted):
             next(running)
         running.close()
-    assert drive(worker, jobs) == reference
+    assert run_jobs(worker, jobs) == reference
 
 
 def test_no_jobs_give_no_results() -> None:
-    assert drive(make_worker(counting_config()), []) == {}
+    assert run_jobs(make_worker(counting_config()), []) == {}
 
 
 def test_worker_creates_at_most_one_environment_per_lane(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,7 @@ def test_worker_creates_at_most_one_environment_per_lane(monkeypatch: pytest.Mon
     worker = make_worker(config)
     jobs = make_jobs(config, 10)
     for _ in range(3):
-        drive(worker, jobs)
+        run_jobs(worker, jobs)
         abandoned = worker.run(jobs)
         assert isinstance(abandoned, Generator)
         next(abandoned)
@@ -264,7 +264,7 @@ def test_raising_environment_is_named_and_not_used_again(
 ) -> None:
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     broken = jobs[number]
     monkeypatch.setattr(BreakingEnv, "breaks", {broken.track: where})
     monkeypatch.setattr(BreakingEnv, "made", [])
@@ -278,7 +278,7 @@ def test_raising_environment_is_named_and_not_used_again(
     )
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.job_id) == (str(caught.value), broken.id)
-    assert drive(worker, jobs) == reference, "the rest of the worker is as it was"
+    assert run_jobs(worker, jobs) == reference, "the rest of the worker is as it was"
     assert [env.closed for env in BreakingEnv.made] == [env.broken for env in BreakingEnv.made]
     assert len(BreakingEnv.made) == config.rollouts.lanes + 1
 
@@ -287,9 +287,9 @@ def test_nan_action_ends_only_its_own_episode() -> None:
     """The environment never sees it: it might raise anything."""
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     broken = replace(jobs[4], parameters=np.full_like(jobs[4].parameters, np.nan))
-    results = drive(make_worker(config), [*jobs[:4], broken, *jobs[5:]])
+    results = run_jobs(make_worker(config), [*jobs[:4], broken, *jobs[5:]])
     ended = results.pop(broken.id)
     assert math.isnan(ended.episode_return) and ended.steps == 0
     del reference[broken.id]
@@ -317,7 +317,7 @@ def still_return(track: int, steps: int) -> float:
 
 def test_whole_episode_has_the_environments_end_and_the_sum_of_rewards() -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, max_steps=LIMIT + 10))
+    results = run_jobs(make_worker(config), still_jobs(config, max_steps=LIMIT + 10))
     for track in TRACKS:
         result = results["train", 1, 0, track]
         end = own_end(track, LIMIT)
@@ -329,7 +329,7 @@ def test_whole_episode_has_the_environments_end_and_the_sum_of_rewards() -> None
 @pytest.mark.parametrize("max_steps", [1, 5, 8])
 def test_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, max_steps=max_steps))
+    results = run_jobs(make_worker(config), still_jobs(config, max_steps=max_steps))
     ways = set()
     for track in TRACKS:
         result = results["train", 1, 0, track]
@@ -345,7 +345,7 @@ def test_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> Non
 @pytest.mark.parametrize("stall_steps", [1, 2, 3, 4])
 def test_episode_is_cut_after_stall_steps_without_a_reward(stall_steps: int) -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, stall_steps=stall_steps))
+    results = run_jobs(make_worker(config), still_jobs(config, stall_steps=stall_steps))
     ways = set()
     for track in TRACKS:
         result = results["train", 1, 0, track]
@@ -372,7 +372,7 @@ def test_watch_gets_each_frame_of_a_single_episode_before_its_step() -> None:
         seen.append(track_and_step(frame))
 
     job = replace(make_jobs(config, 1)[0], track=61)
-    (result,) = drive(make_worker(config, watch=watch), [job]).values()
+    (result,) = run_jobs(make_worker(config, watch=watch), [job]).values()
     assert seen == [(61, step) for step in range(result.steps)]
 
 

@@ -101,7 +101,9 @@ def test_a_later_round_collects_its_own_episodes_into_its_own_folder(store: Loca
     for episode in read_episodes(store, *records.values()):
         assert len(episode) == min(episode_length(episode.track, 16), 12)
         assert episode.track == seeding.track(config.seed, config.tracks.training, "collect/track", episode.id)
-    assert require_manifest(store, "round-002/latents").records.keys() == records.keys(), "V stays: old ones are kept"
+    assert require_manifest(store, "round-002/latents").records.keys() == records.keys(), (
+        "V is unchanged, so only new episodes are encoded"
+    )
     assert not (Path(store.root) / "round-002" / "vae").exists()
 
 

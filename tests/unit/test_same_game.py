@@ -70,10 +70,10 @@ class Pair:
     def step(self, driver: Driver) -> tuple[float, bool, dict[str, Any]]:
         action = driver(self.plain)
         _, *ours = self.fast.step(action)
-        _, *theirs = self.plain.step(action)
-        assert ours == theirs
+        _, *expected = self.plain.step(action)
+        assert ours == expected
         assert state(self.fast) == state(self.plain)
-        reward, terminated, _, info = theirs
+        reward, terminated, _, info = expected
         return float(reward), bool(terminated), info
 
     def drive(self, driver: Driver, steps: int) -> tuple[float, bool, dict[str, Any]]:
@@ -229,8 +229,8 @@ def test_episodes_are_truncated_equally_after_1000_steps() -> None:
     action = np.array([0.3, 0.01, 0], np.float32)
     for step in range(1, 1001):
         _, *ours = fast.step(action)
-        _, *theirs = plain.step(action)
-        assert ours == theirs
+        _, *expected = plain.step(action)
+        assert ours == expected
         assert ours[1:3] == [False, step == 1000]
     assert state(fast.unwrapped) == state(plain.unwrapped)
     fast.close()

@@ -49,16 +49,16 @@ def episode(identity: int, steps: int, *, action_size: int = 3) -> Episode:
 
 def latents(identity: int, steps: int, *, z_size: int = 5) -> LatentEpisode:
     rng = np.random.default_rng([identity, steps, 1])
-    drive = episode(identity, steps)
+    source = episode(identity, steps)
     return LatentEpisode(
         identity,
-        drive.track,
+        source.track,
         rng.standard_normal((steps, z_size), np.float32),
         rng.standard_normal((steps, z_size), np.float32),
-        drive.actions,
-        drive.rewards,
-        drive.terminated,
-        drive.truncated,
+        source.actions,
+        source.rewards,
+        source.terminated,
+        source.truncated,
     )
 
 
@@ -234,7 +234,7 @@ def test_metadata_warns_that_numpy_bytes_drop_trailing_zeros() -> None:
     dark = np.zeros((1, 64, 64, 3), np.uint8)
     dark[0, 0, 0] = 255
     column = opened(episodes_to_bytes([replace(episode(0, 1), frames=dark)])).read()["frame"]
-    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3  # why the metadata says so
+    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3  # the reason for the warning in the metadata
     read = np.frombuffer(column[0].as_py(), "uint8").reshape(64, 64, 3)
     np.testing.assert_array_equal(read, dark[0])
 

@@ -29,7 +29,7 @@ WHEN = 1_900_000_120.0
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, float | None]]:
+def drains(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, float | None]]:
     """The drain calls: node, cluster, reason and deadline. This process stands in for the Ray node."""
     drained: list[tuple[str, str, str, float | None]] = []
 
@@ -191,7 +191,7 @@ def test_process_with_a_reused_pid_is_another_node() -> None:
 
 @pytest.mark.parametrize("which", ["aws", "gcp"])
 def test_cloud_is_identified_by_its_answer(
-    which: str, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str, str, float | None]]
+    which: str, monkeypatch: pytest.MonkeyPatch, drains: list[tuple[str, str, str, float | None]]
 ) -> None:
     """Both clouds' services have one address, and each answers the other's requests with an error."""
     with ExitStack() as stack:
@@ -206,7 +206,7 @@ def test_cloud_is_identified_by_its_answer(
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{place}")
         monkeypatch.setenv("GCE_METADATA_HOST", place)
         assert spot.main(["--poll-s", "0.01"]) == 0
-        ((node_id, address, reason, deadline_s),) = told
+        ((node_id, address, reason, deadline_s),) = drains
         assert (node_id, address) == (NODE.id, NODE.cluster_address)
         assert reason.startswith(which.upper())
         assert deadline_s is not None
@@ -214,12 +214,12 @@ def test_cloud_is_identified_by_its_answer(
 
 def test_watcher_ends_with_a_message_outside_a_cloud(
     monkeypatch: pytest.MonkeyPatch,
-    told: list[tuple[str, str, str, float | None]],
+    drains: list[tuple[str, str, str, float | None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     nobody_there(monkeypatch)
     assert spot.main(["--poll-s", "0.01"]) == 2
-    assert told == []
+    assert drains == []
     (message,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert "no metadata service answers here (AWS: http://127.0.0.1:" in message
     assert "GCP: http://127.0.0.1:" in message

@@ -96,15 +96,15 @@ def test_encode_keeps_every_row_with_its_own_latents(
     vae = new_vae(smoke_config.agent)
     for name in frames:
         pairs = zip(read_episodes(ready, frames[name]), read_latents(ready, latents[name]), strict=True)
-        for drive, encoded in pairs:
-            assert encoded.id == drive.id
+        for source, encoded in pairs:
+            assert encoded.id == source.id
             for column in ("actions", "rewards", "terminated", "truncated"):
-                assert getattr(encoded, column).tobytes() == getattr(drive, column).tobytes()
+                assert getattr(encoded, column).tobytes() == getattr(source, column).tobytes()
             with torch.no_grad():
-                mu, logvar = vae.encode(torch.from_numpy(drive.frames.transpose(0, 3, 1, 2).astype(np.float32) / 255))
+                mu, logvar = vae.encode(torch.from_numpy(source.frames.transpose(0, 3, 1, 2).astype(np.float32) / 255))
             np.testing.assert_allclose(encoded.mu, mu, atol=2e-6)
             np.testing.assert_allclose(encoded.logvar, logvar, atol=2e-6)
-            assert len(np.unique(encoded.mu, axis=0)) == len(drive), "the rows differ, so a shift would show"
+            assert len(np.unique(encoded.mu, axis=0)) == len(source), "the rows differ, so a shift would show"
 
 
 def test_encode_resumes_from_the_existing_shards(
@@ -149,7 +149,7 @@ def test_average_of_the_last_means_is_validated_and_kept(
     np.testing.assert_array_equal(kept["mean"], means[-1].astype(np.float32))
     assert (averaged == 1) == np.array_equal(kept["best"], kept["mean"])
 
-    # The validated controller is the same one.
+    # The validation ran exactly the kept controller.
     weights = [read_verified(begun, require_manifest(begun, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
     jobs = scored_jobs(
         config.seed, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
@@ -157,9 +157,9 @@ def test_average_of_the_last_means_is_validated_and_kept(
         max_steps=config.env.max_episode_steps,
     )  # fmt: skip
     with open_rollout_pool(executor, config.env, config.agent, *weights) as pool:
-        driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
+        results = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
-    assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
+    assert np.mean([results[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
 
 
 def test_scheduled_step_size_applies_from_its_generation_on(
