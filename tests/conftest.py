@@ -53,10 +53,10 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_command_outlives_its_test() -> Iterator[None]:
+def kill_leftover_commands_after_each_test() -> Iterator[None]:
     """End the commands that a test left running, even if it failed."""
     yield
-    command.kill_those_left()
+    command.kill_leftover_commands()
 
 
 @pytest.fixture(params=sorted(STORES))

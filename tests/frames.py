@@ -139,19 +139,19 @@ def _placed(wheel: Any, hull: Any, angle: float = 0, rolled: float = 0) -> Any:
     return SimpleNamespace(fixtures=fixtures, color=wheel.color, phase=wheel.phase + rolled)
 
 
-def closely(step: int) -> Wanted:
+def densely(step: int) -> Wanted:
     """Every step of the first second, and later every part at intervals."""
     if step % PARTS_EVERY == 0:
         return "parts"
     return "whole" if step < ZOOM_STEPS else "nothing"
 
 
-def now_and_then(step: int) -> Wanted:
+def sparsely(step: int) -> Wanted:
     """Two pictures per second."""
     return "whole" if step % 25 == 0 else "nothing"
 
 
-def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = closely, **options: Any) -> Drive:
+def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = densely, **options: Any) -> Drive:
     """Run an episode of at most ``steps`` steps with Gymnasium's own drawing, and keep the wanted pictures."""
     env = PartedCarRacing(**options)
     drive = Drive(track, options, [], {})

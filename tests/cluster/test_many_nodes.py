@@ -26,7 +26,7 @@ def test_timed_out_call_ends_its_cluster_and_the_next_call_gets_a_new_one(tmp_pa
     def time_out(number: int, frame: FrameType | None) -> None:
         raise _TimedOut
 
-    def once_it_hangs() -> None:
+    def interrupt_once_it_hangs() -> None:
         while not hung_processes(tmp_path):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -35,7 +35,7 @@ def test_timed_out_call_ends_its_cluster_and_the_next_call_gets_a_new_one(tmp_pa
     try:
         with ManyNodes(num_cpus=1) as cluster:
             first = cluster.in_driver(many_nodes.address)
-            threading.Thread(target=once_it_hangs, daemon=True).start()
+            threading.Thread(target=interrupt_once_it_hangs, daemon=True).start()
             with pytest.raises(_TimedOut):
                 cluster.in_driver(hang, tmp_path)
             (driver,) = hung_processes(tmp_path)

@@ -80,7 +80,7 @@ def after(words: list[str], separator: str) -> list[str]:
 
 
 def shellcheck(script: str, *arguments: str) -> str:
-    """What shellcheck says of a script; nothing if it is clean."""
+    """The findings of shellcheck for a script; empty if it is clean."""
     command = [str(Path(sys.executable).parent / "shellcheck"), "--shell=bash", *arguments, "-"]
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=environment)

@@ -161,7 +161,7 @@ def _is_frozen(pid: int) -> bool:
     return False
 
 
-def kill_those_left() -> None:
+def kill_leftover_commands() -> None:
     """End the commands that a test left running, for example a test that failed."""
     while _started:
         process = _started.pop()

@@ -46,7 +46,7 @@ class ForkedProcess:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while the command runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -19,7 +19,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def strew(folder: Path) -> Iterator[Path]:
+def add_foreign_files(folder: Path) -> Iterator[Path]:
     """Files of these names in a run directory and everywhere below it."""
     for place in (folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir() and path.name != ".tmp")):
         for name in NAMES:
@@ -29,10 +29,10 @@ def strew(folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def cluttered_run(smoke_run: Path, tmp_path: Path) -> Path:
-    """A run that is complete but for its evaluation, with foreign files in every folder."""
+    """A run that is complete except for its evaluation, with foreign files in every folder."""
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     (folder / "evaluation" / "MANIFEST.json").unlink()
-    list(strew(folder))
+    list(add_foreign_files(folder))
     return folder
 
 

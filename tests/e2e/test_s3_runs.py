@@ -118,11 +118,11 @@ def test_sigkill_during_uploads_changes_no_result(
                 reached.set()
                 hang(exchange)
 
-            def is_it(method: str, path: str, part: str = part) -> bool:
+            def is_target(method: str, path: str, part: str = part) -> bool:
                 return method == "PUT" and part in path
 
             proxy.reset()
-            proxy.fail(fault, is_it, UNTIL_KILLED)
+            proxy.fail(fault, is_target, UNTIL_KILLED)
             process = command.Command(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
             code, output = process.interrupt(signal.SIGKILL, reached.is_set)
             assert code == -signal.SIGKILL, output
@@ -145,14 +145,14 @@ def test_occasional_server_failures_change_no_result(
     what, period = FAULTS[fault]
     requests = 0
 
-    def now_and_then(method: str, path: str) -> bool:
+    def sometimes(method: str, path: str) -> bool:
         nonlocal requests
         if what is drop_reply and method != "PUT":
             return False
         requests += 1
         return requests % period == 0
 
-    proxy.fail(what, now_and_then, UNTIL_KILLED)
+    proxy.fail(what, sometimes, UNTIL_KILLED)
     url = f"{s3_url}/run"
     arguments = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     code, output = command.run(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})

@@ -12,7 +12,7 @@ from pipeline.storage.fence import fenced
 from pipeline.storage.store import Store
 
 
-def in_session(store: Store, session: int) -> Store:
+def store_of_session(store: Store, session: int) -> Store:
     """A session's store whose fence has not seen its successor yet: a pause at the worst moment."""
     return fenced(store, session)
 
@@ -150,9 +150,9 @@ def test_kill_during_pruning_leaves_no_damage(store: Store, monkeypatch: pytest.
 
 
 def test_driver_without_a_lease_does_not_touch_newer_checkpoints(store: Store) -> None:
-    lost = in_session(store, 1)
+    lost = store_of_session(store, 1)
     Checkpoints(lost, "stage").save(5, b"by the first")
-    successor = Checkpoints(in_session(store, 2), "stage", keep=2)
+    successor = Checkpoints(store_of_session(store, 2), "stage", keep=2)
     successor.save(6, b"by the second")
     successor.save(7, b"by the second")
     Checkpoints(lost, "stage", keep=1).save(6, b"late")

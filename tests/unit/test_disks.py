@@ -61,7 +61,7 @@ def test_exactly_one_concurrent_create_succeeds_without_hard_links(without_links
         without_links.delete("k")
 
 
-def die_with_a_claim(store: LocalStore, key: str) -> None:
+def leave_a_dead_claim(store: LocalStore, key: str) -> None:
     """Leave the claim of a process that was killed while it held it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", failing(errno.EIO))
@@ -73,7 +73,7 @@ def die_with_a_claim(store: LocalStore, key: str) -> None:
 
 def test_claim_of_a_dead_process_expires(without_links: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_CLAIM_S", 0.2)
-    die_with_a_claim(without_links, "k")
+    leave_a_dead_claim(without_links, "k")
     without_links.create("k", b"mine")
     assert without_links.read("k") == b"mine"
 
@@ -82,7 +82,7 @@ def test_exactly_one_waiting_process_takes_the_claim_of_a_dead_one(
     without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_CLAIM_S", 0.5)
-    die_with_a_claim(without_links, "k")
+    leave_a_dead_claim(without_links, "k")
     together = Barrier(8)
 
     def create(number: int) -> int | None:

@@ -14,7 +14,7 @@ from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
 from tests.car_drivers import Driver, GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, now_and_then, record, rejecting, replay_actions
+from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, record, rejecting, replay_actions, sparsely
 
 VIEWS: tuple[View, ...] = get_args(View)
 DRIVES: dict[str, Callable[[], Drive]] = {
@@ -48,7 +48,7 @@ def test_whole_frames_are_close_to_gymnasiums_on_many_tracks(first: int) -> None
     for track in range(first, first + 15):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
-        frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
+        frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, sparsely), view)
         errors = {step: np.abs(frame.astype(int) - reference).mean() for step, frame, reference in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"

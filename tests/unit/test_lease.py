@@ -225,17 +225,17 @@ class Gated(LocalStore):
 def test_last_heartbeat_waits_for_a_slow_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """Without it a successor on another machine would wait until the lease expires."""
+    """Without that heartbeat, a successor on another machine would wait until the lease expires."""
     monkeypatch.setattr(lease, "_SLOW_S", 0.01)
     store = Gated(tmp_path)
 
-    def open_once_a_person_is_told() -> None:
+    def open_after_the_message() -> None:
         while "is slow to release the lease" not in caplog.text:
             time.sleep(0.01)
         store.gate.set()
 
     with caplog.at_level(logging.WARNING):
-        opening = threading.Thread(target=open_once_a_person_is_told)
+        opening = threading.Thread(target=open_after_the_message)
         opening.start()
         with suppress(ZeroDivisionError, KeyboardInterrupt), new_lease(store):
             if how == "ZeroDivisionError":

@@ -58,7 +58,7 @@ def test_brownian_actions_walk_with_variance_1_in_50_and_stop_at_the_bounds() ->
 
 
 def test_random_controller_uses_noise_and_weights_of_its_episode(one_thread: None) -> None:
-    """Its networks stay finite: after an overflow, all actions would be the same."""
+    """The networks stay finite: after an overflow, all actions would be the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         episodes = [

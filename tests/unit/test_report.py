@@ -46,7 +46,7 @@ from tests.made_run import (
     put_metrics,
 )
 
-# The paper's points as issue and paper have them, typed here on their own.
+# The points of the paper's curve, copied here independently of the code.
 PAPER = {25: 823, 50: 867, 200: 880, 500: 891, 1800: 900.5}
 
 RETURNS = {"mean": [100.5, 250.25, 300.0], "best": [120.0, 270.5, 310.0]}

@@ -27,7 +27,7 @@ TRACKS, BATCH, STEPS = 30, 10, 100
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
+def empty_track_cache() -> Iterator[None]:
     forget_tracks()
     yield
     forget_tracks()

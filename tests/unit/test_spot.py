@@ -46,7 +46,7 @@ def as_if_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot, "_check", lambda _: None)
 
 
-def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_services_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{port}")
@@ -73,15 +73,15 @@ class Watching:
         return self.notice
 
 
-def asked_more(server: MetadataServer, times: int) -> None:
-    """Wait until a server has got ``count`` more requests."""
+def wait_for_requests(server: MetadataServer, times: int) -> None:
+    """Wait until a server has got ``times`` more requests."""
     before = len(server.asked)
     wait_for(lambda: len(server.asked) >= before + times)
 
 
 def test_aws_is_polled_with_a_token_until_a_notice(aws: AwsServer) -> None:
     watching = Watching(Aws())
-    asked_more(aws, 5)
+    wait_for_requests(aws, 5)
     assert not watching.over
     aws.interrupt("terminate", WHEN)
     assert watching.end() == Notice("AWS will terminate this spot instance at 2030-03-17T17:48:40Z", WHEN)
@@ -99,7 +99,7 @@ def test_aws_is_polled_with_a_token_until_a_notice(aws: AwsServer) -> None:
 )
 def test_gcp_is_polled_until_a_notice(gcp: GcpServer, name: str, value: str, what: str, seconds: float) -> None:
     watching = Watching(Gcp())
-    asked_more(gcp, 5)
+    wait_for_requests(gcp, 5)
     assert not watching.over
     before = time.time()
     gcp.values[name] = value
@@ -118,10 +118,10 @@ def test_watcher_waits_through_service_errors(
     caplog.set_level(logging.INFO, "cluster.spot")
     server = request.getfixturevalue(which)
     watching = Watching(Aws() if which == "aws" else Gcp())
-    asked_more(server, 4)
+    wait_for_requests(server, 4)
     server.faults = [(status, "not now")] * 8
     wait_for(lambda: not server.faults)
-    asked_more(server, 4)
+    wait_for_requests(server, 4)
     assert not watching.over
     if which == "aws":
         server.interrupt("terminate", WHEN)
@@ -136,7 +136,7 @@ def test_watcher_waits_through_service_errors(
 def test_hanging_request_times_out_and_is_repeated(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "_TIMEOUT_S", 0.2)
     watching = Watching(Aws())
-    asked_more(aws, 4)
+    wait_for_requests(aws, 4)
     aws.faults = [None, None]
     wait_for(lambda: not aws.faults)
     aws.interrupt("terminate", WHEN)
@@ -148,7 +148,7 @@ def test_watcher_waits_through_a_short_absence_of_the_service(
 ) -> None:
     cloud = Aws()
     watching = Watching(cloud)
-    asked_more(aws, 4)
+    wait_for_requests(aws, 4)
     port = cloud._service._port
     cloud._service._port = 1
     wait_for(lambda: "Connection refused" in caplog.text)
@@ -161,10 +161,10 @@ def test_watcher_waits_through_a_short_absence_of_the_service(
 def test_watcher_sleeps_between_two_requests(aws: AwsServer, faults: list[Answer | None]) -> None:
     ended = threading.Event()
     watching = Watching(Aws(), poll_s=0.1, lives=lambda: not ended.is_set())
-    asked_more(aws, 3)
+    wait_for_requests(aws, 3)
     aws.faults = faults
     before, began = len(aws.asked), time.monotonic()
-    asked_more(aws, 8)
+    wait_for_requests(aws, 8)
     assert len(aws.asked) - before <= (time.monotonic() - began) / 0.1 + 1
     ended.set()
     assert watching.end() is None
@@ -176,7 +176,7 @@ def test_watcher_ends_with_its_ray_node(aws: AwsServer) -> None:
     assert started is not None
     node = nodes.LocalNode("ab" * 28, "127.0.0.1:1", process.pid, started)
     watching = Watching(Aws(), lives=node.lives)
-    asked_more(aws, 3)
+    wait_for_requests(aws, 3)
     assert not watching.over
     process.communicate(b"\n")
     assert watching.end() is None
@@ -217,7 +217,7 @@ def test_watcher_ends_with_a_message_outside_a_cloud(
     drains: list[tuple[str, str, str, float | None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    nobody_there(monkeypatch)
+    make_services_unreachable(monkeypatch)
     assert spot.main(["--poll-s", "0.01"]) == 2
     assert drains == []
     (message,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
@@ -283,7 +283,7 @@ def test_exactly_one_ray_node_must_run_on_this_machine(monkeypatch: pytest.Monke
 
 
 def test_waiting_watcher_uses_little_memory() -> None:
-    """It runs on every worker node: Ray, which takes 70 MB and half a second, is imported only for a drain."""
+    """The watcher runs on every worker node: Ray, which takes 70 MB and half a second, is imported only for a drain."""
     code = "import cluster.spot, sys; print('ray' in sys.modules, flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -38,7 +38,7 @@ from pipeline.storage.store import Store
 from tests.counting import counting_config, episode_length
 
 
-def seal_as_it_is(store: Store, prefix: str) -> None:
+def seal_current_data(store: Store, prefix: str) -> None:
     seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
 
 
@@ -79,9 +79,9 @@ def test_files_of_a_run_describe_themselves(begun: LocalStore, executor: InProce
 def ready(store: Store, executor: InProcessExecutor, smoke_config: RunConfig) -> Store:
     """A store with collected frames and a VAE as it was initialised."""
     collect.run(smoke_config, store, executor)
-    seal_as_it_is(store, "rollouts")
+    seal_current_data(store, "rollouts")
     commit(store, "vae", "vae.safetensors", to_bytes(new_vae(smoke_config.agent)))
-    seal_as_it_is(store, "vae")
+    seal_current_data(store, "vae")
     return store
 
 
@@ -254,7 +254,7 @@ def test_requested_controllers_are_evaluated(
         store, "evolution", "controllers-000007.safetensors", save({"mean": mean, "best": best}),
         generation=7, best_generation=validated,
     )  # fmt: skip
-    seal_as_it_is(store, "evolution")
+    seal_current_data(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
     found, generation = evaluate._controllers(config, store, "evolution")
     assert list(found) == evaluated
