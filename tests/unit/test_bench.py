@@ -122,7 +122,7 @@ def test_greedy_seconds_match_a_hand_calculation_and_bounds() -> None:
         assert max(*seconds, sum(seconds) / workers) <= took <= sum(seconds) / workers + max(seconds)
 
 
-def test_simulated_episodes_are_uniform_between_half_a_second_and_one_and_a_half() -> None:
+def test_simulated_episodes_take_uniformly_0_5_to_1_5_seconds() -> None:
     seconds = np.array([job.seconds for job in fanout.simulated_jobs(4096, 1)])
     assert 0.5 <= seconds.min() < 0.51 and 1.49 < seconds.max() <= 1.5
     assert np.quantile(seconds, [0.25, 0.5, 0.75]) == pytest.approx([0.75, 1.0, 1.25], abs=0.03)

@@ -87,7 +87,7 @@ def test_damaged_newest_checkpoint_falls_back_with_a_warning(
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
-def test_all_checkpoints_damaged_is_an_error_and_no_restart(store: Store, how: str) -> None:
+def test_damage_of_all_checkpoints_is_an_error(store: Store, how: str) -> None:
     checkpoints = Checkpoints(store, "stage")
     for step in (1, 2):
         checkpoints.save(step, b"state %d" % step)

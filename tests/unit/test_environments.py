@@ -96,7 +96,7 @@ def test_estimates_use_the_length_of_collected_episodes(tmp_path: Any, caplog: p
     assert "at most" in caplog.text
 
 
-def test_episode_length_is_required_for_games_that_end() -> None:
+def test_collected_length_is_measured_for_games_that_end_in_time() -> None:
     config = counting_config({"env.id": "OwnRamp-v0", "env.options": {"ends_at": 9}, "collect.policy": "repeat"})
     assert collected_actions(config) == 9
     ticks = count()

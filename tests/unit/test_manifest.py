@@ -133,7 +133,7 @@ def test_invalid_record_is_refused_with_the_file_name(store: Store, content: byt
 # ---- manifests
 
 
-def test_a_manifest_is_read_back_as_it_was_sealed(store: Store) -> None:
+def test_sealed_manifest_is_read_back_unchanged(store: Store) -> None:
     manifest = sealed(store)
     assert read_manifest(store, "stage") == manifest
     assert require_manifest(store, "stage").digest == manifest.digest

@@ -54,7 +54,7 @@ def exact(mixture: Mixture, temperature: float = 1.0) -> MixtureSameFamily:
 # ---- architecture
 
 
-def test_the_papers_model_has_the_papers_number_of_parameters() -> None:
+def test_model_of_the_paper_has_its_number_of_parameters() -> None:
     """422,368 in the paper. torch's LSTM has a second bias, 4 x 256, that adds to the first."""
     model = MdnRnn(z_size=32, action_size=3, hidden_size=256, mixtures=5)
     assert sum(p.numel() for p in model.parameters()) == 422_368 + 4 * 256

@@ -177,7 +177,7 @@ def test_run_is_found_through_a_symbolic_link(made: Path, tmp_path: Path) -> Non
         run_config(config_of(), str(link / "made"), "collect", [str(made)])
 
 
-def test_runs_that_are_moved_together_find_each_other(made: Path, tmp_path: Path) -> None:
+def test_runs_moved_together_still_find_each_other(made: Path, tmp_path: Path) -> None:
     run_config(OTHER_EVOLUTION, str(tmp_path / "referring"), "evolve", [str(made)])
     (tmp_path / "new").mkdir()
     for name in ("made", "referring"):

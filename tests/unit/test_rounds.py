@@ -94,7 +94,7 @@ def test_single_round_has_the_usual_stages() -> None:
     ]  # fmt: skip
 
 
-def test_a_later_round_collects_its_own_episodes_into_its_own_folder(store: LocalStore) -> None:
+def test_later_round_collects_into_its_own_folder(store: LocalStore) -> None:
     config = config_of()
     records = require_manifest(store, "round-002/rollouts").records
     assert sorted(e for record in records.values() for e in episode_steps(record)) == list(episodes_of(config, SECOND))

@@ -53,7 +53,7 @@ def test_generator_is_pcg64_with_the_derived_seed() -> None:
 
 
 @given(start=st.integers(0, 2**31 - 2), size=st.integers(1, 1000), index=st.integers(0, 10**6))
-def test_a_track_lies_in_its_range(start: int, size: int, index: int) -> None:
+def test_track_is_in_its_range(start: int, size: int, index: int) -> None:
     stop = min(start + size, 2**31)
     assert start <= track(1, SeedRange(start=start, stop=stop), "purpose", index) < stop
 

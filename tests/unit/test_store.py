@@ -70,7 +70,7 @@ def test_create_accepts_a_deleted_key(store: Store) -> None:
     assert store.read("k") == b"second"
 
 
-def test_grow_gives_the_object_the_new_content_whatever_it_held(store: Store) -> None:
+def test_grow_writes_the_new_content_over_any_old_one(store: Store) -> None:
     store.grow("log/lines", b"one\n", 0)
     assert store.read("log/lines") == b"one\n"
     store.grow("log/lines", b"one\ntwo\n", 4)
