@@ -1,1 +1,1 @@
-"""The project's tests; a package, so that ``tests.counting`` can be named as an environment."""
+"""The project's tests, as a package so that a config can name ``tests.counting`` as an environment."""

@@ -1,4 +1,4 @@
-"""Driving CarRacing in tests: Gymnasium's game without its drawing, drivers, and all that a step changes."""
+"""Drivers for CarRacing in tests, Gymnasium's game without its drawing, and the state that a step changes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gymnasium.envs.box2d import car_racing
 from numpy.typing import NDArray
 
 Driver = Callable[[Any], Any]
-"""From an environment to the action for it, as its ``step`` takes it."""
+"""A function from an environment to the next action for its ``step``."""
 
 _LOOK_AHEAD = 6  # points of the track, 3.5 units each
 _BLANK = np.zeros((car_racing.STATE_H, car_racing.STATE_W, 3), np.uint8)
 
 
 class UndrawnCarRacing(car_racing.CarRacing):  # type: ignore[misc]
-    """Gymnasium's own game; what it draws as an observation, on which no physics depends, is left out."""
+    """Gymnasium's own game without the drawing of observations, on which no physics depends."""
 
     def _render(self, mode: str) -> Any:
         return _BLANK if mode == "state_pixels" else super()._render(mode)
@@ -29,7 +29,7 @@ class _TrackDriver:
         self._nearest = 0
 
     def _where(self, env: Any) -> tuple[float, float]:
-        """The angle to the right at which a point of the track some way ahead is seen, and the speed."""
+        """The angle to the right of a point ahead on the track, and the speed."""
         hull, track = env.car.hull, env.track
         x, y = hull.position
         around = [(self._nearest + step) % len(track) for step in range(-3, 12)]
@@ -40,7 +40,7 @@ class _TrackDriver:
 
 
 class GoodDriver(_TrackDriver):
-    """Steers towards a point of the track some way ahead, the slower the sharper the turn; finishes laps."""
+    """Steers towards a point ahead on the track, and slows down in turns. It finishes laps."""
 
     def __call__(self, env: Any) -> NDArray[np.float32]:
         turn, speed = self._where(env)
@@ -49,7 +49,7 @@ class GoodDriver(_TrackDriver):
 
 
 class GoodButtonDriver(_TrackDriver):
-    """Drives well with CarRacing's discrete actions."""
+    """Finishes laps with CarRacing's discrete actions."""
 
     def __call__(self, env: Any) -> int:
         turn, speed = self._where(env)
@@ -81,12 +81,12 @@ class RandomDriver:
 
 
 def straight_on(env: Any) -> NDArray[np.float32]:
-    """Full gas: off the road and off the playfield."""
+    """Full gas straight ahead: leaves the road and the playfield."""
     return np.array([0, 1, 0], np.float32)
 
 
 def state(env: Any) -> list[Any]:
-    """All of the game that a step changes, as exact numbers."""
+    """The state of the game that a step changes, as exact numbers."""
     car = env.car
     hull = car.hull
     values = [

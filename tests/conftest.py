@@ -1,17 +1,17 @@
-"""Fixtures that tests of every kind share."""
+"""Fixtures for tests of every kind."""
 
 from __future__ import annotations
 
 import os
 
-# Of every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
+# For every Ray that a test starts: at Ray's default, nice 15, one busy program starves its workers.
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
-# As the command does for a local Ray, before Ray is imported.
+# The same settings as the command makes for a local Ray, before Ray is imported.
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
-# No process is started before there is something for it to do.
+# Ray starts no process before it is needed.
 os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
-# Of OpenMP's threads, before torch is imported: those that wait for each other sleep. By default they spin, and two of
-# them beside another test take both cores to get nowhere.
+# Before torch is imported: waiting OpenMP threads sleep. By default they spin, and two of them occupy both cores while
+# another test needs one.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import signal
@@ -34,29 +34,29 @@ from tests.e2e import command
 
 BUCKET = "runs"
 
-# Kind of store to what makes an empty one for a test. A new kind of store runs the same contract from here.
+# Kind of store to a function that makes an empty one for a test. Add new kinds here: all run the same contract.
 STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
     "local": lambda request: LocalStore(request.getfixturevalue("tmp_path") / "run"),
     "s3": lambda request: S3Store(request.getfixturevalue("s3_url")),
 }
 
 
-# How long an example takes says something of the machine.
+# The duration of an example depends on the machine.
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:
-    """Whoever begins the tests in the background may have them ignore Ctrl-C, and so would all commands under test."""
+    """Handle Ctrl-C also for tests in the background: a shell may let them, and so all tested commands, ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def no_command_outlives_its_test() -> Iterator[None]:
-    """Drivers that run without end are ended even where a test fails."""
+def kill_leftover_commands_after_each_test() -> Iterator[None]:
+    """End the commands that a test left running, even if it failed."""
     yield
-    command.kill_those_left()
+    command.kill_leftover_commands()
 
 
 @pytest.fixture(params=sorted(STORES))
@@ -75,7 +75,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty run directory's URL on the S3 server, which the AWS environment leads to, and to nothing else."""
+    """The URL of an empty run directory on the S3 server. The AWS environment variables lead only to that server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):

@@ -1,4 +1,4 @@
-"""An environment that counts: every frame says which track and step it is of, every reward which action earned it.
+"""A counting environment: every frame encodes its track and step, every reward the action that earned it.
 
 With it a test can prove that nothing was lost, doubled, reordered or shifted by a step. Everything it does is also
 given as plain functions of (track, step, action), which a test can compare with what came through the pipeline.
@@ -26,7 +26,7 @@ _PIXELS = np.arange(FRAME_SIZE, dtype=np.int64)
 
 
 def frame_of(track: int, step: int) -> NDArray[np.uint8]:
-    """What the agent sees before its ``step``-th action (from 0) on a track: (64, 64, 3) uint8.
+    """The frame before the ``step``-th action (from 0) on a track: (64, 64, 3) uint8.
 
     The first 12 values are the track and the step in big-endian; all others are a pattern of the two.
     """
@@ -36,15 +36,15 @@ def frame_of(track: int, step: int) -> NDArray[np.uint8]:
 
 
 def track_and_step(frame: NDArray[np.uint8]) -> tuple[int, int]:
-    """What a frame says of itself; a frame that is not one of ``frame_of`` to the byte is an error."""
+    """The track and step of a frame; raises if its bytes differ from ``frame_of``."""
     code = frame.reshape(-1)[:12].tobytes()
     track, step = int.from_bytes(code[:8], "big"), int.from_bytes(code[8:], "big")
-    assert np.array_equal(frame, frame_of(track, step)), "this frame was changed on its way"
+    assert np.array_equal(frame, frame_of(track, step)), "this frame was changed"
     return track, step
 
 
 def own_end(track: int, max_episode_steps: int) -> int | None:
-    """Steps after which a track ends by itself; None where only the step limit ends it (every third track).
+    """Steps after which a track ends by itself; None if only the step limit ends it (every third track).
 
     Every eighth track ends by itself at the limit: terminated and truncated at once.
     """
@@ -57,12 +57,12 @@ def episode_length(track: int, max_episode_steps: int) -> int:
 
 
 def bonus_period(track: int) -> int:
-    """Every so many steps there is a positive reward; all others are negative."""
+    """The period, in steps, of positive rewards on a track; all other rewards are negative."""
     return 1 + track % 5
 
 
 def reward_of(track: int, step: int, action: NDArray[np.float32]) -> float:
-    """What an action earns as the ``step``-th (from 0) on a track."""
+    """The reward of an action as the ``step``-th (from 0) on a track."""
     target = [((31 * track + 17 * step + 7 * i) % 101) / 50 - 1.003 for i in range(ACTION_SIZE)]
     bonus = 3.0 if (step + 1) % bonus_period(track) == 0 else 0.0
     return bonus - 0.1 * sum(abs(float(a) - t) for a, t in zip(action, target, strict=True))
@@ -109,7 +109,7 @@ class CountingEnv:
         self._over = True
 
 
-# Small enough for tests, with every size different from every other, so that a mix-up of axes cannot go unseen.
+# Small enough for tests. All sizes differ, so that swapped axes cause an error.
 _SMALL: dict[str, Any] = {
     "name": "counting",
     "env.id": ENV_ID,
@@ -134,7 +134,7 @@ _SMALL: dict[str, Any] = {
     "mdnrnn.threads": 1,
     "rollouts.micro_batch": 4,
     "rollouts.lanes": 3,
-    "rollouts.precision": "float32",  # some tests use a V that was not trained, which int8 refuses
+    "rollouts.precision": "float32",  # some tests use an untrained V, which int8 refuses
     "evolve.population_size": 4,
     "evolve.episodes": 2,
     "evolve.sigma": 0.5,

@@ -23,7 +23,7 @@ def engines_below(pid: int) -> list[psutil.Process]:
 
 
 def wait_until_gone(engines: Sequence[psutil.Process], memory: Sequence[Path]) -> None:
-    """Wait until no engine runs and no file of theirs is left; they end at once, unless something hangs."""
+    """Wait until the engines have ended and their files are removed, which is soon unless something hangs."""
     deadline = time.monotonic() + _HANGS_S
     while any(engine.is_running() for engine in engines) or any(path.exists() for path in memory):
         assert time.monotonic() < deadline, (engines, memory)

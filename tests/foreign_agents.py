@@ -1,4 +1,4 @@
-"""Agents that are not of this project, for the tests of their evaluation."""
+"""Agents from outside this project, for the tests of their evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Straight:
-    """Full gas, whatever it sees; it keeps what it saw."""
+    """Always full gas; records its observations."""
 
     def __init__(self) -> None:
         self.shapes: set[tuple[int, ...]] = set()
@@ -30,7 +30,7 @@ class Listing(Straight):
 
 
 class Seeded:
-    """Acts by the seed of its episode alone."""
+    """Draws its actions from the seed of its episode."""
 
     def reset(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)

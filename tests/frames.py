@@ -1,4 +1,4 @@
-"""Frames beside Gymnasium's: drives recorded with its own drawing, and what must hold of each frame.
+"""Comparison of frames with Gymnasium's: recorded drives with its own drawing, and checks of each frame.
 
 A part of the picture is where Gymnasium's own drawing changes when it draws without that part.
 """
@@ -28,11 +28,11 @@ Wanted = Literal["nothing", "whole", "parts"]
 ZOOM_STEPS = 50  # the first second
 PARTS_EVERY = 15
 _VISITED, _UNVISITED, _BAR = "visited tiles' colour", "other tiles' tint", "status bar"
-# Parts, and by how many levels the picture changes without one at the least. Without steering, wheels are straight;
-# without stripes they are half a turn on.
+# Parts, each with the least change of the picture (in levels) without it. Without steering, the wheels are straight;
+# without stripes, they are half a turn further.
 PARTS = {"wheels": 16, "steering": 2, "stripes": 2, "hull": 16, "kerbs": 16, _VISITED: 2, _UNVISITED: 2, _BAR: 16}
 _LIT = 24  # of the status bar: the return and the gauges, which are bright on black
-_FEW = 40  # pixels of a part in a drive's pictures together: no average of fewer
+_FEW = 40  # pixels of a part in all pictures of a drive: no average over fewer
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Picture:
 
     Attributes:
         observation: (96, 96, 3) uint8.
-        without: the same without one part each; empty for most pictures.
+        without: By part, the same observation without that part; empty for most pictures.
     """
 
     observation: Pixels
@@ -53,10 +53,10 @@ class Drive:
     """A recorded drive.
 
     Attributes:
-        track: the seed.
-        options: of the environment.
-        actions: of every step.
-        pictures: by step, 0 for the reset: those that were wanted.
+        track: Seed of the track.
+        options: Options of the environment.
+        actions: Action of every step.
+        pictures: The recorded pictures by step, 0 for the reset.
     """
 
     track: int
@@ -71,7 +71,7 @@ class Drive:
 
 
 class PartedCarRacing(UndrawnCarRacing):
-    """Gymnasium's CarRacing that draws an observation when it is told to, whole and without its parts."""
+    """Gymnasium's CarRacing that draws an observation on request, whole and without each of its parts."""
 
     picture: Picture | None = None
     wanted: Wanted = "nothing"
@@ -114,7 +114,7 @@ class PartedCarRacing(UndrawnCarRacing):
                 for vertices, color in road_poly
             ]
 
-        self.road_poly = repainted(2.55)  # as Gymnasium creates them
+        self.road_poly = repainted(2.55)  # the tints that Gymnasium creates
         yield _VISITED, self._drawn()
         self.road_poly = repainted(0)
         yield _UNVISITED, self._drawn()
@@ -125,7 +125,7 @@ class PartedCarRacing(UndrawnCarRacing):
 
 
 def _placed(wheel: Any, hull: Any, angle: float = 0, rolled: float = 0) -> Any:
-    """What ``Car.draw`` reads of a wheel, of one at another angle to the hull and in another phase."""
+    """The values that ``Car.draw`` reads of a wheel, for another angle to the hull and another phase."""
 
     class Transform:
         def __mul__(self, vertex: tuple[float, float]) -> Any:
@@ -139,20 +139,20 @@ def _placed(wheel: Any, hull: Any, angle: float = 0, rolled: float = 0) -> Any:
     return SimpleNamespace(fixtures=fixtures, color=wheel.color, phase=wheel.phase + rolled)
 
 
-def closely(step: int) -> Wanted:
-    """All of the first second, and every part now and then."""
+def densely(step: int) -> Wanted:
+    """Every step of the first second, and later every part at intervals."""
     if step % PARTS_EVERY == 0:
         return "parts"
     return "whole" if step < ZOOM_STEPS else "nothing"
 
 
-def now_and_then(step: int) -> Wanted:
-    """Two pictures a second."""
+def sparsely(step: int) -> Wanted:
+    """Two pictures per second."""
     return "whole" if step % 25 == 0 else "nothing"
 
 
-def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = closely, **options: Any) -> Drive:
-    """Drive with Gymnasium's own drawing, for up to so many steps, and keep the pictures that are wanted."""
+def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = densely, **options: Any) -> Drive:
+    """Run an episode of at most ``steps`` steps with Gymnasium's own drawing, and keep the wanted pictures."""
     env = PartedCarRacing(**options)
     drive = Drive(track, options, [], {})
     env.wanted = wanted(0)
@@ -173,12 +173,12 @@ def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wante
 
 @dataclass
 class Frames:
-    """A drive's frames of an environment under test.
+    """The frames that an environment under test shows for a recorded drive.
 
     Attributes:
         drive: Drive whose actions were replayed.
-        view: of the frames.
-        frames: by step, as the drive's pictures.
+        view: View of the frames.
+        frames: Frames by step, as the drive's pictures.
     """
 
     drive: Drive
@@ -189,12 +189,12 @@ class Frames:
         return observation if self.view == "observation" else reduce_observation(observation, self.view)
 
     def pairs(self) -> Iterator[tuple[int, Pixels, Pixels]]:
-        """(step, the frame, Gymnasium's)."""
+        """Yield (step, frame, Gymnasium's frame)."""
         for step, picture in self.drive.pictures.items():
             yield step, self.frames[step], self.reduced(picture.observation)
 
     def part(self, name: str) -> Iterator[tuple[int, Errors, Mask, Pixels]]:
-        """(step, the frame less Gymnasium's, where the part is, Gymnasium's)."""
+        """Yield (step, frame minus Gymnasium's frame, mask of the part, Gymnasium's frame)."""
         for step, frame, reference in self.pairs():
             without = self.drive.pictures[step].without
             if name in without:
@@ -202,7 +202,7 @@ class Frames:
                 yield step, frame.astype(np.int64) - reference, change >= PARTS[name], reference
 
     def seen(self, name: str) -> int:
-        """How many pixels of a part there are after the first second."""
+        """The number of pixels of a part after the first second."""
         return sum(int(mask.sum()) for step, _, mask, _ in self.part(name) if step >= ZOOM_STEPS)
 
 
@@ -217,7 +217,7 @@ def replay_actions(env: Any, drive: Drive, view: View) -> Frames:
 
 
 class Rejected(AssertionError):
-    """A frame is not as Gymnasium's."""
+    """A frame differs from Gymnasium's."""
 
 
 def _require(holds: bool, message: str) -> None:
@@ -252,7 +252,7 @@ def check_part(name: str, limit: float) -> Callable[[Frames], None]:
 
 
 def _require_below(limit: float, name: str, errors: list[Errors]) -> None:
-    """On average over a drive's pixels, if there are enough to speak of."""
+    """Check the average error over a drive's pixels, if there are enough of them."""
     pixels = np.concatenate(errors)
     if len(pixels) >= _FEW:
         _require(bool(pixels.mean() < limit), f"{name}: {pixels.mean():.1f}")
@@ -261,7 +261,7 @@ def _require_below(limit: float, name: str, errors: list[Errors]) -> None:
 def check_motion(name: str, least: float) -> Callable[[Frames], None]:
     """A check that a part moves as Gymnasium's: the share of its change that frames show, which is all at 1.
 
-    The change itself is too small for an average of errors to tell it from the edges around it.
+    The change itself is too small: an average of errors would not distinguish it from the edges around it.
     """
 
     def check(frames: Frames) -> None:
@@ -294,7 +294,7 @@ def check_bar(frames: Frames) -> None:
 
 
 def check_tints(frames: Frames) -> None:
-    """Visited tiles have lost their tint of 2 or 5 levels and the others have not: less than a level is amiss."""
+    """Visited tiles have lost their tint of 2 or 5 levels, the others have not: the error is below one level."""
     for name in (_VISITED, _UNVISITED):
         errors = [error[mask] for step, error, mask, _ in frames.part(name) if step >= ZOOM_STEPS]
         amiss = np.concatenate(errors)
@@ -305,7 +305,7 @@ def check_tints(frames: Frames) -> None:
 
 
 def check_seams(frames: Frames) -> None:
-    """Where Gymnasium's picture is all but flat, within the road or the grass, no pixel is off by a few levels."""
+    """Within the road or the grass, where Gymnasium's picture is almost flat, no pixel differs by a few levels."""
     around = np.ones((5, 5), np.uint8)
     areas = []
     for step, frame, reference in frames.pairs():
@@ -318,7 +318,7 @@ def check_seams(frames: Frames) -> None:
     assert np.mean(areas) > 0.2
 
 
-# A part's error is to be under 12; what is drawn by the same calls as Gymnasium's can do better.
+# A part's error is below 12, or below a smaller limit if it is drawn by the same calls as Gymnasium's.
 CHECKS: dict[str, Callable[[Frames], None]] = {
     "whole frames": check_whole_frames,
     "wheels": check_part("wheels", 2),

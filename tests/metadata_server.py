@@ -17,12 +17,12 @@ Headers = dict[str, str]
 
 
 class MetadataServer:
-    """Serves within the context.
+    """A server that runs within a context.
 
     Attributes:
-        faults: what the next requests are answered with instead, in order; None for no answer at all.
-        asked: method and path of every request so far.
-        environment: leads a command here.
+        faults: Answers to the next requests, in order, in place of the usual ones; None for no answer.
+        asked: Method and path of every request so far.
+        environment: Variables that lead a command to this server.
     """
 
     variable: str
@@ -79,10 +79,10 @@ class MetadataServer:
 
 
 class AwsServer(MetadataServer):
-    """EC2's, version 2 only.
+    """The metadata service of EC2, version 2 only.
 
     Attributes:
-        documents: what is there below ``meta-data``, by path.
+        documents: Documents below ``meta-data``, by path.
     """
 
     variable = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
@@ -94,12 +94,12 @@ class AwsServer(MetadataServer):
         self._tokens: set[str] = set()
 
     def interrupt(self, action: str, when_s: float) -> None:
-        """Give the notice of an interruption at a time, in seconds since the epoch."""
+        """Publish the notice of an interruption at a time, in seconds since the epoch."""
         when = f"{datetime.fromtimestamp(when_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
         self.documents["spot/instance-action"] = json.dumps({"action": action, "time": when})
 
     def expire(self) -> None:
-        """All tokens that were handed out end."""
+        """Expire all tokens."""
         self._tokens.clear()
 
     def answer(self, method: str, path: str, headers: Headers) -> Answer:
@@ -117,7 +117,7 @@ class AwsServer(MetadataServer):
 
 
 class GcpServer(MetadataServer):
-    """Compute Engine's.
+    """The metadata service of Compute Engine.
 
     Attributes:
         values: of the instance, by name.
@@ -139,7 +139,7 @@ class GcpServer(MetadataServer):
 
 
 def wait_for(when: Callable[[], bool], timeout_s: float = 600.0) -> None:
-    """Wait until something is so."""
+    """Wait until a condition holds."""
     pause = threading.Event()
     for _ in range(int(timeout_s / 0.01)):
         if when():

@@ -1,7 +1,7 @@
-"""``make soak``: real runs, killed at random times again and again, each compared to the bit with one left alone.
+"""``make soak``: real runs, killed at random times, each compared to the bit with an uninterrupted one.
 
-A session drives the run until a random moment, at which its driver, or one of its Ray workers, gets SIGKILL. The driver
-is then started again, until the run is complete. Drawn from a seed; what a kill hits depends on the machine's speed.
+At a random moment of a session, its driver or one of its Ray workers gets SIGKILL. The driver is then started again,
+until the run is complete. A seed determines the moments; the place that a kill hits depends on the machine's speed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pipeline.storage.maintenance import check_run
 from pipeline.storage.run_dir import open_store
 from tests.e2e import command
 
-_WORKER_SHARE = 0.3  # of kills that hit a worker and not the driver
+_WORKER_SHARE = 0.3  # share of kills that hit a worker instead of the driver
 _LONGEST_S = 20.0
 _BUCKET = "soak"
 
 
 def _preset(folder: Path) -> str:
-    """Long enough in every stage that a random moment may fall into it."""
+    """A preset whose stages are all long enough to be hit at a random moment."""
     return command.counting_preset(
         folder,
         collect__episodes=60,
@@ -42,12 +42,12 @@ def _preset(folder: Path) -> str:
         evaluate__episodes=20,
         execution__executor="ray",
         execution__workers=2,
-        execution__max_attempts=100,  # a worker may be hit again and again
+        execution__max_attempts=100,  # a worker may be hit many times
     )
 
 
 def _workers(driver: psutil.Process) -> list[psutil.Process]:
-    """The Ray workers that run something for a driver."""
+    """The Ray workers with a job of a driver."""
     found = []
     try:
         children = driver.children(recursive=True)
@@ -56,7 +56,7 @@ def _workers(driver: psutil.Process) -> list[psutil.Process]:
     for process in children:
         try:
             name = process.cmdline()[0]
-            # Ray's own agents have such names, too: with one of them all of a node goes.
+            # Ray's own agents have such names as well; the death of one ends the whole node.
             if name.startswith("ray::") and not name.endswith(("IDLE", "Agent")):
                 found.append(process)
         except (psutil.Error, IndexError):
@@ -64,8 +64,8 @@ def _workers(driver: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def _sit(arguments: list[str], rng: random.Random, kills: Counter[str], log: Path) -> int:
-    """Drive a run until it ends by itself or is killed at a random moment; the exit code."""
+def run_until_killed(arguments: list[str], rng: random.Random, kills: Counter[str], log: Path) -> int:
+    """Run the driver until it ends by itself or is killed at a random moment; returns the exit code."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline", *arguments],
@@ -92,7 +92,7 @@ def _sit(arguments: list[str], rng: random.Random, kills: Counter[str], log: Pat
 
 
 def soak(wanted: int, seed: int, run_dirs: list[str], folder: Path) -> bool:
-    """Kill until enough were killed and the runs begun are complete; whether all came to the same bits."""
+    """Kill ``wanted`` times, and complete the started runs; returns whether all gave the same bits."""
     rng, kills, log = random.Random(seed), Counter[str](), folder / "drivers.log"
     preset = _preset(folder)
     straight = folder / "straight"
@@ -103,7 +103,7 @@ def soak(wanted: int, seed: int, run_dirs: list[str], folder: Path) -> bool:
     while kills.total() < wanted:
         run_dir = f"{run_dirs[complete % len(run_dirs)]}/{complete:03d}"
         arguments = ["run", preset, "--run-dir", run_dir]
-        while (code := _sit(arguments, rng, kills, log)) != 0:
+        while (code := run_until_killed(arguments, rng, kills, log)) != 0:
             if code != -signal.SIGKILL:
                 print(f"{run_dir}: a driver ended with exit code {code}:\n{log.read_text()[-3000:]}")
                 return False
@@ -121,7 +121,7 @@ def soak(wanted: int, seed: int, run_dirs: list[str], folder: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
-    parser.add_argument("--kills", type=int, default=60, help="to survive, at least; 60 unless told, 15 minutes or so")
+    parser.add_argument("--kills", type=int, default=60, help="to survive, at least; default: 60, about 15 minutes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=["local", "s3", "both"], default="both")
     options = parser.parse_args()

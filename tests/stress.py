@@ -1,4 +1,4 @@
-"""``make stress``: the tests that touch Ray, processes and storage, again and again beside busy processes.
+"""``make stress``: repeat the tests of Ray, processes and storage while other processes are busy.
 
 In another order each time. A test that depends on the speed of its machine shows here, before it does so elsewhere.
 """
@@ -28,8 +28,8 @@ TOUCHY = (
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that take a core each, at ordinary priority."""
-    busy = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # and no longer, however this process ends
+    """Run ``count`` processes that occupy one core each, at ordinary priority."""
+    busy = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # ends with this process, however it ends
     processes = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(count)]
     try:
         yield
@@ -40,7 +40,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def run_tests(paths: Sequence[str], workers: int, seed: int, report: Path) -> int:
-    """Run tests in an order that is drawn from a seed; pytest's exit code."""
+    """Run tests in an order drawn from a seed; returns pytest's exit code."""
     order = ("--random-order", "--random-order-bucket=module", f"--random-order-seed={seed}")
     distributed = (f"-n{workers}", "--dist=loadfile", "--no-loadscope-reorder")
     command = (sys.executable, "-m", "pytest", "-q", *distributed, *order, f"--junit-xml={report}", *paths)
@@ -48,7 +48,7 @@ def run_tests(paths: Sequence[str], workers: int, seed: int, report: Path) -> in
 
 
 def failures(report: Path) -> set[str]:
-    """The tests of a JUnit report that failed, by name."""
+    """The names of the failed tests of a JUnit report."""
     cases = ElementTree.parse(report).iter("testcase")
     return {
         f"{case.get('classname')}::{case.get('name')}"

@@ -1,4 +1,4 @@
-"""Time as a test wants it: what hangs has been silent for long, the moment it hangs, however fast the machine is."""
+"""Clocks for tests: a hanging process counts as silent at once, however fast the machine is."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _LONG_S = 1e6  # beyond any execution.timeout_s
 
 
 @contextmanager
-def silent_once_they_hang(hung: Path | Callable[[], Collection[int]], for_s: float = _LONG_S) -> Iterator[None]:
-    """Processes that hang have given no sign of life for days, as drivers of this process see it; all others have.
+def hanging_counts_as_silent(hung: Path | Callable[[], Collection[int]], for_s: float = _LONG_S) -> Iterator[None]:
+    """Make the drivers of this process see a hanging process as silent for days, and all others as alive.
 
-    So ``execution.timeout_s`` can be long enough for any machine, and nobody waits for it.
+    ``execution.timeout_s`` can then be long enough for any machine, and no test waits for it.
 
     Args:
-        hung: The folder in which they note it, see ``tests.cluster.toys.hang``, or the ids of those that do.
-        for_s: Seconds that they have been silent for.
+        hung: The folder in which hanging processes note themselves, see ``tests.cluster.toys.hang``, or a function
+            that returns their ids.
+        for_s: Seconds of silence.
     """
 
     def living() -> set[int]:
@@ -55,8 +56,7 @@ def silent_once_they_hang(hung: Path | Callable[[], Collection[int]], for_s: flo
 
 @contextmanager
 def no_copies() -> Iterator[None]:
-    """No worker is ever too slow, and none too slow to say which jobs it can give back: a machine which stalls for a
-    while changes no count of tries."""
+    """Let no worker count as slow, also in giving jobs back. A stalling machine then changes no count of tries."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool_module, "_SLOW_AFTER", 1e9)
         patch.setattr(pool_module, "_RECALL_S", 300.0)

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Four CPUs, whatever the machine has, so that four workers can be had. Nobody looks at their logs."""
+    """A local Ray with four CPUs, whatever the machine has, so that four workers fit. Their logs are not read."""
     cluster = Cluster()
     cluster.add_node(num_cpus=4, include_dashboard=False, include_log_monitor=False)
     ray.init(address=cluster.address, log_to_driver=False, _node_ip_address="127.0.0.1")

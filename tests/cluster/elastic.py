@@ -1,4 +1,4 @@
-"""An evolution on a cluster of several nodes, to which something happens in the middle of a generation."""
+"""An evolution on a cluster of several nodes, with an event in the middle of a generation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def config(**overrides: Any) -> RunConfig:
 
 
 class _Pool:
-    """A pool that calls a function before each ``map`` of jobs, and from within it once a second."""
+    """A pool that calls a function before each ``map`` of jobs, and another one every second during it."""
 
     def __init__(self, pool: Any, before: Callable[[Any], None], meanwhile: Callable[[Any], None]) -> None:
         self._pool, self._before = pool, before
@@ -74,10 +74,10 @@ class _Pool:
 
 
 class _Executor(RayExecutor):
-    """``RayExecutor`` whose evolution something happens to; notes what the pool was like just before its end.
+    """``RayExecutor`` with an event in the evolution. Notes the state of the pool just before its end.
 
-    It happens in the second generation, whose episodes stand still until it has. So it hits workers that are driving,
-    and what is expected of the cluster has come about before the evolution ends, however fast the machine is.
+    The event comes in the second generation, whose episodes pause until it is over. It therefore hits workers with
+    running episodes, and its effect on the cluster precedes the end of the evolution, however fast the machine is.
     """
 
     def __init__(self, config: RunConfig, what: str, workers: int) -> None:
@@ -116,11 +116,11 @@ class _Executor(RayExecutor):
             open_all_gates()
 
     def _blocked(self) -> list[str]:
-        """The nodes of workers that stand still in an episode."""
+        """The nodes of workers that pause in an episode."""
         return [note.name.split("@")[1] for note in gates_folder().glob("blocked@*")]
 
     def _open_for(self, node_id: str | None) -> None:
-        """Let the workers of one node, or of those yet to come, go on, and no others."""
+        """Resume only the workers of one node, or with None only those of future nodes."""
         for node in nodes():
             if node.id != node_id:
                 gate(gates_folder(), node.id).touch()
@@ -132,7 +132,7 @@ class _Executor(RayExecutor):
     def _crash(self, pool: Any) -> None:
         self.noted["hit"] = self._blocked()[0]
         many_nodes.kill_node(self.noted["hit"])
-        self._open_for(None)  # nobody: the evolution goes on once Ray has noticed
+        self._open_for(None)  # no worker yet: the evolution continues after Ray has noticed
 
     def _is_known_to_be_gone(self, pool: Any) -> bool:
         return not any(node.id == self.noted["hit"] and node.alive for node in nodes())
@@ -153,25 +153,28 @@ class _Executor(RayExecutor):
         return self.noted["joined"] in {worker.node_id for worker in _up(pool)}
 
     def _lose_the_head(self, pool: Any) -> None:
-        """And this driver with it, as where it runs there."""
+        """Kill the head together with this driver, as if the driver ran there."""
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def note_preempted(executor: RayExecutor) -> list[bool]:
-    """For each worker that an executor tells its metrics of the loss of, from now on: whether it was preempted."""
-    told: list[bool] = []
-    executor._telemetry.lost_worker = lambda *, preempted: told.append(preempted)  # type: ignore[method-assign]
-    return told
+    """For each worker loss that an executor reports to its metrics from now on: whether it was a preemption."""
+    losses: list[bool] = []
+    executor._telemetry.lost_worker = lambda *, preempted: losses.append(preempted)  # type: ignore[method-assign]
+    return losses
 
 
 def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[str, Any]:
-    """Evolve on the cluster of this driver, evaluate in-process; returns the evolution's facts and what was noted.
+    """Evolve on the cluster of this driver, and evaluate in-process.
 
     Args:
         folder: The run directory.
-        what: What happens in the second generation, see ``_Executor``.
-        workers: How many must be up at a time where it is that they are many.
-        overrides: Of the config, with ``__`` for the dot of a key.
+        what: The event in the second generation, see ``_Executor``.
+        workers: The number of workers that must be up at the same time for the event "be many".
+        overrides: Overrides of the config, with ``__`` for the dot of a key.
+
+    Returns:
+        The evolution's ``info``, and the executor's notes.
     """
     chosen = config(**overrides)
     executor = _Executor(chosen, what, workers)
@@ -185,20 +188,20 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
 def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[str, float]:
     """Square numbers on two nodes of two CPUs, one of which is drained in the middle.
 
-    All workers stand still from before that until the pool has taken back what lay before those of that node.
+    All workers pause before the drain, until the pool has taken back the waiting jobs of that node.
 
     Args:
-        folder: where the workers note what they begin.
-        as_if_many: whether results wait for each other, as with hundreds of workers.
+        folder: The folder in which the workers note the jobs that they begin.
+        as_if_many: Whether results are batched, as with hundreds of workers.
 
     Returns:
-        The node's id, and when its workers went on.
+        The node's id, and the time at which its workers resumed.
     """
-    hit, went_on = "", 0.0
+    hit, resumed_at = "", 0.0
 
     def look(pool: Any) -> None:
-        nonlocal hit, went_on
-        if not (folder / "closed").exists() or went_on:
+        nonlocal hit, resumed_at
+        if not (folder / "closed").exists() or resumed_at:
             return
         if not hit:
             hit = _busy_node(pool)
@@ -206,7 +209,7 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
         there = [worker for worker in pool._workers if worker.node_id == hit]
         begun = {each.job for each in all_begun(folder)}
         if all(not worker.staying and begun.issuperset(worker.jobs) for worker in there):
-            went_on = time.time()
+            resumed_at = time.time()
             (folder / "closed").unlink()
 
     executor = RayExecutor(config().execution)
@@ -218,14 +221,14 @@ def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[s
             if len(results) == 20:
                 (folder / "closed").touch()
     assert results == {i: i * i for i in range(100)}
-    return hit, went_on
+    return hit, resumed_at
 
 
 def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
-    """Square numbers on a node of two CPUs, with more workers asked for than it holds, until one with a GPU has come.
+    """Square numbers on a node of two CPUs, with more workers than fit on it, until a node with a GPU joins.
 
     Returns:
-        The node's id, and whether workers were put there and left it.
+        The GPU node's id, and whether workers were placed there and left it.
     """
     executor = RayExecutor(config().execution)
     came, squared = "", 0
@@ -244,11 +247,11 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
 
 @contextmanager
 def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[None]:
-    """As if a few workers were hundreds, whose results wait for each other; none is ever too slow.
+    """Make the pool batch results as with hundreds of workers, and let no worker count as slow.
 
     Args:
-        as_if_many: Whether they are; else nothing but the last holds.
-        answers_per_s: Answers a second that the driver is to take in, of all workers.
+        as_if_many: Whether results are batched.
+        answers_per_s: Target number of answers per second, of all workers together.
     """
     with pytest.MonkeyPatch.context() as patch, no_copies():
         if as_if_many:
@@ -259,14 +262,17 @@ def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[No
 
 
 def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, list[bool]]:
-    """A task whose node is killed once it has begun there; its result, and the losses that metrics were told of.
+    """Run a task whose node is killed after it has begun there.
 
     Args:
-        folder: Where the task notes that it begins.
-        identified: Whether it is known where it was; else it might have been lost before it began anything.
+        folder: The folder in which the task notes its start.
+        identified: Whether the driver knows the task's node; otherwise it may have been lost before its start.
+
+    Returns:
+        The task's result, and whether each loss in the metrics was a preemption.
     """
     executor = RayExecutor(config(execution__max_attempts=1).execution)
-    told = note_preempted(executor)
+    losses = note_preempted(executor)
     lost: list[str] = []
 
     def lose(_: object) -> None:
@@ -280,11 +286,11 @@ def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, 
     with pytest.MonkeyPatch.context() as patch:
         if not identified:
             patch.setattr(WorkerIdentity, "announced", lambda _: None)
-        return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), told
+        return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), losses
 
 
 def square_at_low_priority(folder: Path, other: Path) -> list[str]:
-    """Warnings of the driver while it squares numbers in a worker of a cluster, twice."""
+    """The warnings of the driver while it squares numbers in a worker of a cluster, twice."""
     with listened_to("actors.identity") as warnings:
         for place in (folder, other):
             with RayExecutor(config().execution).pool(Noting, str(place), 0.0) as pool:
@@ -294,7 +300,7 @@ def square_at_low_priority(folder: Path, other: Path) -> list[str]:
 
 @contextmanager
 def listened_to(name: str) -> Iterator[list[str]]:
-    """The messages of a logger, as they come."""
+    """Collect the messages of a logger."""
     messages: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -306,7 +312,7 @@ def listened_to(name: str) -> Iterator[list[str]]:
 
 
 def wait_until_gone(node_id: str) -> None:
-    """Until a node has left the cluster."""
+    """Wait until a node has left the cluster."""
     while any(node.id == node_id and node.alive for node in nodes()):
         time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""An environment with real faults, which files in a folder ask for: it kills its process, sleeps for good, raises.
+"""An environment with real faults, set by files in a folder: it kills its process, hangs or raises.
 
 Use it as ``env.id = "tests.cluster.faulty:FaultyEnv"``. Without such files it is ``CountingEnv``.
 """
@@ -23,29 +23,29 @@ from tests.counting import CountingEnv
 ENV_ID = "tests.cluster.faulty:FaultyEnv"
 DREAMT_ID = "tests.cluster.faulty:DreamtEnv"
 
-_AT_STEP = 1  # so that an episode is under way
+_AT_STEP = 1  # so that the episode is running
 
 _place: int | None = None
 
 
 def faults_folder() -> Path:
-    """The same in the driver and in all workers of a local Ray, and of no other one."""
+    """The folder of the faults, which the driver and all workers of a local Ray share."""
     return session_logs().parent / "faults"
 
 
 def hung_folder() -> Path:
-    """Where processes note that they hang."""
+    """The folder in which processes note that they hang."""
     return faults_folder().parent / "hung"
 
 
 def ask_for(fault: str, track: int, *, times: int | None = 1) -> list[Path]:
-    """Have a fault in so many of the next episodes on a track, or in all of them until the files are removed.
+    """Set a fault for the next episodes on a track.
 
     Args:
         fault: ``"kill"``, ``"hang"``, ``"raise"``, ``"raise in reset"``; the rewards ``"nan"``, ``"inf"``, ``"-inf"``;
-            ``"hang at birth"``, of the environment.
-        track: its seed; for a birth any number.
-        times: None for always.
+            ``"hang in construction"``, of the environment.
+        track: The track's seed; any number for ``"hang in construction"``.
+        times: Number of episodes with the fault; None for all until the files are removed.
     """
     names = [f"{fault}@{track}@{number}" for number in range(times)] if times else [f"{fault}@{track}@always"]
     files = [faults_folder() / name for name in names]
@@ -55,7 +55,7 @@ def ask_for(fault: str, track: int, *, times: int | None = 1) -> list[Path]:
 
 
 def ask_for_deaths_in_turn(workers: int) -> None:
-    """Have so many processes kill themselves, each once all of them are driving and the one before it is dead."""
+    """Let each of ``workers`` processes kill itself, one after the other, once all of them run episodes."""
     (faults_folder() / f"deaths@{workers}").touch()
 
 
@@ -65,7 +65,7 @@ class FaultyEnv(CountingEnv):
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)
         self._folder = faults_folder()
-        if self._has("hang at birth", 0):
+        if self._has("hang in construction", 0):
             hang(hung_folder())
 
     def reset(self, track: int) -> NDArray[np.uint8]:
@@ -83,21 +83,21 @@ class FaultyEnv(CountingEnv):
         if self._has("hang", self._track):
             hang(hung_folder())
         if self._has("raise", self._track):
-            self._over = True  # whoever steps this one again is told
+            self._over = True  # a further step of this episode is an error
             raise FloatingPointError("the car is nowhere")
         reward = next((value for value in ("nan", "inf", "-inf") if self._has(value, self._track)), None)
         step = super().step(action)
         return step if reward is None else step._replace(reward=float(reward))
 
     def _has(self, fault: str, track: int) -> bool:
-        """Whether a fault is asked for; once less from now on."""
+        """Whether a fault is set; uses it up."""
         if (self._folder / f"{fault}@{track}@always").exists():
             return True
         return any(_took(file) for file in self._folder.glob(f"{fault}@{track}@*"))
 
 
 class FaultyActions(BoxActions):
-    """Actions of which the third one kills its process, if ``ask_for_a_death_in_a_dream`` was called before."""
+    """Actions whose third call kills its process, if ``ask_for_a_death_in_a_dream`` was called before."""
 
     def __init__(self) -> None:
         super().__init__([-1.0, 0.0], [1.0, 1.0])
@@ -111,13 +111,13 @@ class FaultyActions(BoxActions):
 
 
 class DreamtEnv(CountingEnv):
-    """``CountingEnv`` with such actions, which a worker that dreams has without an environment."""
+    """``CountingEnv`` with ``FaultyActions``; a worker for dreams has its actions without an environment."""
 
     actions: Actions = FaultyActions()
 
 
 def ask_for_a_death_in_a_dream() -> Path:
-    """Have one of the workers that dream next kill itself, when its dreams are under way."""
+    """Let one worker kill itself during its next dreams."""
     _death_in_a_dream().touch()
     return _death_in_a_dream()
 

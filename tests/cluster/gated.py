@@ -1,4 +1,4 @@
-"""An environment that stands still while a gate is closed. A light module: every worker imports it."""
+"""An environment that pauses while a gate is closed. Every worker imports this module, so it is small."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _ALL = "all"
 
 
 def gates_folder() -> Path:
-    """Where gates are: the session's folder, which all nodes of a cluster on one machine share."""
+    """The folder of the gates: the session's folder, which all nodes of a cluster on one machine share."""
     return session_logs().parent
 
 
 def gate(folder: Path, node: str = _ALL) -> Path:
-    """The file that is there while a node's environments, or all of them, stand still."""
+    """The gate of one node's environments, or of all: they pause while this file exists."""
     return folder / f"gate@{node}"
 
 
 def open_all_gates() -> None:
-    """Let everything go on, and forget who stood still."""
+    """Resume all environments, and remove the notes of paused ones."""
     for kind in ("gate", "blocked"):
         for file in gates_folder().glob(f"{kind}@*"):
             file.unlink(missing_ok=True)
 
 
 class GatedEnv(CountingEnv):
-    """``CountingEnv`` that stands still while a gate is closed, and notes that it does."""
+    """``CountingEnv`` that pauses while a gate is closed, and notes that it does."""
 
     def __init__(self, config: EnvConfig) -> None:
         super().__init__(config)

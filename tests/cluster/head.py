@@ -1,4 +1,4 @@
-"""A real head node with the job server, of the machine's own Ray command, on the loopback interface."""
+"""A real head node with the job server, started by the command `ray` on the loopback interface."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 _READY_S = 600.0  # long enough for any machine
-# Ports for heads: above those that Ray and the S3 server take, below those that the system hands out by itself. Tests
-# that run beside each other have a part of them each, so that nobody takes one between a look and its use.
+# Ports for heads: above those of Ray and of the S3 server, below the system's ephemeral ports. Each concurrent test
+# process has its own part of the range, so that no other one takes a port between the check and its use.
 _FIRST_PORT, _PORTS, _PARTS = 32_000, 768, 8
 _SCRIPTS = Path(sys.executable).parent
 
 
 class Head:
-    """Up within the context; all its processes are gone after it.
+    """A head node that runs within a context. All its processes end with the context.
 
     Args:
-        num_cpus: of the node.
-        node_types: that Ray's autoscaler adds and takes away, as ``available_node_types`` of a cluster file has them;
-            its nodes are real ones, on this machine (Ray's fake provider). None: no autoscaler.
-        token: that it wants of every request; None for none.
-        environment: more of it, for all processes of the cluster.
+        num_cpus: Number of CPUs of the node.
+        node_types: Node types of Ray's autoscaler, like ``available_node_types`` of a cluster file. Its nodes are real
+            ones on this machine (Ray's fake provider). None: no autoscaler.
+        token: Token that every request needs; None for none.
+        environment: Additional variables for all processes of the cluster.
 
     Attributes:
         jobs: URL of the dashboard and the job server.
-        address: of the cluster, for drivers.
-        folder: Ray's session folders and logs.
-        pid: of its process, from which all others descend.
-        path: the PATH of its processes: a job's ``python`` is the head's first.
+        address: Address of the cluster, for drivers.
+        folder: Folder of Ray's sessions and logs.
+        pid: Id of its main process, the ancestor of all others.
+        path: PATH of its processes; a job's ``python`` is the first one on it.
     """
 
     path = f"{_SCRIPTS}{os.pathsep}{os.environ['PATH']}"
@@ -101,7 +101,7 @@ class Head:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # With --block it ends all that it began itself. Its autoscaler forgets the log monitors of its nodes.
+        # With --block, `ray start` ends its own processes, except the log monitors of the autoscaler's nodes.
         all_of_them = psutil.Process(self.pid).children(recursive=True)
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -116,12 +116,12 @@ class Head:
         self._temporary.cleanup()
 
     def get(self, path: str) -> Any:
-        """What the dashboard answers, of JSON."""
+        """The dashboard's JSON response."""
         with urlopen(Request(f"{self.jobs}{path}", headers=self._headers), timeout=10) as reply:
             return json.load(reply)
 
     def live_nodes(self) -> list[dict[str, float]]:
-        """What each node has to give, besides the head."""
+        """The resources of each node except the head."""
         nodes = self.get("/api/v0/nodes?detail=1")["data"]["result"]["result"]
         return [node["resources_total"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
 
@@ -140,7 +140,7 @@ class Head:
             "idle_timeout_minutes": 0.05,
             "upscaling_speed": 1,
             "provider": {
-                # By its class: the defaults of "fake_multinode" are in no wheel of Ray.
+                # Named by its class: Ray's wheels lack the defaults of "fake_multinode".
                 "type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
                 "use_node_id_as_ip": True, "disable_node_updaters": True,
                 "disable_launch_config_check": True, "launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID,
@@ -166,7 +166,7 @@ class Head:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of the loopback interface that nobody has, and that nobody is given again in this process."""
+    """Free ports of the loopback interface. Each is given only once in this process."""
     return [next(_ports) for _ in range(number)]
 
 

@@ -1,4 +1,4 @@
-"""A real Ray cluster of several nodes on this machine, in a process of its own, which is its driver as well."""
+"""A real Ray cluster of several nodes on this machine, in a separate process, which is also its driver."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ import psutil
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_END_S = 60.0  # for nodes to end by themselves
+_END_S = 60.0  # allowed for nodes to end
 
-# Of the driver's process.
+# The cluster of the driver's process.
 _cluster: Any = None
 
 
 class ManyNodes:
-    """Up within the context; all its processes are gone after it. Other Rays of this machine are not touched.
+    """A cluster that runs within a context. All its processes end with the context; other Rays are not touched.
 
-    A test that times out leaves the driver in whatever it was at: it is killed with its cluster, and the next test
-    finds a new one.
+    If a test times out, the driver is killed with its cluster, and the next test gets a new one.
 
     Args:
-        head: of the head node, arguments of Ray's ``Cluster.add_node``.
+        head: Arguments of Ray's ``Cluster.add_node`` for the head node.
 
     Attributes:
-        folder: Ray's session folders and logs.
+        folder: The folder of Ray's sessions and logs.
     """
 
     def __init__(self, **head: Any) -> None:
@@ -63,7 +62,7 @@ class ManyNodes:
         self.in_driver(_begin, self.folder, self._head)
 
     def _leave(self) -> None:
-        """Kill the driver, if it lives: its nodes end with it."""
+        """Kill the driver, if it is alive. Its nodes end with it."""
         if self._driver is not None:
             for process in self._driver._processes.values():
                 process.kill()
@@ -72,27 +71,27 @@ class ManyNodes:
         self._temporary.cleanup()
 
     def add(self, **options: Any) -> str:
-        """A node more, with arguments of Ray's ``Cluster.add_node``; returns its id."""
+        """Add a node with arguments of Ray's ``Cluster.add_node``; returns its id."""
         return self.in_driver(add_node, options)
 
     def kill(self, node_id: str) -> None:
-        """End a node's processes, as the loss of its machine would."""
+        """Kill a node's processes, as if its machine were lost."""
         self.in_driver(kill_node, node_id)
 
     def lose_driver(
         self, function: Callable[Parameters, object], *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> None:
-        """Call a function that ends the driver's process, with the cluster that it began."""
+        """Call a function that ends the driver's process and with it the cluster."""
         assert self._driver is not None
         with suppress(BrokenProcessPool):
             self._driver.submit(function, *arguments, **named).result()
-            raise AssertionError("the driver's process lives")
+            raise AssertionError("the driver's process is still alive")
         self._leave()
 
     def in_driver(
         self, function: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
-        """Call a function of a module in the driver, where Ray is connected. What it keeps, it keeps in its module."""
+        """Call a module's function in the driver, which is connected to Ray. Its state stays in its module."""
         if self._driver is None:
             self._begin()
         assert self._driver is not None
@@ -109,7 +108,7 @@ def _begin(folder: str, head: dict[str, Any]) -> None:
     global _cluster
     os.environ["RAY_TMPDIR"] = folder
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    # A job's `python` is the first of the head's path.
+    # A job's `python` is the first one on the head's PATH.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     import ray
     from ray.cluster_utils import Cluster
@@ -128,7 +127,7 @@ def _end() -> None:
 
 
 def _end_with_the_tests() -> None:
-    """Also where they are killed."""
+    """End the cluster with the tests' process, even if that is killed."""
     tests = parent_process()
     assert tests is not None
     tests.join()
@@ -139,7 +138,7 @@ def _end_with_the_tests() -> None:
 
 
 def address() -> str:
-    """The cluster's; this and what follows are for functions that run in the driver."""
+    """The cluster's address. This function and the following ones run in the driver."""
     return str(_cluster.address)
 
 
@@ -149,14 +148,14 @@ def add_node(options: dict[str, Any]) -> str:
 
 
 def live_nodes() -> set[str]:
-    """The ids of the nodes besides the head. Ray takes seconds to notice that one was killed."""
+    """The ids of all nodes except the head. Ray needs seconds to notice a killed node."""
     from actors.nodes import staying_nodes
 
     return staying_nodes() & {node.node_id for node in _cluster.worker_nodes}
 
 
 def kill_node(node_id: str) -> None:
-    """Nothing on the node does anything from here on; its workers by themselves would work on for a while."""
+    """Kill a node and suspend its workers, which would otherwise continue for a while."""
     (node,) = [node for node in _cluster.list_all_nodes() if node.node_id == node_id]
     (raylet,) = node.all_processes["raylet"]
     workers = psutil.Process(raylet.process.pid).children(recursive=True)

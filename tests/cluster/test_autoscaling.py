@@ -1,4 +1,4 @@
-"""Ray's autoscaler, with real nodes on this machine: a run makes it add them, and they leave when it ends."""
+"""Ray's autoscaler with real nodes on this machine: it adds nodes for a run and removes them after its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.e2e.command import Command, frozen_below, outcome
 
 NODE_TYPES = {
     "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
-    # It has the CPUs that workers ask for, and is never started for them.
+    # It has CPUs for workers, but must never start for them.
     "gpu": {
         "resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1,
         "labels": {"world-models/workers": "no"},
@@ -35,11 +35,11 @@ NODE_TYPES = {
 
 
 class _Watch:
-    """Counts a head's nodes from a thread of its own, until the context ends.
+    """Counts a head's nodes in a thread, until the context ends.
 
     Attributes:
-        counts: every half second.
-        gpus: of all of them, every half second.
+        counts: Number of nodes, every half second.
+        gpus: Number of GPUs of all nodes, every half second.
     """
 
     def __init__(self, head: Head) -> None:
@@ -51,14 +51,14 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._over.wait(0.5):
-            with suppress(OSError, KeyError, TypeError):  # a busy head leaves a question unanswered now and then
+            with suppress(OSError, KeyError, TypeError):  # a busy head sometimes does not answer
                 nodes = self._head.live_nodes()
                 self.gpus.append(sum(node.get("GPU", 0) for node in nodes))
                 self.counts.append(len(nodes))
 
     @property
     def count(self) -> int:
-        """How many there are now."""
+        """The number of nodes now."""
         return self.counts[-1] if self.counts else 0
 
     def wait_until_none_is_left(self) -> None:
@@ -76,7 +76,7 @@ class _Watch:
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head without CPUs. Whatever trains there stands still with its first checkpoint."""
+    """A head without CPUs. Each training on it is frozen at its first checkpoint."""
     frozen_in_training = {WORKER_VARIABLE: "checkpoint-recorded@1:freeze"}
     with Head(num_cpus=0, node_types=NODE_TYPES, environment=frozen_in_training) as head:
         assert head.live_nodes() == []
@@ -101,40 +101,40 @@ def _preset(folder: Path, **overrides: Any) -> RunConfig:
     return chosen
 
 
-def _let_training_go_on(head: Head) -> None:
+def _resume_training(head: Head) -> None:
     for training in frozen_below(head.pid):
         training.resume()
 
 
-def test_nodes_come_for_a_run_and_leave_when_it_ends(head: Head, watch: _Watch, tmp_path: Path) -> None:
-    """V's training and the evolution's episodes stand still until the nodes are as many as they are to be."""
+def test_nodes_join_for_a_run_and_leave_after_its_end(head: Head, watch: _Watch, tmp_path: Path) -> None:
+    """V's training and the evolution's episodes pause until the expected number of nodes is up."""
     chosen = _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu")
     driver = _run(head, tmp_path)
     driver.wait_until(lambda: frozen_below(head.pid) and watch.count == 1)
-    assert max(watch.counts) >= 2, "for collecting some come; while V is trained one stays"
+    assert max(watch.counts) >= 2, "several nodes join for collect, and one stays for V's training"
     (session,) = head.folder.glob("session_2*")
     gate(session).touch()
 
     def evolves_on_all() -> bool:
-        _let_training_go_on(head)
+        _resume_training(head)
         return watch.count == 3 and len([*session.glob("blocked@*")]) == 3
 
     driver.wait_until(evolves_on_all)
     gate(session).unlink()
     code, output = driver.finish()
     assert code == 0, output
-    assert max(watch.counts) == 3, "as many as there may be"
-    assert max(watch.gpus) == 0, "and never the one with the GPU"
+    assert max(watch.counts) == 3, "the maximum number of nodes"
+    assert max(watch.gpus) == 0, "the GPU node never joins"
     watch.wait_until_none_is_left()
     assert require_manifest(LocalStore(tmp_path / "run"), "evolution").info["workers"] == 3
     run_stages(chosen, LocalStore(tmp_path / "here"), InProcessExecutor(), STAGES[:6])
     assert outcome(tmp_path / "run") == outcome(tmp_path / "here")
 
 
-def test_a_gpu_node_comes_for_training_and_leaves_when_the_driver_fails(
+def test_gpu_node_joins_for_training_and_leaves_after_the_driver_fails(
     head: Head, watch: _Watch, tmp_path: Path
 ) -> None:
-    """The GPU is one that Ray believes in and torch does not: it gets as far as saying so."""
+    """Ray sees a GPU on the node, but torch does not: training fails with this error."""
     _preset(tmp_path, vae__device="cuda", mdnrnn__device="cpu", execution__workers=1)
     code, output = _run(head, tmp_path).finish()
     assert code == 2, output
@@ -144,12 +144,12 @@ def test_a_gpu_node_comes_for_training_and_leaves_when_the_driver_fails(
     watch.wait_until_none_is_left()
 
 
-def test_nodes_leave_when_the_driver_is_killed(head: Head, watch: _Watch, tmp_path: Path) -> None:
+def test_nodes_leave_after_the_driver_is_killed(head: Head, watch: _Watch, tmp_path: Path) -> None:
     _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu", execution__workers=1)
     driver = _run(head, tmp_path, **{VARIABLE: "generation-scored@1:freeze"})
 
     def is_frozen() -> bool:
-        _let_training_go_on(head)
+        _resume_training(head)
         return driver.is_frozen()
 
     driver.wait_until(is_frozen)

@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that must be the same: the history but for its clocks, and the bytes of everything else."""
+    """The reproducible results: the history without its times, and the bytes of everything else."""
     store = LocalStore(folder)
     found: dict[str, Any] = {}
     for prefix in ("evolution", "evaluation"):
@@ -72,14 +72,14 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process, three lanes, come to."""
+    """The outcome of one process with three lanes."""
     folder = tmp_path_factory.mktemp("reference") / "run"
     shutil.copytree(trained, folder)
     run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE_AND_EVALUATE)
     return outcome(folder)
 
 
-def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> None:
+def test_reference_covers_the_compared_cases(reference: dict[str, Any]) -> None:
     history = next(value for name, value in reference.items() if name.startswith("history"))
     assert len(history) == 3
     assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"
@@ -89,7 +89,7 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> Non
     assert len(set(steps)) > 1, "episodes are of unequal length"
 
 
-def test_fewer_and_more_lanes_give_the_same_bits(trained: Path, reference: dict[str, Any], tmp_path: Path) -> None:
+def test_any_number_of_lanes_gives_the_same_bits(trained: Path, reference: dict[str, Any], tmp_path: Path) -> None:
     for lanes in (1, 8):
         folder = tmp_path / str(lanes)
         shutil.copytree(trained, folder)
@@ -111,17 +111,17 @@ def test_ray_with_any_number_of_workers_gives_the_same_bits(
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(
     ("engine", "precision"),
-    # The last of OpenVINO's is what auto comes to. torch emulates bfloat16 where the CPU has none: slowly.
+    # `auto` resolves to OpenVINO's last precision. torch emulates bfloat16 on a CPU without it, which is slow.
     [
         ("torch", "float32"),
         *([("torch", "bfloat16")] if "bfloat16" in native_precisions() else []),
         *(("openvino", precision) for precision in native_precisions()[:-1]),
     ],
 )
-def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_in_two_sessions(
+def test_every_engine_and_precision_gives_the_same_bits_on_ray(
     trained: Path, tmp_path: Path, engine: str, precision: str, reference: dict[str, Any]
 ) -> None:
-    """Frames and V do not depend on them; all that comes after does."""
+    """Frames and V do not depend on engine and precision; all later stages do."""
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         for stage in STAGES[:2]:
@@ -133,11 +133,11 @@ def test_every_engine_and_precision_gives_the_same_bits_on_ray_with_other_lanes_
         run_stages(limited, LocalStore(there), RayExecutor(limited.execution), STAGES[:6])
     run_stages(chosen, LocalStore(there), RayExecutor(chosen.execution), STAGES[:6])
     assert outcome(there) == outcome(here)
-    assert outcome(here) != reference, "the choice matters to the bit"
+    assert outcome(here) != reference, "engine and precision change the bits"
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_collecting_and_training_on_ray_give_the_same_bits(trained: Path, tmp_path: Path) -> None:
+def test_collect_and_training_give_the_same_bits_on_ray(trained: Path, tmp_path: Path) -> None:
     run_stages(config(2), LocalStore(tmp_path), RayExecutor(config(2).execution), BEFORE_EVOLVE)
     for stage in BEFORE_EVOLVE:
         here, there = (read_manifest(LocalStore(folder), stage.prefix) for folder in (tmp_path, trained))
@@ -156,7 +156,7 @@ def dreaming(workers: int = 1, lanes: int = 8) -> RunConfig:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_dreams_on_ray_with_other_lanes_in_two_sessions_give_the_same_bits(tmp_path: Path) -> None:
+def test_dreams_give_the_same_bits_on_ray_in_two_sessions(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     run_stages(dreaming(), LocalStore(here), InProcessExecutor(), STAGES[:6])
     for stage in BEFORE_EVOLVE:
@@ -173,7 +173,7 @@ def test_dreams_on_ray_with_other_lanes_in_two_sessions_give_the_same_bits(tmp_p
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_worker_that_is_killed_in_a_dream_changes_no_bit(tmp_path: Path) -> None:
+def test_worker_killed_in_a_dream_changes_no_result(tmp_path: Path) -> None:
     def mortal(workers: int) -> RunConfig:
         keys = dreaming(workers).model_dump()
         keys["env"]["id"] = DREAMT_ID

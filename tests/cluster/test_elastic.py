@@ -71,7 +71,7 @@ def have(cluster: ManyNodes, count: int) -> set[str]:
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, None), (2, 2), (3, None)])
-def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
+def test_any_number_of_nodes_gives_the_same_bits_and_uses_all_nodes(
     cluster: ManyNodes, folder: Path, reference: dict[str, Any], count: int, workers: int | None
 ) -> None:
     """Two workers would fit on one node of the two."""
@@ -84,7 +84,7 @@ def test_any_number_of_nodes_gives_the_same_bits_and_all_are_used(
     assert noted["preempted"] == []
 
 
-def test_a_node_that_crashes_costs_no_job_a_try(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
+def test_jobs_of_a_crashed_node_lose_no_try(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
     have(cluster, 2)
     noted = cluster.in_driver(evolve, folder, "crash", execution__max_attempts=1, execution__workers=2)
     assert outcome(folder) == reference
@@ -93,7 +93,7 @@ def test_a_node_that_crashes_costs_no_job_a_try(cluster: ManyNodes, folder: Path
     assert {*noted["preempted"]} == {True}
 
 
-def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_goes_on(
+def test_drained_node_gets_no_new_jobs_and_leaves_during_the_evolution(
     cluster: ManyNodes, folder: Path, reference: dict[str, Any]
 ) -> None:
     have(cluster, 2)
@@ -106,9 +106,7 @@ def test_a_node_that_is_drained_gets_no_new_jobs_and_leaves_while_the_evolution_
 
 
 @pytest.mark.parametrize("as_if_many", [False, True])
-def test_what_a_drained_node_has_begun_it_ends_and_nothing_more_and_nothing_is_done_twice(
-    cluster: ManyNodes, tmp_path: Path, as_if_many: bool
-) -> None:
+def test_drained_node_finishes_only_its_started_jobs(cluster: ManyNodes, tmp_path: Path, as_if_many: bool) -> None:
     have(cluster, 2)
     hit, at = cluster.in_driver(square_while_a_node_is_drained, tmp_path, as_if_many=as_if_many)
     begun = all_begun(tmp_path)
@@ -119,7 +117,7 @@ def test_what_a_drained_node_has_begun_it_ends_and_nothing_more_and_nothing_is_d
     cluster.in_driver(wait_until_gone, hit)
 
 
-def test_a_gpu_node_that_comes_when_workers_wait_is_left_to_others(cluster: ManyNodes, tmp_path: Path) -> None:
+def test_workers_do_not_use_a_gpu_node_that_joins_while_they_wait(cluster: ManyNodes, tmp_path: Path) -> None:
     have(cluster, 1)
     came, avoided = cluster.in_driver(square_while_a_gpu_node_comes, tmp_path)
     assert avoided
@@ -127,9 +125,7 @@ def test_a_gpu_node_that_comes_when_workers_wait_is_left_to_others(cluster: Many
 
 
 @pytest.mark.parametrize("identified", [True, False])
-def test_a_task_that_is_lost_with_its_node_is_begun_again_and_loses_no_try(
-    cluster: ManyNodes, tmp_path: Path, identified: bool
-) -> None:
+def test_task_of_a_lost_node_restarts_and_loses_no_try(cluster: ManyNodes, tmp_path: Path, identified: bool) -> None:
     have(cluster, 2)
     result = cluster.in_driver(run_while_its_node_is_lost, tmp_path, identified=identified)
     assert result == ("gone through", [True] if identified else [])
@@ -137,7 +133,9 @@ def test_a_task_that_is_lost_with_its_node_is_begun_again_and_loses_no_try(
     assert first.node_id != second.node_id
 
 
-def test_a_node_that_joins_in_a_generation_is_used(cluster: ManyNodes, folder: Path, reference: dict[str, Any]) -> None:
+def test_node_that_joins_during_a_generation_is_used(
+    cluster: ManyNodes, folder: Path, reference: dict[str, Any]
+) -> None:
     there = have(cluster, 1)
     noted = cluster.in_driver(evolve, folder, "join")
     assert outcome(folder) == reference
@@ -145,7 +143,7 @@ def test_a_node_that_joins_in_a_generation_is_used(cluster: ManyNodes, folder: P
     assert noted["joined"] not in there
 
 
-def test_a_run_whose_head_is_lost_goes_on_to_the_same_bits_on_another_cluster(
+def test_run_with_a_lost_head_resumes_on_another_cluster_with_the_same_bits(
     cluster: ManyNodes, folder: Path, reference: dict[str, Any]
 ) -> None:
     with ManyNodes(num_cpus=2) as first:
@@ -168,7 +166,7 @@ def _listens(host: str, port: int) -> bool:
     return True
 
 
-def test_workers_that_a_busy_program_would_starve_are_pointed_out_once(tmp_path: Path) -> None:
+def test_workers_with_low_priority_give_one_warning(tmp_path: Path) -> None:
     folders = tmp_path / "one", tmp_path / "two"
     for folder in folders:
         folder.mkdir()
@@ -200,7 +198,7 @@ NOT_FOR_WORKERS = node("other", labels={WORKERS_LABEL: "no"})
         ([node("head", head=True, cpus=0), GPU], [], {"ray.io/node-id": "!in(head,gpu)", WORKERS_LABEL: "!no"}),
     ],
 )
-def test_workers_leave_the_head_and_gpu_nodes_alone_unless_told(
+def test_workers_avoid_the_head_and_gpu_nodes_by_default(
     cluster_nodes: list[Node], told: list[Any], selector: dict[str, str]
 ) -> None:
     places = Placement(ExecutionConfig(workers_on=told)).places(cluster_nodes, on_head=0)
@@ -211,7 +209,7 @@ def test_workers_leave_the_head_and_gpu_nodes_alone_unless_told(
 
 
 @pytest.mark.parametrize("gone", [[], [node("worker", alive=False)], [node("worker", draining=True)]])
-def test_where_the_head_is_all_there_is_its_cpus_are_used_and_no_more(gone: list[Node]) -> None:
+def test_only_the_cpus_of_the_head_are_used_without_other_nodes(gone: list[Node]) -> None:
     places = Placement(ExecutionConfig()).places([HEAD, GPU, *gone], on_head=1)
     for _ in range(3):
         place = next(places)
@@ -232,8 +230,6 @@ def test_where_the_head_is_all_there_is_its_cpus_are_used_and_no_more(gone: list
         ([node("head", head=True, draining=True), WORKER], ["head"], {"head"}),
     ],
 )
-def test_nodes_that_workers_leave_once_they_are_on_them(
-    cluster_nodes: list[Node], told: list[Any], left: set[str]
-) -> None:
+def test_workers_leave_unsuitable_nodes(cluster_nodes: list[Node], told: list[Any], left: set[str]) -> None:
     """A GPU node may come after actors were asked for, and Ray then puts those that wait on it."""
     assert Placement(ExecutionConfig(workers_on=told)).unsuitable_nodes(cluster_nodes) == left

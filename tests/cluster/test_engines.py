@@ -1,4 +1,4 @@
-"""Games whose engines are processes of their own, on Ray: none outlives the worker that started it."""
+"""Games with engines in separate processes, on Ray: every engine ends with the worker that started it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Player:
-    """Two games that have begun."""
+    """A worker with two started games."""
 
     def __init__(self) -> None:
         self._envs = [make_environment(EnvConfig(id="TakeCover")) for _ in range(2)]
@@ -29,7 +29,7 @@ class Player:
             env.reset(1)
 
     def pid(self) -> int:
-        """Its process."""
+        """The id of its process."""
         import os
 
         return os.getpid()
@@ -51,7 +51,7 @@ def player() -> Iterator[Any]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_engines_end_when_ray_kills_their_worker(player: Any) -> None:
+def test_engines_end_after_ray_kills_their_worker(player: Any) -> None:
     left = begun(ray.get(player.pid.remote()))
     ray.kill(player)
     wait_until_gone(*left)
@@ -67,7 +67,7 @@ input()
 """
 
 
-def test_engines_end_when_the_driver_of_their_worker_is_killed() -> None:
+def test_engines_end_after_the_driver_of_their_worker_is_killed() -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""``bench fanout`` itself, small, on a real Ray."""
+"""A small ``bench fanout`` on a real Ray."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.bench import fanout
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_the_bench_of_the_fan_out_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fanout_bench_measures_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")
     monkeypatch.setattr(fanout, "JOBS", (12, 30))
     monkeypatch.setattr(fanout, "FEWER_WORKERS", (1, 64))

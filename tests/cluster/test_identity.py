@@ -1,4 +1,4 @@
-"""Workers whose results must not be mixed with the driver's."""
+"""The check that refuses workers with other code, libraries or CPU than the driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.e2e.command import ROOT
 
 THIS = WorkerIdentity.of_this_process()
 
-# Ray puts the driver's folders first on its workers' path, which on a machine of their own may hold other sources.
+# Ray puts the driver's folders first on its workers' path; on another machine, they may hold other sources.
 FINDS_OTHER_SOURCES = """
 import sys
 from importlib.machinery import PathFinder
@@ -39,17 +39,17 @@ sys.meta_path.insert(0, Finder)
 """
 
 
-def test_a_worker_like_the_driver_is_welcome() -> None:
+def test_worker_identical_to_the_driver_is_accepted() -> None:
     THIS.check(THIS, exact=True)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_other_code_is_always_refused(exact: bool) -> None:
+def test_worker_with_other_code_is_always_refused(exact: bool) -> None:
     with pytest.raises(ConfigError, match="runs code version 0ther"):
         replace(THIS, code_version="0ther").check(THIS, exact=exact)
 
 
-def test_the_cpu_beside_a_gpu_is_no_matter() -> None:
+def test_cpu_model_is_ignored_for_workers_on_a_gpu() -> None:
     replace(THIS, cpu_kind="a quantum computer").check(THIS, exact=True, on_gpu=True)
     with pytest.raises(ConfigError, match="torch"):
         replace(THIS, versions={**THIS.versions, "torch": "0.1"}).check(THIS, exact=True, on_gpu=True)
@@ -62,7 +62,7 @@ def test_the_cpu_beside_a_gpu_is_no_matter() -> None:
         (replace(THIS, versions={**THIS.versions, "torch": "0.1"}), 'torch: .* -> "0.1"'),
     ],
 )
-def test_another_cpu_or_library_is_refused_unless_told(
+def test_another_cpu_or_library_is_refused_by_default(
     other: WorkerIdentity, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -72,8 +72,8 @@ def test_another_cpu_or_library_is_refused_unless_told(
     assert "accepted, as execution.exact is false" in caplog.text
 
 
-def work_where_other_sources_lie(folder: Path) -> list[str]:
-    """What is said of a pool's worker and of a task's, where results need not even be exact."""
+def work_with_other_sources(folder: Path) -> list[str]:
+    """The error messages for a pool's worker and for a task, although results need not be exact."""
     executor = RayExecutor(ExecutionConfig(exact=False, workers=1))
     said = []
     with pytest.raises(ConfigError) as refused, executor.pool(Squares, str(folder)) as pool:
@@ -85,7 +85,7 @@ def work_where_other_sources_lie(folder: Path) -> list[str]:
     return said
 
 
-def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -> None:
+def test_node_with_other_sources_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     for package in ("pipeline", "actors"):
         shutil.copytree(ROOT / package, tmp_path / "sources" / package)
     with (tmp_path / "sources/pipeline/base/seeding.py").open("a") as file:
@@ -94,7 +94,7 @@ def test_a_node_with_other_sources_is_refused_and_does_nothing(tmp_path: Path) -
     done = tmp_path / "done"
     done.mkdir()
     with ManyNodes(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)}) as cluster:
-        said = cluster.in_driver(work_where_other_sources_lie, done)
+        said = cluster.in_driver(work_with_other_sources, done)
     assert len(said) == 2
     for message in said:
         assert re.search(

@@ -1,4 +1,4 @@
-"""The clusters that tests run on: a test that hangs takes no later one with it."""
+"""The clusters for tests: a hanging test does not affect later ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.storage.proxy import wait_until
 
 
 class _TimedOut(Exception):
-    """As pytest-timeout ends a test: from a signal handler, wherever it is."""
+    """Raised by a signal handler at any place of a test, like the timeout of pytest-timeout."""
 
 
-def test_a_call_that_times_out_ends_its_cluster_and_the_next_one_has_another(tmp_path: Path) -> None:
+def test_timed_out_call_ends_its_cluster_and_the_next_call_gets_a_new_one(tmp_path: Path) -> None:
     def time_out(number: int, frame: FrameType | None) -> None:
         raise _TimedOut
 
-    def once_it_hangs() -> None:
+    def interrupt_once_it_hangs() -> None:
         while not hung_processes(tmp_path):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -35,7 +35,7 @@ def test_a_call_that_times_out_ends_its_cluster_and_the_next_one_has_another(tmp
     try:
         with ManyNodes(num_cpus=1) as cluster:
             first = cluster.in_driver(many_nodes.address)
-            threading.Thread(target=once_it_hangs, daemon=True).start()
+            threading.Thread(target=interrupt_once_it_hangs, daemon=True).start()
             with pytest.raises(_TimedOut):
                 cluster.in_driver(hang, tmp_path)
             (driver,) = hung_processes(tmp_path)

@@ -1,4 +1,4 @@
-"""A cluster that wants a token, and whose nodes hold secrets: who has the token may drive, and nothing leaks."""
+"""A cluster that requires a token and whose nodes hold secrets: a job needs the token, and no secret leaks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TOKEN = secrets.token_hex(32)
 
 @pytest.fixture
 def head(s3_url: str) -> Iterator[Head]:
-    """Storage's secrets are in its environment, as they are in that of a pod."""
+    """A head with the storage's secrets in its environment, like a pod."""
     with Head(token=TOKEN) as head:
         yield head
 
 
-def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_server: S3Server) -> None:
+def test_job_needs_the_token_and_shows_no_secret(head: Head, s3_url: str, s3_server: S3Server) -> None:
     shorter = ("-o", "evolve.generations=2")
     arguments = ("submit", *SMALL, *shorter, "--run-dir", s3_url, "--address", head.jobs, "--follow")
     another = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -42,12 +42,12 @@ def test_a_job_needs_the_token_and_no_secret_shows(head: Head, s3_url: str, s3_s
 
     (job,) = head.get("/api/jobs/")
     assert job["submission_id"] == job_in(output)
-    told = command.texts([head.folder])
-    told |= {Path(key): body for key, body in _objects(s3_server)}
-    told |= {Path("the job"): json.dumps(job), Path("its output"): output}
-    assert sum(s3_url in text for text in told.values()) > 2, "the search finds what is there"
+    texts = command.texts([head.folder])
+    texts |= {Path(key): body for key, body in _objects(s3_server)}
+    texts |= {Path("the job"): json.dumps(job), Path("its output"): output}
+    assert sum(s3_url in text for text in texts.values()) > 2, "the search finds what is there"
     hidden = [TOKEN, s3_server.environment["AWS_SECRET_ACCESS_KEY"]]
-    assert [str(path) for path, text in told.items() if any(secret in text for secret in hidden)] == []
+    assert [str(path) for path, text in texts.items() if any(secret in text for secret in hidden)] == []
 
 
 def _objects(server: S3Server) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A spot machine's notice becomes a drain of its node: the watcher itself, real nodes, stand-ins of the clouds."""
+"""The watcher drains a node after a spot machine's notice: real nodes, stand-ins for the clouds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.cluster.many_nodes import ManyNodes
 from tests.e2e.command import Command
 from tests.metadata_server import AwsServer, GcpServer, wait_for
 
-# Of the driver's process: actors, those that live.
+# The live actors of the driver's process.
 _actors: list[Any] = []
 
 
@@ -35,9 +35,9 @@ def cluster(shared: ManyNodes) -> Iterator[ManyNodes]:
 
 
 def start(count: int, answers: int, node_id: str | None = None) -> list[str]:
-    """Start one-CPU actors, on a node or anywhere, and wait for some to answer: their nodes' ids.
+    """Start one-CPU actors, on a node or anywhere, and wait for ``answers`` of them; returns their nodes' ids.
 
-    Those that could answer as well get a second more.
+    After that, it waits one second for further answers.
     """
 
     class Place:
@@ -63,7 +63,7 @@ def first_answers_from() -> str:
 
 
 def first_was_preempted() -> bool:
-    """Whether Ray says of the first actor, once it has died, that its node was preempted."""
+    """Whether Ray reports, after the first actor's death, that its node was preempted."""
     while True:
         try:
             ray.get(_actors[0].node_id.remote(), timeout=10)
@@ -86,7 +86,7 @@ def watch(node_id: str, server: AwsServer | GcpServer) -> Command:
     return watcher
 
 
-def test_a_notice_on_aws_drains_the_node_until_its_time(cluster: ManyNodes) -> None:
+def test_aws_notice_drains_the_node_until_the_time_of_the_notice(cluster: ManyNodes) -> None:
     leaving = cluster.add(num_cpus=2)
     assert cluster.in_driver(start, 1, 1, leaving) == [leaving]
     with AwsServer() as aws:
@@ -106,15 +106,15 @@ def test_a_notice_on_aws_drains_the_node_until_its_time(cluster: ManyNodes) -> N
     (staying,) = known.keys() - {head, leaving}
     placed = cluster.in_driver(start, 4, 3)
     assert sorted(placed) == sorted([head, staying, staying]), "the free CPU of the draining node is not used"
-    assert cluster.in_driver(first_answers_from) == leaving, "what runs there runs on"
+    assert cluster.in_driver(first_answers_from) == leaving, "running actors continue"
 
     wait_for(lambda: time.time() > when)
     assert cluster.in_driver(first_answers_from) == leaving
     cluster.kill(leaving)
-    assert cluster.in_driver(first_was_preempted), "Ray knows why the node went, and that it was time"
+    assert cluster.in_driver(first_was_preempted), "Ray knows that the node was preempted"
 
 
-def test_a_preemption_on_gcp_drains_the_node_and_an_idle_one_leaves_at_once(cluster: ManyNodes) -> None:
+def test_gcp_preemption_drains_the_node_and_an_idle_node_leaves_at_once(cluster: ManyNodes) -> None:
     node_id = cluster.add(num_cpus=2, num_gpus=1, labels={"kind": "spot"})
     (node,) = [node for node in cluster.in_driver(nodes.nodes) if node.id == node_id]
     assert (node.num_cpus, node.num_gpus, node.is_head, node.alive, node.draining) == (2, 1, False, True, False)
@@ -126,7 +126,7 @@ def test_a_preemption_on_gcp_drains_the_node_and_an_idle_one_leaves_at_once(clus
         code, output = watcher.finish()
         assert code == 0, output
         assert f"GCP preempts this machine, 30 s from now: draining Ray node {node_id}" in output
-        # One that hears of nothing ends with its node.
+        # A watcher without a notice ends with its node.
         code, output = second.finish()
         assert code == 0, output
         assert f"Ray node {node_id} has ended" in output
@@ -134,7 +134,7 @@ def test_a_preemption_on_gcp_drains_the_node_and_an_idle_one_leaves_at_once(clus
     assert (node.alive, node.draining) == (False, False)
 
 
-def test_of_several_nodes_on_a_machine_one_must_be_named(cluster: ManyNodes) -> None:
+def test_node_id_is_required_with_several_nodes_on_a_machine(cluster: ManyNodes) -> None:
     with AwsServer() as aws:
         code, output = Command(environment=aws.environment, module="cluster.spot").finish()
     assert code == 2, output
@@ -142,7 +142,7 @@ def test_of_several_nodes_on_a_machine_one_must_be_named(cluster: ManyNodes) -> 
     assert aws.asked == []
 
 
-def test_a_cluster_that_could_not_be_told_is_found_out_at_the_beginning(cluster: ManyNodes) -> None:
+def test_unreachable_cluster_is_an_error_at_the_start(cluster: ManyNodes) -> None:
     (head,) = [node for node in cluster.in_driver(nodes.nodes) if node.is_head]
     with AwsServer() as aws:
         no_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}

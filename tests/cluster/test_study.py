@@ -23,7 +23,7 @@ from tests.e2e import command
 from tests.unit.test_study import study_file
 
 
-def test_a_study_that_is_killed_comes_to_the_same_results(tmp_path: Path) -> None:
+def test_killed_study_resumes_with_the_same_results(tmp_path: Path) -> None:
     arms = "{trained: {}, wide: {evolve.sigma: 0.3}}"
     base = counting_config().model_dump_json()
     study = study_file(tmp_path, f"base: {base}\nseeds: [1]\nconcurrent: 1\narms: {arms}\n")
@@ -45,7 +45,7 @@ def test_a_study_that_is_killed_comes_to_the_same_results(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == found
 
 
-def test_runs_of_a_study_have_workers_of_their_own(tmp_path: Path) -> None:
+def test_runs_of_a_study_have_separate_workers(tmp_path: Path) -> None:
     base = counting_config().model_dump_json()
     on_ray = "{execution.executor: ray, execution.workers: 1}"
     study = study_file(tmp_path, f"base: {base}\nseeds: [1]\noverrides: {on_ray}\narms: {{trained: {{}}}}\n")
@@ -64,10 +64,10 @@ def _rows(name: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_bad_arm_is_stopped_early(tmp_path: Path) -> None:
+def test_bad_arm_is_stopped_early(tmp_path: Path) -> None:
     def perform(name: str) -> None:
         (tmp_path / f"{name}-began").touch()
-        while name == "bad":  # until it is stopped
+        while name == "bad":  # until the trial is stopped
             time.sleep(0.1)
 
     failed = run_trials(
@@ -86,7 +86,7 @@ def test_a_bad_arm_is_stopped_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_run_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+def test_failed_run_does_not_end_the_other_runs(tmp_path: Path) -> None:
     def perform(name: str) -> None:
         if name == "bad":
             raise ConfigError("bad/config.yaml holds a run of another config")

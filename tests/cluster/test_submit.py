@@ -1,4 +1,4 @@
-"""Runs as jobs of a real cluster: submitted, stopped halfway, submitted again; and what must not travel does not."""
+"""Runs as jobs of a real cluster: submitted, stopped, submitted again, and sent without secrets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.e2e import command
 
 BEFORE_EVOLVE = STAGES[:4]
 GENERATIONS = 6
-# The preset `smoke`, real CarRacing, smaller still.
+# An even smaller version of the preset `smoke`, with the real CarRacing.
 SMALL = ("smoke", *(part for setting in (
     "execution.executor=ray", "execution.workers=1", "vae.epochs=1", "mdnrnn.epochs=1", "evaluate.episodes=1",
     f"evolve.generations={GENERATIONS}", "evolve.validate_every=3",
@@ -63,25 +63,25 @@ def job_in(output: str) -> str:
 
 
 def end(client: JobSubmissionClient, name: str) -> None:
-    """Stop a job, and wait for its end."""
+    """Stop a job and wait for its end."""
     while not client.get_job_status(name).is_terminal():
         client.stop_job(name)
         time.sleep(0.2)
 
 
-def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bits(
+def test_stopped_and_resubmitted_job_gives_the_same_bits(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
     straight, folder = tmp_path / "straight", tmp_path / "run"
     code, output = command.run("run", *SMALL, "--run-dir", str(straight), "-o", "execution.executor=in-process")
     assert code == 0, output
-    # What comes before the evolution is there already; in test_secured.py a job makes it.
+    # The stages before the evolution are complete already; in test_secured.py, a job runs them.
     for stage in BEFORE_EVOLVE:
         shutil.copytree(straight / stage.prefix, folder / stage.prefix)
     shutil.copy(straight / CONFIG, folder)
 
     arguments = ("submit", *SMALL, "--run-dir", str(folder), "--address", head.jobs)
-    # It stands still halfway. An address in the environment must not win over the one that is given.
+    # The job freezes halfway. The option --address must take precedence over the environment.
     halfway = ("--env", f"{VARIABLE}=generation-scored@3:freeze")
     code, output = command.run(*arguments, *halfway, environment={"RAY_ADDRESS": "127.0.0.1:1"})
     assert code == 0, output
@@ -113,14 +113,14 @@ def test_a_job_that_is_stopped_halfway_and_submitted_again_comes_to_the_same_bit
     assert command.outcome(folder) == command.outcome(straight)
     logs = command.texts([head.folder], "worker-*")
     versions = {version for text in logs.values() for version in _VERSION.findall(text)}
-    assert versions == {code_version()}, "each worker says what it runs"
+    assert versions == {code_version()}, "each worker logs its code version"
 
 
-def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
+def test_follow_returns_the_exit_code_and_ctrl_c_does_not_stop_the_job(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
     (tmp_path / "in-the-way/sessions").mkdir(parents=True)
-    (tmp_path / "in-the-way/sessions/000001").touch()  # where the driver's first write makes a folder
+    (tmp_path / "in-the-way/sessions/000001").touch()  # a file in the place of a folder that the driver creates first
     arguments = ("submit", *SMALL, "--address", head.jobs, "--follow", "--run-dir")
     code, output = command.run(*arguments, str(tmp_path / "in-the-way"))
     assert code == 1, output
@@ -136,7 +136,7 @@ def test_following_gives_the_drivers_exit_code_and_ctrl_c_leaves_the_job_alone(
     end(client, name)
 
 
-def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path) -> None:
+def test_ray_job_submit_works_in_a_clone(head: Head, tmp_path: Path) -> None:
     def job_submit(run_dir: str) -> tuple[int, str]:
         done = subprocess.run(
             ["ray", "job", "submit", "--address", head.jobs, "--working-dir", ".", "--",
@@ -163,7 +163,7 @@ def test_ray_s_own_command_takes_a_clone_as_it_stands(head: Head, tmp_path: Path
     assert {"pipeline", "README.md"} < travelled and travelled.isdisjoint({planted.name, ".git", ".venv"})
 
 
-def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how_to_go_on(tmp_path: Path) -> None:
+def test_lost_head_during_follow_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     with Head() as lost:
         arguments = ("submit", *SMALL, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
         following = command.Command(*arguments)
@@ -175,7 +175,7 @@ def test_a_head_that_is_lost_while_its_job_is_followed_is_an_error_that_says_how
     assert "Traceback" not in output
 
 
-def test_nodes_of_one_machine_that_would_delete_each_others_sources_are_refused(tmp_path: Path) -> None:
+def test_nodes_that_share_a_source_folder_are_refused(tmp_path: Path) -> None:
     (dashboard,) = free_ports(1)
     server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
     arguments = ("submit", *SMALL, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
@@ -198,7 +198,7 @@ def no_agent(*_: object, **__: object) -> str:
     raise RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
 
 
-def test_a_head_whose_agent_is_not_there_yet_is_asked_again(
+def test_submit_retries_while_the_agent_of_the_head_starts(
     head: Head, client: JobSubmissionClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -216,19 +216,15 @@ def test_a_head_whose_agent_is_not_there_yet_is_asked_again(
     end(client, job.name)
 
 
-def test_a_job_that_the_server_does_not_take_is_an_error_without_a_traceback(
-    head: Head, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rejected_job_is_an_error_without_a_traceback(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JobSubmissionClient, "submit_job", no_agent)
     monkeypatch.setattr(submit, "_AGENT_READY_S", 0.0)
     with pytest.raises(ClusterError, match=r"did not take the job: .*No available agent.*agent-listen-port=0"):
         submit.Jobs(head.jobs).submit(submit.make_job("tiny", [], "s3://bucket/x", [], {}))
 
 
-def test_a_preset_of_ones_own_travels_and_secrets_do_not(
-    head: Head, client: JobSubmissionClient, tmp_path: Path
-) -> None:
-    # Made up here: a literal would be found in the copy of this file that travels.
+def test_user_preset_is_sent_and_secrets_are_not(head: Head, client: JobSubmissionClient, tmp_path: Path) -> None:
+    # Random values: a literal would appear in the copy of this file that is sent.
     planted = {name: token_hex() for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
     preset, folder = tmp_path / "mine.yaml", tmp_path / "run"
     preset.write_text(dump(load_config(SMALL[0], SMALL[2::2])))
@@ -243,14 +239,14 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
     assert "stopped: Job was intentionally stopped" in output
     job = client.get_job_info(job_in(output))
     assert job.runtime_env is not None
-    told = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
-    assert told.items() <= job.runtime_env["env_vars"].items()
+    sent = {"AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"}
+    assert sent.items() <= job.runtime_env["env_vars"].items()
     assert job.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30", "Ray's own grace is 3 s"
-    told_in = command.texts([folder, head.folder])
-    assert any("nowhere-1" in text for text in told_in.values()), "the search finds what is there"
+    texts = command.texts([folder, head.folder])
+    assert any("nowhere-1" in text for text in texts.values()), "the search finds what is there"
     for secret in planted.values():
         assert secret not in output + json.dumps(job.dict(), default=str)
-        assert [path for path, text in told_in.items() if secret in text] == []
+        assert [path for path, text in texts.items() if secret in text] == []
 
 
 @pytest.mark.parametrize(
@@ -267,7 +263,7 @@ def test_a_preset_of_ones_own_travels_and_secrets_do_not(
         ({"environment": {"AWS_ENDPOINT_URL": "http://user:secret@host"}}, r"AWS_ENDPOINT_URL holds a password"),
     ],
 )
-def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[str, Any], said: str) -> None:
+def test_invalid_job_is_refused_before_anything_is_sent(changes: dict[str, Any], said: str) -> None:
     whole: dict[str, Any] = {
         "preset": "tiny",
         "overrides": [],
@@ -281,12 +277,12 @@ def test_what_cannot_be_a_job_is_refused_before_anything_is_sent(changes: dict[s
     assert "secret@" not in str(caught.value)
 
 
-def test_files_that_hold_secrets_may_be_named() -> None:
+def test_variables_may_name_files_with_secrets() -> None:
     variables = ["AWS_WEB_IDENTITY_TOKEN_FILE=/var/token", "AWS_SHARED_CREDENTIALS_FILE=/etc/aws"]
     assert submit.make_job("tiny", [], "s3://bucket/x", variables, {}).environment["AWS_SHARED_CREDENTIALS_FILE"]
 
 
-def test_a_study_is_submitted_whole(tmp_path: Path) -> None:
+def test_whole_study_is_submitted_as_one_job(tmp_path: Path) -> None:
     job = submit.make_job("ablation", ["vae.epochs=2"], "s3://bucket/x", [], {})
     assert job.name.startswith("ablation-")
     assert job.entrypoint == "python -m pipeline study submitted.yaml --run-dir s3://bucket/x"
@@ -299,39 +295,39 @@ def test_a_study_is_submitted_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", ["tiny", "configs/tiny.yaml"])
-def test_a_job_refers_to_the_same_runs(preset: str) -> None:
+def test_job_keeps_the_reused_runs(preset: str) -> None:
     job = submit.make_job(preset, [], "s3://bucket/x", [], {}, ["s3://bucket/y", "/shared/z"])
     assert job.entrypoint.endswith("--reuse s3://bucket/y --reuse /shared/z")
 
 
-def test_a_setting_is_no_secret_because_of_another_word() -> None:
+def test_variables_with_similar_words_are_not_secrets() -> None:
     job = submit.make_job("tiny", [], "s3://bucket/x", ["TOKENIZERS_PARALLELISM=false", "KEYBOARD=qwerty"], {})
     assert job.environment["TOKENIZERS_PARALLELISM"] == "false"
 
 
-def test_commands_to_be_pasted_are_quoted(head: Head, tmp_path: Path) -> None:
+def test_commands_in_directions_are_quoted(head: Head, tmp_path: Path) -> None:
     directions = submit.Jobs(head.jobs).directions("job", f"{tmp_path}/my run; rm -r *")
     assert f"world-models status '{tmp_path}/my run; rm -r *'" in directions
 
 
-def test_without_the_token_that_it_wants_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: str) -> None:
         raise AuthenticationError("Unauthorized: Missing authentication token\n\nmuch more")
 
     monkeypatch.setattr(submit, "JobSubmissionClient", refuse)
-    with pytest.raises(ClusterError, match=r"wants a token: .*Missing.* RAY_AUTH_MODE=token") as told:
+    with pytest.raises(ClusterError, match=r"wants a token: .*Missing.* RAY_AUTH_MODE=token") as caught:
         submit.Jobs("http://127.0.0.1:1")
-    assert "much more" not in str(told.value)
+    assert "much more" not in str(caught.value)
 
 
-def test_where_nobody_answers_it_says_what_to_look_at() -> None:
+def test_unreachable_job_server_is_named() -> None:
     code, output = command.run("submit", "tiny", "--run-dir", "s3://bucket/x", "--address", "http://127.0.0.1:1")
     assert code == 1, output
     assert "no job server answers at http://127.0.0.1:1" in output
     assert "Traceback" not in output
 
 
-def test_only_the_sources_travel(tmp_path: Path) -> None:
+def test_only_sources_are_sent(tmp_path: Path) -> None:
     submit.stage_sources(submit.make_job("tiny", [], "s3://bucket/x", [], {}), tmp_path)
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.parts[0] for path in found} == set(submit.SOURCES)

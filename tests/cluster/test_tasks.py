@@ -1,4 +1,4 @@
-"""Tasks on Ray that raise, die, hang or wait: begun again, one at a time, or ended with their cause."""
+"""Tasks on Ray that raise, die, hang or wait: they restart, one at a time, or end with their cause."""
 
 from __future__ import annotations
 
@@ -15,37 +15,35 @@ from pipeline.base.errors import JobError
 from pipeline.base.machine import process_started
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Resources
-from tests.cluster.clocks import silent_once_they_hang
-from tests.cluster.test_executors import lives, log_exists, ray_executor
+from tests.cluster.clocks import hanging_counts_as_silent
+from tests.cluster.test_executors import leave_faults, log_exists, ray_executor
 from tests.cluster.toys import counting_task, faulty_task, hung_processes
 
 
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("how", ["raises", "dies", "dies at once", "hangs", "stops"])
-def test_a_task_that_fails_is_begun_again_once_its_process_is_gone(
+def test_failed_task_restarts_after_its_process_has_ended(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if how == "hangs":  # a cancellation that comes late: the process would go on for an hour
+    if how == "hangs":  # without a cancellation, the process would continue for an hour
         monkeypatch.setattr(TaskTry, "cancel", lambda _: None)
-    lives(tmp_path, 2)
-    with silent_once_they_hang(tmp_path):
+    leave_faults(tmp_path, 2)
+    with hanging_counts_as_silent(tmp_path):
         begun = ray_executor(1).run(faulty_task, str(tmp_path), how, resources=Resources(), on_update=lambda _: None)
     assert begun == 3
     hung = hung_processes(tmp_path)
     assert len(hung) == (2 if how in ("hangs", "stops") else 0)
-    assert not list(tmp_path.glob("beside-*")), "none was begun beside one that hung"
+    assert not list(tmp_path.glob("beside-*")), "no try began while a hanging one was alive"
     assert all(process_started(pid) is None for pid in hung)
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_task_whose_process_cannot_be_ended_is_not_begun_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_task_does_not_restart_if_its_process_cannot_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TaskTry, "cancel", lambda _: None)
     monkeypatch.setattr(task_module, "_END_S", 0.0)
-    lives(tmp_path, 2)
+    leave_faults(tmp_path, 2)
     try:
-        with silent_once_they_hang(tmp_path), pytest.raises(JobError, match="its process cannot be ended") as caught:
+        with hanging_counts_as_silent(tmp_path), pytest.raises(JobError, match="its process cannot be ended") as caught:
             ray_executor(1).run(faulty_task, str(tmp_path), "hangs", resources=Resources(), on_update=lambda _: None)
     finally:
         for pid in hung_processes(tmp_path):
@@ -55,11 +53,11 @@ def test_a_task_whose_process_cannot_be_ended_is_not_begun_again(
     assert len(list(tmp_path.glob("begun-*"))) == 1
 
 
-def test_a_task_in_this_process_in_which_an_environment_raises_is_begun_again(tmp_path: Path) -> None:
-    lives(tmp_path, 2)
+def test_in_process_task_restarts_after_an_environment_error(tmp_path: Path) -> None:
+    leave_faults(tmp_path, 2)
     task = (faulty_task, str(tmp_path), "raises")
     assert InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None) == 3
-    lives(tmp_path, 3)
+    leave_faults(tmp_path, 3)
     with pytest.raises(JobError, match=r"^faulty_task was tried 3 times; .*divided by zero.*the same command"):
         InProcessExecutor().run(*task, resources=Resources(), on_update=lambda _: None)
 
@@ -74,10 +72,10 @@ def test_a_task_in_this_process_in_which_an_environment_raises_is_begun_again(tm
         ("hangs", r"it gave no sign of life for 900 s and was killed \(execution.timeout_s:"),
     ],
 )
-def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path, how: str, said: str) -> None:
-    lives(tmp_path, 9)
+def test_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path, how: str, said: str) -> None:
+    leave_faults(tmp_path, 9)
     with (
-        silent_once_they_hang(tmp_path),
+        hanging_counts_as_silent(tmp_path),
         pytest.raises(JobError, match=rf"toys was tried 2 times; the last time (?s:.*){said}") as caught,
     ):
         ray_executor(1, max_attempts=2).run(
@@ -88,17 +86,15 @@ def test_a_task_that_always_fails_ends_with_its_cause_and_the_log(tmp_path: Path
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_task_that_no_node_can_hold_says_what_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_too_large_for_every_node_names_the_missing_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     def say(*said: str) -> None:
-        raise _SaidEnough(said[1])
+        raise _Warned(said[1])
 
     monkeypatch.setattr(task_module, "WARN_EVERY_S", 1.0)
     monkeypatch.setattr(task_module.logger, "warning", say)
-    with pytest.raises(
-        _SaidEnough, match=r"toys waits for a node with 64 free CPUs; the largest that is up has 4 CPUs"
-    ):
+    with pytest.raises(_Warned, match=r"toys waits for a node with 64 free CPUs; the largest that is up has 4 CPUs"):
         ray_executor(1).run(counting_task, 5, resources=Resources(threads=64), on_update=lambda _: None)
 
 
-class _SaidEnough(Exception):
-    """Ends the waiting."""
+class _Warned(Exception):
+    """Ends the wait of the task."""

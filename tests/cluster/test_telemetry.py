@@ -1,4 +1,4 @@
-"""Figures through a real node to its metrics endpoint, and the names that Ray's dashboard shows."""
+"""Metrics at a real node's metrics endpoint, and the names on Ray's dashboard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.cluster_files.test_grafana import EXPORTED
 from tests.e2e import command
 from tests.storage.proxy import wait_until
 
-_DEADLINE_S = 600.0  # a node tells every 10 s; the machine may be busy
+_DEADLINE_S = 600.0  # a node reports every 10 s; the machine may be busy
 
 
 def this_node() -> str:
@@ -29,7 +29,7 @@ def this_node() -> str:
 
 
 def samples(run: str, node: str) -> dict[tuple[str, str | None], tuple[str, float]]:
-    """What a node (HOST:PORT) serves of a run: (name, stage) to (type, value)."""
+    """The metrics of a run that a node (HOST:PORT) serves: (name, stage) to (type, value)."""
     with urlopen(f"http://{node}/metrics", timeout=30) as reply:
         families = [*text_string_to_metric_families(reply.read().decode())]
     return {
@@ -47,7 +47,7 @@ def wait_for(run: str, node: str, expected: dict[tuple[str, str | None], tuple[s
         time.sleep(0.5)
 
 
-def test_every_figure_is_served_under_its_name(local_ray: None) -> None:
+def test_every_metric_is_served_under_its_name(local_ray: None) -> None:
     run = f"run-{uuid4().hex}"
     executor = RayExecutor(ExecutionConfig(workers=1), run)
     workers = Telemetry(run)
@@ -78,7 +78,7 @@ def test_every_figure_is_served_under_its_name(local_ray: None) -> None:
     wait_for(run, this_node(), expected)
 
 
-def test_a_second_session_in_one_process_goes_on_counting(local_ray: None) -> None:
+def test_second_session_in_one_process_continues_the_counters(local_ray: None) -> None:
     run = f"run-{uuid4().hex}"
     for value in (2, 3):
         Telemetry(run).publish("evolve", {"episodes": value, "generation": value})
@@ -92,7 +92,7 @@ def test_a_second_session_in_one_process_goes_on_counting(local_ray: None) -> No
     )
 
 
-def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_path: Path) -> None:
+def test_run_is_served_to_prometheus_and_named_in_the_dashboard(tmp_path: Path) -> None:
     small = ("execution.executor=ray", "execution.workers=1", "vae.epochs=1")
     arguments = ("smoke", "--run-dir", str(tmp_path), *(part for setting in small for part in ("-o", setting)))
     with Head() as head:
@@ -100,7 +100,7 @@ def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_p
             code, output = command.run(stage, *arguments, environment={"RAY_ADDRESS": head.address})
             assert code == 0, output
 
-        # What `ray metrics launch-prometheus` has Prometheus follow, there under /tmp/ray: nodes, then Ray's services.
+        # The file from which `ray metrics launch-prometheus` reads its targets: nodes, then Ray's services.
         (found,) = json.loads((head.folder / "prom_metrics_service_discovery.json").read_text())
         steps = json.loads((tmp_path / "rollouts/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
         wait_until(
@@ -111,7 +111,7 @@ def test_a_run_is_served_where_prometheus_looks_and_named_in_the_dashboard(tmp_p
             _DEADLINE_S,
         )  # fmt: skip
 
-        # Ray's state service is told of actors and tasks some time after they are there, too.
+        # Ray's state service lists actors and tasks with a delay as well.
         def workers() -> set[str]:
             return {worker.repr_name for worker in list_actors(address=head.jobs, detail=True)}
 

@@ -1,4 +1,4 @@
-"""Two different runs on one cluster at the same time do not meet."""
+"""Two different runs on one cluster at the same time do not affect each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e import command
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_two_runs_at_once_come_each_to_what_it_comes_to_alone(tmp_path: Path) -> None:
+def test_two_concurrent_runs_give_the_same_results_as_alone(tmp_path: Path) -> None:
     address = ray.get_runtime_context().gcs_address
     drivers, alone = {}, {}
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""What becomes of an evolution when workers are killed or hang, and environments raise or give no number."""
+"""Evolutions with killed or hanging workers, and environments that raise or return no finite number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipeline.stages.table import STAGES
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest, read_verified, require_manifest
-from tests.cluster.clocks import no_copies, silent_once_they_hang
+from tests.cluster.clocks import hanging_counts_as_silent, no_copies
 from tests.cluster.faulty import ENV_ID, ask_for, ask_for_deaths_in_turn, faults_folder, hung_folder
 from tests.counting import ACTION_SIZE
 
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def config(workers: int = 2, **execution: Any) -> RunConfig:
-    """No two training episodes are on one track, so that a track stands for an episode."""
+    """A config in which each training episode has another track, so that a track identifies an episode."""
     return RunConfig.model_validate(
         {
             "env": {"id": ENV_ID, "max_episode_steps": 30},
@@ -62,7 +62,7 @@ def config(workers: int = 2, **execution: Any) -> RunConfig:
 
 
 def episode(generation: int, candidate: int, number: int) -> RolloutJob:
-    """A training episode of the run; its parameters are no matter here."""
+    """A training episode of the run; its parameters do not matter here."""
     jobs = training_jobs(config(), generation, np.zeros((POPULATION, 1)))
     return next(job for job in jobs if (job.candidate, job.episode) == (candidate, number))
 
@@ -77,7 +77,7 @@ def trained(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the evolution comes to when nothing happens, in one process."""
+    """The result of the evolution in one process and without faults."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
     run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE)
     return evolved(folder)
@@ -94,7 +94,7 @@ def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def evolved(folder: Path) -> dict[str, Any]:
-    """All that must be the same: the history but for its clocks, and the bytes of the controllers."""
+    """The reproducible results: the history without its times, and the bytes of the controllers."""
     store = LocalStore(folder)
     records = require_manifest(store, "evolution").records
     (history,) = (read_verified(store, record) for name, record in records.items() if name.startswith("history"))
@@ -105,14 +105,14 @@ def evolved(folder: Path) -> dict[str, Any]:
 
 
 def evolve(folder: Path, workers: int = 2, **execution: Any) -> int:
-    """Evolve on Ray; returns how often jobs were tried again."""
+    """Evolve on Ray; returns the number of retries."""
     chosen = config(workers, **execution)
     store = LocalStore(folder)
     run_stages(chosen, store, RayExecutor(chosen.execution), EVOLVE)
     return int(require_manifest(store, "evolution").info["retries"])
 
 
-def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> None:
+def test_reference_covers_the_compared_cases(reference: dict[str, Any]) -> None:
     history = reference["history"]
     assert len(history) == GENERATIONS
     assert all(row["fitness_sd"] > 0 for row in history), "candidates differ"
@@ -125,7 +125,7 @@ def test_the_reference_is_worth_comparing_with(reference: dict[str, Any]) -> Non
 # ---- workers
 
 
-def test_an_evolution_whose_worker_is_killed_in_a_generation_ends_with_the_same_bits(
+def test_evolution_with_a_killed_worker_gives_the_same_bits(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     ask_for("kill", episode(2, 3, 1).track)
@@ -137,9 +137,7 @@ def test_an_evolution_whose_worker_is_killed_in_a_generation_ends_with_the_same_
     assert re.search(r"generation 2: episodes retried: [1-9]", caplog.text)
 
 
-def test_an_evolution_whose_workers_are_all_killed_in_turn_ends_with_the_same_bits(
-    folder: Path, reference: dict[str, Any]
-) -> None:
+def test_evolution_with_every_worker_killed_gives_the_same_bits(folder: Path, reference: dict[str, Any]) -> None:
     ask_for_deaths_in_turn(3)
     with no_copies():
         assert evolve(folder, workers=3) >= 3
@@ -147,7 +145,7 @@ def test_an_evolution_whose_workers_are_all_killed_in_turn_ends_with_the_same_bi
     assert len(list(faults_folder().glob("dead@*"))) == 3
 
 
-def test_an_evolution_whose_worker_hangs_ends_with_the_same_bits(
+def test_evolution_with_a_hanging_worker_gives_the_same_bits(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     ask_for("hang", episode(2, 3, 1).track)
@@ -155,48 +153,50 @@ def test_an_evolution_whose_worker_hangs_ends_with_the_same_bits(
         evolve(folder)
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
-    assert "jobs are also run elsewhere: no answer" in caplog.text, "long before it is given up"
+    assert "jobs are also run elsewhere: no answer" in caplog.text, "a copy runs long before the worker is replaced"
 
 
-def test_an_evolution_whose_only_worker_hangs_ends_with_the_same_bits(
+def test_evolution_with_its_only_worker_hanging_gives_the_same_bits(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     ask_for("hang", episode(2, 3, 1).track)
-    with silent_once_they_hang(hung_folder()):
+    with hanging_counts_as_silent(hung_folder()):
         assert evolve(folder, workers=1) >= 1
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
     assert "its worker hung" in caplog.text
 
 
-def test_an_episode_that_always_hangs_ends_the_session_and_the_run_goes_on_to_the_same_bits(
+def test_episode_that_always_hangs_ends_the_session_and_the_run_can_resume(
     folder: Path, reference: dict[str, Any]
 ) -> None:
     hanging = episode(2, 3, 1)
     (always,) = ask_for("hang", hanging.track, times=None)
     said = rf"^job {re.escape(str(hanging.id))} was tried 2 times; .* hung.*log: \S+\.err"
-    with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):
+    with hanging_counts_as_silent(hung_folder()), pytest.raises(JobError, match=said):
         evolve(folder, max_attempts=2)
     always.unlink()
     evolve(folder)
     assert evolved(folder) == reference
 
 
-def test_a_worker_that_hangs_while_it_is_built_is_replaced(
+def test_worker_that_hangs_in_its_construction_is_replaced(
     folder: Path, reference: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (once,) = ask_for("hang at birth", 0)
-    with silent_once_they_hang(hung_folder()):
+    (once,) = ask_for("hang in construction", 0)
+    with hanging_counts_as_silent(hung_folder()):
         evolve(folder, workers=1)
     assert evolved(folder) == reference
     assert not once.exists()
     assert "a worker is replaced: its worker hung" in caplog.text
 
 
-def test_workers_that_always_hang_while_they_are_built_end_the_session(folder: Path, reference: dict[str, Any]) -> None:
-    (always,) = ask_for("hang at birth", 0, times=None)
+def test_workers_that_always_hang_in_their_construction_end_the_session(
+    folder: Path, reference: dict[str, Any]
+) -> None:
+    (always,) = ask_for("hang in construction", 0, times=None)
     said = r"^2 workers failed to start; the last one: .* hung.*log: \S+\.err"
-    with silent_once_they_hang(hung_folder()), pytest.raises(JobError, match=said):
+    with hanging_counts_as_silent(hung_folder()), pytest.raises(JobError, match=said):
         evolve(folder, workers=1, max_attempts=2)
     always.unlink()
     evolve(folder)
@@ -207,13 +207,13 @@ def test_workers_that_always_hang_while_they_are_built_end_the_session(folder: P
 
 
 @pytest.mark.parametrize("fault", ["raise", "raise in reset"])
-def test_an_evolution_in_which_an_environment_raises_ends_with_the_same_bits(
+def test_evolution_with_a_raising_environment_gives_the_same_bits(
     folder: Path, reference: dict[str, Any], fault: str
 ) -> None:
     for number in range(EPISODES):
-        ask_for(fault, episode(2, 1, number).track, times=2)  # all three are in one call
+        ask_for(fault, episode(2, 1, number).track, times=2)  # all three jobs are in one call
     with no_copies():
-        assert evolve(folder) == 2 * EPISODES, "no job but those that raised is tried again"
+        assert evolve(folder) == 2 * EPISODES, "only jobs that raised are tried again"
     assert evolved(folder) == reference
     assert not list(faults_folder().iterdir())
 
@@ -224,7 +224,7 @@ def executor_of(kind: str) -> Executor:
 
 @pytest.mark.parametrize("kind", ["in-process", "ray"])
 @pytest.mark.parametrize(("fault", "when"), [("raise", "in step 2"), ("raise in reset", "in reset")])
-def test_an_episode_that_always_raises_is_named_and_the_run_goes_on_to_the_same_bits(
+def test_episode_that_always_raises_is_named_and_the_run_can_resume(
     folder: Path, reference: dict[str, Any], kind: str, fault: str, when: str
 ) -> None:
     raising = episode(2, 3, 1)
@@ -242,7 +242,7 @@ def test_an_episode_that_always_raises_is_named_and_the_run_goes_on_to_the_same_
     assert evolved(folder) == reference
 
 
-def test_a_test_episode_that_raises_is_driven_again_and_one_that_always_does_is_named(folder: Path) -> None:
+def test_test_episode_that_raises_is_run_again_and_then_named(folder: Path) -> None:
     chosen, store = config(), LocalStore(folder)
     run_stages(chosen, store, InProcessExecutor(), EVOLVE)
     ask_for("raise", 1)
@@ -254,13 +254,11 @@ def test_a_test_episode_that_raises_is_driven_again_and_one_that_always_does_is_
     assert require_manifest(store, "evaluation").info["retries"] == 0
 
 
-# ---- returns that are no number
+# ---- returns that are not finite
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_an_episode_without_a_finite_return_is_driven_once_more(
-    folder: Path, reference: dict[str, Any], value: str
-) -> None:
+def test_episode_without_a_finite_return_is_run_once_more(folder: Path, reference: dict[str, Any], value: str) -> None:
     ask_for(value, episode(2, 3, 1).track)
     ask_for(value, episode(1, 0, 0).track)
     ask_for(value, config().tracks.validation.start + 1)
@@ -270,7 +268,7 @@ def test_an_episode_without_a_finite_return_is_driven_once_more(
 
 
 @pytest.mark.parametrize("kind", ["in-process", "ray"])
-def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one(
+def test_episode_never_finite_counts_as_the_worst_fitness_minus_one(
     folder: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     chosen = config()
@@ -287,7 +285,7 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
         assert sum(result.steps for result in results.values()) > 0
         return [results[job.id].episode_return for job in jobs]
 
-    # By hand, and without faults: five candidates of three episodes each.
+    # Computed here without faults: five candidates with three episodes each.
     with num_threads(1):
         search = Search(
             np.zeros(ControllerShape.of_agent(chosen.agent, ACTION_SIZE).num_parameters),
@@ -296,10 +294,10 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
             seed=seeding.derive(chosen.seed, "evolve/cma"),
         )
         candidates = search.ask()
-        driven = np.array(returns(training_jobs(chosen, 1, candidates))).reshape(POPULATION, EPISODES)
-        fitness = driven.mean(axis=1)
+        by_candidate = np.array(returns(training_jobs(chosen, 1, candidates))).reshape(POPULATION, EPISODES)
+        fitness = by_candidate.mean(axis=1)
         worst = min(np.delete(fitness, 3))
-        fitness[3] = (driven[3, 0] + (worst - 1) + driven[3, 2]) / 3
+        fitness[3] = (by_candidate[3, 0] + (worst - 1) + by_candidate[3, 2]) / 3
         search.tell(candidates, fitness.tolist())
 
     bad, first_track = episode(1, 3, 1), chosen.tracks.validation.start
@@ -317,11 +315,11 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
 
     latest = Checkpoints(store, "evolution").latest()
     assert latest is not None
-    told = EvolutionState.from_bytes(latest[1]).search.mean
-    np.testing.assert_allclose(told, search.mean, atol=1e-9)
+    mean = EvolutionState.from_bytes(latest[1]).search.mean
+    np.testing.assert_allclose(mean, search.mean, atol=1e-9)
     validation = returns(
         scored_jobs(
-            chosen.seed, purpose="validate", generation=1, candidate=0, parameters=told, first_track=first_track,
+            chosen.seed, purpose="validate", generation=1, candidate=0, parameters=mean, first_track=first_track,
             episodes=range(3), max_steps=chosen.env.max_episode_steps,
         )
     )  # fmt: skip
@@ -336,7 +334,7 @@ def test_an_episode_that_never_has_a_finite_return_counts_as_the_worst_minus_one
     assert f"episode 0 of candidate 0 in generation 1 (validate), on track seed {first_track}: -inf" in caplog.text
 
 
-def test_no_score_is_made_up_for_a_test_episode_without_a_finite_return(folder: Path) -> None:
+def test_test_episode_without_a_finite_return_fails_the_evaluation(folder: Path) -> None:
     chosen, store = config(), LocalStore(folder)
     run_stages(chosen, store, InProcessExecutor(), EVOLVE)
     (always,) = ask_for("nan", 2, times=None)

@@ -1,4 +1,4 @@
-"""Small workers and tasks to test the executor's contract with; a module, so that Ray's workers can import it."""
+"""Small workers and tasks that test the executor's contract. They are in a module that Ray's workers can import."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Number:
 
 
 class Squares:
-    """Squares numbers, the larger ones sooner; notes each job it ran in a folder."""
+    """Squares numbers, the larger ones first. Notes each job that it ran in a folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -40,7 +40,7 @@ class Squares:
 
 
 class Damaged:
-    """Comes upon damaged data on one job; notes each try."""
+    """Raises ``DamagedDataError`` on one job. Notes each try."""
 
     def __init__(self, bad: int, folder: str) -> None:
         self._bad, self._folder = bad, Path(folder)
@@ -54,21 +54,21 @@ class Damaged:
 
 
 def wait_for(file: Path) -> None:
-    """Wait until a file is there."""
+    """Wait until a file exists."""
     while not file.exists():
         time.sleep(0.01)
 
 
-def took_a_life(folder: Path, job: int | None = None) -> bool:
-    """Whether there was a life (of this job) left in a folder; it is not there any longer."""
-    for life in sorted(folder.glob("life-*" if job is None else f"life-{job}-*"))[:1]:
-        life.unlink()
+def use_up_fault(folder: Path, job: int | None = None) -> bool:
+    """Remove one fault (of this job) from a folder; returns whether there was one."""
+    for fault in sorted(folder.glob("fault-*" if job is None else f"fault-{job}-*"))[:1]:
+        fault.unlink()
         return True
     return False
 
 
 def hang(folder: Path, *, stopped: bool = False) -> None:
-    """Do nothing any more, asleep or stopped whole, and note that this process does."""
+    """Note that this process hangs, then sleep or stop it."""
     (folder / f"hung-{os.getpid()}").touch()
     if stopped:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -76,12 +76,12 @@ def hang(folder: Path, *, stopped: bool = False) -> None:
 
 
 def hung_processes(folder: Path) -> set[int]:
-    """The processes that have noted that they hang."""
+    """The ids of the processes that have noted that they hang."""
     return {int(note.name.removeprefix("hung-")) for note in folder.glob("hung-*")}
 
 
 class Raising:
-    """Raises on a job as often as it has lives in a folder, by the job's name or not; notes that it was made."""
+    """Raises on a job once per fault in a folder; the error names the job or not. Notes its own construction."""
 
     def __init__(self, folder: str, named: bool) -> None:
         self._folder, self._named = Path(folder), named
@@ -89,7 +89,7 @@ class Raising:
 
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         for job in jobs:
-            if took_a_life(self._folder, job.id):
+            if use_up_fault(self._folder, job.id):
                 if self._named:
                     raise EpisodeError(f"the environment of {job.id} divided by zero", job.id)
                 raise ZeroDivisionError("the environment divided by zero")
@@ -97,9 +97,9 @@ class Raising:
 
 
 class Dying:
-    """Kills its own process on one job, as often as there are lives in a folder.
+    """Kills its own process on one job, once per fault in a folder.
 
-    What it finished before has arrived then: the driver notes each result, see ``arriving``.
+    Before that, it waits for the arrival of its earlier results: the driver notes each one, see ``arriving``.
     """
 
     def __init__(self, bad: int, folder: str) -> None:
@@ -108,7 +108,7 @@ class Dying:
     def run(self, jobs: Iterable[Number]) -> Iterator[tuple[int, int]]:
         given: list[int] = []
         for job in jobs:
-            if job.id == self._bad and took_a_life(self._folder):
+            if job.id == self._bad and use_up_fault(self._folder):
                 for number in given:
                     wait_for(self._folder / f"arrived-{number}")
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -117,14 +117,14 @@ class Dying:
 
 
 def arriving(results: Iterable[tuple[Hashable, Any]], folder: Path) -> Iterator[tuple[Hashable, Any]]:
-    """Results, each noted in a folder as it comes."""
+    """Yield results, and note each one in a folder."""
     for job_id, result in results:
         (folder / f"arrived-{job_id}").touch()
         yield job_id, result
 
 
 class Hanging:
-    """Hangs on one job, or once all are done, as often as there are lives in a folder; notes the process that does."""
+    """Hangs on one job or after the last job, once per fault in a folder. Notes its process id."""
 
     def __init__(self, bad: int, folder: str, how: str) -> None:
         self._bad, self._folder, self._how = bad, Path(folder), how
@@ -138,12 +138,12 @@ class Hanging:
             self._hang()
 
     def _hang(self) -> None:
-        if took_a_life(self._folder):
+        if use_up_fault(self._folder):
             hang(self._folder, stopped=self._how == "stopped")
 
 
 class Paced:
-    """Begins each job once the result of the one before has arrived, see ``arriving``."""
+    """Begins each job after the arrival of the result before it, see ``arriving``."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -155,7 +155,7 @@ class Paced:
 
 
 class Threads:
-    """Brings torch along, which has three threads where nobody says otherwise; tells how many it has at work."""
+    """Imports torch, sets it to three threads, and returns the number of threads during its jobs."""
 
     def __init__(self) -> None:
         self._torch = importlib.import_module("torch")
@@ -167,9 +167,9 @@ class Threads:
 
 
 class OneSlow:
-    """Squares numbers; the process that makes itself the slow one, by a file in a folder, takes so many times as long.
+    """Squares numbers. The process that creates the file ``slow`` first is slower than the others by a factor.
 
-    Infinitely slow, it waits for a file. The others begin once the slow one has. Notes each job that it begins.
+    With an infinite factor, it waits for a file. The others begin after the slow one. Notes each job that it begins.
     """
 
     def __init__(self, folder: str, seconds_a_job: float, slowness: float) -> None:
@@ -194,7 +194,7 @@ class OneSlow:
 
 
 class Noting:
-    """Takes its time over numbers, or stands still while a file is there; notes when and where it begins each."""
+    """Squares numbers slowly, and pauses while a file exists. Notes when and where it begins each job."""
 
     def __init__(self, folder: str, seconds_a_job: float) -> None:
         self._folder, self._seconds = Path(folder), seconds_a_job
@@ -239,7 +239,7 @@ def failing_task() -> Generator[Update, None, str]:
 
 
 def noting_task(folder: str) -> Generator[Update, None, str]:
-    """Notes where it begins, and waits for a file."""
+    """Note its node, and wait for a file."""
     note_begun(Path(folder), 0)
     yield Update(1, 2)
     while not (Path(folder) / "go").exists():
@@ -248,18 +248,18 @@ def noting_task(folder: str) -> Generator[Update, None, str]:
 
 
 def faulty_task(folder: str, how: str) -> Generator[Update, None, int]:
-    """Dies, hangs or raises once for each life in a folder, then returns how often it was begun.
+    """Die, hang or raise once per fault in a folder, then return the number of starts.
 
-    Notes it where one that hung is there beside it.
+    Notes it if a process of an earlier, hanging try still exists.
     """
     path = Path(folder)
     (path / f"begun-{uuid4()}").touch()
     if any(process_started(pid) is not None for pid in hung_processes(path)):
         (path / f"beside-{uuid4()}").touch()
-    if how == "dies at once" and took_a_life(path):
+    if how == "dies at once" and use_up_fault(path):
         os.kill(os.getpid(), signal.SIGKILL)
     yield Update(1, 2)
-    if took_a_life(path):
+    if use_up_fault(path):
         if how == "raises":
             raise EpisodeError("the environment of the film divided by zero", 5)
         if how == "dies":

@@ -1,1 +1,1 @@
-"""What a cluster is made of: the files in cluster/, the Dockerfile and the lock, against schemas that refuse typos."""
+"""The files in cluster/, the Dockerfile and the lock, checked against schemas that refuse typos."""

@@ -12,13 +12,13 @@ from tests.cluster_files.documents import ROOT
 
 @dataclass(frozen=True)
 class Dockerfile:
-    """A Dockerfile's text, taken apart."""
+    """A parsed Dockerfile."""
 
     text: str
 
     @cached_property
     def stages(self) -> list[list[tuple[str, str]]]:
-        """(instruction, the rest) in order, for each stage; a stage begins with its FROM."""
+        """(instruction, arguments) in order, for each stage. A stage begins with its FROM."""
         code = re.sub(r"^#.*\n", "", self.text, flags=re.MULTILINE).replace("\\\n", " ")
         stages: list[list[tuple[str, str]]] = []
         for line in filter(str.strip, code.splitlines()):
@@ -29,12 +29,12 @@ class Dockerfile:
         return stages
 
     def all(self, instruction: str, stage: int = -1) -> list[str]:
-        """What follows an instruction, each time that a stage has it."""
+        """The arguments of each occurrence of an instruction in a stage."""
         return [rest for name, rest in self.stages[stage] if name == instruction]
 
     @property
     def environment(self) -> dict[str, str]:
-        """The final image's own variables."""
+        """The environment variables of the final image."""
         return dict(word.split("=", 1) for line in self.all("ENV") for word in shlex.split(line))
 
 

@@ -18,13 +18,13 @@ Keys = tuple[Any, ...]
 
 
 def load(path: Path) -> Any:
-    """A YAML file as plain data: what its anchors share is copied."""
+    """A YAML file as plain data; anchors are resolved to copies."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return json.loads(json.dumps(yaml.load(path.read_text(), Loader=loader)))
 
 
 def closed(schema: Any) -> Any:
-    """A JSON schema, or a Kubernetes one, that refuses what it does not describe."""
+    """A copy of a JSON or Kubernetes schema that refuses undescribed keys."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
@@ -38,13 +38,13 @@ def closed(schema: Any) -> Any:
 
 
 def schema_problems(document: Any, schema: Any, where: str = "") -> list[str]:
-    """One line per place that a JSON schema refuses."""
+    """One line for each place that a JSON schema refuses."""
     errors = jsonschema.Draft7Validator(schema).iter_errors(document)
     return [f"{where}{error.json_path}: {error.message}" for error in errors]
 
 
 def ray_option_problems(command: str) -> list[str]:
-    """What Ray's own parser says of a `ray ...` command."""
+    """The errors of Ray's own parser for a `ray ...` command."""
     try:
         parse_ray_command(command)
     except click.ClickException as error:
@@ -84,7 +84,7 @@ def keys_of(document: Any, path: Keys = ()) -> Iterator[Keys]:
 
 
 def changed(document: Any, path: Keys, change: Callable[[Any, Any], None]) -> Any:
-    """A copy, in which ``change`` was called with what holds the path's last key, and that key."""
+    """A changed copy: ``change`` gets the container of the path's last key, and that key."""
     copy = json.loads(json.dumps(document))
     holder = copy
     for key in path[:-1]:
@@ -104,12 +104,12 @@ def with_value(document: Any, path: Keys, value: Any) -> Any:
 
 
 def unnoticed_typos(document: Any, problems: Callable[[Any], list[str]], free: Callable[[Keys], bool]) -> list[Keys]:
-    """Keys in which a typo goes unnoticed, of those that are not free to choose."""
+    """Keys in which a typo is not found, except those that are free to choose."""
     return [path for path in keys_of(document) if not free(path) and not problems(misspelt(document, path))]
 
 
 def filled_in(text: str) -> str:
-    """The block of a file that is marked as what its user fills in."""
+    """The block of a file with the settings for its user."""
     lines = text.splitlines()
     (first,) = [number for number, line in enumerate(lines) if line.endswith("# FILL IN")]
     indent = len(lines[first]) - len(lines[first].lstrip())

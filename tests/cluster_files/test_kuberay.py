@@ -1,7 +1,7 @@
 """cluster/kuberay/, as Kubernetes, the KubeRay operator and Ray's autoscaler read them.
 
 The custom resource definitions are KubeRay's own, ``ray.io_rayclusters.yaml`` and ``ray.io_rayjobs.yaml``, in the
-folder that the environment variable KUBERAY_CRDS names, or in ``shared/kuberay-crds`` beside the repository.
+folder that the environment variable KUBERAY_CRDS names, or in ``shared/kuberay-crds`` next to the repository.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def crd_schema(kind: str) -> Any:
     schema["properties"] |= {
         "apiVersion": {"const": f"{crd['spec']['group']}/v1"},
         "kind": {"const": kind},
-        "metadata": template_metadata(schema),  # the same everywhere in Kubernetes; a CRD leaves its own open
+        "metadata": template_metadata(schema),  # the same everywhere in Kubernetes; a CRD does not describe it
     }
     return schema
 
 
 def template_metadata(schema: Any) -> Any:
-    """What the schema of a pod template says of metadata."""
+    """The schema of metadata, from a pod template."""
     spec = schema["properties"]["spec"]["properties"]
     cluster = spec["rayClusterSpec"]["properties"] if "rayClusterSpec" in spec else spec
     return cluster["headGroupSpec"]["properties"]["template"]["properties"]["metadata"]
@@ -73,7 +73,7 @@ def groups(document: Any) -> list[Any]:
 
 
 def problems(document: Any) -> list[str]:
-    """Everything that is wrong with a resource, as far as can be told without Kubernetes."""
+    """All errors of a resource that can be found without Kubernetes."""
     found = schema_problems(document, crd_schema(document["kind"]) if "kind" in document else False)
     if not found:
         for group in groups(document):
@@ -83,7 +83,7 @@ def problems(document: Any) -> list[str]:
 
 
 def free(path: Keys) -> bool:
-    """Keys that anything may be: the user's own, and names of resources and labels."""
+    """Keys with free names: the user's own, and names of resources and labels."""
     return any(holder in path[:-1] for holder in ("annotations", "limits", "labels", "nodeSelector"))
 
 
@@ -98,12 +98,12 @@ def document(kind: str) -> Any:
 
 
 @needs_crds
-def test_nothing_is_wrong(document: Any) -> None:
+def test_shipped_files_are_valid(document: Any) -> None:
     assert problems(document) == []
 
 
 @needs_crds
-def test_a_typo_in_any_key_is_noticed(document: Any) -> None:
+def test_typo_in_any_key_is_found(document: Any) -> None:
     assert unnoticed_typos(document, problems, free) == []
 
 
@@ -130,11 +130,11 @@ def test_a_typo_in_any_key_is_noticed(document: Any) -> None:
         ("RayJob", ("spec", "runtimeEnvYAML"), {"working_dir": "s3://bucket/code.zip"}),
     ],
 )
-def test_wrong_values_are_noticed(document: Any, path: Keys, value: Any) -> None:
+def test_wrong_values_are_found(document: Any, path: Keys, value: Any) -> None:
     assert problems(with_value(document, path, value))
 
 
-def test_what_a_user_fills_in_is_in_one_place_at_the_top(kind: str, document: Any) -> None:
+def test_user_settings_are_in_one_block_at_the_top(kind: str, document: Any) -> None:
     text = FILES[kind].read_text()
     annotations = document["metadata"]["annotations"]
     assert text.count("FILL_IN") == filled_in(text).count("FILL_IN") == len(annotations)
@@ -146,8 +146,8 @@ def test_both_files_describe_the_same_cluster() -> None:
     assert cluster_spec(load(FILES["RayJob"])) == cluster_spec(load(FILES["RayCluster"]))
 
 
-def test_the_head_runs_no_work_and_workers_come_and_go(document: Any) -> None:
-    """As Ray's autoscaler reads the cluster."""
+def test_head_runs_no_work_and_workers_are_autoscaled(document: Any) -> None:
+    """Checked with the autoscaler's own reading of the cluster."""
     metadata = {"name": "world-models", "namespace": "default"}
     config = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(document)})
     node_types = config["available_node_types"]
@@ -175,13 +175,13 @@ def test_only_rollout_pods_are_on_spot_nodes(document: Any) -> None:
     on_demand, spot = wanted["head"], wanted["cpu-spot"]
     assert wanted["gpu"] == on_demand and len(on_demand) == 1
     assert {operator for _, operator, _ in on_demand[0]} == {"NotIn"}
-    # Any of the same labels makes a node a spot node, none of them an on-demand one.
+    # A node with any of these labels is a spot node, a node without them an on-demand one.
     assert spot == [[(key, "In", value)] for key, _, value in on_demand[0]]
     (toleration,) = groups(document)[1]["template"]["spec"]["tolerations"]
     assert [(toleration["key"], "In", toleration["value"])] in spot
 
 
-def test_the_driver_and_the_rollouts_are_on_one_kind_of_machine(document: Any) -> None:
+def test_driver_and_rollouts_use_one_kind_of_machine(document: Any) -> None:
     head, spot, gpu = (group["template"]["spec"] for group in groups(document))
     machine = document["metadata"]["annotations"]["machine"]
     assert head["nodeSelector"] == spot["nodeSelector"] == {"node.kubernetes.io/instance-type": machine}
@@ -198,20 +198,20 @@ def test_tokens_and_credentials_are_references(document: Any) -> None:
 
 
 def test_workers_have_ordinary_priority(document: Any) -> None:
-    """At Ray's default, nice 15, they starve beside any busy program."""
+    """At Ray's default, nice 15, they starve if other programs are busy."""
     _, *workers = groups(document)
     for group in workers:
         (container,) = group["template"]["spec"]["containers"]
         assert container["env"] == [{"name": ray_constants.RAY_WORKER_NICENESS, "value": "0"}]
 
 
-def test_nothing_is_reached_from_outside(document: Any) -> None:
+def test_no_service_is_reachable_from_outside(document: Any) -> None:
     head = cluster_spec(document)["headGroupSpec"]
     assert not {"serviceType", "headService", "enableIngress", "ingressOptions"} & head.keys()
     assert not any("hostNetwork" in group["template"]["spec"] for group in groups(document))
 
 
-def test_the_job_is_a_run_of_the_paper_s_preset_with_its_own_code() -> None:
+def test_job_runs_the_preset_of_the_paper_with_its_own_sources() -> None:
     spec = load(FILES["RayJob"])["spec"]
     words = shlex.split(spec["entrypoint"])
     assert words[:3] == ["python", "-m", "pipeline"]
@@ -222,10 +222,10 @@ def test_the_job_is_a_run_of_the_paper_s_preset_with_its_own_code() -> None:
     assert runtime_env.keys() == {"working_dir"}
     protocol, package = parse_uri(runtime_env["working_dir"])
     assert protocol == Protocol.S3 and package.endswith(".zip")
-    assert "entrypointNumCpus" not in spec, "the driver goes to the head, which has no CPU to give"
+    assert "entrypointNumCpus" not in spec, "the driver runs on the head, which offers no CPU"
 
 
-def test_the_job_leaves_nothing_behind() -> None:
+def test_job_deletes_its_cluster_at_the_end() -> None:
     spec = load(FILES["RayJob"])["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
     assert 0 < spec["ttlSecondsAfterFinished"] <= 3600

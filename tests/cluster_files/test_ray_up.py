@@ -1,4 +1,4 @@
-"""cluster/aws.yaml and cluster/gcp.yaml, as `ray up` and the autoscaler that it starts read them."""
+"""cluster/aws.yaml and cluster/gcp.yaml, as `ray up` and its autoscaler read them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.cluster_files.documents import (
 )
 
 CLOUDS = ("aws", "gcp")
-# Options of `docker run`, which is not here to say which it knows.
+# Options of `docker run`, as docker is not installed here.
 DOCKER_OPTIONS = {"--entrypoint", "--env", "--gpus", "--ulimit"}
 WORKERS = ("cpu-spot", "gpu")
 
@@ -84,7 +84,7 @@ def gce_instance() -> Any:
 
 
 def enum_problems(value: Any, shape: Shape, where: str) -> list[str]:
-    """Values that are none of those that AWS knows; botocore itself looks at types only."""
+    """Values that AWS does not know; botocore itself checks only types."""
     if shape.type_name == "structure":
         inner = [(value[name], member, f"{where}.{name}") for name, member in shape.members.items() if name in value]
     elif shape.type_name == "list":
@@ -96,7 +96,7 @@ def enum_problems(value: Any, shape: Shape, where: str) -> list[str]:
 
 
 def node_problems(cloud: str, node_config: Any, where: str) -> list[str]:
-    """What the cloud's own description of a machine says of a node_config."""
+    """The errors of a node_config by the cloud's own description of a machine."""
     if cloud == "gcp":
         return schema_problems(node_config, gce_instance(), where)
     report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **node_config}, run_instances())
@@ -106,12 +106,12 @@ def node_problems(cloud: str, node_config: Any, where: str) -> list[str]:
 
 
 def problems(config: Any) -> list[str]:
-    """Everything that is wrong with a cluster's config, as far as can be told offline."""
+    """All errors of a cluster's config that can be found offline."""
     if refused := schema_problems(config, ray_schema()):
         return refused
     try:
         AutoscalingConfig(config, skip_content_hash=True)
-    except Exception as error:  # whatever Ray's own checks raise
+    except Exception as error:  # any error of Ray's own checks
         return [f"Ray: {error!r}"]
     found = []
     options = [*config["docker"]["run_options"]]
@@ -125,7 +125,7 @@ def problems(config: Any) -> list[str]:
 
 
 def free(path: Keys) -> bool:
-    """Keys that anything may be: the user's own, paths, and names of resources, labels and node types."""
+    """Keys with free names: the user's own, paths, and names of resources, labels and node types."""
     if path[0] == "available_node_types":
         return path[1:] in (("cpu-spot",), ("gpu",)) or path[2:-1] in (("resources",), ("labels",))
     return path[0] in ("metadata", "file_mounts") and len(path) > 1
@@ -141,11 +141,11 @@ def config(cloud: str) -> Any:
     return load(path_of(cloud))
 
 
-def test_nothing_is_wrong(config: Any) -> None:
+def test_shipped_files_are_valid(config: Any) -> None:
     assert problems(config) == []
 
 
-def test_a_typo_in_any_key_is_noticed(config: Any) -> None:
+def test_typo_in_any_key_is_found(config: Any) -> None:
     assert unnoticed_typos(config, problems, free) == []
 
 
@@ -169,17 +169,17 @@ def test_a_typo_in_any_key_is_noticed(config: Any) -> None:
         ("gcp", ("provider", "availability_zone"), ["us-central1-a"]),
     ],
 )
-def test_wrong_values_are_noticed(config: Any, path: Keys, value: Any) -> None:
+def test_wrong_values_are_found(config: Any, path: Keys, value: Any) -> None:
     assert problems(with_value(config, path, value))
 
 
-def test_what_a_user_fills_in_is_in_one_place_at_the_top(cloud: str, config: Any) -> None:
+def test_user_settings_are_in_one_block_at_the_top(cloud: str, config: Any) -> None:
     text = path_of(cloud).read_text()
     assert text.count("FILL_IN") == filled_in(text).count("FILL_IN") == json.dumps(config["metadata"]).count("FILL_IN")
     assert next(iter(config)) == "metadata"
 
 
-def test_the_head_runs_no_work_and_workers_come_and_go(config: Any) -> None:
+def test_head_runs_no_work_and_workers_are_autoscaled(config: Any) -> None:
     node_types = AutoscalingConfig(config, skip_content_hash=True).get_node_type_configs()
     assert config["head_node_type"] == "head"
     assert node_types["head"].resources == {"CPU": 0}
@@ -189,7 +189,7 @@ def test_the_head_runs_no_work_and_workers_come_and_go(config: Any) -> None:
     assert config["max_workers"] == sum(most.values())
 
 
-def test_only_rollout_nodes_are_spot_and_labels_say_so(config: Any) -> None:
+def test_only_rollout_nodes_are_spot_and_labelled_so(config: Any) -> None:
     for name, node_type in config["available_node_types"].items():
         node = node_type["node_config"]
         spot = node.get("InstanceMarketOptions") == {"MarketType": "spot"}
@@ -201,7 +201,7 @@ def test_only_rollout_nodes_are_spot_and_labels_say_so(config: Any) -> None:
             assert node_type["labels"] == market | not_for_workers
 
 
-def test_the_dashboard_and_the_job_server_are_on_loopback(config: Any) -> None:
+def test_dashboard_and_job_server_listen_on_loopback(config: Any) -> None:
     (start,) = [command for command in config["head_start_ray_commands"] if command.startswith("ray start")]
     options = parse_ray_command(start)
     assert options["head"] and options["dashboard_host"] == "127.0.0.1"
@@ -209,7 +209,7 @@ def test_the_dashboard_and_the_job_server_are_on_loopback(config: Any) -> None:
 
 
 def test_workers_have_ordinary_priority(config: Any) -> None:
-    """At Ray's default, nice 15, they starve beside any busy program."""
+    """At Ray's default, nice 15, they starve if other programs are busy."""
     (start,) = [command for command in config["worker_start_ray_commands"] if "ray start" in command]
     assert words_and_environment(start) == (
         ["ray", "start", "--address=$RAY_HEAD_IP:6379"], {ray_constants.RAY_WORKER_NICENESS: "0"}
@@ -217,7 +217,7 @@ def test_workers_have_ordinary_priority(config: Any) -> None:
 
 
 def test_containers_start_with_a_shell_a_token_and_the_gpu(config: Any) -> None:
-    """Ray's own command, on a node of each type."""
+    """Checked on Ray's own command for a node of each type."""
     for name in config["available_node_types"]:
         docker = AutoscalingConfig(config, skip_content_hash=True).get_docker_config(name)
         command = shlex.split(
@@ -242,8 +242,8 @@ def test_containers_start_with_a_shell_a_token_and_the_gpu(config: Any) -> None:
         assert mounts[f"{DOCKERFILE.environment['HOME']}/.ray/auth_token"] == f"{host}/~/.ray/auth_token"
 
 
-def test_the_container_can_read_what_it_must_and_the_head_s_key_stays_its_own(tmp_path: Path) -> None:
-    """SSH takes no private key that others can read: the head would reach no worker."""
+def test_container_can_read_its_files_and_the_ssh_key_stays_private(tmp_path: Path) -> None:
+    """SSH refuses a private key that others can read: the head would reach no worker."""
     config = load(path_of("gcp"))
     mounted = tmp_path / config["cluster_name"] / "~"
     modes = {".ray/auth_token": 0o644, ".aws/credentials": 0o644, "ray_bootstrap_key.pem": 0o600}
@@ -266,13 +266,15 @@ def test_nothing_is_installed_on_nodes(config: Any) -> None:
     assert merged["head_setup_commands"] == merged["worker_setup_commands"] == []
 
 
-def test_spot_notices_are_watched_for(config: Any) -> None:
+def test_spot_notices_are_watched(config: Any) -> None:
     (watch,) = [command for command in config["worker_start_ray_commands"] if "cluster.spot" in command]
-    assert watch == config["worker_start_ray_commands"][-1], "it finds the node by the Ray that runs there"
-    assert watch.startswith("PYTHONPATH=/app nohup ") and watch.endswith("&"), "sources lie there; Ray's set-up goes on"
+    assert watch == config["worker_start_ray_commands"][-1], "the watcher finds its node by the running Ray"
+    assert watch.startswith("PYTHONPATH=/app nohup ") and watch.endswith("&"), (
+        "the sources are in /app, and Ray's set-up continues"
+    )
 
 
-def test_disks_are_in_the_cluster_s_zone() -> None:
+def test_disks_are_in_the_zone_of_the_cluster() -> None:
     config = load(path_of("gcp"))
     for node_type in config["available_node_types"].values():
         for disk in node_type["node_config"]["disks"]:

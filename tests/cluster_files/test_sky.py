@@ -1,4 +1,4 @@
-"""cluster/sky.yaml: its fields against SkyPilot's, and what its commands start on each node.
+"""cluster/sky.yaml: its fields against SkyPilot's, and the effect of its commands on each node.
 
 SkyPilot itself is not installed: it wants an older click than the project's. ``sky_schema.json`` says from which
 version its fields were taken.
@@ -33,7 +33,7 @@ FILE = ROOT / "cluster" / "sky.yaml"
 SCHEMA = json.loads((Path(__file__).parent / "sky_schema.json").read_text())
 IPS = "10.1.0.4\n10.1.0.5\n10.1.0.6\n10.1.0.7"
 
-# Options of `docker run`, which is not here to say which it knows.
+# Options of `docker run`, as docker is not installed here.
 DOCKER_OPTIONS = {
     "--rm", "--init", "--network", "--shm-size", "--ulimit", "--entrypoint", "--volume", "--workdir", "--env", "--gpus",
 }  # fmt: skip
@@ -42,7 +42,7 @@ INSIDE = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_worker_niceness
 
 
 def problems(task: Any) -> list[str]:
-    """What is wrong with a task, as far as can be told offline."""
+    """All errors of a task that can be found offline."""
     found = schema_problems(task, SCHEMA)
     commands = f"{task.get('setup')}\n{task.get('run')}"
     for name in [*task.get("envs", {}), *task.get("secrets", {})]:
@@ -55,7 +55,7 @@ def problems(task: Any) -> list[str]:
 
 
 class Node:
-    """One machine of a job, with stand-ins for docker, and for Ray and Python in the container."""
+    """One machine of a job, with stand-ins for docker and, in the container, for Ray and Python."""
 
     def __init__(self, folder: Path, task: Any) -> None:
         self._folder, self._task = folder, task
@@ -107,7 +107,7 @@ def node(tmp_path: Path, task: Any) -> Node:
 
 
 def inside(folder: Path, container: Call, task: Any, *, rank: int, ray: str, driver: str) -> tuple[int, StandIns]:
-    """Run what the container of a node runs; returns its exit code and its stand-ins."""
+    """Run the command of a node's container; returns its exit code and its stand-ins."""
     words = container.words
     outside = {**task["envs"], "RAY_AUTH_TOKEN": "secret", "SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": str(rank)}
     folder = folder / "container"
@@ -124,11 +124,11 @@ def inside(folder: Path, container: Call, task: Any, *, rank: int, ray: str, dri
 ON_HEAD = 'while [ "$1" != -- ]; do shift; done; shift; "$@"'
 
 
-def test_nothing_is_wrong(task: Any) -> None:
+def test_shipped_file_is_valid(task: Any) -> None:
     assert problems(task) == []
 
 
-def test_a_typo_in_any_key_is_noticed(task: Any) -> None:
+def test_typo_in_any_key_is_found(task: Any) -> None:
     assert unnoticed_typos(task, problems, lambda path: False) == []
 
 
@@ -146,23 +146,23 @@ def test_a_typo_in_any_key_is_noticed(task: Any) -> None:
         (("run",), ["echo"]),
     ],
 )
-def test_wrong_values_are_noticed(task: Any, path: Keys, value: Any) -> None:
+def test_wrong_values_are_found(task: Any, path: Keys, value: Any) -> None:
     assert problems(with_value(task, path, value))
 
 
-def test_the_commands_are_lint_free(task: Any, node: Node) -> None:
+def test_commands_are_lint_free(task: Any, node: Node) -> None:
     node.run()
     script = after(node.container().words, task["envs"]["IMAGE"])[2]
     assert shellcheck(task["setup"]) == shellcheck(task["run"], "--exclude=SC2016") == shellcheck(script) == ""
 
 
-def test_what_a_user_fills_in_is_in_one_place_at_the_top(task: Any) -> None:
+def test_user_settings_are_in_one_block_at_the_top(task: Any) -> None:
     text = FILE.read_text()
     assert text.count("FILL_IN") == filled_in(text).count("FILL_IN") == json.dumps(task["envs"]).count("FILL_IN")
     assert next(iter(task)) == "envs"
 
 
-def test_nodes_are_spot_of_one_kind_and_come_again(task: Any) -> None:
+def test_nodes_are_spot_of_one_kind_and_are_replaced(task: Any) -> None:
     resources = task["resources"]
     assert task["num_nodes"] > 1 and resources["use_spot"] is True
     assert resources["instance_type"], "another kind of CPU would be refused after a recovery"
@@ -171,7 +171,7 @@ def test_nodes_are_spot_of_one_kind_and_come_again(task: Any) -> None:
     assert task["envs"]["RUN_DIR"].startswith("s3://")
 
 
-def test_no_secret_is_in_the_file(task: Any) -> None:
+def test_file_holds_no_secret(task: Any) -> None:
     assert task["secrets"] == {"RAY_AUTH_TOKEN": None}
     assert not CREDENTIALS & task["envs"].keys()
 
@@ -184,7 +184,7 @@ def test_all_nodes_start_the_same_container(node: Node, task: Any, rank: int) ->
     options = run[1 : run.index(task["envs"]["IMAGE"])]
     assert run[0] == "run" and {word.partition("=")[0] for word in options} == DOCKER_OPTIONS - {"--gpus"}
     assert option(options, "--network") == "host", "Ray needs the machine's address"
-    assert option(options, "--entrypoint") == "", "the image's own is the world-models command"
+    assert option(options, "--entrypoint") == "", "the entrypoint of the image is the world-models command"
     assert option(options, "--volume").endswith(":/work:ro"), "the sources of the clone"
     environment = container_environment(options, {"RAY_AUTH_TOKEN": "secret"})
     assert environment == {
@@ -196,17 +196,17 @@ def test_all_nodes_start_the_same_container(node: Node, task: Any, rank: int) ->
     assert passed_on > CREDENTIALS
 
 
-def test_gpus_are_used_where_there_are_some(node: Node) -> None:
+def test_gpus_are_used_if_available(node: Node) -> None:
     node.run(gpus=1)
     assert "--gpus=all" in node.container().words
 
 
 @pytest.mark.parametrize("code", [0, 1, 143])
-def test_the_container_s_exit_code_is_the_job_s(node: Node, code: int) -> None:
+def test_job_has_the_exit_code_of_the_container(node: Node, code: int) -> None:
     assert node.run(DOCKER_EXIT=str(code)) == code
 
 
-def test_the_first_node_runs_the_driver(tmp_path: Path, node: Node, task: Any) -> None:
+def test_first_node_runs_the_driver(tmp_path: Path, node: Node, task: Any) -> None:
     node.run()
     code, commands = inside(tmp_path, node.container(), task, rank=0, ray=ON_HEAD, driver="exit 0")
     assert code == 0
@@ -224,7 +224,7 @@ def test_the_first_node_runs_the_driver(tmp_path: Path, node: Node, task: Any) -
     assert load_config(options.preset, options.override).execution.workers_on == ["head", "gpu-nodes"]
 
 
-def test_a_second_start_is_the_same_command(tmp_path: Path, task: Any) -> None:
+def test_second_start_runs_the_same_command(tmp_path: Path, task: Any) -> None:
     words = []
     for start in ("first", "second"):
         (tmp_path / start).mkdir()
@@ -236,15 +236,15 @@ def test_a_second_start_is_the_same_command(tmp_path: Path, task: Any) -> None:
 
 
 @pytest.mark.parametrize("code", [1, 2, 143])
-def test_the_driver_s_exit_code_is_the_container_s(tmp_path: Path, node: Node, task: Any, code: int) -> None:
+def test_container_has_the_exit_code_of_the_driver(tmp_path: Path, node: Node, task: Any, code: int) -> None:
     node.run()
     assert inside(tmp_path, node.container(), task, rank=0, ray=ON_HEAD, driver=f"exit {code}")[0] == code
 
 
 @pytest.mark.parametrize(("rank", "code"), [(0, 1), (1, 0)])
-def test_a_ray_that_does_not_start_on_the_first_node_is_no_success(
+def test_failed_ray_start_on_the_first_node_fails_the_job(
     tmp_path: Path, node: Node, task: Any, rank: int, code: int
 ) -> None:
-    """`ray symmetric-run` ends with 0 then; on the other nodes, that is its usual end."""
+    """`ray symmetric-run` then ends with 0, which is its usual exit code on the other nodes."""
     node.run(rank=rank)
     assert inside(tmp_path, node.container(), task, rank=rank, ray="exit 0", driver="exit 0")[0] == code

@@ -1,4 +1,4 @@
-"""cluster/slurm.sh, with stand-ins for SLURM, Ray and the driver: what it starts, stops, and submits again."""
+"""cluster/slurm.sh, with stand-ins for SLURM, Ray and the driver: starts, stops and requeues."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.cluster_files.stand_ins import StandIns, after, option, shellcheck
 
 SCRIPT = ROOT / "cluster" / "slurm.sh"
 RUN = ["tiny", "--run-dir", "/shared/runs/tiny", "-o", "seed=2"]
-DEADLINE_S = 120  # only catches a hang
+DEADLINE_S = 120  # catches hanging scripts only
 
-# Options of sbatch, which is not here to say which it knows.
+# Options of sbatch, as SLURM is not installed here.
 SBATCH_OPTIONS = {
     "nodes", "time", "job-name", "output", "open-mode", "exclusive", "ntasks-per-node", "mem", "no-kill", "requeue",
     "signal",
@@ -42,12 +42,12 @@ while [ "$1" != -- ]; do shift; done
 shift
 exec "$@"
 """
-# A driver that runs until it is stopped, as the real one is.
+# A driver that runs until it is stopped like the real one.
 STOPPABLE = 'trap "exit 143" TERM; touch "$HOME/runs"; while :; do sleep 0.05; done'
 
 
 class Slurm:
-    """An allocation of three nodes, made of stand-ins."""
+    """An allocation of three nodes with stand-ins."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -57,7 +57,7 @@ class Slurm:
         self.processes: list[subprocess.Popen[str]] = []
 
     def has(self, *, driver: str, ray: str = RAY) -> None:
-        """Say what the driver and Ray do."""
+        """Set the scripts of the driver and of Ray."""
         self.commands.add("world-models", driver)
         self.commands.add("ray", ray)
 
@@ -91,7 +91,7 @@ class Slurm:
             time.sleep(0.02)
 
     def stop(self, process: subprocess.Popen[str], number: signal.Signals) -> int:
-        """Send the script alone a signal, as SLURM does; returns its exit code."""
+        """Send a signal to the script only, as SLURM does; returns its exit code."""
         process.send_signal(number)
         self.output, _ = process.communicate(timeout=DEADLINE_S)
         return process.returncode
@@ -106,17 +106,17 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
     yield allocation
     for process in allocation.processes:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what is left of its session
+            os.killpg(process.pid, signal.SIGKILL)  # the rest of its session
         process.wait()
 
 
 def directives() -> dict[str, str]:
-    """Options of the lines that sbatch reads."""
+    """The options in the script's #SBATCH lines."""
     lines = re.findall(r"^#SBATCH --(.+)$", SCRIPT.read_text(), flags=re.MULTILINE)
     return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
-def test_the_script_is_lint_free() -> None:
+def test_script_is_lint_free() -> None:
     assert shellcheck(SCRIPT.read_text()) == ""
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
 
@@ -129,23 +129,23 @@ def test_the_script_is_lint_free() -> None:
         ("export RAY_AUTH_TOKEN RAY", "export $RAY_AUTH_TOKEN RAY", "SC2163"),
     ],
 )
-def test_the_linter_looks(old: str, new: str, rule: str) -> None:
+def test_linter_finds_planted_errors(old: str, new: str, rule: str) -> None:
     text = SCRIPT.read_text()
     assert text.count(old) == 1
     assert rule in shellcheck(text.replace(old, new), "--format=gcc")
 
 
-def test_sbatch_is_asked_for_whole_nodes_that_come_again() -> None:
+def test_sbatch_requests_whole_nodes_and_requeues() -> None:
     options = directives()
     assert options.keys() == SBATCH_OPTIONS
-    assert options["signal"].startswith("B:USR1@"), "not SIGTERM: what scancel ends must stay ended"
+    assert options["signal"].startswith("B:USR1@"), "not SIGTERM: a job that scancel ends must stay ended"
     assert int(options["signal"].partition("@")[2]) >= 60
     assert options["ntasks-per-node"] == "1" and options["mem"] == "0"
     assert options["open-mode"] == "append", "a second start keeps the first one's log"
 
 
 def test_sbatch_reads_all_of_its_lines() -> None:
-    """It stops at the first command."""
+    """sbatch stops reading at the first command."""
     lines = SCRIPT.read_text().splitlines()
     commands = [number for number, line in enumerate(lines) if line and not line.startswith("#")]
     assert max(number for number, line in enumerate(lines) if line.startswith("#SBATCH")) < commands[0]
@@ -197,7 +197,7 @@ def test_ray_knows_the_options(slurm: Slurm) -> None:
     assert after(ray, "--")[:2] == ["bash", "-c"]
 
 
-def test_the_driver_gets_the_arguments_and_its_workers_all_nodes(slurm: Slurm) -> None:
+def test_driver_gets_the_arguments_and_workers_get_all_nodes(slurm: Slurm) -> None:
     slurm.has(driver="exit 0")
     slurm.run()
     (driver,) = slurm.commands.calls("world-models")
@@ -211,13 +211,13 @@ def test_the_driver_gets_the_arguments_and_its_workers_all_nodes(slurm: Slurm) -
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 143])
-def test_the_driver_s_exit_code_is_the_job_s(slurm: Slurm, code: int) -> None:
+def test_job_has_the_exit_code_of_the_driver(slurm: Slurm, code: int) -> None:
     slurm.has(driver=f"exit {code}")
     assert slurm.run() == code
     assert slurm.requeues() == []
 
 
-def test_out_of_time_it_stops_the_driver_and_is_submitted_again(slurm: Slurm) -> None:
+def test_time_limit_stops_the_driver_and_requeues_the_job(slurm: Slurm) -> None:
     slurm.has(driver=STOPPABLE)
     process = slurm.start()
     slurm.await_file("runs")
@@ -226,7 +226,7 @@ def test_out_of_time_it_stops_the_driver_and_is_submitted_again(slurm: Slurm) ->
     assert slurm.commands.calls()[-1].words[:2] == ["scontrol", "requeue"], "after the driver has ended"
 
 
-def test_submitted_again_it_is_the_same_command(slurm: Slurm) -> None:
+def test_requeued_job_runs_the_same_command(slurm: Slurm) -> None:
     slurm.has(driver=STOPPABLE)
     process = slurm.start()
     slurm.await_file("runs")
@@ -238,8 +238,8 @@ def test_submitted_again_it_is_the_same_command(slurm: Slurm) -> None:
     assert len(slurm.requeues()) == 1
 
 
-def test_cancelled_or_preempted_it_stops_the_driver_and_leaves_the_rest_to_slurm(slurm: Slurm) -> None:
-    """SLURM itself submits a preempted job again; a cancelled one has to stay cancelled."""
+def test_cancelled_or_preempted_job_stops_the_driver_without_a_requeue(slurm: Slurm) -> None:
+    """SLURM itself requeues a preempted job; a cancelled one must stay cancelled."""
     slurm.has(driver=STOPPABLE)
     process = slurm.start()
     slurm.await_file("runs")
@@ -248,7 +248,7 @@ def test_cancelled_or_preempted_it_stops_the_driver_and_leaves_the_rest_to_slurm
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
-def test_what_ends_by_itself_is_not_submitted_again(slurm: Slurm, code: int) -> None:
+def test_job_that_ends_by_itself_is_not_requeued(slurm: Slurm, code: int) -> None:
     slurm.has(driver=STOPPABLE.replace("143", str(code)))
     process = slurm.start()
     slurm.await_file("runs")
@@ -256,7 +256,7 @@ def test_what_ends_by_itself_is_not_submitted_again(slurm: Slurm, code: int) -> 
     assert slurm.requeues() == []
 
 
-def test_out_of_time_while_ray_starts(slurm: Slurm) -> None:
+def test_time_limit_during_ray_startup_requeues_the_job(slurm: Slurm) -> None:
     waits = 'touch "$HOME/starts"; while :; do sleep 0.05; done'
     slurm.has(driver="exit 0", ray=f'if [ "$1" = get-auth-token ]; then echo secret; exit; fi\n{waits}')
     process = slurm.start()
@@ -266,21 +266,21 @@ def test_out_of_time_while_ray_starts(slurm: Slurm) -> None:
     assert slurm.commands.calls("world-models") == []
 
 
-def test_a_ray_that_does_not_start_is_no_success(slurm: Slurm) -> None:
-    """`ray symmetric-run` ends with 0 then."""
+def test_failed_ray_start_fails_the_job(slurm: Slurm) -> None:
+    """`ray symmetric-run` then ends with 0."""
     slurm.has(driver="exit 0", ray="echo secret")
     assert slurm.run() == 1
     assert slurm.commands.calls("world-models") == []
 
 
-def test_without_an_address_nothing_starts(slurm: Slurm) -> None:
+def test_nothing_starts_without_an_address(slurm: Slurm) -> None:
     slurm.has(driver="exit 0")
     assert slurm.run(ADDRESSES="127.0.1.1 fe80::1") == 2
     assert "HEAD_IP" in slurm.output
     assert slurm.commands.calls("ray") == []
 
 
-def test_a_given_address_is_used(slurm: Slurm) -> None:
+def test_given_address_is_used(slurm: Slurm) -> None:
     slurm.has(driver="exit 0")
     assert slurm.run(HEAD_IP="10.5.5.5") == 0
     assert len(slurm.commands.calls("srun")) == 1

@@ -30,26 +30,25 @@ ROOT = Path(__file__).parents[2]
 
 _started: list[subprocess.Popen[str] | ForkedProcess] = []
 
-# Longer than anything takes: it catches what hangs.
+# Longer than any command takes: it catches hanging ones.
 _HANGS_S = 900.0
 
-# What is read when a command runs. Others may be read while it imports what it needs.
+# Variables that are read when a command runs. Others may be read during its imports.
 _READ_LATE = re.compile(r"AWS_\w+|CUDA_VISIBLE_DEVICES|RAY_ADDRESS|WORLD_MODELS_\w+")
 
 
 class Command:
-    """``world-models``, or another module, in a process group of its own, both outputs in one file.
+    """``world-models`` or another module in a new process group, with both outputs in one file.
 
     Not in a pipe: Ray's processes would hold it open for a while after the command was killed.
 
     Args:
         arguments: On its command line.
-        environment: Variables to set besides this process's.
+        environment: Variables to set in addition to this process's.
         module: What is run, as by ``python -m``.
-        from_scratch: Whether it is started by the interpreter; else it is forked from a process that has imported
-            everything already, unless the environment matters while it does. Forks share the seed of hashes: a run
-            that others are compared with is started from scratch, so that a result which depends on the order of a
-            set shows.
+        from_scratch: Whether a new interpreter runs it. Otherwise it is forked from a process that has imported
+            everything, unless imports read a variable of ``environment``. Forks share their hash seed. A reference
+            run is therefore started from scratch, which reveals a result that depends on the order of a set.
     """
 
     def __init__(
@@ -78,26 +77,26 @@ class Command:
         _started.append(self.process)
 
     def output(self) -> str:
-        """All it has printed so far."""
+        """All output so far."""
         return Path(self._file.name).read_text()
 
     def finish(self) -> tuple[int, str]:
-        """Wait for its end: exit code, and all it printed."""
+        """Wait for the command's end; returns its exit code and all its output."""
         code = self.process.wait(timeout=_HANGS_S)
         return code, self.output()
 
     def wait_until(self, when: Callable[[], object]) -> None:
-        """Wait until something is so while the command runs."""
+        """Wait until a condition holds while the command runs."""
         deadline = time.monotonic() + _HANGS_S
         while not when():
             assert self.process.poll() is None, f"it ended before: {self.finish()[1]}"
-            assert time.monotonic() < deadline, "what is waited for never came"
-            time.sleep(0.1)  # to look at all processes takes a while
+            assert time.monotonic() < deadline, "the condition never held"
+            time.sleep(0.1)  # listing all processes is slow
 
     def interrupt(self, number: signal.Signals, when: Callable[[], object]) -> tuple[int, str]:
-        """Send a signal to the command's main process once something is so, and wait for its end.
+        """Send a signal to the command's main process once a condition holds, and wait for its end.
 
-        What stands still below it is killed after that: it would not notice the end of its Ray.
+        Its frozen descendants are killed after that: they would not notice the end of their Ray.
         """
         self.wait_until(when)
         frozen = frozen_below(self.process.pid)
@@ -116,19 +115,19 @@ class Command:
         """Whether the command's own process has stopped at a failpoint."""
         return _is_frozen(self.process.pid)
 
-    def go_on(self) -> None:
-        """Let a frozen command go on."""
+    def unfreeze(self) -> None:
+        """Resume a frozen command."""
         os.kill(self.process.pid, signal.SIGCONT)
 
 
 def has_pending(pid: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a process, which a frozen one takes only once it goes on."""
+    """Whether a signal is pending for a process; a frozen one receives it only after it resumes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return any(int(mask, 16) >> (number - 1) & 1 for mask in re.findall(r"^(?:SigPnd|ShdPnd):\s+(\w+)", status, re.M))
 
 
 def texts(folders: Sequence[Path], pattern: str = "*") -> dict[Path, str]:
-    """The files below some folders with their texts, but for those that vanish meanwhile."""
+    """The texts of the files below some folders, without files that vanish meanwhile."""
     found = {}
     for path in (path for folder in folders for path in folder.rglob(pattern)):
         with suppress(FileNotFoundError):
@@ -138,7 +137,7 @@ def texts(folders: Sequence[Path], pattern: str = "*") -> dict[Path, str]:
 
 
 def frozen(arguments: Sequence[str], executor: str, failpoint: str) -> Command:
-    """A command on an executor that stands still at a failpoint: its own process, or on Ray one that works for it."""
+    """A command frozen at a failpoint: in its own process, or with Ray in one of its workers."""
     variable = WORKER_VARIABLE if executor == "ray" else VARIABLE
     on = ("-o", f"execution.executor={executor}", "-o", "execution.workers=1")
     driver = Command(*arguments, *on, environment={variable: f"{failpoint}:freeze"})
@@ -150,7 +149,7 @@ def frozen(arguments: Sequence[str], executor: str, failpoint: str) -> Command:
 
 
 def frozen_below(pid: int) -> list[psutil.Process]:
-    """The descendants of a process that have stopped, at a failpoint for instance."""
+    """The descendants of a process that are stopped, for example at a failpoint."""
     with suppress(psutil.NoSuchProcess):
         return [process for process in psutil.Process(pid).children(recursive=True) if _is_frozen(process.pid)]
     return []
@@ -162,19 +161,19 @@ def _is_frozen(pid: int) -> bool:
     return False
 
 
-def kill_those_left() -> None:
-    """End the commands that a test left running, one that failed halfway for instance."""
+def kill_leftover_commands() -> None:
+    """End the commands that a test left running, for example a test that failed."""
     while _started:
         process = _started.pop()
         if process.poll() is None:
-            with suppress(ProcessLookupError):  # of a fork that has no group of its own yet
+            with suppress(ProcessLookupError):  # of a fork that has not left this process group yet
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
 
 
 def run(*arguments: str, environment: Mapping[str, str] | None = None, from_scratch: bool = False) -> tuple[int, str]:
-    """Run ``world-models`` to its end, see ``Command``: exit code, and all it printed."""
+    """Run ``world-models`` to its end, see ``Command``; returns its exit code and all its output."""
     return Command(*arguments, environment=environment, from_scratch=from_scratch).finish()
 
 
@@ -193,14 +192,14 @@ def counting_preset(folder: Path, **changes: Any) -> str:
 
 
 def uninterrupted(folder: Path, **changes: Any) -> Path:
-    """The run directory of a small run to which nothing happens, see ``counting_preset``; started from scratch."""
+    """The run directory of a small uninterrupted run, started from scratch; see ``counting_preset``."""
     code, output = run("run", counting_preset(folder, **changes), "--run-dir", str(folder / "run"), from_scratch=True)
     assert code == 0, output
     return folder / "run"
 
 
 def outcome(run: Path | Store) -> dict[str, Any]:
-    """Everything of a complete run that is promised to be the same: all bytes, and the history but for its clocks."""
+    """The reproducible parts of a complete run: hashes of all objects, and the history without its times."""
     store = LocalStore(run) if isinstance(run, Path) else run
     found: dict[str, Any] = {}
     for prefix in ("rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation"):

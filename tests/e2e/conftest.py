@@ -1,4 +1,4 @@
-"""Uninterrupted runs that the others are compared with, made once for all processes of pytest-xdist."""
+"""Uninterrupted reference runs, made once for all processes of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e import command
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of all processes of pytest-xdist."""
+    """A folder that all processes of pytest-xdist share."""
     mine = tmp_path_factory.getbasetemp()
     return mine if worker_id == "master" else mine.parent
 
@@ -29,13 +29,13 @@ def smoke_run(shared: Path) -> Path:
     return folder
 
 
-# Enough epochs that a training can be stopped in the middle.
+# Enough epochs to stop a training in the middle.
 STRAIGHT: dict[str, Any] = {"vae__epochs": 4}
 
 
 @pytest.fixture(scope="session")
 def straight(shared: Path) -> dict[str, Any]:
-    """What a small run comes to if nothing happens to it, see ``STRAIGHT``."""
+    """The outcome of a small uninterrupted run; see ``STRAIGHT``."""
     folder = shared / "straight"
     folder.mkdir(exist_ok=True)
     with FileLock(shared / "straight.lock"):

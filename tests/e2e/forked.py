@@ -1,4 +1,4 @@
-"""The command in a fork of a process that has imported everything: as one started from scratch, less the seconds.
+"""The command in a fork of a process that has imported everything: like a new process, but faster.
 
 Importing torch, Ray, OpenVINO and the rest takes longer than what most of these commands do.
 """
@@ -14,7 +14,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
-# What a whole run imports, on Ray and in a bucket. pyarrow brings pandas.
+# The imports of a whole run on Ray and in a bucket. pyarrow imports pandas.
 _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli.main",
@@ -30,7 +30,7 @@ _context.set_forkserver_preload([*_PRELOADED])
 
 
 class ForkedProcess:
-    """A command that has been forked; what tests use of ``subprocess.Popen``.
+    """A forked command, with the part of the interface of ``subprocess.Popen`` that tests use.
 
     Args:
         arguments: Of ``world-models``.
@@ -46,7 +46,7 @@ class ForkedProcess:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code, negative for a signal; None while it runs."""
+        """The exit code, negative for a signal; None while the command runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -58,7 +58,7 @@ class ForkedProcess:
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):  # as Popen has it
+        with suppress(ProcessLookupError):  # as Popen does
             os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -70,7 +70,7 @@ def _run(arguments: list[str], environment: dict[str, str], folder: str, log: st
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for number in (1, 2):
         os.dup2(output, number)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - open until the process ends
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)

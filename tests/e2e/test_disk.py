@@ -57,23 +57,23 @@ def repair(disk: Path) -> None:
     [
         # Half of a checkpoint is written: the other half does not fit.
         (fill, "object-half-written@30", "No space left on device"),
-        # No file is open, which would be in the way of the change.
+        # No file is open at this failpoint; an open file would prevent the remount.
         (read_only, "checkpoint-recorded@3", "Read-only file system"),
     ],
     ids=["full", "ro"],
 )
-def test_a_disk_that_takes_no_more_ends_the_driver_and_costs_nothing(
+def test_full_disk_ends_the_driver_and_loses_no_data(
     disk: Path, tmp_path: Path, straight: dict[str, Any], break_it: Callable[[Path], None], where: str, said: str
 ) -> None:
     preset, folder = command.counting_preset(tmp_path, **STRAIGHT), disk / "run"
-    # Heartbeats would be counted, too, and have a file open.
+    # Heartbeats would pass the failpoint as well, and have a file open.
     no_heartbeats = ("-o", "storage.heartbeat_s=1e6", "-o", "storage.lease_expiry_s=1e7")
     arguments = ("run", preset, "--run-dir", str(folder), *no_heartbeats)
     driver = command.Command(*arguments, environment={VARIABLE: f"{where}:freeze"})
     driver.wait_until_frozen()
     assert command.checkpointed(folder, "vae", 1)() and not (folder / "vae" / "MANIFEST.json").exists()
     break_it(disk)
-    driver.go_on()
+    driver.unfreeze()
     code, output = driver.finish()
     assert code == 1, output
     assert f"cannot write {folder}" in output

@@ -1,4 +1,4 @@
-"""SIGKILL between each two writes: every session dies at a named place, and the run ends as if none had."""
+"""SIGKILL between each two writes: every session dies at a failpoint, and the run gives the same result."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.storage.maintenance import check_run
 from pipeline.storage.sessions import session_numbers
 from tests.e2e import command
 
-# Each names a place and which pass of it, counted from the start of that session: the comments say what that hits. A
-# session goes on where the one before died.
+# Each is a failpoint and the number of its pass, counted from the start of the session. The comments name the object
+# or the stage that it hits. A session resumes where the one before died.
 KILLS = (
     "session-begun@1",
     "config-written@1",
     "stage-begun@1",  # collect
     "object-half-written@9",  # in collect
-    "data-written@2",  # the second shard made now
+    "data-written@2",  # the second shard of this session
     "record-created@1",
     "stage-done@1",
     "stage-sealed@1",  # collect
@@ -29,7 +29,7 @@ KILLS = (
     "checkpoint-half-removed@1",
     "data-written@1",  # V's weights
     "record-created@1",
-    "data-written@2",  # V's picture is there, or the first latents
+    "data-written@2",  # V's picture, or the first latents
     "stage-begun@1",
     "record-created@3",
     "stage-sealed@1",
@@ -65,17 +65,17 @@ def preset(folder: Path, generations: int = 5) -> str:
 
 
 def killed_at(failpoint: str, *arguments: str) -> str:
-    """Run the command until it dies there; what it printed."""
+    """Run the command until it dies at a failpoint; returns its output."""
     code, output = command.run(*arguments, environment={VARIABLE: failpoint})
     assert code == -signal.SIGKILL, f"{failpoint} was not passed:\n{output}"
     return output
 
 
-def test_every_named_place_is_killed_at() -> None:
+def test_every_failpoint_has_a_kill_test() -> None:
     assert {kill.partition("@")[0] for kill in (*KILLS, *GROWN)} == set(FAILPOINTS)
 
 
-def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) -> None:
+def test_run_killed_between_writes_gives_the_same_bits(tmp_path: Path) -> None:
     config, straight = preset(tmp_path), tmp_path / "straight"
     code, output = command.run("run", config, "--run-dir", str(straight), from_scratch=True)
     assert code == 0, output
@@ -85,7 +85,7 @@ def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) 
         killed_at(kill, "run", config, "--run-dir", str(folder))
         if store.exists("config.yaml"):
             assert check_run(store).problems == [], f"after {kill}"
-    # The same thing by its other name.
+    # `resume` does the same as `run`.
     code, output = command.run("resume", str(folder))
     assert code == 0, output
     assert command.outcome(folder) == command.outcome(straight)
@@ -95,7 +95,7 @@ def test_a_run_killed_between_its_writes_comes_to_the_same_bits(tmp_path: Path) 
         steps = [row["step"] for row in rows if "held_out_loss" not in row]
         assert steps == sorted(set(steps)), f"{stage}: doubled points"
 
-    # Grown further, killed again; beside one that was grown in one go.
+    # Extend the evolution with kills, and compare it with one that is extended without.
     config = preset(tmp_path, generations=6)
     for kill in GROWN:
         killed_at(kill, "run", config, "--run-dir", str(folder))

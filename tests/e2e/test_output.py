@@ -1,4 +1,4 @@
-"""Commands whose output nobody takes any more: a reader that has enough, a terminal that closes."""
+"""Commands whose output is no longer read: a reader that closes the pipe, a terminal that closes, a full disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.e2e import command
 
 
 def start(*arguments: str, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
-    """``world-models`` as a shell has it once it is disowned; its outputs are descriptors, which are closed here."""
+    """Start ``world-models`` as a disowned command of a shell. The descriptors of its outputs are closed here."""
     disowned = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-m", "pipeline", *arguments]
     process = subprocess.Popen(
         disowned, cwd=command.ROOT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
@@ -28,8 +28,8 @@ def start(*arguments: str, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_reader_that_has_read_enough_does_not_end_a_run(tmp_path: Path) -> None:
-    """As by ``2>&1 | head -3``."""
+def test_run_continues_after_its_reader_closes_the_pipe(tmp_path: Path) -> None:
+    """The same as ``2>&1 | head -3``."""
     folder = tmp_path / "run"
     reading, writing = os.pipe()
     process = start(
@@ -41,19 +41,19 @@ def test_a_reader_that_has_read_enough_does_not_end_a_run(tmp_path: Path) -> Non
     assert read_manifest(LocalStore(folder), "rollouts") is not None
 
 
-def test_a_terminal_that_closes_does_not_end_a_disowned_run(tmp_path: Path) -> None:
+def test_disowned_run_continues_after_its_terminal_closes(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ours, theirs = pty.openpty()
+    terminal, command_side = pty.openpty()
     arguments = ("collect", command.counting_preset(tmp_path), "--run-dir", str(folder))
-    process = start(*arguments, stdout=theirs, stderr=theirs)
-    assert os.read(ours, 1)
-    os.close(ours)
+    process = start(*arguments, stdout=command_side, stderr=command_side)
+    assert os.read(terminal, 1)
+    os.close(terminal)
     assert process.wait() == 0
     assert read_manifest(LocalStore(folder), "rollouts") is not None
 
 
-def test_a_run_that_is_complete_says_so_to_nobody(smoke_run: Path, tmp_path: Path) -> None:
-    """As by ``| true``."""
+def test_complete_run_exits_without_error_if_nobody_reads_its_output(smoke_run: Path, tmp_path: Path) -> None:
+    """The same as ``| true``."""
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     reading, writing = os.pipe()
     os.close(reading)
@@ -66,8 +66,10 @@ def test_a_run_that_is_complete_says_so_to_nobody(smoke_run: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     "arguments", [("plan", "smoke", "--steps-per-s", "1000", "500", "--json"), ("status", "{run}")]
 )
-def test_what_is_made_for_its_reader_ends_with_it(smoke_run: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    """As other Unix filters do: by the code of SIGPIPE, without a word."""
+def test_printing_command_ends_by_sigpipe_if_nobody_reads_its_output(
+    smoke_run: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Like other Unix filters: with the exit code of SIGPIPE and without a message."""
     reading, writing = os.pipe()
     os.close(reading)
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
@@ -76,14 +78,14 @@ def test_what_is_made_for_its_reader_ends_with_it(smoke_run: Path, tmp_path: Pat
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_what_is_made_for_its_reader_and_finds_no_room_is_an_error(smoke_run: Path, tmp_path: Path) -> None:
+def test_printing_command_fails_if_its_output_is_full(smoke_run: Path, tmp_path: Path) -> None:
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
     process = start("status", str(smoke_run), stdout=os.open("/dev/full", os.O_WRONLY), stderr=log)
     assert process.wait() == 1
     assert (tmp_path / "log").read_text() == "world-models: cannot write to standard output: No space left on device\n"
 
 
-def test_a_log_that_finds_no_room_does_not_end_a_run(tmp_path: Path) -> None:
+def test_run_continues_if_its_log_is_full(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     full = os.open("/dev/full", os.O_WRONLY)
     process = start("collect", command.counting_preset(tmp_path), "--run-dir", str(folder), stdout=full, stderr=full)

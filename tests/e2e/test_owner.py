@@ -1,4 +1,4 @@
-"""Real drivers of one run: two at once, one that died, one that was frozen and comes back, one with a wrong clock."""
+"""Real drivers of one run: two at once, a dead one, a frozen one that resumes, one with a wrong clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENDLESS = ("-o", "evolve.generations=100000")
 PATIENCE = ("-o", "storage.heartbeat_s=0.5", "-o", "storage.lease_expiry_s=4")
 
 
-def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_path: Path) -> None:
+def test_second_driver_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
     arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS)
     first = command.Command(*arguments)
@@ -45,7 +45,7 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
         assert "Traceback" not in output
     code, output = command.run("status", str(folder))
     assert f"driver: `run` on {socket.gethostname()}, pid {first.process.pid} (session 1), alive" in output
-    assert sessions.session_numbers(LocalStore(folder)) == [1], "those that were refused took nothing"
+    assert sessions.session_numbers(LocalStore(folder)) == [1], "the refused drivers began no session"
 
     first.interrupt(signal.SIGKILL, lambda: True)
     code, output = command.run("status", str(folder))
@@ -58,15 +58,17 @@ def test_a_second_driver_is_refused_and_one_that_died_is_succeeded_at_once(tmp_p
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
-def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_more(
+def test_driver_with_an_expired_lease_is_replaced_and_seals_nothing_more(
     tmp_path: Path, straight: dict[str, Any], executor: str
 ) -> None:
-    """The stopped driver is frozen whole, its training worker on Ray is not: that one is fenced off as well."""
+    """The whole driver is frozen, but not its training worker on Ray: the lease must fence off both."""
     preset, folder = command.counting_preset(tmp_path, **STRAIGHT), tmp_path / "run"
     arguments = ("run", preset, "--run-dir", str(folder), *PATIENCE)
     first = command.frozen(arguments, executor, "checkpoint-recorded@3")
     os.kill(first.process.pid, signal.SIGSTOP)
-    first.wait_until(lambda: sessions.read_session(LocalStore(folder), 1).age_s > 2)  # else it is seen to live
+    first.wait_until(
+        lambda: sessions.read_session(LocalStore(folder), 1).age_s > 2
+    )  # otherwise the second driver sees a recent heartbeat
     second = command.Command(*arguments)
     second.wait_until(lambda: sessions.session_numbers(LocalStore(folder)) == [1, 2])
     for training in command.frozen_below(first.process.pid):
@@ -82,7 +84,7 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
     assert code == 1, output
     assert f"this driver has lost {folder} to `run` on {socket.gethostname()}, pid {second.process.pid}" in output
     assert "Traceback" not in output
-    last_heartbeat = "sessions/000001/heartbeat.json"  # its own, which nobody asks for any more
+    last_heartbeat = "sessions/000001/heartbeat.json"  # its own, which nobody reads any more
     changed = {name for name, digest in command.files(folder).items() if after.get(name) != digest}
     assert changed <= {last_heartbeat}
     assert command.outcome(folder) == straight
@@ -90,7 +92,7 @@ def test_a_driver_that_was_silent_for_too_long_is_succeeded_and_seals_nothing_mo
 
 
 @pytest.mark.parametrize("offset", ["+2d", "-2d"])
-def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_path: Path, offset: str) -> None:
+def test_lease_does_not_depend_on_the_drivers_clock(tmp_path: Path, offset: str) -> None:
     library = resources.files("libfaketime") / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
     wrong_clock = {"LD_PRELOAD": str(library), "FAKETIME": offset, "DONT_FAKE_MONOTONIC": "1"}
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
@@ -103,7 +105,7 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
     assert code == 1, output
     assert "is in use by" in output
     first.interrupt(signal.SIGKILL, lambda: True)
-    # From another host: the heartbeats alone must tell.
+    # From another host, only the heartbeats show whether the driver is alive.
     _as_if_elsewhere(folder)
     code, output = command.run(*arguments, *ENDLESS, "-o", "evolve.max_seconds=0.001", environment=wrong_clock)
     assert code == 3, output
@@ -111,13 +113,13 @@ def test_a_driver_whose_clock_is_wrong_keeps_and_loses_its_run_as_any_other(tmp_
 
 
 def _as_if_elsewhere(folder: Path) -> None:
-    """Rewrite who began the first session: a process of a machine that nobody here can look at, soon to expire."""
+    """Rewrite the owner of the first session: a process on an unknown machine whose lease expires soon."""
     owner = replace(sessions.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away", expiry_s=3.0)
     (folder / "sessions" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
-def test_sigterm_gives_the_lease_back_and_says_how_to_go_on(tmp_path: Path, executor: str) -> None:
+def test_sigterm_releases_the_lease_and_shows_the_resume_command(tmp_path: Path, executor: str) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path)
     arguments = ("run", preset, "--run-dir", str(folder), *ENDLESS, "-o", f"execution.executor={executor}")
     process = command.Command(*arguments, "-o", "execution.niceness=7", "-o", "execution.workers=1")
@@ -156,10 +158,10 @@ from pipeline.cli import main as cli
 
 connect = ray._private.worker.connect
 
-def stopped(*arguments, **named):  # Ray's own handler would be set by now
+def stopped(*arguments, **named):  # Ray has set its own handler by now
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            # But for Ray's agents, which look for their node once a minute.
+            # Except Ray's agents, which check for their node once a minute.
             if not any("gent" in word for word in child.cmdline()[:3]):
                 print(child.pid, flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -171,15 +173,15 @@ cli.entry()
 """
 
 
-def test_sigterm_while_ray_starts_is_a_stop_like_any_other(tmp_path: Path) -> None:
+def test_sigterm_during_ray_startup_stops_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ("run", command.counting_preset(tmp_path), "--run-dir", str(folder), "-o", "execution.executor=ray")
     environment = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    # In files: Ray's agents hold a pipe open for a minute.
-    with (tmp_path / "pids").open("w") as told, (tmp_path / "log").open("w") as log:
+    # The output goes to files: Ray's agents hold a pipe open for a minute.
+    with (tmp_path / "pids").open("w") as pids_file, (tmp_path / "log").open("w") as log:
         done = subprocess.run(
             [sys.executable, "-c", STOPPED_WHILE_RAY_STARTS, *arguments],
-            cwd=command.ROOT, env=environment, check=False, stdout=told, stderr=log,
+            cwd=command.ROOT, env=environment, check=False, stdout=pids_file, stderr=log,
         )  # fmt: skip
     output = (tmp_path / "log").read_text()
     assert done.returncode == 143, output
@@ -191,7 +193,7 @@ def test_sigterm_while_ray_starts_is_a_stop_like_any_other(tmp_path: Path) -> No
     wait_until(lambda: all(process_started(pid) is None for pid in pids))
 
 
-def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(tmp_path: Path) -> None:
+def test_config_written_by_another_driver_is_not_overwritten(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     (tmp_path / "other").mkdir()
     preset, other = command.counting_preset(tmp_path), command.counting_preset(tmp_path / "other", seed=2)
@@ -203,12 +205,12 @@ def test_a_config_that_another_driver_wrote_while_one_waited_is_not_overwritten(
         if path.name != "sessions":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (folder / "sessions" / "000001" / "heartbeat.json").unlink()
-    # The other driver's last write comes when this one has waited for its end, and has the lease.
+    # The other driver's last write comes after this one has waited and taken the lease.
     waiting = command.Command("run", other, "--run-dir", str(folder), environment={VARIABLE: "session-begun@1:freeze"})
     waiting.wait_until_frozen()
     assert sessions.session_numbers(LocalStore(folder)) == [1, 2]
     (folder / "config.yaml").write_bytes(config)
-    waiting.go_on()
+    waiting.unfreeze()
     code, output = waiting.finish()
     assert code == 2, output
     assert "seed: 1 -> 2" in output

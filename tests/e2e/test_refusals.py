@@ -1,4 +1,4 @@
-"""What cannot or must not be done: one clear error, a telling exit code, nothing else touched."""
+"""Refused commands: each gives one clear error and an exit code, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ from tests.e2e import command
         ("run_dir=s3", "unknown key run_dir"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_before_anything_is_written(
-    tmp_path: Path, override: str, said: str
-) -> None:
+def test_invalid_config_is_refused_before_anything_is_written(tmp_path: Path, override: str, said: str) -> None:
     folder = tmp_path / "run"
     code, output = command.run("run", "smoke", "-o", override, "-o", "execution.executor=ray", "--run-dir", str(folder))
     assert code == 2, output
@@ -39,7 +37,7 @@ def test_a_config_that_cannot_be_is_refused_before_anything_is_written(
     assert not folder.exists()
 
 
-def test_fewer_threads_than_asked_for_are_refused_as_torch_would_hang(tmp_path: Path) -> None:
+def test_thread_limit_below_the_requested_threads_is_refused(tmp_path: Path) -> None:
     arguments = ("run", "smoke", "--run-dir", str(tmp_path / "run"), "-o", "mdnrnn.threads=3", "-o", "vae.threads=2")
     code, output = command.run(*arguments, environment={"OMP_THREAD_LIMIT": "2"})
     assert code == 2, output
@@ -49,7 +47,7 @@ def test_fewer_threads_than_asked_for_are_refused_as_torch_would_hang(tmp_path: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_given_and_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_missing_gpu_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     code, output = command.run(
         "run", "smoke", "--run-dir", str(tmp_path / "run"), environment={"CUDA_VISIBLE_DEVICES": "0"}
     )
@@ -60,7 +58,7 @@ def test_a_gpu_that_is_given_and_not_there_is_refused_before_anything_is_written
 
 
 @pytest.mark.parametrize("devices", ["-1", "NoDevFiles"])
-def test_where_no_gpu_is_given_training_is_on_the_cpu(tmp_path: Path, devices: str) -> None:
+def test_training_uses_the_cpu_without_a_gpu(tmp_path: Path, devices: str) -> None:
     preset, folder = command.counting_preset(tmp_path), tmp_path / "run"
     for stage in ("collect", "train-vae"):
         code, output = command.run(
@@ -69,7 +67,7 @@ def test_where_no_gpu_is_given_training_is_on_the_cpu(tmp_path: Path, devices: s
         assert code == 0, output
 
 
-def test_another_config_on_the_same_run_is_refused_with_the_difference(smoke_run: Path, tmp_path: Path) -> None:
+def test_changed_config_is_refused_with_the_difference(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     before = command.files(folder)
     code, output = command.run("run", "smoke", "-o", "seed=2", "-o", "vae.z_size=16", "--run-dir", str(folder))
@@ -103,7 +101,7 @@ def _cut(path: Path) -> None:
         ("ray", _flip, "its bytes have changed"),
     ],
 )
-def test_a_damaged_shard_is_named(
+def test_damaged_shard_is_named(
     smoke_run: Path, tmp_path: Path, executor: str, damage: Callable[[Path], object], said: str
 ) -> None:
     folder = tmp_path / "run"
@@ -123,7 +121,7 @@ def test_a_damaged_shard_is_named(
     assert command.files(folder / "rollouts") == before
 
 
-def test_a_damaged_manifest_is_named(smoke_run: Path, tmp_path: Path) -> None:
+def test_damaged_manifest_is_named(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     manifest = folder / "vae" / "MANIFEST.json"
     manifest.write_text(manifest.read_text().replace("train-vae", "train-vea"))
@@ -133,8 +131,8 @@ def test_a_damaged_manifest_is_named(smoke_run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    # Root may write into folders that forbid it, so a file stands where a folder is needed.
+def test_unwritable_folder_is_named(tmp_path: Path) -> None:
+    # Root may write into read-only folders, so the test puts a file in the place of the folder.
     (tmp_path / "file").write_text("not a folder")
     folder = tmp_path / "file" / "run"
     code, output = command.run("run", "smoke", "--run-dir", str(folder))
@@ -144,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_folder_without_a_run_is_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("ten years")
     code, output = command.run("run", "smoke", "--run-dir", str(tmp_path))
     assert code == 2, output
@@ -152,7 +150,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert command.files(tmp_path).keys() == {"thesis.tex"}
 
 
-def test_status_of_nothing_says_so(tmp_path: Path) -> None:
+def test_status_of_a_missing_run_is_an_error(tmp_path: Path) -> None:
     code, output = command.run("status", str(tmp_path))
     assert code == 1
     assert "holds no run" in output

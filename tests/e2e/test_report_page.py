@@ -19,7 +19,7 @@ from pipeline.storage.local import LocalStore
 from tests.browser import browser, resize
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 
-LIMIT_S = 120  # only ever reached by a browser that hangs
+LIMIT_S = 120  # reached only if the browser hangs
 NARROW = 400
 
 
@@ -52,7 +52,7 @@ def wait_for_a_picture(chrome: Chrome, film: WebElement) -> None:
     wait(chrome, lambda _: int(film.get_property("readyState")) >= 2)
 
 
-def test_the_page_fits_a_narrow_screen_and_shows_every_score(run_dir: Path) -> None:
+def test_page_fits_a_narrow_screen_and_shows_every_score(run_dir: Path) -> None:
     with browser(width=NARROW) as chrome:
         for width in (320, 641, 768, 833, NARROW):
             resize(chrome, width)
@@ -65,13 +65,13 @@ def test_the_page_fits_a_narrow_screen_and_shows_every_score(run_dir: Path) -> N
                 assert cell.is_displayed() and cell.text
                 assert cell.rect["x"] >= 0 and cell.rect["x"] + cell.rect["width"] <= NARROW
         assert "233.5 ± 100.3 120.2 to 309.8 3" in rows[0].text
-        label = "return getComputedStyle(arguments[0], '::before').content"  # what the column's head says elsewhere
+        label = "return getComputedStyle(arguments[0], '::before').content"  # the column's heading on wide screens
         labels = [chrome.execute_script(label, cell) for cell in rows[0].find_elements(By.CSS_SELECTOR, "[data-label]")]
         assert labels == ['"95 % interval: "', '"episodes: "']
         assert chrome.get_log("browser") == []
 
 
-def test_boxes_that_scroll_say_so_and_take_the_keyboard(run_dir: Path) -> None:
+def test_scrolling_boxes_are_labelled_and_accept_the_keyboard(run_dir: Path) -> None:
     with browser(width=NARROW) as chrome:
         opened(chrome, run_dir)
         boxes = [box for box in chrome.find_elements(By.CLASS_NAME, "scroll") if box.is_displayed()]
@@ -101,7 +101,7 @@ def test_nothing_scrolls_on_a_wide_screen(run_dir: Path) -> None:
         assert [name for name, hint in zip(shown, hints, strict=True) if hint.is_displayed()] == []
 
 
-def test_films_play_and_can_be_paused_by_the_keyboard(run_dir: Path) -> None:
+def test_films_play_and_pause_by_keyboard(run_dir: Path) -> None:
     with browser(width=1200) as chrome:
         opened(chrome, run_dir)
         films = chrome.find_elements(By.TAG_NAME, "video")
@@ -119,7 +119,7 @@ def test_films_play_and_can_be_paused_by_the_keyboard(run_dir: Path) -> None:
         wait(chrome, lambda _: not drive.get_property("paused"))
 
 
-def test_films_stand_still_for_those_who_asked_for_less_motion(run_dir: Path) -> None:
+def test_films_do_not_play_with_reduced_motion(run_dir: Path) -> None:
     with browser("--force-prefers-reduced-motion", width=1200) as chrome:
         opened(chrome, run_dir)
         films = chrome.find_elements(By.TAG_NAME, "video")
@@ -127,12 +127,12 @@ def test_films_stand_still_for_those_who_asked_for_less_motion(run_dir: Path) ->
             wait_for_a_picture(chrome, film)
             assert film.get_property("paused") and float(film.get_property("currentTime")) == 0
             assert film.get_attribute("autoplay") is None and film.get_attribute("controls")
-        chrome.execute_script("arguments[0].focus()", films[0])  # whoever wants it can still have it
+        chrome.execute_script("arguments[0].focus()", films[0])  # the films can still be played on request
         ActionChains(chrome).send_keys(Keys.SPACE).perform()
         wait_until_it_plays(chrome, films[0])
 
 
-def test_tables_have_captions_and_scopes_and_pictures_have_words(run_dir: Path) -> None:
+def test_tables_have_captions_and_scopes_and_pictures_have_texts(run_dir: Path) -> None:
     with browser(width=NARROW) as chrome:
         opened(chrome, run_dir)
         for details in chrome.find_elements(By.TAG_NAME, "summary"):
@@ -157,7 +157,7 @@ def test_tables_have_captions_and_scopes_and_pictures_have_words(run_dir: Path) 
         assert all(picture.accessible_name for picture in pictures)
 
 
-def test_every_link_to_a_file_leads_to_one(run_dir: Path) -> None:
+def test_every_file_link_leads_to_a_file(run_dir: Path) -> None:
     with browser(width=1200) as chrome:
         for page in (run_dir / "report/index.html", *(run_dir / "report/data").glob("index-*.html")):
             chrome.get(page.as_uri())

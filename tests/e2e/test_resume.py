@@ -1,4 +1,4 @@
-"""Real processes, killed: run again, they end where an uninterrupted run ends."""
+"""Killed and stopped processes: run again, they give the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pipeline.base.failpoints import VARIABLE
 from tests.e2e import command
 
-# Checkpoints to resume from, as often as can be.
+# As many checkpoints as possible.
 OFTEN = {
     "vae__checkpoint_every_s": 1e-9, "vae__log_every_steps": 1, "evolve__generations": 5, "evolve__average_means": 3,
 }  # fmt: skip
@@ -30,8 +30,8 @@ def _logged_steps(run: Path, stage: str) -> list[int]:
     return [row["step"] for row in rows if "held_out_loss" not in row]
 
 
-def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    """On Ray: ``test_s3_runs.py``."""
+def test_sigkill_in_training_and_in_evolve_changes_no_result(uninterrupted: Path, tmp_path: Path) -> None:
+    """For the same test on Ray see ``test_s3_runs.py``."""
     folder = tmp_path / "run"
     arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **OFTEN), "--run-dir", str(folder))
     driver = command.frozen(arguments, "in-process", "checkpoint-recorded@3")
@@ -57,10 +57,10 @@ def test_sigkill_in_training_and_in_evolve_changes_nothing(uninterrupted: Path, 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_says_how_to_go_on_and_loses_nothing(
+def test_stop_shows_the_resume_command_and_loses_nothing(
     tmp_path: Path, number: signal.Signals, code: int, executor: str
 ) -> None:
-    """Whatever drives stands still after its first shard, so that the signal never comes too late."""
+    """The process that runs the episodes is frozen after its first shard, so that the signal never comes too late."""
     folder = tmp_path / "run"
     arguments = ("collect", "smoke", "--run-dir", str(folder))
     driver = command.frozen(arguments, executor, "record-created@1")
@@ -68,7 +68,7 @@ def test_a_stop_says_how_to_go_on_and_loses_nothing(
         ended, output = driver.interrupt(number, lambda: True)
     else:
         os.kill(driver.process.pid, number)
-        driver.go_on()
+        driver.unfreeze()
         ended, output = driver.finish()
     assert ended == code, output
     assert f"world-models collect smoke --run-dir {folder}" in output
@@ -81,7 +81,7 @@ def test_a_stop_says_how_to_go_on_and_loses_nothing(
     assert kept.items() < command.files(records).items()
 
 
-def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(smoke_run: Path, tmp_path: Path) -> None:
+def test_extended_evolution_equals_one_planned_at_that_length(smoke_run: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(smoke_run, tmp_path / "run")
     code, output = command.run(
         "run", "smoke", "--run-dir", str(folder), "-o", "evolve.generations=4", "-o", "evaluate.episodes=3"
@@ -103,7 +103,7 @@ def test_an_evolution_that_grows_equals_one_that_was_as_long_from_the_start(smok
     assert "evolve.generations: 4 -> 3" in output
 
 
-def test_a_wall_clock_limit_ends_the_session_not_the_run(smoke_run: Path, tmp_path: Path) -> None:
+def test_wall_clock_limit_ends_the_session_but_not_the_run(smoke_run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for prefix in ("rollouts", "vae", "latents", "mdnrnn"):
         shutil.copytree(smoke_run / prefix, folder / prefix)

@@ -1,4 +1,4 @@
-"""Whole runs in a bucket of a real server, also through a proxy that misbehaves, and killed amid uploads."""
+"""Whole runs in a bucket of a real server: with a faulty proxy, and with kills during uploads."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ UNTIL_KILLED = math.inf
 
 @pytest.fixture
 def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """A proxy that the command, but not this process, takes for the server."""
+    """A proxy that the command uses as its server; this process does not."""
     with FaultProxy(s3_server.endpoint) as made:
         yield made
 
 
-def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, smoke_run: Path, tmp_path: Path) -> None:
+def test_smoke_gives_the_same_bits_in_a_bucket_and_in_a_folder(s3_url: str, smoke_run: Path, tmp_path: Path) -> None:
     url = f"{s3_url}/smoke"
     code, output = command.run("run", "smoke", "--run-dir", url)
     assert code == 0, output
@@ -55,7 +55,7 @@ def test_smoke_in_a_bucket_comes_to_the_same_bits_as_in_a_folder(s3_url: str, sm
     assert command.outcome(tmp_path / "copy") == command.outcome(smoke_run)
 
 
-def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict[str, Any], tmp_path: Path) -> None:
+def test_run_begun_in_a_folder_resumes_in_a_bucket(s3_url: str, straight: dict[str, Any], tmp_path: Path) -> None:
     folder, preset = tmp_path / "run", command.counting_preset(tmp_path, **STRAIGHT)
     code, output = command.run("run", preset, "--run-dir", str(folder), environment={VARIABLE: "checkpoint-recorded@1"})
     assert code == -signal.SIGKILL, output
@@ -67,10 +67,10 @@ def test_a_run_begun_in_a_folder_goes_on_in_a_bucket(s3_url: str, straight: dict
     assert command.outcome(store) == straight
 
 
-def test_on_ray_in_a_bucket_a_killed_driver_is_succeeded_to_the_same_bits(
+def test_killed_ray_driver_in_a_bucket_resumes_with_the_same_bits(
     s3_url: str, straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Killed in collecting, in training and in evolving: each session goes on where the one before died."""
+    """Kills in collect, in training and in evolve: each session resumes where the one before died."""
     url = f"{s3_url}/run"
     arguments: tuple[str, ...] = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     store = open_store(url)
@@ -101,10 +101,10 @@ UPLOADS = {
 }
 
 
-def test_sigkill_in_the_middle_of_uploads_changes_nothing(
+def test_sigkill_during_uploads_changes_no_result(
     proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The driver is killed while it waits for the answer to an upload that the server did, or did not, hear of."""
+    """The driver is killed while it waits for the reply to an upload, which reached the server or did not."""
     url = f"{s3_url}/run"
     arguments = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     store = open_store(url)
@@ -118,11 +118,11 @@ def test_sigkill_in_the_middle_of_uploads_changes_nothing(
                 reached.set()
                 hang(exchange)
 
-            def is_it(method: str, path: str, part: str = part) -> bool:
+            def is_target(method: str, path: str, part: str = part) -> bool:
                 return method == "PUT" and part in path
 
             proxy.reset()
-            proxy.fail(fault, is_it, UNTIL_KILLED)
+            proxy.fail(fault, is_target, UNTIL_KILLED)
             process = command.Command(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
             code, output = process.interrupt(signal.SIGKILL, reached.is_set)
             assert code == -signal.SIGKILL, output
@@ -139,20 +139,20 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_server_that_fails_now_and_then_changes_nothing(
+def test_occasional_server_failures_change_no_result(
     proxy: FaultProxy, s3_url: str, straight: dict[str, Any], tmp_path: Path, fault: str
 ) -> None:
     what, period = FAULTS[fault]
     requests = 0
 
-    def now_and_then(method: str, path: str) -> bool:
+    def sometimes(method: str, path: str) -> bool:
         nonlocal requests
         if what is drop_reply and method != "PUT":
             return False
         requests += 1
         return requests % period == 0
 
-    proxy.fail(what, now_and_then, UNTIL_KILLED)
+    proxy.fail(what, sometimes, UNTIL_KILLED)
     url = f"{s3_url}/run"
     arguments = ("run", command.counting_preset(tmp_path, **STRAIGHT), "--run-dir", url)
     code, output = command.run(*arguments, environment={"AWS_ENDPOINT_URL_S3": proxy.endpoint})
@@ -173,7 +173,7 @@ def test_a_server_that_fails_now_and_then_changes_nothing(
     ],
     ids=["secret", "key", "bucket", "endpoint"],
 )
-def test_a_bucket_that_cannot_be_had_is_said_before_anything_begins(
+def test_unavailable_bucket_is_reported_before_the_run_begins(
     s3_url: str, changes: dict[str, str], bucket: str | None, said: str
 ) -> None:
     url = f"s3://{bucket}/run" if bucket else s3_url

@@ -18,7 +18,7 @@ import pytest
 from pipeline.storage.local import LocalStore
 from pipeline.storage.metrics import MetricsLog
 
-# Only ever reached by a TensorBoard that hangs.
+# Reached only if TensorBoard hangs.
 LIMIT_S = 240
 
 Points = list[tuple[int, float]]
@@ -26,7 +26,7 @@ Points = list[tuple[int, float]]
 
 @contextmanager
 def tensorboard(folder: Path, *flags: str) -> Iterator[Callable[[], Points]]:
-    """TensorBoard itself on a free port of this machine; gives what asks it for the points of ``stage/loss``."""
+    """Start TensorBoard on a free port; gives a function that reads its points of ``stage/loss``."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
     command += ["--reload_interval", "1", *flags]
     log = folder.parent / "tensorboard.log"
@@ -53,7 +53,7 @@ def tensorboard(folder: Path, *flags: str) -> Iterator[Callable[[], Points]]:
 
 
 def wait_for(points: Callable[[], Points], expected: Points) -> None:
-    """Wait until TensorBoard shows these points and no other; it looks at its files once a second."""
+    """Wait until TensorBoard shows exactly these points; it reads its files once a second."""
     ends = time.monotonic() + LIMIT_S
     while (shown := points()) != expected:
         assert time.monotonic() < ends, f"TensorBoard shows {shown} where {expected} was written"
@@ -61,14 +61,14 @@ def wait_for(points: Callable[[], Points], expected: Points) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--load_fast=true"], ["--load_fast=false"]], ids=["data server", "python"])
-def test_an_open_tensorboard_shows_what_comes_after_a_resume(tmp_path: Path, flags: list[str]) -> None:
+def test_open_tensorboard_shows_points_after_a_resume(tmp_path: Path, flags: list[str]) -> None:
     store = LocalStore(tmp_path / "run")
     with MetricsLog(store, "stage") as log:
         for step in (1, 2, 3):
             log.log(step, {"loss": 0.5 * step})
     with tensorboard(store.root, *flags) as points:
         wait_for(points, [(1, 0.5), (2, 1.0), (3, 1.5)])
-        # The checkpoint was of step 2: step 3 is made again.
+        # The checkpoint was of step 2: step 3 is computed again.
         for session in (1, 2):
             with MetricsLog(store, "stage", log.rows[:2]) as resumed:
                 resumed.log(3, {"loss": 32.0 * session})

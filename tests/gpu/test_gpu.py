@@ -114,7 +114,7 @@ def test_v_and_m_train_from_shards(run: Path) -> None:
         )  # fmt: skip
 
 
-def test_a_dream_step_is_the_cpus() -> None:
+def test_dream_step_equals_the_one_on_the_cpu() -> None:
     data = to_bytes(new_mdnrnn(CONFIG.agent, 3))
     here = TorchDreamStep(load_mdnrnn(CONFIG.agent, 3, data), 32, 1.15)
     there = TorchDreamStep(load_mdnrnn(CONFIG.agent, 3, data).cuda(), 32, 1.15)
@@ -126,7 +126,7 @@ def test_a_dream_step_is_the_cpus() -> None:
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_its_place() -> None:
+def test_bits_of_a_dream_do_not_depend_on_its_neighbours_or_its_row() -> None:
     data = to_bytes(new_mdnrnn(CONFIG.agent, 3))
     step = TorchDreamStep(load_mdnrnn(CONFIG.agent, 3, data).cuda(), GPU_BATCH, 1.15)
     rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_its_place()
             assert one[order[:7]].tobytes() == other[:7].tobytes()
 
 
-def test_a_generation_of_64_candidates_with_16_dreams() -> None:
+def test_generation_of_64_candidates_with_16_dreams() -> None:
     actions = traits_of(CONFIG.env).actions
     mdnrnn = new_mdnrnn(CONFIG.agent, actions.size)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Fixtures of what S3 alone promises: its server's own client, and a proxy in front that fails when it is told to."""
+"""Fixtures for the S3 tests: the server's own client, and a proxy in front of the server that fails on request."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def s3_store(s3_url: str) -> S3Store:
 
 @pytest.fixture
 def client(s3_server: S3Server) -> Any:
-    """A client that goes to the server itself, whatever stands in front of it."""
+    """A client that connects to the server directly, without the proxy."""
     return s3_server.client
 
 
 @pytest.fixture(scope="session")
 def session_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
-    """One for all tests: a client is made for each endpoint, and that takes its time."""
+    """One proxy for all tests: the store makes a client for each endpoint, which is slow."""
     with FaultProxy(s3_server.endpoint) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def proxy(session_proxy: FaultProxy, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A proxy in front of the server, which stores go through; they try four times and do not wait."""
+    """A proxy between the stores and the server. Stores try four times and do not wait."""
     session_proxy.reset()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", session_proxy.endpoint)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")

@@ -1,4 +1,4 @@
-"""A proxy in front of a real S3 server, which answers, hangs or breaks off when it is told to."""
+"""A proxy in front of a real S3 server. It answers, hangs or closes the connection on request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UPSTREAM_TIMEOUT_S = 60.0
 
 @dataclass
 class Exchange:
-    """One request and the ways to deal with it. One that is left without a reply meets a closed connection."""
+    """One request and the ways to answer it. Without a reply, the connection is closed."""
 
     method: str
     path: str
@@ -45,7 +45,7 @@ Matches = Callable[[str, str], bool]
 
 
 def answer(status: int, code: str) -> Fault:
-    """An error of S3's, which the server never hears of."""
+    """An error as S3 sends it; the request does not reach the server."""
 
     def fault(exchange: Exchange) -> None:
         body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>made up</Message></Error>'.encode()
@@ -56,7 +56,7 @@ def answer(status: int, code: str) -> Fault:
 
 
 def page(text: str) -> Fault:
-    """Success, with a page that no S3 server would give."""
+    """Status 200, with a page that no S3 server sends."""
 
     def fault(exchange: Exchange) -> None:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
@@ -71,11 +71,11 @@ def hang(exchange: Exchange) -> None:
 
 
 def drop_request(exchange: Exchange) -> None:
-    """A connection closed before the server heard of the request."""
+    """A connection closed before the request reaches the server."""
 
 
 def drop_reply(exchange: Exchange) -> None:
-    """A connection closed after the server did what it was asked for."""
+    """A connection closed after the server has executed the request."""
     exchange.forward()
 
 
@@ -86,7 +86,7 @@ def cut_body(exchange: Exchange) -> None:
 
 
 def cut_between_chunks(exchange: Exchange) -> None:
-    """The reply in chunks, of which the second never comes: nothing is torn, there is only less of it."""
+    """The reply in chunks, without the second one: every chunk is whole, but the body is too short."""
     head, _, body = exchange.forward().partition(b"\r\n\r\n")
     half = body[: len(body) // 2]
     lines = [*_without(head, b"content-length"), b"Transfer-Encoding: chunked"]
@@ -94,7 +94,7 @@ def cut_between_chunks(exchange: Exchange) -> None:
 
 
 def stall_in_body(exchange: Exchange) -> None:
-    """The reply's head and half of its body, and then nothing for as long as the client waits."""
+    """The reply's head and half of its body, then nothing while the client waits."""
     cut_body(exchange)
     exchange.over.wait()
 
@@ -119,7 +119,7 @@ def delay(seconds: float) -> Fault:
 
 
 def after(action: Callable[[], object]) -> Fault:
-    """Something else happens first; then the request goes its way."""
+    """Calls a function, then forwards the request."""
 
     def fault(exchange: Exchange) -> None:
         action()
@@ -133,7 +133,7 @@ def everything(method: str, path: str) -> bool:
 
 
 def only(wanted: str, ending: str = "") -> Matches:
-    """Requests of one method, whose path ends so."""
+    """Requests of one method whose path has this ending."""
     return lambda method, path: method == wanted and path.endswith(ending)
 
 
@@ -145,15 +145,15 @@ class _Plan:
 
 
 class FaultProxy:
-    """Forwards requests unchanged, but for the faults that it was given. A context.
+    """Forwards requests unchanged, except for the faults that ``fail`` sets. A context manager.
 
     Args:
-        endpoint: of the server.
+        endpoint: URL of the server.
 
     Attributes:
-        endpoint: of the proxy.
-        requests: (method, path) of all so far.
-        faulty: those of them that met a fault.
+        endpoint: URL of the proxy.
+        requests: (method, path) of all requests so far.
+        faulty: (method, path) of the requests that met a fault.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -170,7 +170,7 @@ class FaultProxy:
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
-                # A client that has given up is no error here.
+                # A client that has closed the connection is no error here.
                 with suppress(ConnectionError):
                     proxy._serve(self.request)
 
@@ -192,7 +192,7 @@ class FaultProxy:
         self._server.server_close()
 
     def reset(self) -> None:
-        """Forget all faults and requests; what hangs, hangs no more."""
+        """Remove all faults and requests, and close the hanging connections."""
         with self._lock:
             self._over.set()
             self._over = threading.Event()
@@ -201,12 +201,12 @@ class FaultProxy:
             self.faulty: list[tuple[str, str]] = []
 
     def fail(self, fault: Fault, matches: Matches, times: float = 1) -> None:
-        """Give the next ``times`` requests that match a fault; ``inf`` for all of them. Earlier orders come first."""
+        """Set a fault for the next ``times`` matching requests (``inf``: for all). Earlier faults come first."""
         with self._lock:
             self._plans.append(_Plan(fault, matches, times))
 
     def count(self, method: str) -> int:
-        """How many requests of a method there have been."""
+        """The number of requests of a method so far."""
         with self._lock:
             return sum(seen == method for seen, _ in self.requests)
 
@@ -236,7 +236,7 @@ class FaultProxy:
 
 
 def _received(client: socket.socket) -> tuple[bytes, bytes] | None:
-    """A request's head and body; None where the client opened a connection for nothing."""
+    """A request's head and body; None if the client closed the connection before its request was complete."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = client.recv(1 << 16)
@@ -260,13 +260,13 @@ def _received(client: socket.socket) -> tuple[bytes, bytes] | None:
 
 
 def _without(head: bytes, *names: bytes) -> list[bytes]:
-    """The lines of a head but for some headers."""
+    """The lines of a head without some headers."""
     return [line for line in head.split(b"\r\n") if line.partition(b":")[0].lower() not in names]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
-    """Wait for something that another thread does."""
+    """Wait until a condition holds that another thread brings about."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
+        assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.01)

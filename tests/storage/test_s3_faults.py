@@ -1,4 +1,4 @@
-"""A store on S3 behind a server that refuses for a moment, hangs or breaks off: what it does, and when it gives up."""
+"""The S3 store with a faulty server: it retries after errors, hangs and lost replies, a limited number of times."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from tests.unit.test_lease import HERE
 SLOW_DOWN = answer(503, "SlowDown")
 CONFLICT = answer(409, "ConditionalRequestConflict")
 
-# What ends by itself, and how many requests in a row a store may meet it.
-PASSING: dict[str, tuple[Fault, int]] = {
+# Temporary faults, each with the number of consecutive requests that meet it.
+TEMPORARY: dict[str, tuple[Fault, int]] = {
     "503": (SLOW_DOWN, 3),
     "500": (answer(500, "InternalError"), 3),
     "429": (answer(429, "TooManyRequests"), 3),
@@ -52,7 +52,7 @@ PASSING: dict[str, tuple[Fault, int]] = {
     "reply-lost": (drop_reply, 3),
     "slow": (delay(0.2), 1),
 }
-ENDLESS: dict[str, tuple[Fault, str]] = {
+PERMANENT: dict[str, tuple[Fault, str]] = {
     "503": (SLOW_DOWN, "still fails after 4 tries (503"),
     "500": (answer(500, "InternalError"), "still fails after 4 tries (500"),
     "request-lost": (drop_request, "gives no valid response (ConnectionClosedError; 4 tries)"),
@@ -80,25 +80,25 @@ def store(proxy: FaultProxy, s3_url: str, client: Any) -> S3Store:
 
 @pytest.fixture
 def impatient(store: S3Store) -> S3Store:
-    """The same, but that it gives a server that hangs no more than two seconds."""
+    """The same store, but with a read timeout of two seconds."""
     return S3Store(store.locate(), read_timeout=2.0)
 
 
 @pytest.fixture
 def other(store: S3Store, client: Any) -> Callable[[bytes], object]:
-    """Another writer, who takes the key "new" without going through the proxy."""
+    """Another writer, which writes the key "new" without the proxy."""
     return lambda data: client.put_object(Bucket=BUCKET, Key=f"{store.prefix}/new", Body=data)
 
 
-# ---- what passes
+# ---- temporary faults
 
 
-@pytest.mark.parametrize("name", sorted(PASSING))
+@pytest.mark.parametrize("name", sorted(TEMPORARY))
 @pytest.mark.parametrize("call", sorted(CALLS))
-def test_what_fails_for_a_moment_is_done_all_the_same(
+def test_call_succeeds_after_temporary_faults(
     store: S3Store, impatient: S3Store, proxy: FaultProxy, client: Any, call: str, name: str
 ) -> None:
-    fault, times = PASSING[name]
+    fault, times = TEMPORARY[name]
     proxy.fail(fault, everything, times)
     assert CALLS[call](impatient if fault is hang else store) == EXPECTED.get(call)
     assert len(proxy.faulty) == times
@@ -109,21 +109,19 @@ def test_what_fails_for_a_moment_is_done_all_the_same(
 
 @pytest.mark.parametrize("fault", [cut_body, cut_between_chunks, stall_in_body])
 @pytest.mark.parametrize("call", ["read", "list"])
-def test_a_body_that_is_cut_short_is_asked_for_again(
-    impatient: S3Store, proxy: FaultProxy, call: str, fault: Fault
-) -> None:
+def test_truncated_body_is_requested_again(impatient: S3Store, proxy: FaultProxy, call: str, fault: Fault) -> None:
     proxy.fail(fault, only("GET"), 2)
     assert CALLS[call](impatient) == EXPECTED[call]
     assert proxy.count("GET") == 3
 
 
-def test_a_body_that_did_not_arrive_in_time_is_sent_again(store: S3Store, proxy: FaultProxy) -> None:
+def test_timed_out_body_is_sent_again(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(answer(400, "RequestTimeout"), only("PUT"), 2)
     store.write("new", b"new")
     assert proxy.count("PUT") == 3
 
 
-def test_sixteen_threads_outlast_a_failure_together(store: S3Store, proxy: FaultProxy) -> None:
+def test_sixteen_threads_survive_one_failure(store: S3Store, proxy: FaultProxy) -> None:
     for number in range(16):
         proxy.fail(answer(500, "InternalError"), only("PUT", f"/{number}"), 3)
     with ThreadPoolExecutor(16) as pool:
@@ -146,7 +144,7 @@ def test_waits_double_up_to_a_bound_and_vary(
     assert 20 < sum(waits) < 60
 
 
-def test_it_says_that_it_is_trying_once_that_takes_long(
+def test_long_retries_are_logged(
     store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "6")
@@ -160,25 +158,23 @@ def test_it_says_that_it_is_trying_once_that_takes_long(
 # ---- create
 
 
-def test_a_create_whose_answer_is_lost_has_made_the_object(store: S3Store, proxy: FaultProxy) -> None:
+def test_create_succeeds_if_its_reply_is_lost(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(drop_reply, only("PUT"))
     store.create("new", b"ours")
     assert store.read("new") == b"ours"
-    assert proxy.count("PUT") == 2, "the repetition met the object"
+    assert proxy.count("PUT") == 2, "the retry found the object"
     with pytest.raises(AlreadyExistsError):
         store.create("new", b"ours")
 
 
-def test_a_create_is_ours_even_if_the_answers_to_its_repetitions_are_lost_too(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_create_succeeds_if_the_replies_to_its_retries_are_lost(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(drop_reply, only("PUT"), 2)
     proxy.fail(drop_reply, only("HEAD"))
     store.create("new", b"ours")
     assert store.read("new") == b"ours"
 
 
-def test_a_create_whose_answer_is_lost_is_no_success_where_another_writer_was_faster(
+def test_create_with_a_lost_reply_fails_if_another_writer_was_first(
     store: S3Store, proxy: FaultProxy, other: Callable[[bytes], object]
 ) -> None:
     other(b"another's")
@@ -188,7 +184,7 @@ def test_a_create_whose_answer_is_lost_is_no_success_where_another_writer_was_fa
     assert store.read("new") == b"another's"
 
 
-def test_a_create_that_never_arrived_is_no_success_where_another_writer_came_in_between(
+def test_create_fails_if_another_writer_comes_before_its_retry(
     store: S3Store, proxy: FaultProxy, other: Callable[[bytes], object]
 ) -> None:
     proxy.fail(drop_request, only("PUT"))
@@ -198,14 +194,14 @@ def test_a_create_that_never_arrived_is_no_success_where_another_writer_came_in_
     assert store.read("new") == b"another's"
 
 
-def test_two_stores_that_create_the_same_bytes_are_told_apart(store: S3Store, proxy: FaultProxy) -> None:
+def test_create_of_the_same_bytes_by_another_store_fails(store: S3Store, proxy: FaultProxy) -> None:
     S3Store(store.locate()).create("new", b"the same")
     proxy.fail(drop_reply, only("PUT"))
     with pytest.raises(AlreadyExistsError):
         store.create("new", b"the same")
 
 
-def test_a_create_tries_again_where_what_was_in_the_way_is_gone(
+def test_create_retries_if_the_existing_object_disappears(
     store: S3Store, proxy: FaultProxy, client: Any, other: Callable[[bytes], object]
 ) -> None:
     other(b"another's")
@@ -214,7 +210,7 @@ def test_a_create_tries_again_where_what_was_in_the_way_is_gone(
     assert store.read("new") == b"ours"
 
 
-def test_a_create_that_crosses_another_request_tries_again(store: S3Store, proxy: FaultProxy) -> None:
+def test_create_retries_after_a_conflicting_request(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(CONFLICT, only("PUT"))
     proxy.fail(answer(409, "OperationAborted"), only("PUT"))
     store.create("new", b"ours")
@@ -222,7 +218,7 @@ def test_a_create_that_crosses_another_request_tries_again(store: S3Store, proxy
     assert proxy.count("PUT") == 3
 
 
-# ---- what does not pass
+# ---- permanent faults
 
 
 def _refusal(call: Callable[[], object]) -> str:
@@ -232,12 +228,12 @@ def _refusal(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(ENDLESS))
+@pytest.mark.parametrize("name", sorted(PERMANENT))
 @pytest.mark.parametrize("call", sorted(CALLS))
-def test_what_never_ends_is_an_error_after_as_many_requests_as_are_allowed(
+def test_permanent_fault_is_an_error_after_the_allowed_tries(
     store: S3Store, proxy: FaultProxy, call: str, name: str
 ) -> None:
-    fault, words = ENDLESS[name]
+    fault, words = PERMANENT[name]
     proxy.fail(fault, everything, inf)
     message = _refusal(lambda: CALLS[call](store))
     assert words in message
@@ -247,9 +243,7 @@ def test_what_never_ends_is_an_error_after_as_many_requests_as_are_allowed(
     assert len(proxy.requests) == 4
 
 
-def test_without_a_word_from_the_environment_it_tries_twelve_times(
-    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_default_number_of_tries_is_twelve(store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_MAX_ATTEMPTS")
     proxy.fail(SLOW_DOWN, everything, inf)
     assert "still fails after 12 tries (503 SlowDown)" in _refusal(lambda: store.write("new", b"new"))
@@ -257,7 +251,7 @@ def test_without_a_word_from_the_environment_it_tries_twelve_times(
 
 
 @pytest.mark.parametrize("call", ["read", "create", "list"])
-def test_a_server_that_always_hangs_is_an_error(
+def test_hanging_server_is_an_error(
     impatient: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -266,7 +260,7 @@ def test_a_server_that_always_hangs_is_an_error(
     assert len(proxy.requests) == 2
 
 
-def test_bodies_that_are_always_cut_short_are_an_error(store: S3Store, proxy: FaultProxy) -> None:
+def test_bodies_always_truncated_are_an_error(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(cut_body, only("GET"), inf)
     message = _refusal(lambda: store.read("there"))
     assert f"{proxy.endpoint} gives no valid response" in message
@@ -275,7 +269,7 @@ def test_bodies_that_are_always_cut_short_are_an_error(store: S3Store, proxy: Fa
 
 
 @pytest.mark.parametrize("fault", [CONFLICT, answer(412, "PreconditionFailed")], ids=["409", "412"])
-def test_a_create_that_is_always_crossed_is_an_error(store: S3Store, proxy: FaultProxy, fault: Fault) -> None:
+def test_create_with_endless_conflicts_is_an_error(store: S3Store, proxy: FaultProxy, fault: Fault) -> None:
     proxy.fail(fault, only("PUT"), inf)
     assert "still fails after 4 tries (4" in _refusal(lambda: store.create("new", b"ours"))
     assert proxy.count("PUT") == 4
@@ -292,16 +286,16 @@ def test_a_create_that_is_always_crossed_is_an_error(store: S3Store, proxy: Faul
     ],
 )
 @pytest.mark.parametrize("call", sorted(CALLS))
-def test_what_another_try_cannot_mend_is_an_error_at_once(
+def test_permanent_error_is_raised_without_retries(
     store: S3Store, proxy: FaultProxy, call: str, fault: Fault, words: str
 ) -> None:
     proxy.fail(fault, everything, inf)
     assert words in _refusal(lambda: CALLS[call](store))
-    # To a HEAD that was refused without a reason boto3 looks for the region of the bucket, by itself.
+    # After a HEAD refused without a reason, boto3 itself asks for the region of the bucket.
     assert len(proxy.requests) == len(set(proxy.requests))
 
 
-def test_a_page_that_is_none_of_s3s_is_an_error(store: S3Store, proxy: FaultProxy) -> None:
+def test_page_of_another_server_is_an_error(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(page("<html><p>Please log in<br></html>"), everything, inf)
     assert proxy.endpoint in _refusal(store.list)
 
@@ -310,7 +304,7 @@ def test_a_page_that_is_none_of_s3s_is_an_error(store: S3Store, proxy: FaultProx
 
 
 @pytest.mark.parametrize(("later_s", "age_s"), [(1000, 1000.0), (-5, 0.0)])
-def test_an_age_is_told_by_the_servers_clock_alone(
+def test_age_depends_only_on_the_servers_clock(
     store: S3Store, proxy: FaultProxy, client: Any, later_s: int, age_s: float
 ) -> None:
     written = client.head_object(Bucket=BUCKET, Key=f"{store.prefix}/there")["LastModified"].astimezone(UTC)
@@ -318,12 +312,12 @@ def test_an_age_is_told_by_the_servers_clock_alone(
     assert store.age_s("there") == age_s
 
 
-def test_an_answer_without_a_date_is_no_age(store: S3Store, proxy: FaultProxy) -> None:
+def test_response_without_a_date_gives_no_age(store: S3Store, proxy: FaultProxy) -> None:
     proxy.fail(dated(None), only("HEAD"))
     assert "no date" in _refusal(lambda: store.age_s("there"))
 
 
-def test_a_driver_that_loses_its_lease_while_it_tries_again_does_not_get_through(
+def test_driver_cannot_write_if_it_loses_its_lease_between_tries(
     proxy: FaultProxy, s3_store: S3Store, client: Any
 ) -> None:
     held = fenced(s3_store, 1)

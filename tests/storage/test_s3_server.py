@@ -1,4 +1,4 @@
-"""The S3 server of tests and benches: it comes up, says why if it does not, and leaves nothing behind."""
+"""The S3 server of tests and benches: its start, the error of a failed start, and its end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.storage.proxy import wait_until
 
 
 def _alive(pid: int) -> bool:
-    """A corpse that nobody has buried, as where there is no init, is not."""
+    """Whether a process runs. A zombie, which remains where there is no init, does not."""
     return process_started(pid) is not None
 
 
-def test_a_server_that_loses_a_port_to_another_process_takes_other_ports(
+def test_server_takes_other_ports_after_a_port_conflict(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = module._free_ports
@@ -43,7 +43,7 @@ def test_a_server_that_loses_a_port_to_another_process_takes_other_ports(
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv here")
-def test_a_server_dies_with_a_process_that_is_killed_hard(tmp_path: Path) -> None:
+def test_server_dies_with_its_killed_process(tmp_path: Path) -> None:
     script = f"""
 import time
 from pipeline.bench.s3_server import S3Server
@@ -59,15 +59,13 @@ with S3Server({str(tmp_path / "it")!r}) as server:
     wait_until(lambda: not _alive(pid))
 
 
-def test_without_the_package_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_error_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **named: None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[s3-server\]'"), S3Server(tmp_path / "it"):
         pass
 
 
-def test_a_server_that_does_not_come_up_shows_the_end_of_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_start_shows_the_end_of_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weed = tmp_path / "weed"
     weed.write_text("#!/bin/sh\necho an early line; seq 100; echo no space left\nexit 1\n")
     weed.chmod(0o755)

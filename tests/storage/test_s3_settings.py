@@ -1,4 +1,4 @@
-"""Settings, credentials and networks with which S3 cannot be used: each is named, with what to do."""
+"""Errors about S3 settings, credentials and the network: each names its cause and a remedy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CALLS: dict[str, Callable[[S3Store], object]] = {
 
 @pytest.fixture(params=sorted(CALLS))
 def call(request: pytest.FixtureRequest) -> Callable[[S3Store], object]:
-    """Each method that talks to the server."""
+    """Each method of the store that sends a request."""
     return CALLS[request.param]
 
 
@@ -43,7 +43,9 @@ def _refusal(store: S3Store, call: Callable[[S3Store], object]) -> str:
     return str(caught.value)
 
 
-def test_no_credentials(s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(
+    s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     message = _refusal(s3_store, call)
@@ -51,18 +53,18 @@ def test_no_credentials(s3_store: S3Store, call: Callable[[S3Store], object], mo
     assert "AWS_ACCESS_KEY_ID" in message
 
 
-def test_half_of_the_credentials(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_secret_key_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert "missing: AWS_SECRET_ACCESS_KEY" in _refusal(s3_store, CALLS["read"])
 
 
-def test_a_profile_that_is_not_there(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_profile_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     assert "nobody" in _refusal(s3_store, CALLS["read"])
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials(
+def test_wrong_credentials_are_refused_without_showing_them(
     s3_server: S3Server,
     s3_store: S3Store,
     call: Callable[[S3Store], object],
@@ -77,12 +79,12 @@ def test_wrong_credentials(
     assert s3_server.environment["AWS_SECRET_ACCESS_KEY"] not in message
 
 
-def test_a_bucket_that_does_not_exist(s3_server: S3Server, s3_url: str, call: Callable[[S3Store], object]) -> None:
+def test_missing_bucket_is_named(s3_server: S3Server, s3_url: str, call: Callable[[S3Store], object]) -> None:
     message = _refusal(S3Store("s3://no-such-bucket/x"), call)
     assert f"there is no bucket no-such-bucket at {s3_server.endpoint}" in message
 
 
-def test_an_endpoint_that_does_not_answer(
+def test_unreachable_endpoint_is_named_after_all_tries(
     s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -104,7 +106,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_trouble_that_stays_is_named_at_once(
+def test_permanent_network_error_is_named_without_retries(
     s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     changes, said = TROUBLES[trouble]
@@ -125,7 +127,7 @@ def test_trouble_that_stays_is_named_at_once(
     assert "tries" not in message and waits == []
 
 
-def test_a_proxy_that_does_not_answer_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_is_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3.example.com")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -138,7 +140,7 @@ def test_a_proxy_that_does_not_answer_is_named(s3_store: S3Store, monkeypatch: p
 
 
 @pytest.mark.parametrize("hours", [-2, 2])
-def test_a_clock_that_is_too_far_off(
+def test_wrong_clock_is_named(
     s3_store: S3Store, call: Callable[[S3Store], object], monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     true_datetime, true_time = botocore.auth.get_current_datetime, time.time
@@ -150,7 +152,7 @@ def test_a_clock_that_is_too_far_off(
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://me:hunter2@", "http://me:hunter2@host name"])
-def test_an_endpoint_that_is_no_url_is_refused_without_its_password(
+def test_invalid_endpoint_url_is_refused_without_its_password(
     s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, endpoint: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
@@ -159,7 +161,7 @@ def test_an_endpoint_that_is_no_url_is_refused_without_its_password(
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_password_in_the_endpoint_is_never_shown(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_in_the_endpoint_is_never_shown(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -168,15 +170,13 @@ def test_a_password_in_the_endpoint_is_never_shown(s3_store: S3Store, monkeypatc
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])
-def test_a_number_of_tries_that_is_none_is_refused(
-    s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_invalid_number_of_tries_is_refused(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", value)
     with pytest.raises(ConfigError, match=f"AWS_MAX_ATTEMPTS={value}"):
         s3_store.read("k")
 
 
-def test_plain_http_to_another_machine_is_warned_of_once(
+def test_plain_http_to_another_machine_gives_one_warning(
     s3_server: S3Server, s3_store: S3Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     getaddrinfo = socket.getaddrinfo
@@ -188,7 +188,7 @@ def test_plain_http_to_another_machine_is_warned_of_once(
     monkeypatch.setattr(socket, "getaddrinfo", elsewhere)
     with caplog.at_level(logging.WARNING):
         s3_store.write("k", b"1")
-        assert caplog.messages == [], "nobody is on the way to this machine"
+        assert caplog.messages == [], "traffic to this machine needs no warning"
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint.replace("127.0.0.1", "objects.example"))
         assert s3_store.read("k") == b"1"
         assert S3Store(s3_store.locate(), read_timeout=20).read("k") == b"1"
@@ -197,9 +197,7 @@ def test_plain_http_to_another_machine_is_warned_of_once(
     assert "IS NOT ENCRYPTED" in caplog.messages[0]
 
 
-def test_the_checksums_of_newer_clients_are_sent_only_where_the_environment_asks_for_them(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checksums_are_sent_only_if_the_environment_requests_them(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert s3_client.shared_client(10, 30).meta.config.request_checksum_calculation == "when_required"
     assert s3_client.shared_client(10, 30).meta.config.response_checksum_validation == "when_required"
     monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")

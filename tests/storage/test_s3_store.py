@@ -1,4 +1,4 @@
-"""What a store on S3 promises beside the contract of every store. The server is a real one."""
+"""The S3 store, beyond the contract of every store. The server is a real one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.storage.proxy import wait_until
         ("s3://my-bucket/runs/one/", "s3://my-bucket/runs/one"),
     ],
 )
-def test_a_url_names_a_bucket_and_a_prefix_that_may_be_empty(url: str, where: str) -> None:
+def test_url_names_a_bucket_and_an_optional_prefix(url: str, where: str) -> None:
     assert S3Store(url).locate() == where
     assert S3Store(url).locate("a/k.bin") == f"{where}/a/k.bin"
 
@@ -39,18 +39,18 @@ def test_a_url_names_a_bucket_and_a_prefix_that_may_be_empty(url: str, where: st
     "url",
     ["s3://", "s3:///runs", "s3://ab", "s3://My-Bucket/x", "s3://a_b_c", "s3://-abc", "s3://a..b", "s3://abc:90/x"],
 )
-def test_what_cannot_be_a_bucket_is_refused(url: str) -> None:
+def test_invalid_bucket_name_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="bucket"):
         S3Store(url)
 
 
 @pytest.mark.parametrize("url", ["s3://abc//x", "s3://abc/x//y", "s3://abc/./x", "s3://abc/x/../y"])
-def test_a_prefix_that_other_tools_would_read_otherwise_is_refused(url: str) -> None:
+def test_ambiguous_prefix_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="prefix"):
         S3Store(url)
 
 
-def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
+def test_credentials_in_the_url_are_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match="AWS_SECRET_ACCESS_KEY") as caught:
         S3Store("s3://me:hunter2@abc/x")
     assert "hunter2" not in str(caught.value)
@@ -59,7 +59,7 @@ def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
 # ---- objects
 
 
-def test_without_a_prefix_keys_are_those_of_the_bucket(s3_server: S3Server, s3_url: str) -> None:
+def test_keys_without_a_prefix_are_those_of_the_bucket(s3_server: S3Server, s3_url: str) -> None:
     s3_server.create_bucket("whole-bucket")
     store = S3Store("s3://whole-bucket")
     store.write("a/k", b"1")
@@ -67,7 +67,7 @@ def test_without_a_prefix_keys_are_those_of_the_bucket(s3_server: S3Server, s3_u
     assert s3_server.client.get_object(Bucket="whole-bucket", Key="a/k")["Body"].read() == b"1"
 
 
-def test_runs_whose_prefixes_begin_alike_do_not_see_each_other(s3_url: str) -> None:
+def test_runs_with_similar_prefixes_do_not_see_each_other(s3_url: str) -> None:
     one, other = S3Store(f"{s3_url}/run"), S3Store(f"{s3_url}/run2")
     one.write("k", b"1")
     other.write("k2", b"2")
@@ -76,14 +76,14 @@ def test_runs_whose_prefixes_begin_alike_do_not_see_each_other(s3_url: str) -> N
     assert S3Store(s3_url).list("run") == ["run/k", "run2/k2"]
 
 
-def test_the_mark_that_a_console_leaves_for_a_folder_is_no_object(s3_store: S3Store, client: Any) -> None:
+def test_folder_marker_of_a_console_is_not_listed(s3_store: S3Store, client: Any) -> None:
     s3_store.write("folder/k", b"1")
     for folder in ("", "folder/", "empty/"):
         client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/{folder}", Body=b"")
     assert s3_store.list() == s3_store.list("folder/") == ["folder/k"]
 
 
-def test_names_that_a_url_has_to_escape_are_kept(s3_store: S3Store) -> None:
+def test_names_with_url_escapes_are_kept(s3_store: S3Store) -> None:
     keys = sorted(["a b", "a+b", "a%20b", "ä&ö=?", "#1", "~x", "(1)'\""])
     for key in keys:
         s3_store.write(key, key.encode())
@@ -91,7 +91,7 @@ def test_names_that_a_url_has_to_escape_are_kept(s3_store: S3Store) -> None:
     assert [s3_store.read(key) for key in keys] == [key.encode() for key in keys]
 
 
-def test_a_list_of_more_keys_than_a_page_holds_is_whole(s3_store: S3Store, client: Any) -> None:
+def test_list_over_several_pages_is_complete(s3_store: S3Store, client: Any) -> None:
     keys = [f"k/{number:04d}" for number in range(1005)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/{key}", Body=b""), keys))
@@ -99,28 +99,28 @@ def test_a_list_of_more_keys_than_a_page_holds_is_whole(s3_store: S3Store, clien
     assert s3_store.list("k/100") == keys[1000:]
 
 
-def test_an_object_of_many_megabytes_comes_back_to_the_byte(s3_store: S3Store) -> None:
+def test_large_object_is_read_back_unchanged(s3_store: S3Store) -> None:
     data = bytes(range(251)) * 80_000
     s3_store.write("big", data)
     assert s3_store.read("big") == data
 
 
-def test_an_object_grows_older_and_a_write_makes_it_young(s3_store: S3Store) -> None:
+def test_write_resets_the_age_of_an_object(s3_store: S3Store) -> None:
     s3_store.write("k", b"1")
     wait_until(lambda: s3_store.age_s("k") >= 2)
     s3_store.write("k", b"1")
     assert s3_store.age_s("k") < 2
 
 
-def test_a_key_that_another_program_took_is_taken(s3_store: S3Store, client: Any) -> None:
+def test_create_fails_if_another_program_wrote_the_key(s3_store: S3Store, client: Any) -> None:
     client.put_object(Bucket=BUCKET, Key=f"{s3_store.prefix}/k", Body=b"another's")
     with pytest.raises(AlreadyExistsError, match="k exists already"):
         s3_store.create("k", b"ours")
     assert s3_store.read("k") == b"another's"
 
 
-@pytest.mark.parametrize(("writers", "rounds"), [(2, 100), (16, 3)])  # SeaweedFS has many of them wait for seconds
-def test_of_many_who_create_one_key_at_once_exactly_one_wins(s3_url: str, writers: int, rounds: int) -> None:
+@pytest.mark.parametrize(("writers", "rounds"), [(2, 100), (16, 3)])  # with SeaweedFS, many of them wait for seconds
+def test_exactly_one_of_many_concurrent_creates_succeeds(s3_url: str, writers: int, rounds: int) -> None:
     stores = [S3Store(s3_url) for _ in range(writers)]
     barrier = Barrier(writers)
 
@@ -145,7 +145,7 @@ def test_of_many_who_create_one_key_at_once_exactly_one_wins(s3_url: str, writer
 # ---- one client a process
 
 
-def test_a_pickled_store_is_small_and_holds_no_credentials(s3_server: S3Server, s3_store: S3Store) -> None:
+def test_pickled_store_is_small_and_has_no_credentials(s3_server: S3Server, s3_store: S3Store) -> None:
     s3_store.write("k", b"1")
     data = pickle.dumps(s3_store)
     assert len(data) < 500
@@ -177,13 +177,13 @@ def test_all_stores_of_a_process_share_one_client(s3_url: str, monkeypatch: pyte
 
 
 def _run(script: str) -> str:
-    """What a fresh interpreter prints."""
+    """The output of a script in a new interpreter."""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_boto3_is_imported_by_the_first_request_only() -> None:
+def test_boto3_is_imported_only_by_the_first_request() -> None:
     script = """
 import sys
 import time
@@ -194,7 +194,7 @@ print(sorted({"boto3", "botocore"} & set(sys.modules)))
     assert _run(script) == "[]\n"
 
 
-def test_a_child_that_was_forked_in_the_middle_of_a_request_makes_a_client_of_its_own(s3_url: str) -> None:
+def test_child_forked_during_a_request_creates_its_own_client(s3_url: str) -> None:
     script = f"""
 import os, signal, threading
 from pipeline.storage import s3_client
@@ -210,7 +210,7 @@ thread = threading.Thread(target=busy)
 thread.start()
 ends = []
 for number in range(8):
-    s3_client._lock.acquire()  # as if another thread were just making a client
+    s3_client._lock.acquire()  # as if another thread were creating a client
     child = os.fork()
     if child == 0:
         signal.alarm(30)

@@ -1,4 +1,4 @@
-"""Raw outputs become actions, and actions what an environment takes."""
+"""The conversion of raw outputs to actions, and of actions to those of an environment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def outputs(actions: Actions, rows: int = 200) -> np.ndarray[Any, np.dtype[np.fl
     return np.random.default_rng(1).normal(0, 2, (rows, actions.size)).astype(np.float32)
 
 
-def test_what_a_controller_or_chance_chooses_is_within_the_bounds_and_the_space(actions: Actions, space: Any) -> None:
+def test_chosen_and_random_actions_are_within_bounds_and_space(actions: Actions, space: Any) -> None:
     rng = np.random.default_rng(2)
     for action in [*actions.squash(outputs(actions)), *(actions.random(rng) for _ in range(200))]:
         assert action.shape == (actions.size,) and action.dtype == np.float32
@@ -62,7 +62,7 @@ def test_every_value_of_a_small_space_is_reached(actions: Actions, space: Any) -
     assert drawn == chosen == sampled
 
 
-def test_the_bits_of_a_row_depend_neither_on_other_rows_nor_on_its_place(actions: Actions) -> None:
+def test_bits_of_a_row_do_not_depend_on_other_rows_or_its_index(actions: Actions) -> None:
     raw = outputs(actions, 16)
     whole = actions.squash(raw)
     for row in range(16):
@@ -70,13 +70,13 @@ def test_the_bits_of_a_row_depend_neither_on_other_rows_nor_on_its_place(actions
         assert actions.squash(raw[row : row + 3])[0].tobytes() == whole[row].tobytes()
 
 
-def test_a_nan_stays_one_so_that_the_episode_ends(actions: Actions) -> None:
+def test_nan_is_kept_so_that_the_episode_ends(actions: Actions) -> None:
     raw = outputs(actions, 3)
     raw[1, 0] = np.nan
     assert np.isfinite(actions.squash(raw)).all(axis=1).tolist() == [True, False, True]
 
 
-def test_a_choice_is_one_hot_and_the_first_of_equals() -> None:
+def test_discrete_action_is_one_hot_and_the_first_maximum_wins() -> None:
     actions = actions_of(spaces.MultiDiscrete([3, 2]), "Any-v0")
     raw = np.array([[1, 5, 5, -1, -2], [0, 0, 0, 0, 0]], np.float32)
     np.testing.assert_array_equal(actions.squash(raw), [[0, 1, 0, 1, 0], [1, 0, 0, 1, 0]])
@@ -88,7 +88,7 @@ def test_numbers_are_squashed_by_tanh_between_their_bounds() -> None:
     np.testing.assert_allclose(actions.squash(raw), 2 + 4 * np.tanh(raw), rtol=1e-6)
 
 
-def test_whole_numbers_are_the_nearest_ones_so_that_the_largest_is_reached() -> None:
+def test_integers_are_rounded_so_that_the_largest_is_reached() -> None:
     actions = actions_of(spaces.Box(-2, 3, (1,), np.int32), "Any-v0")
     taken = [actions.native(np.array([value], np.float32)) for value in (-2, -1.6, 0.4, 2.4, 2.6, 3)]
     assert [int(value[0]) for value in taken] == [-2, -2, 0, 2, 3, 3]

@@ -1,4 +1,4 @@
-"""Adam beside torch's own, to the bit, and without the compiler that torch's brings."""
+"""Adam equals torch's to the bit, without importing torch's compiler."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def bits(network: nn.Module) -> list[bytes]:
     return [parameter.detach().numpy().tobytes() for parameter in network.parameters()]
 
 
-def test_it_is_torchs_to_the_bit() -> None:
-    ours, theirs = module(), module()
+def test_adam_equals_torch_to_the_bit() -> None:
+    ours, torchs = module(), module()
     train(ours, Adam(ours.parameters(), 1e-2), 20)
-    train(theirs, torch.optim.Adam(theirs.parameters(), lr=1e-2, fused=True), 20)
-    assert bits(ours) == bits(theirs) != bits(module())
+    train(torchs, torch.optim.Adam(torchs.parameters(), lr=1e-2, fused=True), 20)
+    assert bits(ours) == bits(torchs) != bits(module())
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_adam_resumes_from_its_state() -> None:
     whole, parts = module(), module()
     train(whole, Adam(whole.parameters(), 1e-2), 20)
     first = Adam(parts.parameters(), 1e-2)
@@ -56,7 +56,7 @@ def test_it_goes_on_from_its_state() -> None:
     assert bits(parts) == bits(whole)
 
 
-def test_a_training_stage_does_not_import_torchs_compiler(tmp_path: Path) -> None:
+def test_training_stage_does_not_import_torchs_compiler(tmp_path: Path) -> None:
     code = (
         "import sys; from pipeline.execution.in_process import InProcessExecutor\n"
         "from pipeline.run import run_stages; from pipeline.stages.table import STAGES\n"

@@ -1,4 +1,4 @@
-"""What M is credited with on held-out games: known answers, and worlds that it knows or does not."""
+"""The assessment of M on held-out episodes: known results for models that predict a game well or badly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Z, A = 2, 1
 
 
 def world(steps: int, *, seed: int, terminated: bool = True, noise: float = 0.0) -> LatentEpisode:
-    """A game in which z moves by the action, which also earns a reward; its end shows in the last action."""
+    """A game in which the action is added to z and is the reward. A large last action marks its end."""
     rng = np.random.default_rng(seed)
     actions = rng.choice([-0.1, 0.1], (steps, A)).astype(np.float32)
     if terminated:
@@ -76,7 +76,7 @@ class Passing(torch.nn.Module):
 GAMES = [world(steps, seed=seed) for seed, steps in enumerate([5, 100, 80, 2, 90, 75] * 7)]
 
 
-def test_a_model_that_knows_the_world_is_found_to_know_it() -> None:
+def test_model_that_knows_the_world_gets_a_full_score() -> None:
     found = assess(Oracle(), GAMES, seed=1)
     assert (found.episodes, found.ends) == (42, 42)
     assert (found.end_recall, found.end_precision) == (1.0, 1.0)
@@ -86,14 +86,14 @@ def test_a_model_that_knows_the_world_is_found_to_know_it() -> None:
     sigma = math.exp(Oracle()._bound(torch.tensor(-4.0)).item())
     assert found.nll == pytest.approx(math.log(sigma) + 0.5 * math.log(2 * math.pi), abs=1e-3)
     assert found.dream_error is not None and found.copy_error is not None
-    # A random walk of steps of the noise's size, the last of which is not expected, against one of steps of 0.1.
+    # The dream's error is a random walk with steps of the noise's size, the copy's one with steps of 0.1.
     dreamt, walk = (np.sqrt(np.mean(np.arange(first, first + DREAM_STEPS))) for first in (0, 1))
     assert found.dream_error == pytest.approx(sigma * dreamt, rel=0.25)
     assert found.copy_error == pytest.approx(0.1 * walk, rel=0.25)
 
 
 @pytest.mark.parametrize(("ends_at", "recall", "precision"), [(9.0, 0.0, None), (-9.0, 1.0, 42 / sum(map(len, GAMES)))])
-def test_a_model_that_sees_no_end_or_only_ends_is_found_out(
+def test_ends_predicted_never_or_always_show_in_recall_and_precision(
     ends_at: float, recall: float, precision: float | None
 ) -> None:
     found = assess(Oracle(ends_at), GAMES, seed=1)
@@ -101,7 +101,7 @@ def test_a_model_that_sees_no_end_or_only_ends_is_found_out(
     assert found.end_precision == (None if precision is None else pytest.approx(precision))
 
 
-def test_ends_are_counted_at_the_probability_at_which_dreams_end() -> None:
+def test_ends_are_counted_at_the_probability_threshold_of_dreams() -> None:
     # The true ends get a probability of 0.73, all other steps one of 0.
     found = assess(Oracle(4.9), GAMES, seed=1)
     assert found.at(0.5).end_recall == found.at(0.7).end_recall == 1.0
@@ -116,7 +116,7 @@ def test_ends_are_counted_at_the_probability_at_which_dreams_end() -> None:
     assert predicted_ends(held_out_quality({}, 0.5)) == "M predicts an unknown share of the ends"
 
 
-def test_what_cannot_be_measured_is_none() -> None:
+def test_unmeasurable_values_are_none() -> None:
     bare = MdnRnn(z_size=Z, action_size=A, hidden_size=3, mixtures=2)
     found = assess(bare, [world(3, seed=1, terminated=False), world(1, seed=2, terminated=False)], seed=1)
     assert found.nll is not None and found.ends == 0
@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_none() -> None:
     assert assess(with_heads, [world(3, seed=1, terminated=False)], seed=1).end_recall is None
 
 
-def test_it_is_the_same_to_the_bit_again_and_padding_does_not_count() -> None:
+def test_assessment_is_reproducible_and_ignores_padding() -> None:
     torch.manual_seed(1)
     model = MdnRnn(z_size=Z, action_size=A, hidden_size=9, mixtures=2, reward_head=True, done_head=True)
     noisy = [world(steps, seed=seed, noise=0.1) for seed, steps in enumerate([6, 100, 30])]
@@ -141,9 +141,7 @@ def test_it_is_the_same_to_the_bit_again_and_padding_does_not_count() -> None:
     assert sum(len(game) > WARM_UP_STEPS + DREAM_STEPS for game in noisy) == 1
 
 
-def test_the_quality_of_m_on_held_out_episodes_is_shown_with_what_to_compare_it_with(
-    local_store: LocalStore, executor: InProcessExecutor
-) -> None:
+def test_held_out_quality_of_m_is_shown_with_a_baseline(local_store: LocalStore, executor: InProcessExecutor) -> None:
     put_data(local_store, make_config())
     put_metrics(local_store)
     put_evaluation(local_store, 6, {"mean": [1.0, 2.0]})

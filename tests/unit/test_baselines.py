@@ -1,4 +1,4 @@
-"""Policies that look at nothing beside a run's controller: the same tracks, the pairs, and a verdict that can fail."""
+"""Blind policies compared with a run's controller: same tracks, paired differences, and a verdict."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from tests.counting import counting_config
 FRAME = np.zeros((64, 64, 3), np.uint8)
 
 
-def test_a_sweep_goes_there_and_back() -> None:
+def test_sweep_steers_both_ways() -> None:
     env = make_environment(RunConfig.model_validate({"env": {"id": "TakeCover"}}).env)
     policy = SweepPolicy(env, 3)
     assert [float(policy.act(FRAME)[0]) for _ in range(8)] == [-1, -1, -1, 1, 1, 1, -1, -1]
     assert blind_policies(env) == ["random", "repeat", "sweep 40", "sweep 60", "sweep 90", "sweep 140"]
-    assert blind_policies(make_environment(counting_config().env)) == ["random", "repeat"], "two numbers make no sweep"
+    assert blind_policies(make_environment(counting_config().env)) == ["random", "repeat"], (
+        "a sweep needs a single number"
+    )
 
 
 @pytest.mark.parametrize("policy", ["random", "sweep 30"])
-def test_a_game_that_nobody_sees_is_the_same_game(policy: str) -> None:
+def test_game_without_drawing_gives_the_same_result(policy: str) -> None:
     config = RunConfig.model_validate(
         {"env": {"id": "TakeCover", "max_episode_steps": 400}, "collect": {"episode_steps": 400, "policy": "repeat"},
          "mdnrnn": {"window": 100}}
@@ -55,14 +57,14 @@ def test_a_game_that_nobody_sees_is_the_same_game(policy: str) -> None:
         worker._env.close()
 
 
-def test_the_difference_is_paired_and_the_verdict_follows_its_interval() -> None:
+def test_difference_is_paired_and_the_verdict_follows_its_interval() -> None:
     rng = np.random.default_rng(0)
     tracks = rng.normal(500, 300, 200)  # tracks differ much more than policies do
     better, equal = tracks + rng.normal(30, 40, 200), tracks + rng.normal(0, 40, 200)
     rows = baseline_rows("ours", better.tolist(), {"theirs": tracks.tolist(), "random": (tracks - 400).tolist()}, 1)
     assert rows[1].difference == pytest.approx((better - tracks).mean())
     assert rows[1].difference_low is not None and rows[1].difference_low > 15
-    assert rows[0].high - rows[0].low > 60, "unpaired, nothing could be said"
+    assert rows[0].high - rows[0].low > 60, "an unpaired interval would be too wide"
     verdict = "The controller scores {} the best policy that looks at nothing (theirs)."
     assert table(rows, range(200))[-1] == verdict.format("more than")
     for ours, theirs, words in ((equal, tracks, "about as much as"), (tracks, better, "less than")):
@@ -80,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_command_compares_on_the_runs_own_test_tracks(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_compares_on_the_test_tracks_of_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["baselines", str(run), "--json"]) == 0
     output = capsys.readouterr().out
@@ -94,13 +96,13 @@ def test_the_command_compares_on_the_runs_own_test_tracks(run: Path, capsys: pyt
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, "nothing is written"
 
 
-def test_other_tracks_than_the_runs_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tracks_outside_the_test_tracks_of_the_run_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", str(run), "-o", "tracks.test.start=500"]) == 2
     assert "baselines takes these keys as the run has them:\n  tracks.test.start: 0 -> 500" in capsys.readouterr().err
 
 
 class Breaks:
-    """An environment that breaks in its third step, for good."""
+    """An environment that raises from its third step on."""
 
     def __init__(self, real: Any) -> None:
         self._real, self._steps, self.actions = real, 0, real.actions
@@ -118,7 +120,7 @@ class Breaks:
         self._real.close()
 
 
-def test_an_environment_that_broke_is_replaced() -> None:
+def test_broken_environment_is_replaced() -> None:
     config = counting_config()
     worker = BlindWorker(config.env, config.collect.max_repeats, config.seed)
     job = BlindJob("random", 3)
@@ -130,6 +132,6 @@ def test_an_environment_that_broke_is_replaced() -> None:
     assert found == expected
 
 
-def test_a_policy_that_there_is_not_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_policy_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", str(run), "--policies", "sweep 40"]) == 2
     assert "policy 'sweep 40': expected random or repeat" in capsys.readouterr().err

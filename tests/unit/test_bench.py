@@ -1,4 +1,4 @@
-"""The bench's arithmetic and its output; what it measures is no matter for a test."""
+"""The arithmetic and the output of the benches; tests do not check measured values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.execution.in_process import InProcessExecutor
 from pipeline.storage.local import LocalStore
 
 
-def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_alternate_and_have_separate_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     turns: list[str] = []
 
@@ -42,7 +42,7 @@ def test_sides_take_turns_and_their_rates_are_their_own(monkeypatch: pytest.Monk
     assert result.ratio == pytest.approx(20 / 3)
 
 
-def test_the_last_line_is_one_json_object_with_the_ratio(
+def test_last_line_is_one_json_object_with_the_ratio(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     comparison = Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
@@ -61,11 +61,11 @@ def test_the_last_line_is_one_json_object_with_the_ratio(
     assert "| | | | | | c | 6 | 1.50 |" in lines
 
 
-def test_every_bench_of_the_command_is_there() -> None:
+def test_command_lists_every_bench() -> None:
     assert sorted([*run.BENCHES, table.GENERATION, table.FIDELITY, table.FANOUT]) == sorted(table.HELP)
 
 
-def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_without_an_evolution_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: pytest.fail("measured something first"))
     for name in table.NEED_A_RUN:
         with pytest.raises(ConfigError, match="no evolution"):
@@ -79,7 +79,7 @@ def test_a_run_that_never_evolved_is_refused_before_any_bench(tmp_path: Path, mo
             )
 
 
-def test_a_recorded_drive_follows_the_road_and_replays_to_the_same_return() -> None:
+def test_recorded_episode_follows_the_road_and_replays_exactly() -> None:
     drive = record_drive(1, max_steps=200)
     assert drive.episode_return > 100
     env = gymnasium.make("CarRacing-v3")
@@ -88,14 +88,14 @@ def test_a_recorded_drive_follows_the_road_and_replays_to_the_same_return() -> N
     assert sum(float(env.step(action)[1]) for action in drive.actions) == drive.episode_return
 
 
-def test_a_side_that_is_measured_beside_takes_its_turns_too() -> None:
+def test_additional_side_takes_its_turns() -> None:
     side = Side("a", lambda: 1)
     result = compare("b", "u", side, Side("b", lambda: 2), seconds=0.01, threads=1, others=[Side("c", lambda: 3)])
     assert list(result.others) == ["c"]
     assert result.others["c"] > 0
 
 
-def test_where_there_is_no_run_to_drive_tiny_is_run_first(
+def test_tiny_runs_first_if_there_is_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ran: list[tuple[str, str, str]] = []
@@ -108,12 +108,12 @@ def test_where_there_is_no_run_to_drive_tiny_is_run_first(
     assert ran == []
     assert cli.main(["bench", "generation"]) == 2
     assert ran == [("tiny", "runs/tiny", "run")]
-    assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made none"
+    assert "no evolution" in capsys.readouterr().err, "the stand-in for tiny made no run"
     assert cli.main(["bench", "generation", "--run-dir", "mine"]) == 2
-    assert len(ran) == 1, "a run that is named is not made"
+    assert len(ran) == 1, "a named run is not made"
 
 
-def test_greedy_seconds_as_reckoned_by_hand_and_within_its_bounds() -> None:
+def test_greedy_seconds_match_a_hand_calculation_and_bounds() -> None:
     assert fanout.greedy_seconds([3, 3, 2, 2, 2], 2) == 3 + 2 + 2  # 3 2 2 | 3 2
     assert fanout.greedy_seconds([1, 1, 1, 3], 3) == 1 + 3
     seconds = [job.seconds for job in fanout.simulated_jobs(1024, 1)]
@@ -122,16 +122,16 @@ def test_greedy_seconds_as_reckoned_by_hand_and_within_its_bounds() -> None:
         assert max(*seconds, sum(seconds) / workers) <= took <= sum(seconds) / workers + max(seconds)
 
 
-def test_simulated_episodes_are_uniform_between_half_a_second_and_one_and_a_half() -> None:
+def test_simulated_episodes_take_uniformly_0_5_to_1_5_seconds() -> None:
     seconds = np.array([job.seconds for job in fanout.simulated_jobs(4096, 1)])
     assert 0.5 <= seconds.min() < 0.51 and 1.49 < seconds.max() <= 1.5
     assert np.quantile(seconds, [0.25, 0.5, 0.75]) == pytest.approx([0.75, 1.0, 1.25], abs=0.03)
     again = fanout.simulated_jobs(4096, 2)
     assert [job.seconds for job in again] == seconds.tolist(), "the same each time"
-    assert {job.id for job in again}.isdisjoint(job.id for job in fanout.simulated_jobs(4096, 1)), "but for their ids"
+    assert {job.id for job in again}.isdisjoint(job.id for job in fanout.simulated_jobs(4096, 1)), "except their ids"
 
 
-def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
+def test_fanout_shows_each_row_and_its_json_has_the_last_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -160,7 +160,7 @@ def test_fanout_shows_each_row_and_its_json_is_of_the_last_one(
     assert len(last["rows"]) == 2
 
 
-def test_more_real_workers_than_a_machine_can_hold_are_refused(
+def test_too_many_real_workers_for_the_machine_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fanout, "num_cores", lambda: 2)

@@ -1,4 +1,4 @@
-"""The shuffled stream: each item at most once an epoch, nearly all of them, and the same from wherever it begins."""
+"""The shuffled stream: nearly every item once per epoch, and the same items after a skip."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Items = NDArray[np.int64]
 
 
 def make_records(shards: Sequence[Sequence[int]]) -> dict[str, Record]:
-    """Shards of episodes with so many steps each; episodes are numbered throughout."""
+    """Shards of episodes with these numbers of steps; episodes are numbered across shards."""
     records, episode = {}, 0
     for index, lengths in enumerate(shards):
         episodes = [[episode + i, steps] for i, steps in enumerate(lengths)]
@@ -35,7 +35,7 @@ def make_records(shards: Sequence[Sequence[int]]) -> dict[str, Record]:
 
 
 class ItemBlock:
-    """A block whose items are numbers that say which episode and step they are."""
+    """A block whose items encode their episode and step."""
 
     def __init__(self, records: Sequence[Record], left_out: frozenset[int] = frozenset()) -> None:
         self.items = np.array(
@@ -87,7 +87,7 @@ _DATA = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=4), min_size=
     block_items=st.integers(1, 60),
     left_out=st.frozensets(st.integers(0, 9)),
 )
-def test_an_epoch_has_each_item_at_most_once_and_all_but_a_remainder_of_each_block(
+def test_epoch_has_each_item_once_except_the_remainder_of_each_block(
     shards: list[list[int]], batch_size: int, block_items: int, left_out: frozenset[int]
 ) -> None:
     records = make_records(shards)
@@ -106,7 +106,9 @@ def test_an_epoch_has_each_item_at_most_once_and_all_but_a_remainder_of_each_blo
     dropped = 0
     for block in blocks:
         largest = max(ItemBlock([record], left_out).items.size for record in block.records)
-        assert block.num_items <= max(block_items, largest), "a block is no larger than asked, but for a lone shard"
+        assert block.num_items <= max(block_items, largest), (
+            "a block is no larger than requested, unless it is a single shard"
+        )
         assert len(block.records) == 1 or block.num_items <= block_items
         if block.num_items >= batch_size:
             dropped += block.num_items % batch_size
@@ -117,7 +119,7 @@ def test_an_epoch_has_each_item_at_most_once_and_all_but_a_remainder_of_each_blo
 
 @settings(deadline=None, max_examples=60)
 @given(shards=_DATA, batch_size=st.integers(1, 9), block_items=st.integers(1, 60), data=st.data())
-def test_skipping_is_the_same_as_beginning_at_the_start(
+def test_skipping_gives_the_same_items_as_reading_from_the_start(
     shards: list[list[int]], batch_size: int, block_items: int, data: st.DataObject
 ) -> None:
     stream = make_stream(make_records(shards), batch_size=batch_size, block_items=block_items)
@@ -126,7 +128,7 @@ def test_skipping_is_the_same_as_beginning_at_the_start(
     assert epoch_of(stream, 3, skip) == whole[skip:]
 
 
-def test_skipping_reads_no_block_that_is_skipped_whole() -> None:
+def test_skipping_does_not_read_skipped_blocks() -> None:
     loads: list[list[str]] = []
 
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
@@ -152,10 +154,10 @@ def test_epochs_seeds_and_purposes_shuffle_differently() -> None:
     flat = [tuple(item for batch in order for item in batch) for order in orders]
     assert len(set(flat)) == 4
     blocks = {tuple(tuple(r.name for r in b.records) for b in make_stream(RECORDS).blocks(e)) for e in range(8)}
-    assert len(blocks) > 4, "shards meet in other blocks each epoch"
+    assert len(blocks) > 4, "the blocks combine other shards in each epoch"
 
 
-def test_the_items_of_a_block_are_shuffled_anew_each_epoch() -> None:
+def test_items_of_a_block_are_shuffled_again_each_epoch() -> None:
     stream = make_stream(make_records([[40]]))
     assert epoch_of(stream, 0) != epoch_of(stream, 1)
 
@@ -166,7 +168,7 @@ def test_items_are_shuffled_within_a_block_and_batches_mix_its_shards() -> None:
     assert {item // 1000 for item in batch} == {0, 1}
 
 
-def test_what_a_remainder_drops_is_seen_in_other_epochs() -> None:
+def test_items_dropped_with_a_remainder_appear_in_other_epochs() -> None:
     stream = make_stream(RECORDS)
     first = {item for batch in epoch_of(stream, 0) for item in batch}
     assert first < ALL
@@ -174,11 +176,11 @@ def test_what_a_remainder_drops_is_seen_in_other_epochs() -> None:
     assert seen == ALL
 
 
-def test_a_block_smaller_than_a_batch_is_one_smaller_batch() -> None:
+def test_block_smaller_than_a_batch_gives_one_smaller_batch() -> None:
     assert [len(batch) for batch in epoch_of(make_stream(make_records([[3]]), batch_size=10))] == [3]
 
 
-def test_the_seed_of_a_load_differs_between_epochs_and_blocks_and_not_between_passes() -> None:
+def test_load_seed_depends_on_epoch_and_block_but_not_on_the_pass() -> None:
     seeds: list[int] = []
 
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
@@ -195,7 +197,7 @@ def test_the_seed_of_a_load_differs_between_epochs_and_blocks_and_not_between_pa
     assert len(set(seeds)) == len(seeds) - count
 
 
-def test_the_stream_is_the_same_in_another_process() -> None:
+def test_stream_is_the_same_in_another_process() -> None:
     code = (
         "from tests.unit.test_blocks import *\n"
         "print(hashlib.sha256(repr([epoch_of(make_stream(RECORDS), e) for e in range(3)]).encode()).hexdigest())"
@@ -212,7 +214,7 @@ def test_the_stream_is_the_same_in_another_process() -> None:
     assert done.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
-def test_one_block_is_read_ahead_and_no_more() -> None:
+def test_exactly_one_block_is_read_ahead() -> None:
     loaded = threading.Semaphore(0)
     loads: list[int] = []
 
@@ -230,14 +232,14 @@ def test_one_block_is_read_ahead_and_no_more() -> None:
     for index, size in enumerate(sizes):
         for _ in range(size):
             next(batches)
-        # While the block at ``index`` is used, the one after is read, and nothing beyond it.
+        # While the block at ``index`` is used, only the next one is read.
         while len(loads) < min(index + 2, len(sizes)):
             assert loaded.acquire(timeout=60)
         assert len(loads) == min(index + 2, len(sizes))
     assert next(batches, None) is None
 
 
-def test_an_error_in_reading_reaches_the_reader() -> None:
+def test_read_error_reaches_the_reader() -> None:
     def load(records: Sequence[Record], seed: int) -> ItemBlock:
         raise OSError("the disk is gone")
 
@@ -256,7 +258,7 @@ def test_an_error_in_reading_reaches_the_reader() -> None:
     fraction=st.floats(0.01, 0.9),
     data=st.data(),
 )
-def test_draw_held_out_are_so_many_distinct_ones_in_whatever_order_they_are_given(
+def test_held_out_draw_is_distinct_and_independent_of_the_order(
     episodes: list[int], fraction: float, data: st.DataObject
 ) -> None:
     held_out = draw_held_out(episodes, fraction, 1, "purpose")
@@ -265,6 +267,6 @@ def test_draw_held_out_are_so_many_distinct_ones_in_whatever_order_they_are_give
     assert draw_held_out(data.draw(st.permutations(episodes)), fraction, 1, "purpose") == held_out
 
 
-def test_draw_held_out_differ_by_seed_and_purpose() -> None:
+def test_held_out_draw_differs_by_seed_and_purpose() -> None:
     drawn = [draw_held_out(range(100), 0.1, *stream) for stream in ((1, "a"), (2, "a"), (1, "b"))]
     assert len({tuple(d) for d in drawn}) == 3

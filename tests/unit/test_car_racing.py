@@ -1,4 +1,4 @@
-"""CarRacing as the pipeline sees it, beside a plain Gymnasium environment."""
+"""CarRacing in the pipeline, compared with a plain Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACTIONS = [np.array([-0.02 * t, 1.0, 0.0], np.float32) for t in range(STEPS)]
 
 @pytest.fixture(scope="module")
 def plain() -> list[tuple[NDArray[np.uint8], float, bool, bool]]:
-    """(observation, reward, terminated, truncated) of Gymnasium's own environment; the first of its reset."""
+    """(observation, reward, terminated, truncated) of Gymnasium's own environment, beginning with its reset."""
     env = gymnasium.make("CarRacing-v3", max_episode_steps=STEPS)
     observation, _ = env.reset(seed=TRACK)
     rows: list[Any] = [(observation, 0.0, False, False)]
@@ -59,7 +59,7 @@ def env(config: EnvConfig) -> Iterator[CarRacing]:
 
 
 def area_average(observation: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W, 3) to (64, 64, 3): each new pixel is the mean of the old over the area that it covers, not rounded."""
+    """(H, W, 3) to (64, 64, 3): each new pixel is the unrounded mean of the area that it covers."""
 
     def weights(size: int) -> NDArray[np.float64]:
         edges = np.linspace(0, size, 65)
@@ -79,7 +79,7 @@ def drive(env: CarRacing, track: int = TRACK) -> list[tuple[bytes, float, bool, 
     return rows
 
 
-def test_frames_rewards_and_ends_are_gymnasiums_own(
+def test_frames_rewards_and_ends_equal_gymnasiums(
     env: CarRacing, config: EnvConfig, plain: list[tuple[NDArray[np.uint8], float, bool, bool]]
 ) -> None:
     rows = drive(env)
@@ -89,10 +89,10 @@ def test_frames_rewards_and_ends_are_gymnasiums_own(
         pixels = np.frombuffer(frame, np.uint8).reshape(64, 64, 3)
         error = np.abs(pixels - area_average(observation[:84]))
         if config.rendering == "gymnasium":
-            # cv2 rounds once, and in fixed point where it can.
+            # cv2 rounds once, in fixed point where possible.
             assert error.max() < 0.51
         else:
-            assert error.mean() < 2, "all of it is within the first second's zoom"
+            assert error.mean() < 2, "the whole episode is within the zoom of the first second"
     assert rows[-1][2:] == (False, True), "truncated at max_episode_steps, not terminated"
     rewards = [reward for _, reward, *_ in rows[1:]]
     assert min(rewards) == pytest.approx(-0.1)
@@ -100,23 +100,23 @@ def test_frames_rewards_and_ends_are_gymnasiums_own(
     assert len({frame for frame, *_ in rows}) > STEPS // 2, "the scene moves"
 
 
-def test_the_same_track_gives_the_same_bits_after_other_episodes_were_driven(env: CarRacing, config: EnvConfig) -> None:
+def test_same_track_gives_the_same_bits_after_other_episodes(env: CarRacing, config: EnvConfig) -> None:
     forget_tracks()
     fresh = CarRacing(config)
     reference = drive(fresh)
     fresh.close()
     drive(env, TRACK + 1)
-    env.reset(TRACK + 2)  # an episode that is left in the middle
+    env.reset(TRACK + 2)  # an episode that is abandoned halfway
     env.step(ACTIONS[-1])
     assert drive(env) == reference
     assert drive(env) == reference
 
 
-def test_another_track_is_another_track(env: CarRacing) -> None:
+def test_different_seeds_give_different_tracks(env: CarRacing) -> None:
     assert env.reset(1).tobytes() != env.reset(2).tobytes()
 
 
-def test_the_full_view_has_the_status_bar_and_the_playfield_has_not() -> None:
+def test_only_the_full_view_has_the_status_bar() -> None:
     observation = np.zeros((96, 96, 3), np.uint8)
     observation[84:] = 200  # the bar
     observation[10:20, 30:40] = (250, 100, 50)
@@ -128,15 +128,15 @@ def test_the_full_view_has_the_status_bar_and_the_playfield_has_not() -> None:
     assert np.abs(playfield - area_average(observation[:84])).max() < 0.51
 
 
-def test_the_view_is_that_of_the_config(env: CarRacing, config: EnvConfig) -> None:
+def test_view_follows_the_config(env: CarRacing, config: EnvConfig) -> None:
     full = CarRacing(config.model_copy(update={"view": "full"}))
     frame = full.reset(TRACK)
     full.close()
-    assert frame[-4:].mean() < 20, "the bar is black but for its gauges"
+    assert frame[-4:].mean() < 20, "the bar is black except for its gauges"
     assert env.reset(TRACK)[-4:].mean() > 60
 
 
-def test_colours_are_random_where_the_config_says_so(env: CarRacing, config: EnvConfig) -> None:
+def test_colours_are_random_if_the_config_says_so(env: CarRacing, config: EnvConfig) -> None:
     colorful = CarRacing(config.model_copy(update={"domain_randomize": True}))
     frames = [colorful.reset(track) for track in (1, 2, 1)]
     colorful.close()
@@ -146,8 +146,8 @@ def test_colours_are_random_where_the_config_says_so(env: CarRacing, config: Env
     assert np.abs(grass[0] - env.reset(1)[:, :8].reshape(-1, 3).mean(axis=0)).max() > 20
 
 
-def test_the_scene_for_people_is_large_and_gymnasiums_own(env: CarRacing) -> None:
-    """Whichever way the frames are drawn."""
+def test_human_scene_is_large_and_equals_gymnasiums(env: CarRacing) -> None:
+    """For both ways to draw the frames."""
     plain = gymnasium.make("CarRacing-v3", render_mode="rgb_array")
     plain.reset(seed=TRACK)
     env.reset(TRACK)
@@ -161,7 +161,7 @@ def test_the_scene_for_people_is_large_and_gymnasiums_own(env: CarRacing) -> Non
     plain.close()
 
 
-def test_squashing_is_the_papers(env: CarRacing) -> None:
+def test_squashing_follows_the_paper(env: CarRacing) -> None:
     outputs = np.random.default_rng(0).normal(0, 2, (50, 3)).astype(np.float32)
     kept = outputs.copy()
     actions = env.actions.squash(outputs)
@@ -175,7 +175,7 @@ def test_squashing_is_the_papers(env: CarRacing) -> None:
     np.testing.assert_array_equal(env.actions.squash(np.zeros(3, np.float32)), np.array([0, 0.5, 0], np.float32))
 
 
-def test_a_squashed_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_its_place(env: CarRacing) -> None:
+def test_squashed_row_does_not_depend_on_other_rows_or_its_index(env: CarRacing) -> None:
     outputs = np.random.default_rng(0).normal(0, 2, (33, 3)).astype(np.float32)
     whole = env.actions.squash(outputs)
     for row in range(33):
@@ -183,7 +183,7 @@ def test_a_squashed_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_i
         assert env.actions.squash(outputs[row : row + 4])[0].tobytes() == whole[row].tobytes()
 
 
-def test_bounds_are_those_of_gymnasium() -> None:
+def test_bounds_equal_gymnasiums() -> None:
     space = gymnasium.make("CarRacing-v3").action_space
     assert isinstance(space, gymnasium.spaces.Box)
     np.testing.assert_array_equal(CarActions().low, space.low)
@@ -196,9 +196,7 @@ def test_bounds_are_those_of_gymnasium() -> None:
 
 @pytest.mark.parametrize("view", ["playfield", "full"])
 @pytest.mark.parametrize("repeat", [2, 4])
-def test_a_repeated_action_is_that_action_again_and_shows_the_last_frame(
-    config: EnvConfig, view: str, repeat: int
-) -> None:
+def test_repeated_action_acts_on_each_step_and_shows_the_last_frame(config: EnvConfig, view: str, repeat: int) -> None:
     config = config.model_copy(update={"view": view})
     once, repeated = CarRacing(config), CarRacing(config.model_copy(update={"action_repeat": repeat}))
     assert repeated.reset(TRACK).tobytes() == once.reset(TRACK).tobytes()
@@ -210,8 +208,8 @@ def test_a_repeated_action_is_that_action_again_and_shows_the_last_frame(
         assert steps[-1].truncated == (start + repeat >= STEPS)
 
 
-def test_an_action_is_not_held_beyond_the_end(config: EnvConfig) -> None:
-    """A lap is over in the first of four steps."""
+def test_action_is_not_repeated_after_the_end(config: EnvConfig) -> None:
+    """The lap ends in the first of four repeated steps."""
     once, repeated = CarRacing(config), CarRacing(config.model_copy(update={"action_repeat": 4}))
     for env in (once, repeated):
         env.reset(TRACK)
@@ -222,7 +220,7 @@ def test_an_action_is_not_held_beyond_the_end(config: EnvConfig) -> None:
     assert whole.frame.tobytes() == first.frame.tobytes()
 
 
-def test_an_environment_that_does_not_repeat_actions_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_action_repeat_is_refused_by_environments_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     repeating = counting_config({"env.action_repeat": 2, "mdnrnn.window": 3})
     check_environment(repeating)
     monkeypatch.delattr(CountingEnv, "repeats_actions")
@@ -236,13 +234,13 @@ def test_an_environment_that_does_not_repeat_actions_is_not_asked_to(monkeypatch
 
 
 def starts(env: CarRacing, count: int) -> Iterator[Any]:
-    """The game after each of some starts on a track."""
+    """The state of the game after each of some starts on a track."""
     for seed in range(count):
         env.reset_anywhere(TRACK, np.random.default_rng(seed))
         yield env._game
 
 
-def test_a_start_is_the_same_for_the_same_stream_whatever_was_before(env: CarRacing) -> None:
+def test_start_depends_only_on_its_stream(env: CarRacing) -> None:
     def episode() -> list[bytes]:
         first = env.reset_anywhere(TRACK, np.random.default_rng(7))
         return [first.tobytes(), *(env.step(action).frame.tobytes() for action in ACTIONS[:10])]
@@ -252,10 +250,10 @@ def test_a_start_is_the_same_for_the_same_stream_whatever_was_before(env: CarRac
     env.step(ACTIONS[0])
     assert episode() == here
     assert env.reset_anywhere(TRACK, np.random.default_rng(8)).tobytes() != here[0]
-    assert env.reset(TRACK).tobytes() == drive(env)[0][0], "an ordinary start afterwards is an ordinary one"
+    assert env.reset(TRACK).tobytes() == drive(env)[0][0], "a later ordinary start is unaffected"
 
 
-def test_starts_are_all_round_the_track_near_the_road_and_up_to_speed(env: CarRacing) -> None:
+def test_starts_cover_the_track_near_the_road_at_driving_speed(env: CarRacing) -> None:
     nearest, speeds, turned = [], [], []
     for game in starts(env, 150):
         tiles = np.array(game.track)
@@ -271,7 +269,7 @@ def test_starts_are_all_round_the_track_near_the_road_and_up_to_speed(env: CarRa
     assert 30 < np.mean(speeds) < 50 and max(speeds) <= 81
 
 
-def test_the_car_is_whole_and_rolls(env: CarRacing) -> None:
+def test_started_car_is_whole_and_rolls(env: CarRacing) -> None:
     for game in starts(env, 30):
         hull = game.car.hull
         forward = hull.linearVelocity.dot(hull.GetWorldVector((0, 1)))
@@ -281,17 +279,17 @@ def test_the_car_is_whole_and_rolls(env: CarRacing) -> None:
             assert abs(wheel.omega * wheel.wheel_rad - forward) < 8, "no wheel is blocked or spins"
         before = hull.linearVelocity.length
         env.step(np.zeros(3, np.float32))
-        assert abs(hull.linearVelocity.length - before) < 0.1 * before + 2, "nothing jolts it"
+        assert abs(hull.linearVelocity.length - before) < 0.1 * before + 2, "the car is not jolted"
 
 
-def test_an_environment_that_cannot_begin_anywhere_is_refused() -> None:
+def test_random_starts_are_refused_by_environments_without_them() -> None:
     with pytest.raises(ConfigError, match=r"exploring_starts: tests.counting:CountingEnv cannot begin anywhere"):
         check_environment(counting_config({"collect.exploring_starts": 0.1}))
     check_environment(counting_config())
     check_environment(load_config("smoke", ["collect.exploring_starts=1"]))
 
 
-def test_collecting_begins_each_episode_elsewhere_to_the_same_bits(local_store: LocalStore, tmp_path: Path) -> None:
+def test_collect_uses_reproducible_random_starts(local_store: LocalStore, tmp_path: Path) -> None:
     options = ["collect.episodes=3", "collect.episode_steps=5", "mdnrnn.window=4", "collect.episodes_per_shard=3"]
     config = load_config("smoke", ["collect.exploring_starts=1", *options])
     again = LocalStore(tmp_path / "again")
@@ -319,7 +317,7 @@ def test_environments_are_found_by_id_and_by_path() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CarRacing-v2", "no.such.module:Class", "tests.counting:Nothing", ":", "", ".x:Y"])
-def test_an_unknown_environment_is_refused_with_the_registered_ones(env_id: str) -> None:
+def test_unknown_environment_is_refused_with_the_registered_ones(env_id: str) -> None:
     with pytest.raises(ConfigError, match=r"CarRacing-v3") as error:
         environment_class(env_id)
     assert repr(env_id) in str(error.value)

@@ -1,4 +1,4 @@
-"""Checkpoints: the newest whole one counts, and a damaged one never passes for whole."""
+"""Checkpoints: the newest intact one is used, and damage is always detected."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.storage.fence import fenced
 from pipeline.storage.store import Store
 
 
-def in_session(store: Store, session: int) -> Store:
-    """The store as a session has it while the fence has not seen its successor: a pause at the worst moment."""
+def store_of_session(store: Store, session: int) -> Store:
+    """A session's store whose fence has not seen its successor yet: a pause at the worst moment."""
     return fenced(store, session)
 
 
@@ -33,12 +33,12 @@ def damage(store: Store, step: int, how: str) -> None:
         store.write(key, data[:-1] if how == "truncated" else bytes([data[0] ^ 1]) + data[1:])
 
 
-def test_there_is_no_latest_before_the_first_save(store: Store) -> None:
+def test_latest_is_none_before_the_first_save(store: Store) -> None:
     assert Checkpoints(store, "stage").latest() is None
     assert Checkpoints(store, "stage").steps() == []
 
 
-def test_the_newest_counts_by_number_not_by_name(store: Store) -> None:
+def test_newest_checkpoint_is_found_by_number_not_by_name(store: Store) -> None:
     checkpoints = Checkpoints(store, "stage", keep=5)
     for step in (2, 10, 100):
         checkpoints.save(step, b"state %d" % step)
@@ -46,7 +46,7 @@ def test_the_newest_counts_by_number_not_by_name(store: Store) -> None:
     assert Checkpoints(store, "stage").latest() == (100, b"state 100")
 
 
-def test_pruning_keeps_the_newest_and_removes_the_bytes_of_the_others(store: Store) -> None:
+def test_pruning_keeps_only_the_newest_checkpoints(store: Store) -> None:
     checkpoints = Checkpoints(store, "stage", keep=3)
     for step in range(1, 8):
         checkpoints.save(step, b"state %d" % step)
@@ -71,7 +71,7 @@ def test_saving_a_step_again_replaces_it(store: Store) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
-def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so_loudly(
+def test_damaged_newest_checkpoint_falls_back_with_a_warning(
     store: Store, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     checkpoints = Checkpoints(store, "stage", keep=3)
@@ -87,7 +87,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so_loudly(
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing", "record"])
-def test_if_all_are_damaged_it_is_an_error_and_not_a_beginning_from_nothing(store: Store, how: str) -> None:
+def test_damage_of_all_checkpoints_is_an_error(store: Store, how: str) -> None:
     checkpoints = Checkpoints(store, "stage")
     for step in (1, 2):
         checkpoints.save(step, b"state %d" % step)
@@ -96,7 +96,7 @@ def test_if_all_are_damaged_it_is_an_error_and_not_a_beginning_from_nothing(stor
         checkpoints.latest()
 
 
-def test_after_a_fallback_new_checkpoints_count_again(store: Store) -> None:
+def test_new_checkpoints_are_used_after_a_fallback(store: Store) -> None:
     checkpoints = Checkpoints(store, "stage", keep=2)
     checkpoints.save(1, b"state 1")
     checkpoints.save(3, b"state 3")
@@ -107,7 +107,7 @@ def test_after_a_fallback_new_checkpoints_count_again(store: Store) -> None:
     assert checkpoints.latest() == (3, b"state 3")
 
 
-def test_a_kill_before_the_record_leaves_the_one_before(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_before_the_record_keeps_the_previous_checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(store, "stage")
     checkpoints.save(1, b"state 1")
     write = type(store).write
@@ -127,7 +127,7 @@ def test_a_kill_before_the_record_leaves_the_one_before(store: Store, monkeypatc
     assert checkpoints.latest() == (1, b"state 1")
 
 
-def test_a_kill_in_the_middle_of_pruning_leaves_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_pruning_leaves_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(store, "stage", keep=2)
     checkpoints.save(1, b"state 1")
     checkpoints.save(2, b"state 2")
@@ -149,10 +149,10 @@ def test_a_kill_in_the_middle_of_pruning_leaves_no_damage(store: Store, monkeypa
     assert checkpoints.latest() == (3, b"state 3")
 
 
-def test_a_driver_that_lost_its_lease_meets_no_checkpoint_of_its_successor(store: Store) -> None:
-    lost = in_session(store, 1)
+def test_driver_without_a_lease_does_not_touch_newer_checkpoints(store: Store) -> None:
+    lost = store_of_session(store, 1)
     Checkpoints(lost, "stage").save(5, b"by the first")
-    successor = Checkpoints(in_session(store, 2), "stage", keep=2)
+    successor = Checkpoints(store_of_session(store, 2), "stage", keep=2)
     successor.save(6, b"by the second")
     successor.save(7, b"by the second")
     Checkpoints(lost, "stage", keep=1).save(6, b"late")

@@ -1,4 +1,4 @@
-"""Comparisons: intervals that hold what they promise, arms from configs, and the files that come out."""
+"""Comparisons: the coverage of intervals, arms from configs, and the written files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STUDIES = 120
 def returns_of(
     rng: np.random.Generator, seeds: int, tracks: int, seed_sd: float, track_sd: float, noise_sd: float
 ) -> NDArray[np.float64]:
-    """Returns of an arm with mean 0: a row for each seed, each with its own luck, on tracks of their own difficulty."""
+    """Returns of an arm with mean 0: a row per seed, with random effects of the seed and of the track."""
     return (
         rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, track_sd, (1, tracks))
         + rng.normal(0, noise_sd, (seeds, tracks))
@@ -49,18 +49,18 @@ def share_of_studies(low: float, studies: int = STUDIES) -> float:
     ("seeds", "seed_sd", "track_sd", "noise_sd"),
     [(3, 30, 20, 60), (3, 10, 30, 80), (3, 0, 30, 80), (2, 20, 20, 20), (5, 15, 10, 40), (1, 0, 50, 0)],
 )
-def test_equal_arms_come_out_as_equal_in_95_of_100_studies(
+def test_equal_arms_are_found_equal_in_95_of_100_studies(
     seeds: int, seed_sd: float, track_sd: float, noise_sd: float
 ) -> None:
     rng = np.random.default_rng(1)
     paired = unpaired = 0
     for study in range(STUDIES):
-        ours, theirs = (returns_of(rng, seeds, 30, seed_sd, track_sd, noise_sd) for _ in range(2))
-        both = [estimate(ours - theirs, study), estimate_difference(ours, theirs, study)]
+        first, second = (returns_of(rng, seeds, 30, seed_sd, track_sd, noise_sd) for _ in range(2))
+        both = [estimate(first - second, study), estimate_difference(first, second, study)]
         paired, unpaired = (count + (e.low <= 0 <= e.high) for count, e in zip((paired, unpaired), both, strict=True))
     assert paired / STUDIES >= share_of_studies(0.95)
     assert unpaired / STUDIES >= share_of_studies(0.95)
-    if seeds == 3 and seed_sd > track_sd:  # nor more than that, where seeds differ by much more than tracks do
+    if seeds == 3 and seed_sd > track_sd:  # and not more, if seeds differ by much more than tracks
         assert paired < STUDIES
 
 
@@ -75,7 +75,7 @@ def t_test_power(difference: float, sd: float, seeds: int) -> float:
 
 @pytest.mark.parametrize(("seeds", "difference"), [(3, 60.0), (3, 120.0), (5, 40.0)])
 def test_arms_that_differ_are_found_at_the_power_of_the_t_test(seeds: int, difference: float) -> None:
-    """Where seeds differ by much more than chance on the tracks, as they do in practice."""
+    """With seeds that differ by much more than the noise of the tracks, as in practice."""
     rng = np.random.default_rng(3)
     found = 0
     for study in range(STUDIES):
@@ -85,7 +85,7 @@ def test_arms_that_differ_are_found_at_the_power_of_the_t_test(seeds: int, diffe
     assert abs(found / STUDIES - power) < 3 * math.sqrt(power * (1 - power) / STUDIES) + 0.03
 
 
-def test_the_probability_of_more_is_that_of_the_samples() -> None:
+def test_probability_of_a_higher_score_matches_the_samples() -> None:
     same = np.zeros((3, 10))
     assert estimate(same, 1).above_zero == 0.5
     assert estimate(same + 5 + np.arange(3)[:, None] * 0.01, 1).above_zero > 0.99
@@ -105,7 +105,7 @@ def result(name: str, seed: int, returns: list[float], **keys: Any) -> RunResult
     return RunResult(f"/runs/{name}-{seed}", config, "best", np.array(returns), history, 1000 * seed, 60.0)
 
 
-def test_runs_that_differ_in_their_seed_are_one_arm() -> None:
+def test_runs_that_differ_only_in_their_seed_are_one_arm() -> None:
     results = [
         result("a", 2, [1.0, 2.0]), result("b", 1, [5.0, 6.0], **{"mdnrnn.init": "random"}), result("a", 1, [3.0, 4.0]),
     ]  # fmt: skip
@@ -115,7 +115,7 @@ def test_runs_that_differ_in_their_seed_are_one_arm() -> None:
     np.testing.assert_array_equal(arms[0].returns(1), [[3.0], [1.0]])
 
 
-def test_names_do_not_make_arms_and_many_differing_keys_are_named_by_the_run() -> None:
+def test_arms_ignore_names_and_many_differing_keys_use_the_run_name() -> None:
     arms = group([result("a", 1, [1.0]), result("b", 2, [1.0])])
     assert [arm.seeds for arm in arms] == [[1, 2]]
     many = {"evolve.sigma": 0.3, "evolve.population_size": 6, "mdnrnn.epochs": 1, "vae.epochs": 7}
@@ -131,12 +131,12 @@ def test_names_do_not_make_arms_and_many_differing_keys_are_named_by_the_run() -
         ({}, "same config and the same seed"),
     ],
 )  # fmt: skip
-def test_runs_that_cannot_be_compared_are_refused(keys: dict[str, Any], said: str) -> None:
+def test_incomparable_runs_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         group([result("a", 1, [1.0]), result("b", 1, [1.0], **keys)])
 
 
-def test_scores_are_those_of_the_returns() -> None:
+def test_scores_match_the_returns() -> None:
     rng = np.random.default_rng(5)
     values = {("a", s): rng.normal(800, 80, 100) for s in (1, 2, 3)} | {
         ("b", s): rng.normal(600, 80, 90) for s in (1, 2)
@@ -146,24 +146,24 @@ def test_scores_are_those_of_the_returns() -> None:
     ]
     found = compare(arms, 500.0)
     assert found.tracks == 90, "tracks that all runs have"
-    ours, theirs = found.scores
+    first, second = found.scores
     a = np.stack([values["a", s][:90] for s in (1, 2, 3)])
     b = np.stack([values["b", s] for s in (1, 2)])
-    assert ours.score.mean == pytest.approx(a.mean())
-    assert ours.worst == a.min()
-    assert ours.tenth == pytest.approx(np.percentile(a, 10))
-    assert theirs.below == pytest.approx((b < 500).mean())
-    assert theirs.difference is not None
-    assert theirs.difference.mean == pytest.approx(b.mean() - a.mean())
-    assert theirs.difference.high < 0
-    assert "scores less than a" in verdict(theirs, "a")
+    assert first.score.mean == pytest.approx(a.mean())
+    assert first.worst == a.min()
+    assert first.tenth == pytest.approx(np.percentile(a, 10))
+    assert second.below == pytest.approx((b < 500).mean())
+    assert second.difference is not None
+    assert second.difference.mean == pytest.approx(b.mean() - a.mean())
+    assert second.difference.high < 0
+    assert "scores less than a" in verdict(second, "a")
     text = "\n".join(table(found))
     assert f"| a | 3 | {a.mean():,.1f} ± {a.std(ddof=1):,.1f} |" in text
     page = make_page(found, "Test").decode()
     assert page.count("<svg") == 5 and "scores less than a" in page
 
 
-def test_files_can_be_read_by_others() -> None:
+def test_other_programs_can_read_the_files() -> None:
     arms = group(
         [result("a", s, [1.0 * s, 2.0]) for s in (1, 2)] + [result("b", 1, [3.0, 4.0], **{"evolve.sigma": 0.3})]
     )
@@ -178,7 +178,7 @@ def test_files_can_be_read_by_others() -> None:
     assert values["arms"][0]["runs"][1]["returns"] == [2.0, 2.0]
 
 
-def test_curves_are_interpolated_where_all_seeds_have_been() -> None:
+def test_curves_are_interpolated_where_all_seeds_have_points() -> None:
     runs = [result("a", s, [1.0]) for s in (1, 2)]
     found = band(runs, "env_steps")
     assert found is not None
@@ -190,7 +190,7 @@ def test_curves_are_interpolated_where_all_seeds_have_been() -> None:
     assert band([replace(runs[0], history=[])], "env_steps") is None
 
 
-def test_the_command_compares_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_compares_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tmp_path / "first"
     whole = counting_config({"execution.executor": "in-process"})
     run_config(whole, str(first), "run")

@@ -1,4 +1,4 @@
-"""The schema refuses what is unknown, loose or impossible, and says which key and what would do."""
+"""The schema refuses unknown, wrongly typed and impossible values, with the key and the expected value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refused(overrides: dict[str, Any]) -> str:
     return ".".join(map(str, detail["loc"])) + ": " + detail["msg"]
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_defaults_follow_the_paper() -> None:
     config = RunConfig()
     assert (config.vae.z_size, config.mdnrnn.hidden_size, config.mdnrnn.mixtures) == (32, 256, 5)
     assert (config.vae.learning_rate, config.vae.batch_size, config.vae.kl_tolerance) == (1e-4, 100, 0.5)
@@ -78,7 +78,7 @@ def test_the_defaults_are_the_papers() -> None:
         ({"controller.features": "hz"}, "controller.features: Input should be 'z', 'zh' or 'zch'"),
     ],
 )  # fmt: skip
-def test_an_impossible_combination_is_refused_with_its_key(overrides: dict[str, Any], said: str) -> None:
+def test_impossible_combination_is_refused_with_its_key(overrides: dict[str, Any], said: str) -> None:
     assert re.search(said, refused(overrides), re.DOTALL)
 
 
@@ -93,7 +93,7 @@ def test_an_impossible_combination_is_refused_with_its_key(overrides: dict[str, 
         {**OTHER_TRACKS, "evaluate.episodes": 100, "evolve.validation_episodes": 50, "collect.episodes": 1000},
     ],
 )
-def test_the_last_possible_value_is_accepted(overrides: dict[str, Any]) -> None:
+def test_largest_possible_value_is_accepted(overrides: dict[str, Any]) -> None:
     counting_config(overrides)
 
 
@@ -103,7 +103,7 @@ RANGES = {"training": (1000, 2000), "validation": (100, 200), "test": (0, 100)}
 @pytest.mark.parametrize("one", RANGES)
 @pytest.mark.parametrize("other", RANGES)
 @pytest.mark.parametrize("where", ["first", "last", "inside", "around"])
-def test_any_two_ranges_that_overlap_are_refused(one: str, other: str, where: str) -> None:
+def test_overlapping_ranges_are_refused(one: str, other: str, where: str) -> None:
     if one == other:
         return
     start, stop = RANGES[other]
@@ -119,7 +119,7 @@ def test_any_two_ranges_that_overlap_are_refused(one: str, other: str, where: st
     assert one in str(error.value)
 
 
-def test_ranges_that_touch_are_disjoint() -> None:
+def test_adjacent_ranges_are_accepted() -> None:
     tracks = TracksConfig(
         test=SeedRange(start=0, stop=10), validation=SeedRange(start=10, stop=20), training=SeedRange(start=20, stop=30)
     )
@@ -143,7 +143,7 @@ def test_ranges_that_touch_are_disjoint() -> None:
         ("name", 5),
     ],
 )
-def test_a_wrong_type_is_refused_and_not_converted(key: str, value: Any) -> None:
+def test_wrong_type_is_refused_and_not_converted(key: str, value: Any) -> None:
     *_, leaf = key.split(".")
     values = counting_config().model_dump()
     section = values
@@ -155,11 +155,11 @@ def test_a_wrong_type_is_refused_and_not_converted(key: str, value: Any) -> None
     assert [".".join(map(str, detail["loc"])) for detail in error.value.errors()] == [key]
 
 
-def test_an_integer_does_for_a_number() -> None:
+def test_integer_is_accepted_as_a_number() -> None:
     assert counting_config({"evolve.sigma": 1}).evolve.sigma == 1.0
 
 
-def test_a_config_does_not_change_under_its_readers() -> None:
+def test_config_is_immutable() -> None:
     config = counting_config()
     with pytest.raises(ValidationError, match="frozen"):
         config.evolve.sigma = 3.0  # type: ignore[misc]

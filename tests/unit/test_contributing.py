@@ -1,4 +1,4 @@
-"""The environments that CONTRIBUTING and the documentation show, taken through every stage."""
+"""The example environments of CONTRIBUTING and the documentation, run through every stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("page", "module", "env_id"), [("CONTRIBUTING.md", "dot", "Dot"), ("docs/environments.md", "drift", "Drift-v0")]
 )
-def test_the_example_environment_runs_through_all_stages(
+def test_example_environments_run_through_all_stages(
     page: str,
     module: str,
     env_id: str,

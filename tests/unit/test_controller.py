@@ -1,4 +1,4 @@
-"""C against loops written out in numpy, and rows that do not feel each other."""
+"""C against plain numpy loops, and the independence of its rows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def filled(shape: ControllerShape, parameters: NDArray[np.float32]) -> Controlle
         (ControllerConfig(features="zh", bias=False), 3, 864),
     ],
 )
-def test_the_published_sizes(config: ControllerConfig, action_size: int, count: int) -> None:
+def test_sizes_are_the_published_ones(config: ControllerConfig, action_size: int, count: int) -> None:
     shape = ControllerShape.of(config, z_size=32, rnn_size=256, action_size=action_size)
     assert shape.num_parameters == count
 
@@ -77,14 +77,14 @@ def test_the_takecover_controller_has_1088_parameters() -> None:
     assert ControllerShape.of(config, z_size=64, rnn_size=512, action_size=1).num_parameters == 1088
 
 
-def test_the_shape_of_a_run_has_the_sizes_of_its_config() -> None:
+def test_shape_follows_the_config_of_the_run() -> None:
     config: RunConfig = counting_config({"controller.features": "zch", "controller.hidden_size": 4})
     shape = ControllerShape.of_agent(config.agent, action_size=2)
     assert (shape.feature_size, shape.layers) == (5 + 7 + 7, [(4, 19), (2, 4)])
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_outputs_are_those_of_a_loop(name: str) -> None:
+def test_outputs_equal_a_plain_loop(name: str) -> None:
     shape = SHAPES[name]
     parameters, features = random_rows(shape, 6)
     outputs = filled(shape, parameters).outputs(features)
@@ -100,9 +100,7 @@ def test_outputs_are_those_of_a_loop(name: str) -> None:
     rows=st.integers(1, 33),
     data=st.data(),
 )
-def test_a_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_its_place(
-    name: str, rows: int, data: st.DataObject
-) -> None:
+def test_bits_of_a_row_do_not_depend_on_other_rows_or_its_index(name: str, rows: int, data: st.DataObject) -> None:
     shape = SHAPES[name]
     parameters, features = random_rows(shape, 1, seed=data.draw(st.integers(0, 100)))
     alone = filled(shape, parameters).outputs(features)[0]
@@ -115,7 +113,7 @@ def test_a_rows_bits_depend_neither_on_how_many_rows_there_are_nor_on_its_place(
     assert together[row - start].tobytes() == alone.tobytes()
 
 
-def test_start_says_which_controllers_the_features_are_for() -> None:
+def test_start_sets_the_controllers_of_the_features() -> None:
     shape = SHAPES["linear"]
     parameters, features = random_rows(shape, 8)
     batch = filled(shape, parameters)
@@ -123,7 +121,7 @@ def test_start_says_which_controllers_the_features_are_for() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "hidden", "hidden-no-bias"])
-def test_a_moved_controller_is_the_same_and_its_source_stays(name: str) -> None:
+def test_moved_controller_is_equal_and_its_source_is_unchanged(name: str) -> None:
     shape = SHAPES[name]
     parameters, features = random_rows(shape, 4)
     batch = filled(shape, parameters)
@@ -135,7 +133,7 @@ def test_a_moved_controller_is_the_same_and_its_source_stays(name: str) -> None:
     np.testing.assert_array_equal(batch.outputs(same), before[[0, 3, 2, 0]])
 
 
-def test_setting_a_row_replaces_all_of_it() -> None:
+def test_setting_a_row_replaces_the_whole_row() -> None:
     shape = SHAPES["hidden"]
     parameters, features = random_rows(shape, 2)
     batch = filled(shape, parameters)
@@ -144,7 +142,7 @@ def test_setting_a_row_replaces_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 23, 25])
-def test_a_vector_of_another_length_is_refused(size: int) -> None:
+def test_vector_of_another_length_is_refused(size: int) -> None:
     assert SHAPES["linear"].num_parameters == 24
     with pytest.raises(ValueError, match="expected 24 parameters"):
         ControllerBatch(SHAPES["linear"], 1).set_row(0, np.zeros(size, np.float32))

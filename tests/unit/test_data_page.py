@@ -1,4 +1,4 @@
-"""docs/data.md: its blocks run one after the other, and compute what other code finds in the same run."""
+"""docs/data.md: its code blocks run in order, and their results equal those of other code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(**keys: Any) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs that the page names."""
+    """The folder with the runs that the page names."""
     folder = tmp_path_factory.mktemp("page")
     first = str(folder / "runs/tiny")
     for stage in STAGES:
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def names(folder: Path) -> Names:
-    """What the page's blocks leave behind."""
+    """The variables of the page's code blocks."""
     found: Names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -84,7 +84,7 @@ def latents(store: LocalStore) -> list[LatentEpisode]:
     return [e for record in read_records(store, "latents").values() for e in read_latents(store, record)]
 
 
-def test_tables_are_the_episodes_of_the_run(names: Names, episodes: list[Episode], store: LocalStore) -> None:
+def test_tables_hold_the_episodes_of_the_run(names: Names, episodes: list[Episode], store: LocalStore) -> None:
     assert len(names["steps"]) == sum(map(len, episodes))
     returns = {episode.id: float(episode.rewards.sum()) for episode in episodes}
     assert names["returns"].to_dict() == pytest.approx(returns, abs=1e-5)
@@ -100,14 +100,16 @@ def test_tables_are_the_episodes_of_the_run(names: Names, episodes: list[Episode
     assert names["hardest"].episode_return.tolist() == sorted(names["scores"].episode_return)[:3]
 
 
-def test_frames_are_those_that_the_environment_showed(names: Names, episodes: list[Episode]) -> None:
+def test_frames_equal_those_of_the_environment(names: Names, episodes: list[Episode]) -> None:
     track = episodes[0].track
     assert len(names["frames"]) == len(episodes[0]) > 1
     assert [track_and_step(frame) for frame in names["frames"]] == [(track, step) for step in range(len(episodes[0]))]
     np.testing.assert_array_equal(names["frames"][1], frame_of(track, 1))
 
 
-def test_latents_meet_their_rewards(names: Names, episodes: list[Episode], latents: list[LatentEpisode]) -> None:
+def test_latents_are_joined_with_their_rewards(
+    names: Names, episodes: list[Episode], latents: list[LatentEpisode]
+) -> None:
     mu = np.concatenate([episode.mu for episode in latents])
     ahead = [
         math.fsum(float(reward) for reward in episode.rewards[step : step + 10])
@@ -124,7 +126,7 @@ def test_latents_meet_their_rewards(names: Names, episodes: list[Episode], laten
     assert names["first_latent"].sd.tolist() == pytest.approx(spread, abs=1e-6)
 
 
-def test_the_walk_changes_one_latent_and_is_decoded_by_v(names: Names, store: LocalStore) -> None:
+def test_latent_walk_changes_one_latent_and_is_decoded_by_v(names: Names, store: LocalStore) -> None:
     mu, widest = names["mu"].astype(float), names["widest"]
     assert widest == max(range(mu.shape[1]), key=lambda index: statistics.pstdev(mu[:, index].tolist()))
     away = names["walk"] - mu.mean(axis=0)
@@ -149,7 +151,7 @@ def states(run: Path, z: NDArray[np.float32], actions: NDArray[np.float32]) -> t
     return torch.cat([torch.zeros_like(hidden[0, :1]), hidden[0]]), mdnrnn
 
 
-def test_the_dream_begins_at_the_recorded_moment(
+def test_dream_begins_at_the_recorded_step(
     names: Names, folder: Path, episodes: list[Episode], latents: list[LatentEpisode]
 ) -> None:
     agent, dreams = names["agent"], names["dreams"]
@@ -161,7 +163,7 @@ def test_the_dream_begins_at_the_recorded_moment(
     np.testing.assert_array_equal(dreams.frames[0], agent.decode(dreams.z[0]))
 
 
-def test_steps_of_the_dream_are_ms(names: Names, folder: Path) -> None:
+def test_dream_steps_equal_those_of_m(names: Names, folder: Path) -> None:
     seen, taken = np.stack(names["seen"]), np.stack(names["taken"]).astype(np.float32)
     assert len(names["film"]) == len(seen) == len(taken) + 1 == 51
     size = config().vae.z_size
@@ -172,7 +174,7 @@ def test_steps_of_the_dream_are_ms(names: Names, folder: Path) -> None:
     np.testing.assert_allclose(names["rewards"], predicted.numpy().reshape(-1), atol=1e-3)
 
 
-def test_the_curve_is_the_evolutions(names: Names, store: LocalStore) -> None:
+def test_curve_equals_that_of_the_evolution(names: Names, store: LocalStore) -> None:
     history = read_result(store).history
     assert names["history"].env_steps.tolist() == [row.env_steps for row in history]
     assert names["history"].fitness_mean.tolist() == pytest.approx([row.fitness_mean for row in history])
@@ -181,9 +183,9 @@ def test_the_curve_is_the_evolutions(names: Names, store: LocalStore) -> None:
     assert expected and validated.to_dict() == pytest.approx(expected)
 
 
-def test_the_study_compares_the_runs_track_by_track(names: Names, folder: Path) -> None:
-    ours, theirs = (read_result(LocalStore(folder / "runs" / run)).returns for run in ("tiny", "z-only"))
-    np.testing.assert_allclose(names["differences"], theirs - ours)
+def test_study_compares_the_runs_by_track(names: Names, folder: Path) -> None:
+    tiny, z_only = (read_result(LocalStore(folder / "runs" / run)).returns for run in ("tiny", "z-only"))
+    np.testing.assert_allclose(names["differences"], z_only - tiny)
     assert names["names"][1] == "controller.features=z"
     written = json.loads((folder / "comparison/comparison.json").read_text())
     assert written["arms"][1]["difference"]["mean"] == pytest.approx(names["differences"].mean())

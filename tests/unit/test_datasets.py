@@ -1,4 +1,4 @@
-"""Folders of Parquet files, read as a person reads them: by the README's example."""
+"""Folders of Parquet files, read with the README's example."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
-    """A made run where the README's example looks for one."""
+    """A made run at the path of the README's example."""
     store = LocalStore(tmp_path / "runs/tiny")
     put_data(store, config)
     put_evaluation(store, 6, {"mean": [1.0, 2.0]})
@@ -36,7 +36,7 @@ def smoke(tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch) ->
     return store
 
 
-def test_the_readmes_example_works_as_written(smoke: LocalStore) -> None:
+def test_readme_example_works_as_written(smoke: LocalStore) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "pandas" in block]
     names: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def test_the_readmes_example_works_as_written(smoke: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("folder", ["rollouts/data", "latents/data", "evaluation/data"])
-def test_a_folder_of_data_holds_parquet_alone(smoke: LocalStore, folder: str) -> None:
+def test_data_folder_holds_only_parquet_files(smoke: LocalStore, folder: str) -> None:
     keys = smoke.list(f"{folder}/")
     assert keys and all(key.endswith(".parquet") for key in keys)
     assert ds.dataset(f"runs/tiny/{folder}").count_rows() > 0

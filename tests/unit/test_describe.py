@@ -1,4 +1,4 @@
-"""What `status` says of checkpoints."""
+"""The checkpoints in the output of `status`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.storage.layout import record_key
 from pipeline.storage.local import LocalStore
 
 
-def test_the_last_checkpoint_is_the_newest_of_all_stages(local_store: LocalStore) -> None:
+def test_last_checkpoint_is_the_newest_of_all_stages(local_store: LocalStore) -> None:
     assert describe._newest_checkpoint(RunConfig(), local_store) is None
     for prefix, age_s in ((EVALUATION, 3600.0), (EVOLUTION, 90.0)):
         checkpoints = Checkpoints(local_store, prefix)

@@ -1,4 +1,4 @@
-"""The metadata of weights: enough to use a file that is found alone, and the same bytes for the same run."""
+"""The metadata of weights: enough to use a single file, and the same bytes for the same run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.counting import counting_config
 
 
 def described(config: RunConfig) -> dict[str, Any]:
-    """What each kind of file says, as it is read back from JSON."""
+    """The metadata of each kind of file, read back from JSON."""
     descriptions = {
         "vae": describe_vae(config),
         "mdnrnn": describe_mdnrnn(config, 3),
@@ -30,7 +30,7 @@ def described(config: RunConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("view", ["playfield", "full"])
-def test_frames_cut_as_the_metadata_says_are_the_pipelines(view: str) -> None:
+def test_frames_cropped_by_the_metadata_equal_the_pipelines(view: str) -> None:
     config = RunConfig.model_validate({"env": {"view": view, "rendering": "gymnasium"}})
     frames = described(config)["vae"]["frames"]
     game = GymnasiumCarRacing(render_mode="rgb_array")
@@ -44,9 +44,7 @@ def test_frames_cut_as_the_metadata_says_are_the_pipelines(view: str) -> None:
 
 
 @pytest.mark.parametrize("features, hidden, bias", [("z", 0, True), ("zh", 0, False), ("zch", 6, True)])
-def test_a_controller_applied_as_the_metadata_says_acts_like_the_pipelines(
-    features: str, hidden: int, bias: bool
-) -> None:
+def test_controller_applied_by_the_metadata_acts_like_the_pipelines(features: str, hidden: int, bias: bool) -> None:
     config = RunConfig.model_validate({"controller": {"features": features, "hidden_size": hidden, "bias": bias}})
     says = described(config)["controller"]
     rng = np.random.default_rng(0)
@@ -88,7 +86,7 @@ def test_descriptions_name_the_environment_and_the_sizes_of_the_config() -> None
     assert says["mdnrnn"]["action_repeat"] == says["controller"]["action_repeat"] == 2
 
 
-def test_an_environment_without_words_for_its_frames_is_described_without_them() -> None:
+def test_environment_without_a_frame_description_is_described_without_one() -> None:
     says = described(counting_config())
     assert "view" not in says["vae"]["frames"] and says["vae"]["frames"]["size"] == [64, 64]
     assert says["controller"]["actions"]["squashing"] == {
@@ -97,7 +95,7 @@ def test_an_environment_without_words_for_its_frames_is_described_without_them()
     }
 
 
-def test_the_same_weights_and_config_are_the_same_bytes() -> None:
+def test_same_weights_and_config_give_the_same_bytes() -> None:
     config = counting_config()
     first, second = (to_bytes(new_vae(config.agent), describe_vae(config)) for _ in range(2))
     assert first == second

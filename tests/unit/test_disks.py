@@ -1,4 +1,4 @@
-"""Folders that are no ordinary disk: without hard links, without modes, full, or named as no folder is."""
+"""Unusual folders: without hard links or file modes, on a full disk, or with an invalid name."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def failing(number: int) -> Any:
 def without_links(
     request: pytest.FixtureRequest, local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> LocalStore:
-    """A folder as exFAT, Colab's Drive and some network folders are."""
+    """A folder without hard links, like exFAT, Colab's Drive and some network folders."""
     monkeypatch.setattr(os, "link", failing(request.param))
     return local_store
 
 
-def test_a_key_is_created_once_without_links_too(without_links: LocalStore) -> None:
+def test_key_is_created_once_without_hard_links(without_links: LocalStore) -> None:
     without_links.create("a/k", b"first")
     with pytest.raises(AlreadyExistsError, match="a/k"):
         without_links.create("a/k", b"second")
@@ -46,7 +46,7 @@ def test_a_key_is_created_once_without_links_too(without_links: LocalStore) -> N
     assert without_links.list(TEMPORARY) == []
 
 
-def test_of_many_who_create_one_key_without_links_exactly_one_wins(without_links: LocalStore) -> None:
+def test_exactly_one_concurrent_create_succeeds_without_hard_links(without_links: LocalStore) -> None:
     def create(number: int) -> int | None:
         try:
             without_links.create("k", str(number).encode())
@@ -61,8 +61,8 @@ def test_of_many_who_create_one_key_without_links_exactly_one_wins(without_links
         without_links.delete("k")
 
 
-def die_with_a_claim(store: LocalStore, key: str) -> None:
-    """Leave behind what a process does that is killed with the claim in its hands."""
+def leave_a_dead_claim(store: LocalStore, key: str) -> None:
+    """Leave the claim of a process that was killed while it held it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "replace", failing(errno.EIO))
         patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
@@ -71,20 +71,18 @@ def die_with_a_claim(store: LocalStore, key: str) -> None:
     assert any(name.startswith(".tmp/claim-") for name in store.list(TEMPORARY))
 
 
-def test_whoever_died_with_a_claim_holds_nobody_up_for_long(
-    without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claim_of_a_dead_process_expires(without_links: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_CLAIM_S", 0.2)
-    die_with_a_claim(without_links, "k")
+    leave_a_dead_claim(without_links, "k")
     without_links.create("k", b"mine")
     assert without_links.read("k") == b"mine"
 
 
-def test_of_many_who_wait_at_the_claim_of_a_dead_process_exactly_one_wins(
+def test_exactly_one_waiting_process_takes_the_claim_of_a_dead_one(
     without_links: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "_CLAIM_S", 0.5)
-    die_with_a_claim(without_links, "k")
+    leave_a_dead_claim(without_links, "k")
     together = Barrier(8)
 
     def create(number: int) -> int | None:
@@ -101,7 +99,7 @@ def test_of_many_who_wait_at_the_claim_of_a_dead_process_exactly_one_wins(
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.__getitem__)
-def test_a_disk_without_modes_is_written_all_the_same(
+def test_disk_without_file_modes_can_be_written(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(Path, "chmod", failing(number))
@@ -122,7 +120,7 @@ def test_a_disk_without_modes_is_written_all_the_same(
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
-def test_what_to_do_depends_on_what_is_wrong(
+def test_remedy_depends_on_the_error(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
 ) -> None:
     monkeypatch.setattr(tempfile, "mkstemp", failing(number))
@@ -132,17 +130,17 @@ def test_what_to_do_depends_on_what_is_wrong(
     assert os.strerror(number) in str(caught.value)
 
 
-# ---- places as people write them
+# ---- locations as users write them
 
 
 @pytest.mark.parametrize(
     "text", ["runs/x", "/data/x", "s3://bucket/x", "gopher://host/x", "./~/x", "./s3:/x", "a:b", "x~"]
 )
-def test_a_place_is_taken_as_it_is_written(text: str) -> None:
+def test_location_is_used_as_written(text: str) -> None:
     assert as_run_dir(text) == text
 
 
-def test_a_home_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert as_run_dir("~/x") == "/home/somebody/x"
     with pytest.raises(ConfigError, match="no such home directory"):
@@ -150,12 +148,12 @@ def test_a_home_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("text", ["s3:/bucket/x", "s3:bucket/x", "S3:/bucket/x"])
-def test_what_looks_like_a_bucket_and_is_none_is_refused(text: str) -> None:
+def test_misspelt_bucket_url_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"looks like a URL but is not valid\. Did you mean s3://bucket/x\?"):
         as_run_dir(text)
 
 
-def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+def test_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ConfigError, match=r"notes\.txt is not a folder: choose a folder"):
         open_store(str(tmp_path / "notes.txt"))

@@ -1,4 +1,4 @@
-"""The dream against torch.distributions, a loop written out by hand, and its promises on seeds."""
+"""The dream against torch.distributions and a plain loop, and its dependence on seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mixture = Literal["factored", "joint"]
 
 
 def make_mdnrnn(mixture: Mixture = "factored", *, heads: bool = False, spread: float = 3.0) -> MdnRnn:
-    """Random weights, scaled up so that components lie apart and states matter."""
+    """An M with random weights, scaled up so that components are separate and states matter."""
     torch.manual_seed(0)
     mdnrnn = MdnRnn(
         z_size=Z,
@@ -52,7 +52,7 @@ def draws(batch_size: int, steps: int) -> tuple[NDArray[np.float32], NDArray[np.
 
 @torch.no_grad()
 def most_likely(mdnrnn: MdnRnn, z: NDArray[np.float32], actions: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The path of most likely means, with the LSTM's equations and the heads' layout written out."""
+    """The path of most likely means, from the LSTM's equations and the layout of the heads."""
     lstm, heads = dict(mdnrnn.lstm.named_parameters()), mdnrnn.heads
     h = c = torch.zeros(len(z), H)
     current = torch.from_numpy(z)
@@ -81,7 +81,7 @@ def most_likely(mdnrnn: MdnRnn, z: NDArray[np.float32], actions: NDArray[np.floa
 
 
 @pytest.mark.parametrize("mixture", ["factored", "joint"])
-def test_at_a_tiny_temperature_it_follows_the_most_likely_means(mixture: Mixture) -> None:
+def test_dream_at_a_tiny_temperature_follows_the_most_likely_means(mixture: Mixture) -> None:
     mdnrnn = make_mdnrnn(mixture)
     z, actions = draws(5, 12)
     dream = dreams_of(mdnrnn, 5, 1e-9)
@@ -128,7 +128,7 @@ def test_samples_have_the_statistics_of_torch_distributions(mixture: Mixture, te
         assert torch.allclose(covariance, reference, atol=0.05 * float(reference.diagonal().max()))
 
 
-def test_same_seeds_same_bits_and_other_seeds_others() -> None:
+def test_dream_bits_depend_on_the_seeds() -> None:
     mdnrnn = make_mdnrnn(heads=True)
     z, actions = draws(4, 6)
 
@@ -142,7 +142,7 @@ def test_same_seeds_same_bits_and_other_seeds_others() -> None:
     assert not (first == dreamt([5, 6, 7, 8])).any(axis=(0, 2)).any()
 
 
-def test_a_dream_does_not_depend_on_its_place_or_its_neighbours() -> None:
+def test_dream_does_not_depend_on_its_row_or_its_neighbours() -> None:
     torch.manual_seed(0)
     mdnrnn = MdnRnn(z_size=32, action_size=A, hidden_size=256, mixtures=5, reward_head=True, done_head=True)
     rng = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_a_dream_does_not_depend_on_its_place_or_its_neighbours() -> None:
             assert one[order].tobytes() == other.tobytes()
 
 
-def test_a_dream_goes_on_from_a_given_state() -> None:
+def test_dream_continues_from_a_given_state() -> None:
     mdnrnn = make_mdnrnn()
     z, actions = draws(3, 8)
     whole, rest = dreams_of(mdnrnn, 3, 1e-9), dreams_of(mdnrnn, 3, 1e-9)
@@ -172,7 +172,7 @@ def test_a_dream_goes_on_from_a_given_state() -> None:
     assert rest.h.shape == rest.c.shape == (3, H)
 
 
-def test_reward_and_done_are_the_heads() -> None:
+def test_reward_and_done_equal_the_outputs_of_the_heads() -> None:
     mdnrnn = make_mdnrnn(heads=True)
     z, actions = draws(4, 1)
     dream = dreams_of(mdnrnn, 4)
@@ -189,7 +189,7 @@ def test_reward_and_done_are_the_heads() -> None:
     assert bare.step(actions[0])[3:] == (None, None)
 
 
-def test_arrays_of_the_caller_are_its_own() -> None:
+def test_arrays_of_the_caller_are_not_shared() -> None:
     mdnrnn = make_mdnrnn()
     z, actions = draws(2, 2)
 
@@ -205,14 +205,14 @@ def test_arrays_of_the_caller_are_its_own() -> None:
     assert dreamt(False) == dreamt(True)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="temperature 0"):
         dreams_of(make_mdnrnn(), 1, 0)
     with pytest.raises(ValueError, match="1 seeds for 2 dreams"):
         dreams_of(make_mdnrnn(), 2).reset(draws(2, 1)[0], seeds=[1])
 
 
-def test_dreams_that_are_not_stepped_stay_as_they_are() -> None:
+def test_dreams_that_are_not_stepped_do_not_change() -> None:
     z, actions = draws(4, 40)
     whole, some = (Dream(TorchDreamStep(make_mdnrnn(), 4), 4) for _ in range(2))
     for dream in (whole, some):
@@ -233,7 +233,7 @@ def test_dreams_that_are_not_stepped_stay_as_they_are() -> None:
     assert some.step(actions[0]).z[2:].tobytes() == expected, "with its own next random numbers"
 
 
-def test_dreams_that_move_and_end_leave_the_others_as_they_are() -> None:
+def test_moved_and_ended_dreams_do_not_change_the_others() -> None:
     mdnrnn = make_mdnrnn()
     z, actions = draws(5, 40)
 
@@ -260,7 +260,7 @@ def test_dreams_that_move_and_end_leave_the_others_as_they_are() -> None:
 @pytest.mark.parametrize("mixture", ["factored", "joint"])
 @pytest.mark.parametrize("temperature", [0.3, 1.15])
 @pytest.mark.parametrize("heads", [True, False])
-def test_openvino_computes_the_step_that_torch_does(mixture: Mixture, temperature: float, heads: bool) -> None:
+def test_openvino_step_equals_torchs(mixture: Mixture, temperature: float, heads: bool) -> None:
     weight = 1.0 if heads else 0.0
     config = counting_config(
         {"mdnrnn.mixture": mixture, "mdnrnn.done_weight": weight, "mdnrnn.reward_weight": weight,

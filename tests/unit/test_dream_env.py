@@ -1,4 +1,4 @@
-"""A run's dream as a Gymnasium environment: by Gymnasium's own checks, and beside the dreams that evolution sees."""
+"""A run's dream as a Gymnasium environment: Gymnasium's own checks, and equality with the dreams of evolve."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def rollout(env: Any, seed: int, steps: int = 40) -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     "keys", [{}, {"observe": "zch", "temperature": 1.3, "start": "anywhere", "reward": "survival"}]
 )
-def test_gymnasium_finds_nothing_wrong(run: str, keys: dict[str, Any]) -> None:
+def test_gymnasium_checks_pass(run: str, keys: dict[str, Any]) -> None:
     env = gymnasium.make(NAME, run=run, render_mode="rgb_array", **keys)
     check_env(env.unwrapped)
     env.reset(seed=0)
     assert env.render().shape == (64, 64, 3)
 
 
-def test_the_observation_is_what_was_asked_for(run: str) -> None:
+def test_observation_follows_its_option(run: str) -> None:
     config = counting_config()
     z, h = config.vae.z_size, config.mdnrnn.hidden_size
     sizes = {
@@ -68,13 +68,13 @@ def test_the_observation_is_what_was_asked_for(run: str) -> None:
     assert (observation[:h] == 0).all() and (observation[h : h + z] != 0).all() and (observation[h + z :] == 0).all()
 
 
-def test_the_same_seed_is_the_same_dream_and_another_one_another(run: str) -> None:
+def test_dream_depends_on_the_seed(run: str) -> None:
     env = gymnasium.make(NAME, run=run, end_probability=0.99)
     assert rollout(env, 1).tobytes() == rollout(env, 1).tobytes()
     assert not np.array_equal(rollout(env, 1)[0], rollout(env, 2)[0])
 
 
-def test_a_dream_ends_by_its_limit_and_pays_as_asked(run: str) -> None:
+def test_dream_ends_at_its_limit_with_the_chosen_reward(run: str) -> None:
     env = gymnasium.make(NAME, run=run, reward="survival", max_steps=5, end_probability=0.999999)
     env.reset(seed=0)
     steps = [env.step(env.action_space.sample()) for _ in range(5)]
@@ -86,7 +86,7 @@ def test_a_dream_ends_by_its_limit_and_pays_as_asked(run: str) -> None:
     assert terminated and not truncated, "any probability is above this one"
 
 
-def test_a_vector_of_dreams_is_each_of_them_and_begins_again_where_one_ended(run: str) -> None:
+def test_vector_of_dreams_equals_single_dreams_and_resets_ended_ones(run: str) -> None:
     many = gymnasium.make_vec(NAME, num_envs=3, run=run, max_steps=4, end_probability=0.999999, observe="z")
     observations, _ = many.reset(seed=10)
     assert observations.shape == (3, counting_config().vae.z_size)
@@ -111,8 +111,8 @@ def test_a_vector_of_dreams_is_each_of_them_and_begins_again_where_one_ended(run
     assert many.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
 
 
-def test_an_agent_learns_in_it_by_search(run: str) -> None:
-    """Random search for the better of constant actions: a loop as anybody would write it."""
+def test_agent_learns_by_random_search(run: str) -> None:
+    """A plain random search for the best constant action."""
     env = gymnasium.make_vec(NAME, num_envs=8, run=run, max_steps=6, end_probability=0.999999)
     rng = np.random.default_rng(0)
 
@@ -134,12 +134,12 @@ def test_an_agent_learns_in_it_by_search(run: str) -> None:
         ({"lanes": 4}, ConfigError, "lanes has no effect here"),
     ],
 )
-def test_wrong_keys_are_named(run: str, keys: dict[str, Any], error: type[Exception], said: str) -> None:
+def test_wrong_options_are_named(run: str, keys: dict[str, Any], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         gymnasium.make(NAME, run=run, **keys)
 
 
-def test_a_run_without_m_is_refused(tmp_path: Path) -> None:
+def test_run_without_m_is_refused(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.write("config.yaml", dump(counting_config()).encode())
     with pytest.raises(StorageError, match="is not complete"):

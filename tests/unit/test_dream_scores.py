@@ -43,14 +43,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LocalStore:
     return made
 
 
-def test_status_shows_them_together(store: LocalStore) -> None:
+def test_status_shows_the_return_with_the_recall(store: LocalStore) -> None:
     lines = describe_run(store).splitlines()
     assert [bool(re.search(TRUST, line)) for line in lines if "best_validation" in line] == [True, True]
     assert all(re.search(TRUST, line) for line in lines if line.startswith("evolution:") or "best in dreams" in line)
     assert sum("best in dreams" in line for line in lines) == 1
 
 
-def test_the_report_shows_them_together_and_the_last_rounds_own_numbers(store: LocalStore) -> None:
+def test_report_shows_both_with_the_numbers_of_the_last_round(store: LocalStore) -> None:
     figures = json.loads(store.read("report/report.json"))
     page = " ".join(html.unescape(store.read("report/index.html").decode()).split())
     assert re.search(rf"chosen on 5 dreams, where it reached [\d.,]+ {TRUST}", page)
@@ -65,7 +65,7 @@ def test_the_report_shows_them_together_and_the_last_rounds_own_numbers(store: L
     assert figures["rounds"][1]["validation"] == chosen["validation_mean"]
 
 
-def test_progress_and_the_end_of_a_session_show_them_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_and_session_end_show_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[Update] = []
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Controllers in dreams: the right M on the right noise, whatever shares a batch, and where a dream ends."""
+"""Controllers in dreams: M with the right noise, independence of the batch, and the end of a dream."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def config_of(**more: Any) -> Any:
 
 
 def m_of(config: Any, *, done_bias: float = 0.0) -> MdnRnn:
-    """An M with weights large enough that its dreams are lively."""
+    """An M with weights large enough that its dreams vary."""
     mdnrnn = new_mdnrnn(config.agent, ACTION_SIZE)
     with torch.no_grad():
         for parameter in mdnrnn.parameters():
@@ -79,7 +79,7 @@ def worker_of(config: Any, mdnrnn: MdnRnn) -> DreamWorker:
 
 
 def dream_alone(config: Any, mdnrnn: MdnRnn, job: RolloutJob) -> RolloutResult:
-    """A dream written down step by step, with the density of ``MdnRnn.forward``."""
+    """A single dream, computed step by step with the density of ``MdnRnn.forward``."""
     starts, dream = starts_of(config), config.dream
     stream = np.random.Generator(np.random.PCG64(job.noise_seed))
     start = int(stream.integers(len(starts.mu)))
@@ -114,7 +114,7 @@ def dream_alone(config: Any, mdnrnn: MdnRnn, job: RolloutJob) -> RolloutResult:
 
 @pytest.mark.parametrize("reward", ["survival", "model"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
-def test_a_dream_is_m_with_its_own_noise_step_by_step(reward: str, temperature: float) -> None:
+def test_dream_equals_m_stepped_with_its_own_noise(reward: str, temperature: float) -> None:
     config = config_of(reward=reward, temperature=temperature, micro_batch=4, lanes=6, end_probability=0.7)
     mdnrnn = m_of(config)
     jobs = jobs_of(config, 15)
@@ -131,7 +131,7 @@ def test_a_dream_is_m_with_its_own_noise_step_by_step(reward: str, temperature: 
         assert found.episode_return == pytest.approx(expected.episode_return, rel=1e-3, abs=1e-3)
 
 
-def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_the_number_of_lanes() -> None:
+def test_bits_of_a_dream_do_not_depend_on_neighbours_or_lanes() -> None:
     config = config_of(reward="model", micro_batch=8, lanes=20, end_probability=0.7, **{"mdnrnn.hidden_size": 64})
     config = config.model_copy(update={"vae": config.vae.model_copy(update={"z_size": 32})})
     mdnrnn = m_of(config)
@@ -146,7 +146,7 @@ def test_the_bits_of_a_dream_depend_neither_on_its_neighbours_nor_on_the_number_
         assert result == whole[job.id]
 
 
-def test_an_end_that_m_is_sure_of_ends_all_dreams_at_once_and_one_that_it_denies_none() -> None:
+def test_certain_end_ends_all_dreams_and_impossible_end_none() -> None:
     for bias, steps, terminated in ((50.0, 1, True), (-50.0, 40, False)):
         config = config_of(micro_batch=4, lanes=4)
         results = [result for _, result in worker_of(config, m_of(config, done_bias=bias)).run(jobs_of(config, 5))]
@@ -154,7 +154,7 @@ def test_an_end_that_m_is_sure_of_ends_all_dreams_at_once_and_one_that_it_denies
         assert {r.episode_return for r in results} == {float(steps)}, "1 for each step, the last one too"
 
 
-def test_a_controller_whose_action_is_no_number_ends_its_dream_alone() -> None:
+def test_action_without_a_number_ends_only_its_own_dream() -> None:
     config = config_of(micro_batch=4, lanes=4)
     jobs = jobs_of(config, 4)
     broken = replace(jobs[1], parameters=np.full_like(jobs[1].parameters, np.nan))
@@ -164,8 +164,8 @@ def test_a_controller_whose_action_is_no_number_ends_its_dream_alone() -> None:
     assert all(results[job.id] == whole[job.id] for job in jobs if job is not jobs[1])
 
 
-def test_a_task_on_a_gpu_runs_all_dreams_in_batches_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the GPU is the CPU: what is tested is all but the device."""
+def test_gpu_task_runs_all_dreams_in_equal_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands in for the GPU: everything but the device is tested."""
     config = config_of(reward="model", end_probability=0.7, **{"rollouts.engine": "torch"})
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda module: module)
     jobs, mdnrnn = jobs_of(config, 12), m_of(config)
@@ -180,7 +180,7 @@ def test_a_task_on_a_gpu_runs_all_dreams_in_batches_of_one_size(monkeypatch: pyt
     assert list(pool.map([])) == [] and (pool.num_workers, pool.retries) == (1, 0)
 
 
-def test_a_generation_goes_to_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_runs_on_a_gpu_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
     config, executor = config_of(), InProcessExecutor()
     arguments = (config.agent, config.dream, ACTIONS, to_bytes(m_of(config)), starts_of(config))
     with open_dream_pool(executor, *arguments) as pool:
@@ -196,7 +196,7 @@ def test_a_generation_goes_to_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPa
 # ---- jobs, starts and pools
 
 
-def test_all_candidates_dream_the_same_dreams_and_validations_always_the_same() -> None:
+def test_candidates_share_dreams_and_validations_never_change() -> None:
     config = config_of(max_steps=7)
     jobs = training_jobs(config, 3, np.zeros((4, 9)))
     assert {job.max_steps for job in jobs} == {7}
@@ -222,13 +222,13 @@ def test_dreams_start_from_first_frames_or_from_any(store: Store) -> None:
 
 
 class FakePool:
-    """A pool that counts."""
+    """A pool with counts of its work."""
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers, self.retries = num_workers, 2
 
 
-def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> None:
+def test_only_one_pool_is_open_and_its_counts_are_kept() -> None:
     open_now: list[int] = []
 
     def opening(number: int) -> Any:
@@ -252,7 +252,7 @@ def test_one_pool_is_open_at_a_time_and_nothing_that_it_counted_is_lost() -> Non
     assert open_now == [] and (pools.num_workers, pools.retries) == (5, 6)
 
 
-def test_dreams_go_on_on_the_kind_of_device_that_they_began_on(local_store: LocalStore) -> None:
+def test_dreams_resume_on_the_same_kind_of_device(local_store: LocalStore) -> None:
     config = config_of(max_steps=5, micro_batch=4, lanes=4, **{"evolve.generations": 1, "evolve.validation_dreams": 3})
     run_stages(config, local_store, InProcessExecutor(), STAGES[:5])
     manifest = read_manifest(local_store, "evolution")
@@ -266,7 +266,7 @@ def test_dreams_go_on_on_the_kind_of_device_that_they_began_on(local_store: Loca
     assert state.dream_device == "cuda"
 
 
-def test_an_evolution_goes_on_in_the_environment_from_the_generation_asked_for(
+def test_evolution_moves_to_the_environment_at_the_set_generation(
     local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = config_of(
@@ -299,18 +299,18 @@ def test_an_evolution_goes_on_in_the_environment_from_the_generation_asked_for(
         ({"evolve.environment": "game", "evolve.select": "dream"}, "evolve.select 'dream' needs evolve.environment"),
     ],
 )
-def test_dreams_that_would_mean_nothing_are_refused(overrides: dict[str, Any], said: str) -> None:
+def test_meaningless_dream_settings_are_refused(overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         counting_config({**HEADS, **overrides})
 
 
-def test_the_papers_settings_are_the_defaults() -> None:
+def test_defaults_follow_the_paper() -> None:
     dream = DreamConfig()
     assert (dream.temperature, dream.start, dream.reward, dream.max_steps) == (1.15, "first", "survival", 2100)
     assert isinstance(dream.end_probability, float) and dream.end_probability == 0.5
 
 
-def test_estimates_count_dreams_and_plan_says_that_it_does_not() -> None:
+def test_estimates_count_dreams_and_plan_refuses_them() -> None:
     short, long = (
         next(row for row in preflight.estimate(config_of(max_steps=steps)) if row.stage == "evolve")
         for steps in (10, 10_000)

@@ -1,4 +1,4 @@
-"""Environments of others, for real: each is taken through every stage, from collecting to the report."""
+"""Environments of other packages: each runs through every stage, from collect to the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS: list[tuple[str, dict[str, Any], int]] = [
 ]
 
 
-# The report is the slowest stage, and takes nothing from an environment but what these show.
+# The report is the slowest stage, and these environments cover all that it takes from one.
 REPORTED = ("ALE/Breakout-v5", "OwnRamp-v0")
 
 
@@ -45,7 +45,7 @@ def registered() -> Any:
 
 
 @pytest.mark.parametrize(("env_id", "more", "actions"), IDS, ids=[env_id for env_id, _, _ in IDS])
-def test_an_environment_runs_through_all_stages(
+def test_environment_runs_through_all_stages(
     env_id: str, more: dict[str, Any], actions: int, local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = counting_config({"env.id": env_id, "collect.policy": "repeat", "collect.episodes_per_shard": 5, **more})
@@ -64,7 +64,7 @@ def test_an_environment_runs_through_all_stages(
     assert "CarRacing" not in page, "no figures of another game"
 
 
-def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_estimates_of_another_game_use_its_own_speed(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     slow, fast = (
         sum(row.seconds for row in preflight.estimate(counting_config({"env.id": "CartPole-v1"}), rate))
         for rate in (10.0, 1000.0)
@@ -78,9 +78,7 @@ def test_estimates_of_another_game_come_from_its_own_speed(tmp_path: Any, caplog
     assert "CartPole-v1" in caplog.text
 
 
-def test_collected_episodes_are_estimated_at_the_length_that_they_have(
-    tmp_path: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_estimates_use_the_length_of_collected_episodes(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
     keys = {"env.max_episode_steps": 2000, "collect.episode_steps": 2000, "mdnrnn.window": 30}
     config = counting_config({**keys, "env.id": "CartPole-v1", "collect.episodes": 100})
     length = collected_actions(config)
@@ -98,7 +96,7 @@ def test_collected_episodes_are_estimated_at_the_length_that_they_have(
     assert "at most" in caplog.text
 
 
-def test_a_length_is_asked_of_games_that_end_in_time() -> None:
+def test_collected_length_is_measured_for_games_that_end_in_time() -> None:
     config = counting_config({"env.id": "OwnRamp-v0", "env.options": {"ends_at": 9}, "collect.policy": "repeat"})
     assert collected_actions(config) == 9
     ticks = count()
@@ -107,7 +105,7 @@ def test_a_length_is_asked_of_games_that_end_in_time() -> None:
     assert collected_actions(counting_config({"collect.policy": "random-controller"})) is None
 
 
-def test_a_controller_that_learned_in_the_dream_alone_is_tested_in_the_game(
+def test_controller_evolved_in_dreams_is_tested_in_the_game(
     local_store: LocalStore, executor: InProcessExecutor, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = counting_config(

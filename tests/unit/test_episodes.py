@@ -1,4 +1,4 @@
-"""What collecting writes down is what happened: nothing lost, doubled, reordered or shifted by a step."""
+"""Collected episodes: no row is lost, duplicated, reordered or shifted by a step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LIMIT = 16  # env.max_episode_steps of the counting config
 
 
 class CodedPolicy:
-    """Actions that say which track and step they were chosen for."""
+    """A policy whose actions encode their track and step."""
 
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.action(*track_and_step(frame))
@@ -55,7 +55,7 @@ def record(track: int, *, max_steps: int = LIMIT + 4, env: Environment | None = 
 
 
 def check_steps(episode: Episode, track: int) -> None:
-    """Every row of an episode is of its own step; actions are bits of the float32 that the environment got."""
+    """Check that every row belongs to its step, and that actions have the bits of the environment's float32."""
     assert episode.track == track
     assert track_and_step(episode.final_frame) == (track, len(episode))
     for t in range(len(episode)):
@@ -64,7 +64,7 @@ def check_steps(episode: Episode, track: int) -> None:
 
 
 @pytest.mark.parametrize("track", range(30))
-def test_frame_action_and_reward_of_a_row_are_of_the_same_step(track: int) -> None:
+def test_frame_action_and_reward_of_a_row_belong_to_one_step(track: int) -> None:
     episode = record(track)
     assert episode.id == track + 7
     assert len(episode) == episode_length(track, LIMIT)
@@ -74,7 +74,7 @@ def test_frame_action_and_reward_of_a_row_are_of_the_same_step(track: int) -> No
 
 
 @pytest.mark.parametrize("track", range(30))
-def test_terminated_and_truncated_are_kept_apart_and_only_on_the_last_row(track: int) -> None:
+def test_terminated_and_truncated_are_separate_and_on_the_last_row(track: int) -> None:
     episode = record(track)
     assert not episode.terminated[:-1].any()
     assert not episode.truncated[:-1].any()
@@ -82,13 +82,13 @@ def test_terminated_and_truncated_are_kept_apart_and_only_on_the_last_row(track:
     assert episode.truncated[-1] == (own_end(track, LIMIT) in (None, LIMIT))
 
 
-def test_the_tracks_tested_cover_every_way_an_episode_can_end() -> None:
+def test_tested_tracks_cover_every_kind_of_end() -> None:
     ends = {(bool(e.terminated[-1]), bool(e.truncated[-1])) for e in map(record, range(30))}
     assert ends == {(True, False), (False, True), (True, True)}
 
 
 @pytest.mark.parametrize("track", [3, 6, 13])
-def test_an_episode_that_is_cut_has_neither_flag_and_goes_up_to_the_cut(track: int) -> None:
+def test_cut_episode_has_neither_flag_and_all_rows_up_to_the_cut(track: int) -> None:
     episode = record(track, max_steps=5)
     assert len(episode) == 5
     assert not episode.terminated.any()
@@ -96,20 +96,20 @@ def test_an_episode_that_is_cut_has_neither_flag_and_goes_up_to_the_cut(track: i
     check_steps(episode, track)
 
 
-def test_an_end_on_the_very_step_of_the_cut_keeps_its_flag() -> None:
+def test_end_on_the_last_step_before_the_cut_keeps_its_flag() -> None:
     track = 10
     assert own_end(track, LIMIT) == 6
     assert record(track, max_steps=6).terminated[-1]
 
 
-def test_recording_after_a_cut_episode_begins_anew() -> None:
+def test_recording_after_a_cut_episode_starts_a_new_episode() -> None:
     env = CountingEnv(counting_config().env)
     record(3, max_steps=5, env=env)
     check_steps(record(6, env=env), 6)
 
 
 class BrokenEnv(CountingEnv):
-    """Raises in a step, or returns a frame that is none."""
+    """An environment that raises in a step, or returns an invalid frame."""
 
     def __init__(self, config: EnvConfig, fault: str) -> None:
         super().__init__(config)
@@ -136,7 +136,7 @@ class BrokenEnv(CountingEnv):
         ),
     ],
 )
-def test_an_environment_that_fails_is_named_with_its_episode_track_and_step(fault: str, said: str) -> None:
+def test_failing_environment_is_named_with_episode_track_and_step(fault: str, said: str) -> None:
     with pytest.raises(EpisodeError, match=said):
         record(3, env=BrokenEnv(counting_config().env, fault))
 
@@ -154,7 +154,7 @@ def collected(config: RunConfig, store: Store) -> list[Episode]:
 
 
 @pytest.mark.parametrize("policy", ["white", "brownian", "random-controller"])
-def test_collect_writes_every_episode_once_in_its_own_shard_with_every_row_in_place(
+def test_collect_writes_every_episode_once_with_all_rows_in_its_shard(
     store: Store, executor: InProcessExecutor, policy: str, one_thread: None
 ) -> None:
     config = counting_config({"collect.policy": policy})
@@ -181,7 +181,7 @@ def test_collect_writes_every_episode_once_in_its_own_shard_with_every_row_in_pl
     assert len({len(e) for e in episodes}) > 2
 
 
-def test_collect_writes_a_row_for_each_action_however_long_it_is_held(
+def test_collect_writes_one_row_per_action_with_action_repeat(
     local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = counting_config({"env.action_repeat": 3, "mdnrnn.window": 3})
@@ -209,13 +209,13 @@ def test_collect_keeps_the_truncation_of_the_environment(store: Store, executor:
         assert (episode.terminated[-1], episode.truncated[-1]) == (end is not None, end in (None, LIMIT))
 
 
-def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
+def test_collected_bytes_do_not_depend_on_shards_of_an_interrupted_run(
     tmp_path: Path, executor: InProcessExecutor
 ) -> None:
     whole, resumed = LocalStore(tmp_path / "whole"), LocalStore(tmp_path / "resumed")
     config = counting_config()
     collect.run(config, whole, executor)
-    # An interrupted run that had got shards 2 and 0 done, in that order, in another process.
+    # An interrupted run with shards 2 and 0 complete, made in this order by another process.
     worker = collect.CollectWorker(config, resumed)
     list(worker.run([collect.ShardJob(2), collect.ShardJob(0)]))
     info = collect.run(config, resumed, executor)
@@ -225,7 +225,7 @@ def test_collected_bytes_do_not_depend_on_which_shards_an_interrupted_run_left(
     assert info["env_steps_this_session"] == new_rows
 
 
-def test_a_second_collect_drives_nothing_and_touches_no_data(
+def test_second_collect_runs_no_episode_and_changes_no_data(
     local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = counting_config()
@@ -241,7 +241,7 @@ def test_a_second_collect_drives_nothing_and_touches_no_data(
     assert len(before) == 8
 
 
-def test_metrics_of_an_interrupted_collect_have_each_shard_once(
+def test_metrics_of_an_interrupted_collect_count_each_shard_once(
     local_store: LocalStore, executor: InProcessExecutor
 ) -> None:
     config = counting_config()
@@ -252,13 +252,13 @@ def test_metrics_of_an_interrupted_collect_have_each_shard_once(
     assert rows[-1]["env_steps"] == sum(len(episode) for episode in collected(config, local_store))
 
 
-def test_another_seed_drives_other_tracks() -> None:
+def test_another_seed_uses_other_tracks() -> None:
     tracks = [{track_of(counting_config({"seed": seed}), e) for e in range(10)} for seed in (1, 2)]
     assert tracks[0].isdisjoint(tracks[1])
 
 
 class _Elsewhere(InProcessExecutor):
-    """Its workers are on a machine that has a disk of its own where the run directory should be."""
+    """An executor whose workers have another disk in place of the run directory."""
 
     def __init__(self, disk: Path) -> None:
         super().__init__()
@@ -274,8 +274,6 @@ class _Elsewhere(InProcessExecutor):
             yield pool
 
 
-def test_shards_that_a_worker_committed_elsewhere_are_missed_before_the_stage_is_sealed(
-    local_store: LocalStore, tmp_path: Path
-) -> None:
+def test_shards_committed_elsewhere_are_missed_before_sealing(local_store: LocalStore, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"lacks 4 of 4 records, shard-00000\.parquet first"):
         collect.run(counting_config(), local_store, _Elsewhere(tmp_path / "another-disk"))

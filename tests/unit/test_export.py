@@ -1,4 +1,4 @@
-"""Exported agents: the files of ONNX compute what torch and the pipeline's own agent do."""
+"""Exported agents: the ONNX files give the results of torch and of the pipeline's agent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from tests.counting import counting_config
 from tests.unit.test_agent import images, make_trained
 
 BATCHES = (1, 3, 8)
-TOLERANCE = 2e-5  # the sums of a layer have up to 6,400 terms, in another order than torch's
+TOLERANCE = 2e-5  # sums of a layer have up to 6,400 terms, in another order than in torch
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -73,7 +73,7 @@ def assert_close(ours: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def test_v_is_torchs() -> None:
+def test_exported_v_equals_torch() -> None:
     trained = make_trained()
     files = make_files(trained, trained.controller(), {})
     encoder, decoder = session_of(files["encoder"]), session_of(files["decoder"])
@@ -99,7 +99,7 @@ def test_v_is_torchs() -> None:
     ],
 )
 @torch.inference_mode()
-def test_ms_step_is_torchs(section: dict[str, Any]) -> None:
+def test_exported_step_of_m_equals_torch(section: dict[str, Any]) -> None:
     config = RunConfig.model_validate(
         {"vae": {"z_size": 5}, "mdnrnn": {"hidden_size": 7, "mixtures": 3, "window": 10, **section}}
     )
@@ -131,7 +131,7 @@ def test_ms_step_is_torchs(section: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("features", ["z", "zh", "zch"])
 @pytest.mark.parametrize(("hidden", "bias"), [(0, True), (0, False), (6, True), (6, False)])
-def test_the_controller_is_the_pipelines(features: str, hidden: int, bias: bool) -> None:
+def test_exported_controller_equals_the_pipelines(features: str, hidden: int, bias: bool) -> None:
     config = RunConfig.model_validate(
         {
             "vae": {"z_size": 5},
@@ -173,7 +173,7 @@ def squashed(actions: Actions, outputs: NDArray[np.float32]) -> NDArray[Any]:
     ],
     ids=lambda actions: f"{type(actions).__name__}-{actions.size}",
 )
-def test_actions_are_squashed_as_by_the_pipeline(actions: Actions) -> None:
+def test_exported_actions_are_squashed_like_the_pipelines(actions: Actions) -> None:
     rng = np.random.default_rng(3)
     outputs = rng.normal(0, 3, (40, actions.size)).astype(np.float32)
     outputs[0], outputs[1], outputs[2] = 0, 1000, -1000  # equal outputs, and the bounds
@@ -186,7 +186,7 @@ def test_actions_are_squashed_as_by_the_pipeline(actions: Actions) -> None:
     assert ((actions.low <= finite) & (finite <= actions.high)).all()
 
 
-def test_actions_with_a_function_of_the_user_are_refused() -> None:
+def test_custom_action_functions_are_refused() -> None:
     class Squared(BoxActions):
         def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
             return output**2
@@ -196,7 +196,7 @@ def test_actions_with_a_function_of_the_user_are_refused() -> None:
 
 
 @pytest.mark.parametrize("z", ["sample", "mu"])
-def test_the_whole_loop_is_the_agents(z: str) -> None:
+def test_exported_loop_acts_like_the_agent(z: str) -> None:
     trained = make_trained(z)
     files = make_files(trained, trained.controller(), {})
     encoder, controller, mdnrnn = (session_of(files[name]) for name in ("encoder", "controller", "mdnrnn"))
@@ -210,15 +210,15 @@ def test_the_whole_loop_is_the_agents(z: str) -> None:
         state["z"] = encoded["mu"]
         if z == "sample":
             state["z"] = state["z"] + np.exp(encoded["logvar"] / 2) * noise.standard_normal((1, 8), np.float32)
-        for name, theirs in (("z", agent.z), ("h", agent.h), ("c", agent.c)):
-            assert_equal_but_for_rounding(state[name][0], theirs, name)
+        for name, expected in (("z", agent.z), ("h", agent.h), ("c", agent.c)):
+            assert_equal_but_for_rounding(state[name][0], expected, name)
         chosen = outputs_of(controller, state)["action"]
         assert_equal_but_for_rounding(chosen[0], action)
         after = outputs_of(mdnrnn, {**state, "action": chosen})
         state |= {"h": after["next_h"], "c": after["next_c"]}
 
 
-def test_files_name_their_opset_their_batch_and_what_they_are(tmp_path: Path) -> None:
+def test_files_name_their_opset_batch_and_kind(tmp_path: Path) -> None:
     trained, store = make_trained(), LocalStore(tmp_path)
     export(trained, "mean", store)
     agents = set()
@@ -245,14 +245,14 @@ def test_files_name_their_opset_their_batch_and_what_they_are(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("foreign", ["notes.txt", "encoder.onnx", README])
-def test_a_folder_with_other_files_is_refused_and_left(foreign: str, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_refused_and_unchanged(foreign: str, tmp_path: Path) -> None:
     (tmp_path / foreign).write_text("of somebody else")
     with pytest.raises(ConfigError, match=f"holds {foreign}, which is no earlier export"):
         export(make_trained(), None, LocalStore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == [foreign]
 
 
-def test_the_command_exports_a_run_whose_readme_runs(
+def test_command_exports_a_run_with_a_working_readme(
     tmp_path: Path, local_store: LocalStore, executor: InProcessExecutor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, folder = str(local_store.root), tmp_path / "agent"
@@ -273,7 +273,7 @@ def test_the_command_exports_a_run_whose_readme_runs(
     assert (done.returncode, done.stdout.strip()) == (0, "(1, 2) (1, 7)"), done.stderr
 
 
-def test_the_command_without_onnx_or_a_run_says_what_to_do(
+def test_command_without_onnx_or_a_run_names_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["export", str(tmp_path / "none"), "--onnx", str(tmp_path / "agent")]

@@ -1,4 +1,4 @@
-"""FastCarRacing as an environment of Gymnasium's."""
+"""FastCarRacing as a Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST_ID = "pipeline.envs.car_racing:WorldModels/FastCarRacing-v3"
 VIEWS: dict[View, tuple[int, ...]] = {"observation": (96, 96, 3), "full": (64, 64, 3), "playfield": (64, 64, 3)}
 
 
-def test_it_is_registered_as_carracing_is() -> None:
+def test_environment_is_registered_like_carracing() -> None:
     env, plain = gymnasium.make(FAST_ID), gymnasium.make("CarRacing-v3")
     assert env.observation_space == plain.observation_space, "a drop-in"
     assert env.action_space == plain.action_space
@@ -38,7 +38,7 @@ def test_it_is_registered_as_carracing_is() -> None:
 
 
 @pytest.mark.parametrize(("view", "shape"), VIEWS.items())
-def test_each_views_space_holds_its_observations(view: View, shape: tuple[int, ...]) -> None:
+def test_space_of_each_view_contains_its_observations(view: View, shape: tuple[int, ...]) -> None:
     env = gymnasium.make(FAST_ID, view=view, continuous=False)
     assert env.observation_space.shape == shape
     assert env.observation_space.contains(env.reset(seed=1)[0])
@@ -47,16 +47,16 @@ def test_each_views_space_holds_its_observations(view: View, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("env_id", ["CarRacing-v3", FAST_ID])
-def test_gymnasiums_checker_finds_no_fault(env_id: str) -> None:
+def test_gymnasium_checker_passes(env_id: str) -> None:
     check_env(gymnasium.make(env_id, render_mode="rgb_array").unwrapped)
 
 
 @pytest.mark.parametrize("options", [{}, {"domain_randomize": True}])
-def test_what_it_renders_for_people_is_gymnasiums_bit_for_bit(options: dict[str, Any]) -> None:
+def test_human_rendering_equals_gymnasiums_to_the_bit(options: dict[str, Any]) -> None:
     env = FastCarRacing(view="playfield", render_mode="rgb_array", **options)
     plain = UndrawnCarRacing(render_mode="rgb_array", **options)
     assert env.render() is plain.render() is None
-    for _ in range(2):  # the second time on a remembered track
+    for _ in range(2):  # the second time on a cached track
         env.reset(seed=3)
         plain.reset(seed=3)
         driver = RandomDriver(2) if options else GoodDriver()
@@ -71,7 +71,7 @@ def test_what_it_renders_for_people_is_gymnasiums_bit_for_bit(options: dict[str,
         assert plain.tile_visited_count > 3
 
 
-def test_rendering_for_people_changes_no_observation() -> None:
+def test_human_rendering_changes_no_observation() -> None:
     env, watched = FastCarRacing(view="full"), FastCarRacing(view="full", render_mode="rgb_array")
     driver = GoodDriver()
     np.testing.assert_array_equal(env.reset(seed=2)[0], watched.reset(seed=2)[0])
@@ -82,7 +82,7 @@ def test_rendering_for_people_changes_no_observation() -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_an_observation_that_is_kept_does_not_change(view: View) -> None:
+def test_stored_observation_does_not_change(view: View) -> None:
     env = FastCarRacing(view=view)
     driver = GoodDriver()
     kept = [env.reset(seed=1)[0]]
@@ -96,7 +96,7 @@ def test_an_observation_that_is_kept_does_not_change(view: View) -> None:
         np.testing.assert_array_equal(frame, before)
 
 
-def test_it_is_pickled_and_copied_with_its_view() -> None:
+def test_pickle_and_copy_keep_the_view() -> None:
     env = FastCarRacing(view="playfield", continuous=False)
     for other in (pickle.loads(pickle.dumps(env)), copy.deepcopy(env)):
         assert other.observation_space == env.observation_space
@@ -104,15 +104,15 @@ def test_it_is_pickled_and_copied_with_its_view() -> None:
         np.testing.assert_array_equal(other.reset(seed=1)[0], env.reset(seed=1)[0])
 
 
-def test_it_outlives_a_window_that_was_closed() -> None:
-    """Closing a window of Gymnasium's ends all of pygame, fonts included."""
+def test_environment_works_after_its_window_is_closed() -> None:
+    """Gymnasium ends all of pygame, including fonts, when its window closes."""
     undisturbed, driver = FastCarRacing(view="full"), GoodDriver()
     undisturbed.reset(seed=4)
     actions, frames = [], []
     for _ in range(100):
         actions.append(driver(undisturbed))
         frames.append(undisturbed.step(actions[-1])[0])
-    car_sprites.status_bar.cache_clear()  # else it has written all these returns already
+    car_sprites.status_bar.cache_clear()  # otherwise the cached texture has all these returns already
     env = FastCarRacing(view="full")
     env.reset(seed=4)
     pygame.quit()
@@ -122,11 +122,11 @@ def test_it_outlives_a_window_that_was_closed() -> None:
     assert env.render().shape == (400, 600, 3)
 
 
-def test_its_first_parameter_is_gymnasiums() -> None:
+def test_first_parameter_is_that_of_gymnasium() -> None:
     assert FastCarRacing("rgb_array").render_mode == CarRacing("rgb_array").render_mode == "rgb_array"
 
 
-def test_a_view_that_there_is_not_is_refused_with_those_that_there_are() -> None:
+def test_unknown_view_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"view='foo': choose one of 'observation', 'full', 'playfield'"):
         gymnasium.make(FAST_ID, view="foo")
 
@@ -139,7 +139,7 @@ assert (dict(os.environ), cv2.getNumThreads()) == before
 """
 
 
-def test_its_import_changes_nothing_of_the_process() -> None:
-    """So that ``render_mode="human"`` opens a window, of Gymnasium's own environments, too."""
+def test_import_changes_no_state_of_the_process() -> None:
+    """``render_mode="human"`` must still open a window, also for Gymnasium's own environments."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SDL_")}
     subprocess.run([sys.executable, "-c", IMPORT], check=True, env=environment)

@@ -1,4 +1,4 @@
-"""The training loop on a small objective: exact resume, early stop, and what happens to numbers that are not."""
+"""The training loop on a small objective: exact resume, early stopping, and NaN values."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Killed(BaseException):
 
 
 class Toy:
-    """A small network that learns a line, with noise of its own in each step."""
+    """A small network that learns a line, with noise in each step."""
 
     def __init__(self, hook: Callable[[int], None] = lambda step: None) -> None:
         with torch.random.fork_rng():
@@ -88,7 +88,7 @@ def rows(store: Store, prefix: str = "stage") -> list[dict[str, Any]]:
 
 
 class Other:
-    """A second run of the same training that nothing happens to, beside the one under test."""
+    """An uninterrupted run of the same training as a reference."""
 
     def __init__(self, store: Store) -> None:
         self.toy = Toy()
@@ -97,11 +97,11 @@ class Other:
         self.rows = rows(store, "other")
 
 
-def test_training_lowers_the_held_out_loss_and_says_what_it_did(store: Store) -> None:
+def test_training_lowers_the_held_out_loss_and_reports_it(store: Store) -> None:
     toy = Toy()
     updates, summary = finish(make_fit(store, toy))
     steps = sum(make_stream(RECORDS).num_batches(epoch) for epoch in range(EPOCHS))
-    assert toy.trained == list(range(steps)), "one seed a step, each once, in order"
+    assert toy.trained == list(range(steps)), "one seed per step, each once, in order"
     assert toy.clipped == steps
     assert (summary["steps"], summary["epochs"]) == (steps, EPOCHS)
     assert updates[-1].done == updates[-1].total == steps
@@ -112,7 +112,7 @@ def test_training_lowers_the_held_out_loss_and_says_what_it_did(store: Store) ->
     assert [row["step"] for row in rows(store) if "loss" in row] == list(range(3, steps + 1, 3))
 
 
-def test_the_held_out_loss_is_the_weighted_mean_over_its_batches(store: Store) -> None:
+def test_held_out_loss_is_the_weighted_mean_of_its_batches(store: Store) -> None:
     toy = Toy()
     finish(make_fit(store, toy, epochs=1))
     with torch.no_grad():
@@ -136,9 +136,7 @@ def at_step(wanted: int) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("checkpoint_every_s", [0.0, NEVER], ids=["at-each-step", "at-each-epoch"])
 @pytest.mark.parametrize("killed_at", [1, 11, 12, 13, 27])
-def test_killed_and_resumed_it_ends_with_the_same_weights_and_metrics_to_the_bit(
-    store: Store, killed_at: int, checkpoint_every_s: float
-) -> None:
+def test_killed_training_resumes_with_the_same_bits(store: Store, killed_at: int, checkpoint_every_s: float) -> None:
     other = Other(store)
     with pytest.raises(Killed):
         finish(make_fit(store, Toy(at_step(killed_at)), checkpoint_every_s=checkpoint_every_s))
@@ -151,14 +149,14 @@ def test_killed_and_resumed_it_ends_with_the_same_weights_and_metrics_to_the_bit
 
     begun_at = toy.trained[0]
     if checkpoint_every_s == 0:
-        assert begun_at == killed_at, "it went on from the last step that was saved"
+        assert begun_at == killed_at, "the training resumed from the last saved step"
     else:
         ends = np.cumsum([make_stream(RECORDS).num_batches(epoch) for epoch in range(EPOCHS)])
         assert begun_at == max([0, *(int(end) for end in ends if end <= killed_at)])
     assert toy.trained == list(range(begun_at, summary["steps"]))
 
 
-def test_killed_several_times_it_still_ends_with_the_same_weights(store: Store) -> None:
+def test_training_killed_several_times_gives_the_same_weights(store: Store) -> None:
     other = Other(store)
     for killed_at in (5, 6, 20, 31):
         with pytest.raises(Killed):
@@ -169,7 +167,7 @@ def test_killed_several_times_it_still_ends_with_the_same_weights(store: Store) 
     assert rows(store) == other.rows
 
 
-def test_a_task_that_is_dropped_between_two_updates_resumes_too(store: Store) -> None:
+def test_task_closed_between_two_updates_resumes(store: Store) -> None:
     other = Other(store)
     running = make_fit(store, Toy(), checkpoint_every_s=0.0).run()
     for _ in range(4):
@@ -179,12 +177,10 @@ def test_a_task_that_is_dropped_between_two_updates_resumes_too(store: Store) ->
     updates, _ = finish(make_fit(store, toy, checkpoint_every_s=0.0))
     assert weights(toy) == other.weights
     assert toy.trained[0] > 0
-    assert {update.restored for update in updates} == {toy.trained[0]}, "what was restored is no part of the rate"
+    assert {update.restored for update in updates} == {toy.trained[0]}, "restored steps do not count for the rate"
 
 
-def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_newest_checkpoint_only_costs_time(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     other = Other(store)
     with pytest.raises(Killed):
         finish(make_fit(store, Toy(at_step(30)), checkpoint_every_s=0.0))
@@ -198,7 +194,7 @@ def test_a_damaged_newest_checkpoint_costs_time_and_nothing_else(
     assert weights(toy) == other.weights
 
 
-def test_without_a_whole_checkpoint_it_does_not_begin_anew_by_itself(store: Store) -> None:
+def test_training_without_an_intact_checkpoint_does_not_restart(store: Store) -> None:
     with pytest.raises(Killed):
         finish(make_fit(store, Toy(at_step(30)), checkpoint_every_s=0.0))
     for key in store.list("stage/checkpoints/data/"):
@@ -207,7 +203,7 @@ def test_without_a_whole_checkpoint_it_does_not_begin_anew_by_itself(store: Stor
         make_fit(store, Toy())
 
 
-def test_a_training_that_is_finished_trains_no_more_and_gives_the_same_weights(store: Store) -> None:
+def test_finished_training_does_not_train_again(store: Store) -> None:
     first = Toy()
     _, summary = finish(make_fit(store, first))
     before = rows(store)
@@ -220,7 +216,7 @@ def test_a_training_that_is_finished_trains_no_more_and_gives_the_same_weights(s
     assert rows(store) == before
 
 
-def test_a_checkpoint_of_other_hardware_is_refused_where_results_must_be_exact(
+def test_checkpoint_of_other_hardware_is_refused_for_exact_results(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Killed):
@@ -238,7 +234,7 @@ def test_a_checkpoint_of_other_hardware_is_refused_where_results_must_be_exact(
 
 
 class Scripted(Toy):
-    """A toy whose held-out losses are a list, an epoch each."""
+    """A toy with a given list of held-out losses, one per epoch."""
 
     def __init__(self, held_out_losses: list[float]) -> None:
         super().__init__()
@@ -264,7 +260,7 @@ class Scripted(Toy):
         (3, [3.0, 1.0, 2.0, 2.0, 0.5, 9.0], 6, 4),
     ],
 )
-def test_it_stops_after_so_many_epochs_without_a_better_loss_and_keeps_the_best_weights(
+def test_early_stopping_keeps_the_best_weights(
     store: Store, patience: int | None, losses: list[float], epochs: int, best: int
 ) -> None:
     toy = Scripted(losses)
@@ -278,7 +274,7 @@ def test_it_stops_after_so_many_epochs_without_a_better_loss_and_keeps_the_best_
     ("losses", "patience", "epochs", "best"),
     [([1.0, 3.0, 2.0, 1.5], None, 3, 0), ([1.0, 3.0, 2.0], 2, 2, 0), ([1.0, 3.0, 0.5, 2.0], None, 3, 2)],
 )
-def test_weights_that_were_trained_before_are_kept_if_no_epoch_is_better(
+def test_initial_weights_are_kept_if_no_epoch_is_better(
     store: Store, losses: list[float], patience: int | None, epochs: int, best: int
 ) -> None:
     toy = Scripted(losses)
@@ -290,7 +286,7 @@ def test_weights_that_were_trained_before_are_kept_if_no_epoch_is_better(
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 13, 27])
-def test_a_training_that_continues_resumes_to_the_bit(store: Store, killed_at: int) -> None:
+def test_continued_training_resumes_to_the_bit(store: Store, killed_at: int) -> None:
     whole = Toy()
     _, summary = finish(make_fit(store, whole, "whole", fit={"continues": True}))
     with pytest.raises(Killed):
@@ -312,7 +308,7 @@ def test_patience_is_kept_over_a_resume(store: Store) -> None:
     assert weights(toy) == killed.after_epoch[1], "the best weights are those of before the kill"
 
 
-# ---- numbers that are not
+# ---- NaN values
 
 
 class Poisoned(Toy):
@@ -329,15 +325,15 @@ class Poisoned(Toy):
         return losses
 
 
-def test_a_loss_that_is_not_a_number_stops_the_training_naming_the_step(store: Store) -> None:
+def test_nan_loss_stops_the_training_and_names_the_step(store: Store) -> None:
     with pytest.raises(TrainingError, match=r"train-toy.* step 6 .*nan"):
-        finish(make_fit(store, Poisoned(5)))  # looked at every third step
+        finish(make_fit(store, Poisoned(5)))  # checked every third step
     assert all(np.isfinite(value) for row in rows(store) for value in row.values())
 
 
 @pytest.mark.parametrize("log_every_steps", [1, 3, 10_000])
-def test_numbers_that_are_not_never_reach_a_checkpoint(local_store: LocalStore, log_every_steps: int) -> None:
-    """With every step saved, the last checkpoint is of the step before the poison, whenever losses are looked at."""
+def test_nan_weights_never_reach_a_checkpoint(local_store: LocalStore, log_every_steps: int) -> None:
+    """If every step is saved, the last checkpoint precedes the NaN, however often losses are checked."""
     with pytest.raises(TrainingError):
         finish(make_fit(local_store, Poisoned(20), checkpoint_every_s=0.0, log_every_steps=log_every_steps))
     latest = Checkpoints(local_store, "stage").latest()
@@ -345,10 +341,10 @@ def test_numbers_that_are_not_never_reach_a_checkpoint(local_store: LocalStore, 
     assert latest[0] == 20
     toy = Toy()
     finish(make_fit(local_store, toy, checkpoint_every_s=0.0))
-    assert weights(toy) == Other(local_store).weights, "a healthy run goes on from it"
+    assert weights(toy) == Other(local_store).weights, "a healthy run resumes from it"
 
 
-def test_a_held_out_loss_that_is_not_a_number_stops_the_training(store: Store) -> None:
+def test_nan_held_out_loss_stops_the_training(store: Store) -> None:
     with pytest.raises(TrainingError, match=r"held-out loss is not finite"):
         finish(make_fit(store, Scripted([1.0, float("nan")])))
     latest = Checkpoints(store, "stage").latest()
@@ -356,8 +352,8 @@ def test_a_held_out_loss_that_is_not_a_number_stops_the_training(store: Store) -
     assert latest[0] == make_stream(RECORDS).num_batches(0)
 
 
-def test_the_toy_would_notice_another_order_of_batches_or_another_noise(store: Store) -> None:
-    """What the tests of resuming rest on."""
+def test_toy_model_is_sensitive_to_batch_order_and_noise(store: Store) -> None:
+    """The tests of resuming rely on this."""
 
     def trained(seed: int, offset: int) -> dict[str, bytes]:
         toy = Toy()

@@ -1,4 +1,4 @@
-"""From candidates to jobs and back to fitness: who drives what, and that no result lands on another's account."""
+"""From candidates to jobs, and from results to fitness: each result counts for its own candidate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def by_candidate(jobs: Iterable[RolloutJob], value: Callable[[RolloutJob], Any])
 
 
 class FakePool:
-    """Answers each job with a return that is a function of the job, in an order of its own."""
+    """A pool that gives each job a return by a function of the job, in another order."""
 
     num_workers = 1
     retries = 0
@@ -54,13 +54,13 @@ class FakePool:
 
 
 def ignore(job: RolloutJob, result: RolloutResult) -> None:
-    """For calls that nobody watches."""
+    """An ``on_result`` that does nothing."""
 
 
 # ---- training jobs
 
 
-def test_every_candidate_drives_every_episode_once_with_its_own_parameters() -> None:
+def test_every_candidate_gets_each_episode_once_with_its_parameters() -> None:
     jobs = jobs_of(generation=7, **{"evolve.episodes": 3})
     assert len({job.id for job in jobs}) == len(jobs) == 12
     assert {job.id for job in jobs} == {("train", 7, c, e) for c in range(4) for e in range(3)}
@@ -69,7 +69,7 @@ def test_every_candidate_drives_every_episode_once_with_its_own_parameters() -> 
         np.testing.assert_array_equal(job.parameters, CANDIDATES[job.candidate].astype(np.float32))
 
 
-def test_later_generations_drive_the_episodes_that_the_config_says() -> None:
+def test_later_generations_use_the_number_of_episodes_of_the_config() -> None:
     later = [{"generation": 9, "episodes": 1}, {"generation": 4, "episodes": 5}]
     overrides = {"evolve.episodes": 2, "evolve.episodes_from": later}
     counts = [len(jobs_of(generation, **overrides)) // 4 for generation in range(1, 11)]
@@ -78,7 +78,7 @@ def test_later_generations_drive_the_episodes_that_the_config_says() -> None:
     assert [evolve.episodes_until(generation) for generation in (0, 3, 4, 10)] == [0, 6, 11, 33]
 
 
-def test_common_tracks_are_the_same_for_all_candidates_and_new_each_generation() -> None:
+def test_common_tracks_are_shared_by_candidates_and_new_each_generation() -> None:
     overrides = {"evolve.episodes": 3}
     generations = [jobs_of(generation, **overrides) for generation in (1, 2, 3)]
     seen: set[int] = set()
@@ -92,18 +92,18 @@ def test_common_tracks_are_the_same_for_all_candidates_and_new_each_generation()
         seen |= tracks
 
 
-def test_independent_tracks_differ_between_candidates_too() -> None:
+def test_independent_tracks_differ_between_candidates() -> None:
     jobs = [*jobs_of(1, **{"evolve.common_tracks": False}), *jobs_of(2, **{"evolve.common_tracks": False})]
     assert len({job.track for job in jobs}) == len({job.noise_seed for job in jobs}) == len(jobs) == 16
 
 
-def test_jobs_depend_on_the_runs_seed_and_on_nothing_else() -> None:
+def test_jobs_depend_only_on_the_seed_of_the_run() -> None:
     assert [job.track for job in jobs_of()] == [job.track for job in jobs_of()]
     assert {job.track for job in jobs_of()}.isdisjoint(job.track for job in jobs_of(seed=2))
     assert {job.noise_seed for job in jobs_of()}.isdisjoint(job.noise_seed for job in jobs_of(seed=2))
 
 
-def test_more_episodes_leave_the_tracks_of_the_first_ones_alone() -> None:
+def test_more_episodes_keep_the_tracks_of_the_first_ones() -> None:
     few, many = jobs_of(**{"evolve.episodes": 2}), jobs_of(**{"evolve.episodes": 5})
     assert {job.id: job.track for job in few}.items() <= {job.id: job.track for job in many}.items()
 
@@ -112,7 +112,7 @@ def test_more_episodes_leave_the_tracks_of_the_first_ones_alone() -> None:
     ("overrides", "max_steps", "stall_steps"),
     [({}, 16, None), ({"evolve.episode_steps": 9}, 9, None), ({"evolve.stall_steps": 3}, 16, 3)],
 )
-def test_training_episodes_are_cut_as_the_config_says(
+def test_training_episodes_are_cut_at_the_length_of_the_config(
     overrides: dict[str, Any], max_steps: int, stall_steps: int | None
 ) -> None:
     assert {(job.max_steps, job.stall_steps) for job in jobs_of(**overrides)} == {(max_steps, stall_steps)}
@@ -134,7 +134,7 @@ def scored(config: RunConfig, purpose: str, first_track: int, generation: int = 
     )
 
 
-def test_scored_episodes_are_whole_and_on_the_first_tracks_of_their_range() -> None:
+def test_scored_episodes_are_whole_and_use_the_first_tracks_of_a_range() -> None:
     config = counting_config({"evolve.episode_steps": 9, "evolve.stall_steps": 3})
     jobs = scored(config, "validate", 100_000)
     assert [job.track for job in jobs] == [100_000, 100_001, 100_002, 100_003, 100_004]
@@ -143,7 +143,7 @@ def test_scored_episodes_are_whole_and_on_the_first_tracks_of_their_range() -> N
     assert jobs[0].parameters.dtype == np.float32
 
 
-def test_each_validation_is_on_the_same_tracks_with_the_same_noise() -> None:
+def test_all_validations_use_the_same_tracks_and_noise() -> None:
     config = counting_config()
     first, later = scored(config, "validate", 100_000, 1), scored(config, "validate", 100_000, 50)
     assert [(a.track, a.noise_seed) for a in first] == [(b.track, b.noise_seed) for b in later]
@@ -155,7 +155,7 @@ def test_noise_differs_between_episodes_and_purposes() -> None:
     assert len({job.noise_seed for job in jobs}) == 12
 
 
-def test_training_validation_and_test_tracks_come_from_their_own_ranges() -> None:
+def test_training_validation_and_test_tracks_use_separate_ranges() -> None:
     config = counting_config(
         {
             "tracks.test": {"start": 0, "stop": 4},
@@ -193,7 +193,7 @@ def a_return(job: RolloutJob) -> float:
     return 1e8 * (job.candidate == 1) + 0.1 * job.candidate + math.sin(7 * job.episode + job.candidate)
 
 
-def test_fitness_is_the_mean_return_of_each_candidate_to_the_bit_in_whatever_order_results_come() -> None:
+def test_fitness_is_the_mean_return_in_any_order_of_results() -> None:
     jobs = jobs_of(**{"evolve.episodes": 9})
     rng = np.random.default_rng(1)
     orders: list[Callable[[list[Any]], list[Any]]] = [
@@ -210,7 +210,7 @@ def test_fitness_is_the_mean_return_of_each_candidate_to_the_bit_in_whatever_ord
     assert fitness[0].index(max(fitness[0])) == 1
 
 
-def test_each_result_is_shown_once_with_its_own_job() -> None:
+def test_each_result_is_reported_once_with_its_job() -> None:
     jobs = jobs_of()
     shown: list[tuple[Any, float]] = []
     pool = FakePool(a_return)
@@ -227,18 +227,18 @@ NOT_FINITE = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 
 
 @NOT_FINITE
-def test_a_return_that_is_not_finite_twice_is_an_error_that_names_the_episode(value: float) -> None:
+def test_return_not_finite_twice_is_an_error_that_names_the_episode(value: float) -> None:
     jobs = jobs_of()
     shown: list[Any] = []
     pool = FakePool(lambda job: value if job.id == ("train", 1, 2, 1) else 1.0)
     with pytest.raises(JobError, match=rf"episode 1 of candidate 2 .* {jobs[5].track} is (nan|inf|-inf) .*, twice:"):
         run_episodes(pool, jobs, lambda job, result: shown.append(job.id), require_finite=True)
-    assert shown == [job.id for job in jobs if job is not jobs[5]], "what is not finite is not given out"
+    assert shown == [job.id for job in jobs if job is not jobs[5]], "non-finite returns are not reported"
 
 
 @NOT_FINITE
 @pytest.mark.parametrize("require_finite", [True, False])
-def test_a_return_that_is_not_finite_once_is_driven_again_after_the_rest(value: float, require_finite: bool) -> None:
+def test_episode_with_a_non_finite_return_runs_again_after_the_rest(value: float, require_finite: bool) -> None:
     jobs = jobs_of()
     shown: list[Any] = []
     pool = FakePool(lambda job: value if job in (jobs[2], jobs[5]) and len(pool.calls) == 1 else a_return(job))
@@ -252,7 +252,7 @@ def test_a_return_that_is_not_finite_once_is_driven_again_after_the_rest(value: 
     assert not not_finite(jobs, results)
 
 
-def test_a_return_that_stays_not_finite_is_shown_once_and_told_of() -> None:
+def test_permanent_non_finite_return_is_reported_once_and_listed() -> None:
     jobs = jobs_of()
     shown: list[Any] = []
     pool = FakePool(lambda job: math.nan if job is jobs[5] else 1.0)
@@ -267,29 +267,29 @@ def results_of(jobs: list[RolloutJob], returns: list[float]) -> dict[Any, Rollou
 
 
 @NOT_FINITE
-def test_an_episode_that_stays_not_finite_counts_as_the_worst_whole_fitness_minus_one(value: float) -> None:
+def test_non_finite_episode_counts_as_the_worst_complete_fitness_minus_one(value: float) -> None:
     jobs = jobs_of()  # four candidates of two episodes each
     returns = [10.0, 20.0, -500.0, value, 4.0, 8.0, 30.0, 50.0]
-    # Whole: 15, 6 and 40. The worst of them is 6, so the missing return counts as 5.
+    # Complete candidates: 15, 6 and 40. The worst one is 6, so the missing return counts as 5.
     assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 40.0]
     returns[6:] = [value, value]
     assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [15.0, (-500.0 + 5.0) / 2, 6.0, 5.0]
 
 
-def test_where_no_candidate_is_whole_it_counts_as_the_worst_episode_minus_one() -> None:
+def test_non_finite_episode_counts_as_the_worst_episode_minus_one() -> None:
     jobs = jobs_of()
     returns = [10.0, math.nan, math.inf, -7.0, 4.0, math.nan, -math.inf, math.nan]
     assert candidate_fitness(jobs, results_of(jobs, returns), 4) == [(10 - 8) / 2, (-7 - 8) / 2, (4 - 8) / 2, -8.0]
 
 
-def test_in_validation_it_counts_as_the_worst_of_that_validation_minus_one() -> None:
+def test_non_finite_validation_episode_counts_as_the_worst_minus_one() -> None:
     jobs = scored(counting_config(), "validate", 100_000)
     returns = validation_returns(jobs, results_of(jobs, [3.0, math.nan, -2.0, math.inf, 9.0]))
     assert returns.tolist() == [3.0, -3.0, -2.0, -3.0, 9.0]
     assert validation_returns(jobs, results_of(jobs, [3.0, 1.0, -2.0, 0.0, 9.0])).tolist() == [3.0, 1.0, -2.0, 0.0, 9.0]
 
 
-def test_where_nothing_at_all_is_finite_there_is_no_fitness() -> None:
+def test_fitness_needs_at_least_one_finite_return() -> None:
     jobs = jobs_of()
     with pytest.raises(JobError, match="no return is finite"):
         candidate_fitness(jobs, results_of(jobs, [math.nan, math.inf] * 4), 4)
@@ -298,7 +298,7 @@ def test_where_nothing_at_all_is_finite_there_is_no_fitness() -> None:
         validation_returns(validation, results_of(validation, [math.nan] * 5))
 
 
-def test_a_job_without_a_result_is_an_error() -> None:
+def test_job_without_a_result_is_an_error() -> None:
     pool = FakePool(a_return, lambda jobs: jobs[1:])
     with pytest.raises(JobError, match="1 of 8 jobs gave no result"):
         run_episodes(pool, jobs_of(), ignore, require_finite=True)

@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as people read them."""
+"""The formats of numbers, durations and sizes."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ from pipeline.base import formatting
         (formatting.size(25.7e12), "25.7 TB"),
     ],
 )
-def test_numbers_read_well(text: str, expected: str) -> None:
+def test_numbers_are_formatted_readably(text: str, expected: str) -> None:
     assert text == expected

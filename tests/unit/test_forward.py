@@ -1,4 +1,4 @@
-"""The forward pass of rollouts: the same numbers as the training modules, and rows that do not feel each other."""
+"""The forward pass of rollouts: the numbers of the training modules, and the independence of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCH_SIZES = [4, 8, 16]
-# Every choice of rollouts.engine and rollouts.precision that this machine has instructions for.
+# Every choice of rollouts.engine and rollouts.precision that this CPU supports.
 CHOICES = [("torch", "float32"), ("torch", "bfloat16")] + [("openvino", precision) for precision in native_precisions()]
 # Largest error of mu and logvar, in their own standard deviations: rounding, 8 bits of mantissa, 8 bits of range.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.25}
@@ -112,8 +112,8 @@ def rnn_inputs(mdnrnn: MdnRnn, count: int, seed: int = 0) -> tuple[Array, Array,
 # ---- encoder
 
 
-def test_openvino_forks_nothing_to_report_that_it_is_used() -> None:
-    """The fork of a process with threads may hang for good, and the process with it at its end."""
+def test_openvino_telemetry_starts_no_process() -> None:
+    """A fork of a process with threads may hang forever, and then the process hangs at its end."""
     code = (
         "import multiprocessing, os; os.environ.pop('CI', None)\n"
         "import pipeline.models.openvino_forward, pipeline.models.precision\n"
@@ -123,21 +123,21 @@ def test_openvino_forks_nothing_to_report_that_it_is_used() -> None:
     assert done.stdout == "[] ['float32']\n"
 
 
-def test_the_encoder_is_the_vaes(vae: Vae, choice: tuple[str, str], scenes: NDArray[np.uint8]) -> None:
+def test_encoder_equals_the_vae(vae: Vae, choice: tuple[str, str], scenes: NDArray[np.uint8]) -> None:
     pixels = scenes[::6]
     with torch.no_grad():
         want = vae.encode(torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255).contiguous())
     got = encoder_of(vae, choice, 8)(pixels)
-    for ours, theirs in zip(got, want, strict=True):
-        assert ours.dtype == np.float32
-        error = np.abs(ours - theirs.numpy()).max() / theirs.std().item()
+    for actual, expected in zip(got, want, strict=True):
+        assert actual.dtype == np.float32
+        error = np.abs(actual - expected.numpy()).max() / expected.std().item()
         assert error < TOLERANCE[choice[1]]
         assert (error > 1e-5) == (choice[1] != "float32"), "lower precision is really in use"
     assert np.abs(got[0] - got[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_an_encoded_row_depends_to_the_bit_on_no_neighbour_and_no_position(
+def test_bits_of_an_encoded_row_do_not_depend_on_other_rows_or_its_index(
     vae: Vae, choice: tuple[str, str], batch_size: int
 ) -> None:
     encoder = encoder_of(vae, choice, batch_size)
@@ -153,7 +153,7 @@ def test_an_encoded_row_depends_to_the_bit_on_no_neighbour_and_no_position(
         assert other_logvar[position].tobytes() == logvar[0].tobytes()
 
 
-def test_two_encoders_of_the_same_weights_agree_to_the_bit(vae: Vae, choice: tuple[str, str]) -> None:
+def test_two_encoders_with_the_same_weights_agree_to_the_bit(vae: Vae, choice: tuple[str, str]) -> None:
     pixels = frames(8)
     first, second = (copies(encoder_of(vae, choice, 8)(pixels)) for _ in range(2))
     assert first[0].tobytes() == second[0].tobytes()
@@ -166,9 +166,7 @@ def test_the_encoder_refuses_another_batch_size(vae: Vae, choice: tuple[str, str
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 11])
-def test_encoding_any_number_of_frames_gives_each_the_bits_it_has_in_a_whole_batch(
-    vae: Vae, choice: tuple[str, str], count: int
-) -> None:
+def test_bits_of_a_frame_do_not_depend_on_the_number_of_frames(vae: Vae, choice: tuple[str, str], count: int) -> None:
     encoder = encoder_of(vae, choice, 4)
     pixels = frames(12)
     whole = [copies(encoder(pixels[start : start + 4])) for start in (0, 4, 8)]
@@ -193,14 +191,14 @@ def test_calibration_takes_the_largest_activation_of_all_frames(vae: Vae, scenes
 # ---- what is refused
 
 
-def test_int8_without_calibration_is_refused() -> None:
+def test_int8_without_calibration_is_refused_by_name() -> None:
     if "int8" not in native_precisions():
         pytest.skip("this CPU has no VNNI instructions")
     with pytest.raises(DamagedDataError, match="activation ranges"):
         encoder_of(Vae(32), ("openvino", "int8"), 4)
 
 
-def test_a_precision_without_instructions_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_without_cpu_instructions_is_refused_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision_module, "native_precisions", lambda: ["float32"])
     with pytest.raises(ConfigError, match=r"bfloat16.*no instructions.*float32"):
         precision_module.encoder_precision(config_of("openvino", "bfloat16").rollouts)
@@ -217,7 +215,7 @@ def test_a_precision_without_instructions_is_refused_with_those_there_are(monkey
         ("AuthenticAMD", "avx512f avx512_bf16", True),
     ],
 )
-def test_auto_is_bfloat16_where_it_is_faster(
+def test_auto_selects_bfloat16_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, vendor: str, flags: str, fast: bool
 ) -> None:
     monkeypatch.setattr(precision_module, "cpu_info", lambda: {"vendor_id": vendor, "flags": flags})
@@ -235,13 +233,13 @@ def test_torch_has_no_int8() -> None:
         precision_module.encoder_precision(config_of("torch", "int8").rollouts)
 
 
-def test_a_missing_openvino_names_the_command_and_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_openvino_error_names_the_command_and_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install openvino.*rollouts\.engine=torch"):
         precision_module.encoder_precision(config_of("openvino", "auto").rollouts)
 
 
-def test_damaged_weights_are_refused(choice: tuple[str, str]) -> None:
+def test_damaged_weights_file_is_refused(choice: tuple[str, str]) -> None:
     with pytest.raises(DamagedDataError, match="VAE"):
         make_encoder(config_of(*choice).agent, b"nothing of the kind", 4)
 
@@ -261,7 +259,7 @@ print(result.steps, "torch" in sys.modules)
 """
 
 
-def test_a_worker_that_drives_does_not_load_torch(tmp_path: Path, vae: Vae) -> None:
+def test_rollout_worker_does_not_load_torch(tmp_path: Path, vae: Vae) -> None:
     (tmp_path / "vae").write_bytes(to_bytes(vae))
     (tmp_path / "mdnrnn").write_bytes(to_bytes(new_mdnrnn(RunConfig().agent, 3)))
     driven = subprocess.run(
@@ -289,7 +287,7 @@ def lstm_by_hand(
     return sigmoid(o) * np.tanh(c_next), c_next
 
 
-def test_the_step_is_the_textbooks(mdnrnn: MdnRnn, engine: str) -> None:
+def test_lstm_step_follows_its_equations(mdnrnn: MdnRnn, engine: str) -> None:
     inputs = rnn_inputs(mdnrnn, 4)
     h, c = step_of(mdnrnn, engine, 4)(*inputs)
     want_h, want_c = lstm_by_hand(mdnrnn, *inputs)
@@ -298,7 +296,7 @@ def test_the_step_is_the_textbooks(mdnrnn: MdnRnn, engine: str) -> None:
     np.testing.assert_allclose(c, want_c, atol=1e-5)
 
 
-def test_steps_in_a_row_are_the_training_modules_sequence(mdnrnn: MdnRnn, engine: str) -> None:
+def test_consecutive_steps_equal_the_sequence_of_the_training_module(mdnrnn: MdnRnn, engine: str) -> None:
     steps = [rnn_inputs(mdnrnn, 4, seed) for seed in range(6)]
     h = c = np.zeros((4, mdnrnn.hidden_size), np.float32)
     step = step_of(mdnrnn, engine, 4)
@@ -314,7 +312,7 @@ def test_steps_in_a_row_are_the_training_modules_sequence(mdnrnn: MdnRnn, engine
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_a_stepped_row_depends_to_the_bit_on_no_neighbour_and_no_position(
+def test_bits_of_a_stepped_row_do_not_depend_on_other_rows_or_its_index(
     mdnrnn: MdnRnn, engine: str, batch_size: int
 ) -> None:
     step = step_of(mdnrnn, engine, batch_size)
@@ -324,14 +322,14 @@ def test_a_stepped_row_depends_to_the_bit_on_no_neighbour_and_no_position(
         others = rnn_inputs(mdnrnn, batch_size, seed=1 + position)
         for other, own in zip(others, inputs, strict=True):
             if position % 2:
-                other[:] = np.nan  # what a lane that went wrong may leave behind
+                other[:] = np.nan  # a possible rest of a failed lane
             other[position] = own[0]
         other_h, other_c = step(*others)
         assert other_h[position].tobytes() == h[0].tobytes()
         assert other_c[position].tobytes() == c[0].tobytes()
 
 
-def test_a_step_leaves_its_inputs_alone(mdnrnn: MdnRnn, engine: str) -> None:
+def test_step_does_not_change_its_inputs(mdnrnn: MdnRnn, engine: str) -> None:
     inputs = rnn_inputs(mdnrnn, 4)
     kept = [array.copy() for array in inputs]
     step_of(mdnrnn, engine, 4)(*inputs)

@@ -1,4 +1,4 @@
-"""FastCarRacing's frames are Gymnasium's but for a little, in every part; and frames that are not would be noticed."""
+"""FastCarRacing's frames are close to Gymnasium's in every part, and the checks reject faulty frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
 from tests.car_drivers import Driver, GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, now_and_then, record, rejecting, replay_actions
+from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, record, rejecting, replay_actions, sparsely
 
 VIEWS: tuple[View, ...] = get_args(View)
 DRIVES: dict[str, Callable[[], Drive]] = {
@@ -39,24 +39,24 @@ def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
 
 
 @pytest.mark.parametrize("check", CHECKS)
-def test_frames_are_gymnasiums_but_for_a_little(frames: Frames, check: str) -> None:
+def test_frames_are_close_to_gymnasiums(frames: Frames, check: str) -> None:
     CHECKS[check](frames)
 
 
 @pytest.mark.parametrize("first", range(0, 30, 15))
-def test_whole_frames_are_gymnasiums_on_many_tracks(first: int) -> None:
+def test_whole_frames_are_close_to_gymnasiums_on_many_tracks(first: int) -> None:
     for track in range(first, first + 15):
         view: View = "playfield" if track % 4 < 2 else "full"
         driver = GoodDriver() if track % 2 else RandomDriver(track)
-        frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, now_and_then), view)
-        errors = {step: np.abs(ours.astype(int) - theirs).mean() for step, ours, theirs in frames.pairs()}
+        frames = replay_actions(FastCarRacing(view=view), record(track, driver, 150, sparsely), view)
+        errors = {step: np.abs(frame.astype(int) - reference).mean() for step, frame, reference in frames.pairs()}
         assert max(error for step, error in errors.items() if step < ZOOM_STEPS) < 2, f"track {track}: {errors}"
         assert np.mean([error for step, error in errors.items() if step >= ZOOM_STEPS]) < 1, f"track {track}: {errors}"
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
-def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
+def test_good_drives_show_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
     frames = replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
     seen = {part: frames.seen(part) for part in PARTS}
     absent = {"status bar"} if view == "playfield" else set()
@@ -64,11 +64,11 @@ def test_good_drives_see_every_part(drives: dict[str, Drive], view: View, name: 
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_random_drive_sees_its_wheels_turn(drives: dict[str, Drive], view: View) -> None:
+def test_random_drive_shows_turning_wheels(drives: dict[str, Drive], view: View) -> None:
     assert replay_actions(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
 
 
-def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
+def test_every_view_has_its_shape_with_or_without_the_status_bar() -> None:
     shapes: dict[View, tuple[int, ...]] = {"playfield": (64, 64, 3), "full": (64, 64, 3), "observation": (96, 96, 3)}
     for view, shape in shapes.items():
         env = FastCarRacing(view=view)
@@ -80,13 +80,13 @@ def test_every_view_has_its_shape_and_the_bar_or_none() -> None:
         assert (frame[-1, -10:].max() == 0) == (view != "playfield"), "black below the gauges"
 
 
-# ---- mutants: frames with a fault, and the checks that notice it
+# ---- mutants: frames with a fault, and the checks that reject it
 
 Mutant = Callable[[pytest.MonkeyPatch], type[FastCarRacing]]
 
 
 def changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Mutant:
-    """Whole frames are changed."""
+    """A mutant whose whole frames are changed."""
 
     class Changed(FastCarRacing):
         def _render(self, mode: str) -> Any:
@@ -97,7 +97,7 @@ def changed(change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]) -> Mutant:
 
 
 def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Mutant:
-    """A method is replaced by what is made of it."""
+    """A mutant whose method is replaced by a function of the old one."""
 
     def mutate(patch: pytest.MonkeyPatch) -> type[FastCarRacing]:
         patch.setattr(owner, name, make(getattr(owner, name)))
@@ -122,7 +122,7 @@ def no_tints(original: Any) -> Any:
 
 
 def dark_lines(original: Any) -> Any:
-    """Two texels wide, between the blocks of which a texture is put together."""
+    """A mutant with dark lines, two texels wide, between the blocks of a texture."""
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
@@ -159,7 +159,7 @@ def blank(original: Any) -> Any:
 
 
 class Fault(NamedTuple):
-    """A mutant, the checks that reject it at the least, and the drive on which they do."""
+    """A mutant, the checks that must reject it, and the drive for these checks."""
 
     mutant: Mutant
     checks: set[str]
@@ -190,7 +190,7 @@ FAULTS = {
 
 @pytest.fixture
 def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing that was drawn before is used, and nothing that is drawn here afterwards."""
+    """Isolate the caches of drawings: neither earlier drawings nor those of the test are used elsewhere."""
 
     def forget() -> None:
         forget_tracks()
@@ -212,22 +212,22 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         if view != "playfield" or fault.checks != {"status bar"}
     ],
 )
-def test_faulty_frames_are_noticed(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
+def test_faulty_frames_are_rejected(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
     mutant, checks, drive = FAULTS[fault]
     found = rejecting(replay_actions(mutant(mutable)(view=view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
-def test_a_sound_environment_passes_where_the_faulty_ones_do_not(drives: dict[str, Drive], mutable: Any) -> None:
+def test_sound_environment_passes_the_checks_that_reject_faulty_ones(drives: dict[str, Drive], mutable: Any) -> None:
     for view in VIEWS:
         assert rejecting(replay_actions(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 
 
-# ---- a texture is shared by the episodes on a track, and what an episode does to it is not
+# ---- episodes on a track share a texture, but not their changes to it
 
 
 def drive_side_by_side(view: View) -> None:
-    """Two episodes on one track at a time, and a third afterwards, see what each sees alone."""
+    """Two simultaneous episodes on one track, and a third one later, show the same frames as alone."""
 
     def steps(env: FastCarRacing, driver: Driver) -> Iterator[NDArray[np.uint8]]:
         yield env.reset(seed=3)[0]
@@ -247,11 +247,11 @@ def drive_side_by_side(view: View) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_episodes_on_one_track_see_only_their_own_visited_tiles(view: View) -> None:
+def test_episodes_on_one_track_show_only_their_own_visited_tiles(view: View) -> None:
     drive_side_by_side(view)
 
 
-def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPatch) -> None:
+def test_texture_not_copied_per_episode_is_rejected(mutable: pytest.MonkeyPatch) -> None:
     def begin(self: EpisodeTexture, track: TrackTexture) -> None:
         self._track, self._levels = track, track.levels
 
@@ -260,7 +260,7 @@ def test_a_texture_that_episodes_do_not_copy_is_noticed(mutable: pytest.MonkeyPa
         drive_side_by_side("playfield")
 
 
-def test_the_shared_textures_are_never_written() -> None:
+def test_shared_textures_are_never_written() -> None:
     forget_tracks()
     drivers = {view: (FastCarRacing(view=view), GoodDriver()) for view in VIEWS}
     for env, _ in drivers.values():
@@ -278,8 +278,8 @@ def test_the_shared_textures_are_never_written() -> None:
 
 
 @pytest.mark.parametrize(("track", "options"), [(45, {}), (18, {}), (25, {"domain_randomize": True})])
-def test_no_texel_becomes_brighter_when_tiles_are_visited(track: int, options: dict[str, Any]) -> None:
-    """Not even one that a kerb or another tile, darker in some colour, has covered since."""
+def test_visited_tiles_brighten_no_texel(track: int, options: dict[str, Any]) -> None:
+    """Not even a texel that a kerb or another darker tile has covered since."""
     env = FastCarRacing(view="playfield", **options)
     env.reset(seed=track)
     shared = next(reversed(car_racing._tracks.values())).textures[960]

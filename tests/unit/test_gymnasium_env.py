@@ -1,4 +1,4 @@
-"""Gymnasium's environments as ours: frames, ends, options, and the checks before a run."""
+"""Gymnasium's environments in the pipeline: frames, ends, options, and the checks before a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.counting import counting_config
 
 
 class Ramp(gymnasium.Env[Any, int]):  # type: ignore[misc]
-    """A test's own game, whose options say what it shows, how it ends, and what it forgets.
+    """A game for tests. Its options set its frames, its end, and the state that a reset keeps.
 
     The picture is (80, 100, 3): red is the seed, green the step, blue the column.
     """
@@ -117,7 +117,7 @@ def reduced(picture: Any, rows: slice = slice(None), columns: slice = slice(None
 
 
 @pytest.mark.parametrize("shows", ["image", "dict", "nothing visible"])
-def test_frames_are_the_image_that_is_observed_or_drawn(shows: str) -> None:
+def test_frames_are_the_observed_or_the_rendered_image(shows: str) -> None:
     env = make_environment(config(shows=shows))
     first = env.reset(77)
     assert first.shape == (64, 64, 3) and first.dtype == np.uint8
@@ -127,7 +127,7 @@ def test_frames_are_the_image_that_is_observed_or_drawn(shows: str) -> None:
     assert env.render().shape == (80, 100, 3)
 
 
-def test_a_gray_image_has_three_equal_channels_and_channels_may_come_first() -> None:
+def test_gray_images_become_rgb_and_channels_may_come_first() -> None:
     gray = make_environment(config(shows="gray"))
     gray.reset(1)
     frame = gray.step(choice(0)).frame
@@ -136,7 +136,7 @@ def test_a_gray_image_has_three_equal_channels_and_channels_may_come_first() -> 
     np.testing.assert_array_equal(first, last)
 
 
-def test_a_crop_is_a_part_of_the_image_reduced_by_area_averaging() -> None:
+def test_crop_is_reduced_by_area_averaging() -> None:
     frame = make_environment(config(crop=[0, 64, 10, 74])).reset(3)
     np.testing.assert_array_equal(frame[0, :, 2], np.arange(10, 74))
     whole = np.arange(128 * 128 * 3).reshape(128, 128, 3).astype(np.uint8) // 2
@@ -150,12 +150,12 @@ def test_a_crop_is_a_part_of_the_image_reduced_by_area_averaging() -> None:
 
 
 @pytest.mark.parametrize("image", [np.zeros((9, 9, 4), np.uint8), np.zeros((9, 9, 3)), np.zeros((9,), np.uint8)])
-def test_what_is_no_image_is_an_error_with_its_shape(image: Any) -> None:
+def test_observation_that_is_no_image_is_an_error_with_its_shape(image: Any) -> None:
     with pytest.raises(TypeError, match=r"\(H, W, 3\) uint8 was expected"):
         to_rgb(image)
 
 
-def test_an_end_is_the_agents_only_if_no_limit_was_reached() -> None:
+def test_end_is_terminated_only_if_no_limit_was_reached() -> None:
     def last(env: Environment) -> tuple[bool, bool, int]:
         env.reset(1)
         for count in range(1, 100):
@@ -171,7 +171,7 @@ def test_an_end_is_the_agents_only_if_no_limit_was_reached() -> None:
     assert last(make_environment(config(ends_at=9, max_episode_steps=9))) == (True, True, 9)
 
 
-def test_a_repeated_action_earns_all_its_rewards_and_ends_with_the_episode() -> None:
+def test_repeated_action_sums_its_rewards_and_ends_with_the_episode() -> None:
     env = make_environment(config(action_repeat=4, ends_at=6))
     env.reset(1)
     assert env.step(choice(2))[1:] == (8.0, False, False)
@@ -189,36 +189,36 @@ def test_a_repeated_action_earns_all_its_rewards_and_ends_with_the_episode() -> 
         ({"speed": 3}, "cannot be made with env.options .*speed.*: TypeError"),
     ],
 )
-def test_an_environment_without_frames_is_refused_with_the_key_to_set(env: dict[str, Any], said: str) -> None:
+def test_environment_without_frames_is_refused_with_the_key_to_set(env: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_environment(config(**env))
 
 
-def test_a_key_chooses_among_images() -> None:
+def test_key_selects_one_of_several_images() -> None:
     env = make_environment(config(shows="two", frame_key="right"))
     assert env.reset(4).shape == (64, 64, 3)
 
 
-def test_a_used_instance_that_differs_needs_a_fresh_one_for_each_episode() -> None:
+def test_used_instance_that_differs_needs_a_new_one_for_each_episode() -> None:
     with pytest.raises(ConfigError, match=r"used before gives another episode.*env\.fresh=true"):
         check_determinism(config(remembers=True), 5, exact=True)
     assert check_determinism(config(remembers=True, fresh=True), 5, exact=True) > 0
     assert check_determinism(config(), 5, exact=True) > 0
 
 
-def test_an_instance_that_keeps_its_first_map_is_found_by_a_new_one_on_another_track() -> None:
+def test_instance_that_keeps_its_first_map_is_detected() -> None:
     with pytest.raises(ConfigError, match=r"used before gives another episode.*env\.fresh=true"):
         check_determinism(config(keeps=True), 5, exact=True)
     assert check_determinism(config(keeps=True, fresh=True), 5, exact=True) > 0
 
 
-def test_chance_that_an_instance_draws_once_is_found_by_a_second_one() -> None:
+def test_randomness_drawn_once_per_instance_is_detected() -> None:
     for fresh in (False, True):
         with pytest.raises(ConfigError, match=r"is not deterministic"):
             check_determinism(config(drawn=True, fresh=fresh), 5, exact=True)
 
 
-def test_short_episodes_are_followed_by_more_of_them_until_there_are_steps_enough(
+def test_check_runs_short_episodes_until_it_has_enough_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tracks: list[int | None] = []
@@ -233,12 +233,12 @@ def test_short_episodes_are_followed_by_more_of_them_until_there_are_steps_enoug
     assert tracks == [5, 7, 9, 6, 8, 10, 5, 7, 9, 6, 8, 10]
 
 
-def test_what_an_environment_raises_is_refused_before_the_run_with_its_place() -> None:
+def test_environment_error_is_refused_before_the_run_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"'Ramp-v0' raised on track seed 5, in reset or.*ValueError: env\.crop"):
         check_determinism(config(crop=[0, 81, 0, 100]), 5, exact=True)
 
 
-def test_chance_without_a_seed_is_refused_unless_a_run_need_not_be_exact() -> None:
+def test_unseeded_randomness_is_refused_for_exact_runs() -> None:
     for fresh in (False, True):
         with pytest.raises(ConfigError, match=r"is not deterministic.*execution\.exact=false"):
             check_determinism(config(noise=True, fresh=fresh), 5, exact=True)
@@ -260,7 +260,7 @@ def test_chance_without_a_seed_is_refused_unless_a_run_need_not_be_exact() -> No
         ({"env.id": "Nothing-v0"}, r"env\.id = 'Nothing-v0': .*an ID of Gymnasium"),
     ],
 )
-def test_keys_of_other_games_and_unknown_ids_are_refused(overrides: dict[str, Any], said: str) -> None:
+def test_options_of_other_games_and_unknown_ids_are_refused(overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check_environment(counting_config(overrides))
 
@@ -270,7 +270,7 @@ def test_keys_of_other_games_and_unknown_ids_are_refused(overrides: dict[str, An
     [("ALE/Pong-v5", "ale_py", "atari"), ("MiniGrid-Empty-8x8-v0", "minigrid", "minigrid"),
      ("VizdoomBasic-v1", "vizdoom", "doom"), ("TakeCover", "vizdoom", "doom")],
 )  # fmt: skip
-def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
+def test_missing_package_is_named_with_its_install_command(
     env_id: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == module] or [module]:
@@ -279,7 +279,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
         make_environment(EnvConfig(id=env_id))
 
 
-def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_of_an_environment_id_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ramps.py").write_text(
         "import gymnasium\nfrom tests.unit.test_gymnasium_env import Ramp\n"
         "if 'Steep-v0' not in gymnasium.registry:\n    gymnasium.register('Steep-v0', entry_point=Ramp)\n"
@@ -293,14 +293,14 @@ def test_a_module_that_registers_an_id_is_imported(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("raised", ["KeyError('x')", "RuntimeError('x')", "SystemExit(3)"])
-def test_a_module_that_raises_on_import_is_named(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_module_that_raises_on_import_is_named(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_game.py").write_text(f"raise {raised}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match=rf"importing broken_game failed: {raised.partition('(')[0]}"):
         make_environment(EnvConfig(id="broken_game:Game"))
 
 
-def test_an_engine_is_guarded_by_the_class_that_starts_it_and_not_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_guard_depends_on_the_class_and_not_on_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     guarded: list[str] = []
 
     @contextmanager
@@ -316,7 +316,7 @@ def test_an_engine_is_guarded_by_the_class_that_starts_it_and_not_by_its_id(monk
     assert guarded == ["engine"]
 
 
-def test_facts_come_from_an_instance_and_speeds_from_its_metadata() -> None:
+def test_facts_come_from_an_instance_and_frame_rate_from_its_metadata() -> None:
     traits = traits_of(config())
     assert (traits.actions.size, traits.actions.discrete, traits.steps_per_second) == (3, True, 20.0)
     assert (traits.repeats_actions, traits.explores) == (True, False)

@@ -1,4 +1,4 @@
-"""What a CPU cannot compute is refused by its key."""
+"""Precisions that a CPU lacks are refused with their key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.counting import counting_config
 from tests.unit.test_mdnrnn import objective
 
 
-def test_a_precision_that_the_cpu_cannot_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "runs_lstm", lambda precision: precision is torch.float32)
     assert objective(precision="float32").precision is torch.float32
     said = r"mdnrnn.precision = 'bfloat16', but torch cannot compute an LSTM in it on this CPU .*: choose 'auto' or"

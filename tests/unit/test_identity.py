@@ -1,4 +1,4 @@
-"""What makes a run the same run."""
+"""The identity of a run: keys that must not change, and the code version."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_key_is_of_exactly_one_kind() -> None:
     assert sorted(keys) == sorted(every_key(OLD))
 
 
-def test_growable_and_runtime_keys_are_these() -> None:
+def test_growable_and_runtime_keys_match_the_list() -> None:
     assert set(flatten(OLD, "growable")) == {
         "evolve.generations", "evolve.target_return", "evaluate.episodes", "rounds.count", "rounds.generations"
     }  # fmt: skip
@@ -54,7 +54,7 @@ def test_growable_and_runtime_keys_are_these() -> None:
         assert not any(key.endswith(part) for key in runtime), f"{part} decides results"
 
 
-def test_flatten_keeps_to_the_sections_asked_for() -> None:
+def test_flatten_returns_only_the_requested_sections() -> None:
     assert flatten(OLD, "identity", ("seed", "tracks.training", "encode")) == {
         "seed": 1,
         "tracks.training.start": 1_000_000,
@@ -91,12 +91,12 @@ def test_every_identity_key_is_sealed_by_some_stage() -> None:
         ("vae.learning_rate", 1.1e-4),
     ],
 )
-def test_a_change_of_an_identity_key_is_refused_naming_key_and_both_values(key: str, value: Any) -> None:
+def test_changed_identity_key_is_refused_with_key_and_both_values(key: str, value: Any) -> None:
     old = json.dumps(flatten(OLD, "identity")[key])
     assert f"  {key}: {old} -> {json.dumps(value)}" in refused({key: value})
 
 
-def test_every_difference_is_in_the_diff_and_nothing_else() -> None:
+def test_diff_has_exactly_the_differences() -> None:
     message = refused({"seed": 2, "vae.z_size": 6})
     assert [line for line in message.splitlines() if line.startswith("  ")] == [
         "  seed: 1 -> 2",
@@ -105,11 +105,11 @@ def test_every_difference_is_in_the_diff_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("overrides", [{"execution.workers": 7, "rollouts.lanes": 64, "name": "other"}, {}])
-def test_runtime_keys_are_free(overrides: dict[str, Any]) -> None:
+def test_runtime_keys_may_change(overrides: dict[str, Any]) -> None:
     check_same_run(OLD, counting_config(overrides), "runs/x")
 
 
-def test_a_growable_key_may_grow_and_may_not_shrink() -> None:
+def test_growable_key_may_grow_but_not_shrink() -> None:
     check_same_run(OLD, counting_config({"evolve.generations": 4, "evaluate.episodes": 5}), "runs/x")
     assert "  evolve.generations: 3 -> 2" in refused({"evolve.generations": 2})
     assert "may only grow" in refused({"evaluate.episodes": 3})
@@ -126,7 +126,7 @@ def test_a_growable_key_may_grow_and_may_not_shrink() -> None:
         (500.0, 501.0, True),
     ],
 )
-def test_none_is_without_limit(old: float | None, new: float | None, allowed: bool) -> None:
+def test_none_means_no_limit(old: float | None, new: float | None, allowed: bool) -> None:
     assert (shrunk({"k": old}, {"k": new}) == []) == allowed
     before = counting_config({"evolve.target_return": old})
     if allowed:
@@ -135,14 +135,14 @@ def test_none_is_without_limit(old: float | None, new: float | None, allowed: bo
         assert "evolve.target_return" in refused({"evolve.target_return": new}, before)
 
 
-def test_diff_tells_an_absent_key_from_none() -> None:
+def test_diff_distinguishes_an_absent_key_from_none() -> None:
     assert diff({"a": None}, {"a": None}) == []
     assert diff({"a": None}, {}) == ["  a: null -> (absent)"]
     assert diff({}, {"a": None}) == ["  a: (absent) -> null"]
     assert diff({"b": 1, "a": 1}, {"b": 2, "a": 2}) == ["  a: 1 -> 2", "  b: 1 -> 2"]
 
 
-def test_the_code_version_is_the_same_in_another_process_and_follows_the_sources(tmp_path: Path) -> None:
+def test_code_version_depends_only_on_the_sources(tmp_path: Path) -> None:
     code = "from pipeline.config.identity import code_version; print(code_version())"
     here = Path(__file__).parents[2]
     copy = tmp_path / "copy"

@@ -1,4 +1,4 @@
-"""Imports point one way: configs <- pipeline <- actors <- cluster; stages stand side by side; torch has its place."""
+"""The import rules: layers configs <- pipeline <- actors <- cluster, independent stages, and torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("configs", "pipeline", "actors", "cluster")
-# These put the program together: within a function they may import from any layer.
+# These modules assemble the program: inside functions, they may import from any layer.
 COMPOSITION_ROOTS = ("pipeline/cli/", "pipeline/bench/")
 
 
-# What stages have in common.
+# Modules that stages share.
 SHARED = ("pipeline.stages.description", "pipeline.stages.table")
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
-    """All that a module imports, and whether it does so inside a function."""
+    """All imports of a module, and whether each one is inside a function."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, False) for alias in node.names)
@@ -35,17 +35,17 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
 
 
 def faults(file: str, source: str) -> list[str]:
-    """The imports of a file that point the wrong way."""
+    """The imports of a file that break the rules."""
     layer = file.split("/")[0]
     found = []
     for name, inside in imports(ast.parse(source)):
-        theirs = name.split(".")[0]
-        upwards = theirs in LAYERS and LAYERS.index(theirs) > LAYERS.index(layer)
+        package = name.split(".")[0]
+        upwards = package in LAYERS and LAYERS.index(package) > LAYERS.index(layer)
         if upwards and not (inside and file.startswith(COMPOSITION_ROOTS)):
             found.append(f"{file} imports {name}")
-        if theirs == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
+        if package == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
             found.append(f"{file} imports {name}: that is for actors")
-        if theirs == "torch" and layer == "cluster":
+        if package == "torch" and layer == "cluster":
             found.append(f"{file} imports {name}")
         if file.startswith("pipeline/stages/") and name.startswith("pipeline.stages.") and not name.startswith(SHARED):
             found.append(f"{file} imports {name}: stages meet in pipeline/run.py")
@@ -56,7 +56,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for layer in LAYERS for path in (ROOT
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_imports_point_one_way(file: str) -> None:
+def test_imports_follow_the_layers(file: str) -> None:
     assert faults(file, (ROOT / file).read_text()) == []
 
 
@@ -74,7 +74,7 @@ def test_imports_point_one_way(file: str) -> None:
         ("configs/__init__.py", "import pipeline"),
     ],
 )
-def test_an_import_that_points_the_wrong_way_is_found(file: str, source: str) -> None:
+def test_wrong_import_is_found(file: str, source: str) -> None:
     assert faults(file, source) != []
 
 
@@ -105,7 +105,7 @@ def package_of(name: str) -> str | None:
     return f"{second}.py" if (ROOT / "pipeline" / f"{second}.py").is_file() else None
 
 
-def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
+def test_import_list_in_the_documentation_is_complete() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text().partition("## Packages")[2].partition("`tests/` holds")[0]
     listed = {}
     for entry in text.split("\n- ")[1:]:
@@ -118,8 +118,8 @@ def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
     for file in FILES:
         package = package_of(file.removesuffix(".py").replace("/", ".")) or ""
         imported = {package_of(name) for name, _ in imports(ast.parse((ROOT / file).read_text()))}
-        theirs = found.setdefault(package, set())
-        theirs.update(name for name in imported if name not in (None, package))
+        known = found.setdefault(package, set())
+        known.update(name for name in imported if name not in (None, package))
     for package in ("", "__init__.py", "__main__.py"):  # of pipeline itself
         found.pop(package, None)
     assert listed == found
@@ -136,7 +136,7 @@ def test_the_list_of_imports_in_the_documentation_is_complete() -> None:
         "pipeline.stages.encode",
     ],
 )
-def test_neither_the_command_nor_submitting_nor_watching_nor_collecting_brings_torch(module: str) -> None:
+def test_command_submit_watch_and_collect_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'openvino', 'cma'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

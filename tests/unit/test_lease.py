@@ -1,4 +1,4 @@
-"""One driver at a time: who may take a run, who may not, and what a driver that lost it can still do."""
+"""The lease of a run: drivers that may take it, and the fence against a driver that has lost it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def new_lease(store: Store, **changes: Any) -> Lease:
 
 
 def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
-    """A session as its owner left it."""
+    """Write a session as its owner left it."""
     store.create(f"sessions/{owner.number:06d}/begun.json", sealed.to_bytes(asdict(owner)))
     if heartbeat:
         beat(store, owner, **heartbeat)
@@ -73,7 +73,7 @@ def test_heartbeats_say_how_many_workers_are_ready(store: Store) -> None:
         assert session is not None and session.workers == 7
 
 
-def test_sessions_are_numbered_and_each_says_how_it_ended(store: Store) -> None:
+def test_sessions_are_numbered_and_record_their_end(store: Store) -> None:
     with new_lease(store, about={"cpu": "fast"}) as first:
         assert first.session == 1
     with pytest.raises(ZeroDivisionError), new_lease(store) as second:
@@ -85,7 +85,7 @@ def test_sessions_are_numbered_and_each_says_how_it_ended(store: Store) -> None:
     assert (owner.host, owner.pid, owner.about) == (socket.gethostname(), os.getpid(), {"cpu": "fast"})
 
 
-def test_a_second_driver_is_refused_with_the_owners_host_pid_and_age(store: Store) -> None:
+def test_second_driver_is_refused_with_host_pid_and_age_of_the_owner(store: Store) -> None:
     with new_lease(store, heartbeat_s=10.0, expiry_s=600.0), pytest.raises(LeaseError) as refused, new_lease(store):
         pass
     assert socket.gethostname() in str(refused.value)
@@ -95,7 +95,7 @@ def test_a_second_driver_is_refused_with_the_owners_host_pid_and_age(store: Stor
         sessions.refuse_if_owned(store)
 
 
-def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> None:
+def test_dead_driver_on_this_host_is_replaced_at_once(store: Store) -> None:
     dead = replace(gone_process(), expiry_s=3600.0)
     put(store, dead, count=5)
     sessions.refuse_if_owned(store)
@@ -105,24 +105,24 @@ def test_a_driver_that_died_on_this_host_is_succeeded_at_once(store: Store) -> N
     assert time.monotonic() - began < 600, "it did not wait for the expiry"
 
 
-def test_a_process_that_got_the_number_of_one_that_died_is_not_taken_for_it(store: Store) -> None:
+def test_reused_pid_is_not_taken_for_the_dead_driver(store: Store) -> None:
     put(store, replace(HERE, process_started=HERE.process_started - 1000, expiry_s=3600.0), count=1)
     with new_lease(store) as held:
         assert held.session == 2
 
 
 @pytest.mark.parametrize("heartbeat", [{}, {"count": 5}], ids=["none", "some"])
-def test_a_silent_driver_elsewhere_is_succeeded_after_its_expiry(store: Store, heartbeat: dict[str, Any]) -> None:
+def test_silent_driver_elsewhere_is_replaced_after_its_lease_expires(store: Store, heartbeat: dict[str, Any]) -> None:
     put(store, ELSEWHERE, **heartbeat)
-    sessions.refuse_if_owned(store)  # it may be dead: that takes waiting to find out
+    sessions.refuse_if_owned(store)  # it may be dead: only waiting shows this
     session = last_session(store)
     assert session is not None and not session.over
     with new_lease(store) as held:
         assert held.session == 2
-    assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates to the second
+    assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates have whole seconds
 
 
-def test_a_driver_elsewhere_that_gives_a_sign_while_one_waits_keeps_its_run(store: Store) -> None:
+def test_driver_elsewhere_with_a_new_heartbeat_keeps_its_run(store: Store) -> None:
     put(store, replace(ELSEWHERE, expiry_s=60.0), count=5)
     threading.Timer(1.0, beat, (store, ELSEWHERE), {"count": 6}).start()
     with pytest.raises(LeaseError, match="far-away, pid 7"), new_lease(store):
@@ -131,8 +131,8 @@ def test_a_driver_elsewhere_that_gives_a_sign_while_one_waits_keeps_its_run(stor
 
 
 @pytest.mark.parametrize("skew_s", [-86_400.0, 86_400.0])
-def test_the_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> None:
-    """Only the store's clock counts: by the owner's, this heartbeat is a day old, or of tomorrow."""
+def test_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> None:
+    """Only the store's clock counts: by the owner's clock, this heartbeat is a day old or from tomorrow."""
     put(store, replace(ELSEWHERE, began=time.time() + skew_s), count=5, time=time.time() + skew_s)
     session = last_session(store)
     assert session is not None and session.age_s < 2.5 and not session.over
@@ -140,13 +140,13 @@ def test_the_clock_of_the_owner_does_not_matter(store: Store, skew_s: float) -> 
         assert held.session == 2
 
 
-def test_a_session_that_ended_is_succeeded_at_once_wherever_it_was(store: Store) -> None:
+def test_ended_session_is_replaced_at_once_on_any_host(store: Store) -> None:
     put(store, replace(ELSEWHERE, expiry_s=3600.0), count=5, ended="complete")
     with new_lease(store) as held:
         assert held.session == 2
 
 
-def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
+def test_exactly_one_of_many_concurrent_drivers_gets_the_run(store: Store) -> None:
     outcomes: list[str] = []
     done = threading.Event()
 
@@ -170,7 +170,7 @@ def test_of_many_who_take_a_run_at_once_one_gets_it(store: Store) -> None:
     assert sorted(outcomes) == ["refused"] * 7 + ["taken"]
 
 
-def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> None:
+def test_driver_without_its_lease_cannot_write(store: Store) -> None:
     first = fenced(store, 1)
     put(store, HERE, count=1)
     commit(first, "stage", "one.bin", b"one")
@@ -193,7 +193,7 @@ def test_a_driver_that_lost_its_lease_cannot_change_anything(store: Store) -> No
     assert read_records(first, "stage").keys() == {"one.bin"}, "it may still look"
 
 
-def test_what_is_committed_carries_the_epoch(store: Store) -> None:
+def test_committed_records_hold_the_session_number(store: Store) -> None:
     with new_lease(store):
         pass
     with new_lease(store) as held:
@@ -201,7 +201,7 @@ def test_what_is_committed_carries_the_epoch(store: Store) -> None:
     assert read_records(store, "stage")["one.bin"].session == 2
 
 
-def test_heartbeats_go_on_until_the_end_and_survive_a_store_that_fails_for_a_while(
+def test_heartbeats_continue_after_temporary_store_failures(
     local_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with new_lease(local_store, heartbeat_s=0.02):
@@ -228,20 +228,20 @@ class Gated(LocalStore):
 
 
 @pytest.mark.parametrize("how", ["complete", "ZeroDivisionError", "interrupted"])
-def test_a_slow_store_is_given_time_for_the_last_heartbeat(
+def test_last_heartbeat_waits_for_a_slow_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """Without it a successor on another machine would wait until the lease expires."""
+    """Without that heartbeat, a successor on another machine would wait until the lease expires."""
     monkeypatch.setattr(lease, "_SLOW_S", 0.01)
     store = Gated(tmp_path)
 
-    def open_once_a_person_is_told() -> None:
+    def open_after_the_message() -> None:
         while "is slow to release the lease" not in caplog.text:
             time.sleep(0.01)
         store.gate.set()
 
     with caplog.at_level(logging.WARNING):
-        opening = threading.Thread(target=open_once_a_person_is_told)
+        opening = threading.Thread(target=open_after_the_message)
         opening.start()
         with suppress(ZeroDivisionError, KeyboardInterrupt), new_lease(store):
             if how == "ZeroDivisionError":
@@ -261,7 +261,7 @@ def test_a_slow_store_is_given_time_for_the_last_heartbeat(
         ({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_JOB_STOP_WAIT_TIME_S": "soon"}, 3.0),
     ],
 )
-def test_after_a_stop_a_store_that_hangs_is_waited_for_no_longer_than_the_kill_allows(
+def test_stop_waits_for_a_hanging_store_only_until_the_kill(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     environment: dict[str, str],
@@ -282,7 +282,7 @@ def test_after_a_stop_a_store_that_hangs_is_waited_for_no_longer_than_the_kill_a
 
 
 class Retrying(LocalStore):
-    """A store that tries to write for as long as it is let, as on S3; only the last heartbeat succeeds."""
+    """A store that retries writes as long as allowed, like S3. Only the last heartbeat succeeds."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -297,7 +297,7 @@ class Retrying(LocalStore):
         super().write(key, data)
 
 
-def test_a_heartbeat_under_way_does_not_use_up_the_time_of_the_last_one(tmp_path: Path) -> None:
+def test_running_heartbeat_does_not_shorten_the_wait_for_the_last_one(tmp_path: Path) -> None:
     store = Retrying(tmp_path)
     with new_lease(store, heartbeat_s=100.0, expiry_s=600.0) as held:
         assert held.session == 1
@@ -318,7 +318,7 @@ def _wait_for_heartbeats(store: Store, count: int) -> None:
         time.sleep(0.01)
 
 
-def test_the_beginning_of_a_session_that_was_changed_is_damage(store: Store) -> None:
+def test_changed_session_start_is_damaged_data(store: Store) -> None:
     put(store, HERE, count=1)
     key = "sessions/000001/begun.json"
     store.write(key, store.read(key).replace(b'"pid"', b'"pit"'))
@@ -326,21 +326,19 @@ def test_the_beginning_of_a_session_that_was_changed_is_damage(store: Store) -> 
         pass
 
 
-def test_the_create_that_takes_a_lease_is_exclusive(store: Store) -> None:
+def test_lease_is_taken_by_an_exclusive_create(store: Store) -> None:
     put(store, HERE)
     with pytest.raises(AlreadyExistsError):
         put(store, HERE)
 
 
-def test_a_store_whose_creates_are_not_exclusive_is_refused(
-    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_store_without_exclusive_creates_is_refused(local_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalStore, "create", LocalStore.write)
     with pytest.raises(StorageError, match="ignores If-None-Match"), new_lease(local_store):
         pass
 
 
-def test_a_start_is_told_by_what_no_clock_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_start_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "boot_time", lambda: 1.0)
     assert HERE.alive_here
     assert not replace(HERE, process_started=HERE.process_started + 1).alive_here

@@ -1,4 +1,4 @@
-"""What lies between a worker's thread and the calls that bring it jobs."""
+"""The mailbox between a worker's thread and the calls that bring its jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def jobs(*ids: int) -> list[Job]:
 
 
 def fetching(mailbox: Mailbox, batching_delay_s: float) -> Future[list[Any]]:
-    """A fetch in a thread of its own."""
+    """A fetch in a new thread."""
     answer: Future[list[Any]] = Future()
 
     def fetch() -> None:
@@ -43,7 +43,7 @@ def finish(mailbox: Mailbox) -> None:
     mailbox.put_result(job.id, f"result {job.id}")
 
 
-def test_results_wait_for_more_while_jobs_lie_ready_and_not_once_the_last_is_begun() -> None:
+def test_results_are_batched_until_the_last_job_begins() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     answer = fetching(mailbox, LONG_S)
@@ -56,14 +56,14 @@ def test_results_wait_for_more_while_jobs_lie_ready_and_not_once_the_last_is_beg
 
 
 @pytest.mark.parametrize("batching_delay_s", [0.0, 0.05])
-def test_results_wait_no_longer_than_they_may(batching_delay_s: float) -> None:
+def test_results_wait_at_most_the_given_time(batching_delay_s: float) -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     finish(mailbox)
     assert fetching(mailbox, batching_delay_s).result(10) == [1]
 
 
-def test_a_result_comes_with_the_time_since_its_job_was_taken() -> None:
+def test_result_has_the_time_since_its_job_was_taken() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1), failures=0)
     finish(mailbox)
@@ -71,7 +71,7 @@ def test_a_result_comes_with_the_time_since_its_job_was_taken() -> None:
     assert (job_id, result) == (1, "result 1") and 0 <= seconds < 10
 
 
-def test_a_job_is_taken_back_unless_it_is_begun() -> None:
+def test_job_is_taken_back_only_before_it_begins() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     next(mailbox)
@@ -79,7 +79,7 @@ def test_a_job_is_taken_back_unless_it_is_begun() -> None:
     assert [job.id for job in mailbox] == [3]
 
 
-def test_a_job_that_is_here_is_not_taken_in_again() -> None:
+def test_duplicate_job_is_ignored() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     finish(mailbox)
@@ -88,7 +88,7 @@ def test_a_job_that_is_here_is_not_taken_in_again() -> None:
     assert [job.id for job in mailbox] == [3, 4], "the first has a result, the second is at work"
 
 
-def test_a_fetch_where_nothing_is_left_to_work_at_ends() -> None:
+def test_fetch_without_remaining_jobs_ends() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1), failures=0)
     answer = fetching(mailbox, LONG_S)
@@ -96,8 +96,8 @@ def test_a_fetch_where_nothing_is_left_to_work_at_ends() -> None:
     assert answer.result(10) == []
 
 
-def test_whoever_asks_for_a_job_that_is_not_here_is_told_at_once_and_can_send_it_again() -> None:
-    """Taken back and handed out again, in the other order."""
+def test_recalled_job_can_be_sent_again() -> None:
+    """The job arrives again after the fetches have ended."""
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2), failures=0)
     mailbox.recall([2])
@@ -108,7 +108,7 @@ def test_whoever_asks_for_a_job_that_is_not_here_is_told_at_once_and_can_send_it
     assert fetching(mailbox, LONG_S).result(10) == [2]
 
 
-def test_jobs_that_come_later_are_waited_for() -> None:
+def test_fetch_waits_for_later_jobs() -> None:
     mailbox = Mailbox()
     waited: Future[None] = Future()
 
@@ -123,14 +123,14 @@ def test_jobs_that_come_later_are_waited_for() -> None:
     waited.result(10)
 
 
-def test_after_a_failure_nothing_comes_in_that_was_sent_before_it_was_known_of() -> None:
+def test_jobs_sent_before_a_failure_was_known_are_ignored() -> None:
     mailbox = Mailbox()
     mailbox.post(jobs(1, 2, 3), failures=0)
     finish(mailbox)
     next(mailbox)
     mailbox.fail(ValueError("of job 2"))
     mailbox.post(jobs(4), failures=0)
-    assert fetching(mailbox, LONG_S).result(10) == [1], "what there was before is not lost"
+    assert fetching(mailbox, LONG_S).result(10) == [1], "earlier results are not lost"
     with pytest.raises(ValueError, match="of job 2"):
         mailbox.fetch(LONG_S)
     assert [job.id for job in mailbox] == []
@@ -138,8 +138,8 @@ def test_after_a_failure_nothing_comes_in_that_was_sent_before_it_was_known_of()
     assert [job.id for job in mailbox] == [2, 3]
 
 
-def test_a_worker_and_those_who_feed_it_lose_and_double_nothing() -> None:
-    """Thousands of messages from two threads, as a driver's calls come in, and a worker as fast as it can be."""
+def test_concurrent_messages_lose_and_duplicate_no_job() -> None:
+    """Thousands of messages from two threads, as from a driver's calls, and a worker at full speed."""
     mailbox = Mailbox()
     count = 4000
 

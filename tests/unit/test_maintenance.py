@@ -53,7 +53,7 @@ def objects(store: Store) -> dict[str, bytes]:
 # ---- check
 
 
-def test_a_whole_run_has_no_problems_and_every_object_is_counted(made: Store) -> None:
+def test_check_of_a_complete_run_counts_every_object_and_no_problem(made: Store) -> None:
     check = check_run(made)
     assert check.problems == []
     assert check.unnamed == []
@@ -93,7 +93,7 @@ DAMAGE: dict[str, tuple[Callable[[Store], Any], str]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_damage_of_every_kind_is_found_and_named(made: Store, how: str) -> None:
+def test_every_kind_of_damage_is_found_and_named(made: Store, how: str) -> None:
     damage, said = DAMAGE[how]
     damage(made)
     problems = check_run(made).problems
@@ -108,7 +108,7 @@ def test_rows_that_do_not_fit_the_record_are_found(made: Store) -> None:
     assert "rows where 1 were committed" in problem
 
 
-def test_a_stage_made_from_what_is_no_longer_there_is_found(made: Store) -> None:
+def test_stage_made_from_replaced_data_is_found(made: Store) -> None:
     manifest = read_manifest(made, "latents")
     assert manifest is not None
     made.delete("latents/MANIFEST.json")
@@ -116,14 +116,14 @@ def test_a_stage_made_from_what_is_no_longer_there_is_found(made: Store) -> None
     assert any("made from another rollouts/" in problem for problem in check_run(made).problems)
 
 
-def test_what_is_no_run_is_said_to_be_none(store: Store) -> None:
+def test_folder_without_a_run_is_refused(store: Store) -> None:
     for action in (check_run, lambda s: find_garbage(s, keep(1)), lambda s: copy_run(s, s)):
         with pytest.raises(StorageError, match="holds no run"):
             action(store)
 
 
 @pytest.mark.parametrize("key", ["vae/BEGUN.json", "sessions/000002/begun.json", CONFIG])
-def test_the_small_objects_that_a_run_is_gone_on_with_by_are_verified(made: Store, key: str) -> None:
+def test_small_objects_needed_to_resume_are_verified(made: Store, key: str) -> None:
     made.write("vae/BEGUN.json", sealed.to_bytes({"config": {}, "upstream": {}}))
     put(made, replace(ELSEWHERE, number=2), count=1)
     assert check_run(made).problems == []
@@ -134,13 +134,13 @@ def test_the_small_objects_that_a_run_is_gone_on_with_by_are_verified(made: Stor
 # ---- gc
 
 
-def test_sealed_data_whose_record_was_removed_is_no_garbage(made: Store) -> None:
+def test_sealed_data_without_a_record_is_no_garbage(made: Store) -> None:
     made.delete(SHARD)
     assert find_garbage(made, keep(9)).data == []
     assert check_run(made).problems != []
 
 
-def test_what_no_record_names_and_old_checkpoints_are_garbage_and_nothing_else_is(made: Store) -> None:
+def test_only_unrecorded_objects_and_old_checkpoints_are_garbage(made: Store) -> None:
     before = objects(made)
     made.write("vae/data/half-0123456789ab.bin", b"never committed")
     made.write("evolution/checkpoints/data/00000009-000001-0123456789ab", b"its record was never written")
@@ -158,19 +158,19 @@ def test_what_no_record_names_and_old_checkpoints_are_garbage_and_nothing_else_i
     assert len(find_garbage(made, keep(2))) == 0
 
 
-def test_a_damaged_checkpoint_is_not_counted_as_one_that_is_kept(made: Store) -> None:
+def test_damaged_checkpoint_does_not_count_as_kept(made: Store) -> None:
     key = made.list("evolution/checkpoints/data/00000004-")[0]
     made.write(key, b"damaged")
     garbage = find_garbage(made, keep(2))
     assert [name for _, name in garbage.checkpoints] == ["00000001-000000"]
 
 
-def test_nothing_is_called_unnamed_where_a_record_cannot_be_read(made: Store) -> None:
+def test_no_object_is_garbage_if_a_record_cannot_be_read(made: Store) -> None:
     made.write(SHARD, b"{")
     assert find_garbage(made, keep(9)).data == []
 
 
-def test_what_killed_writers_left_is_removed(local_store: LocalStore) -> None:
+def test_files_of_killed_writers_are_removed(local_store: LocalStore) -> None:
     local_store.write(CONFIG, b"{}")
     (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
     garbage = find_garbage(local_store, keep(2))
@@ -187,7 +187,7 @@ def target(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "copy")
 
 
-def test_a_copy_is_the_same_to_the_byte_and_needs_no_more_than_an_empty_place(made: Store, target: LocalStore) -> None:
+def test_copy_is_identical_and_needs_only_an_empty_target(made: Store, target: LocalStore) -> None:
     assert copy_run(made, target) == len(made.list())
     assert objects(target) == objects(made)
     assert copy_run(made, target) == len(made.list()), "again is no error"
@@ -196,7 +196,7 @@ def test_a_copy_is_the_same_to_the_byte_and_needs_no_more_than_an_empty_place(ma
     assert objects(back) == objects(made)
 
 
-def test_an_interrupted_copy_is_no_run_and_goes_on(
+def test_interrupted_copy_is_no_run_and_can_resume(
     made: Store, target: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maintenance, "_THREADS", 1)
@@ -216,7 +216,7 @@ def test_an_interrupted_copy_is_no_run_and_goes_on(
     with pytest.raises(StorageError, match="holds no run"):
         check_run(target)
     seals = [key.endswith("MANIFEST.json") for key in keys]
-    assert any(seals) and seals == sorted(seals), "what seals comes after what it seals"
+    assert any(seals) and seals == sorted(seals), "a manifest is written after its objects"
     copy_run(made, target)
     assert objects(target) == objects(made)
 
@@ -228,12 +228,12 @@ def test_a_damaged_object_is_not_copied(made: Store, target: LocalStore) -> None
     assert not target.exists(CONFIG)
 
 
-def test_a_run_is_not_copied_onto_itself(made: Store) -> None:
+def test_copy_onto_itself_is_refused(made: Store) -> None:
     with pytest.raises(StorageError, match="is the run itself"):
         copy_run(made, made)
 
 
-def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: LocalStore) -> None:
+def test_target_with_other_files_is_left_unchanged(made: Store, target: LocalStore) -> None:
     target.write("thesis.tex", b"ten years")
     with pytest.raises(StorageError, match=r"thesis\.tex"):
         copy_run(made, target)
@@ -244,14 +244,14 @@ def test_a_place_that_holds_something_else_is_left_alone(made: Store, target: Lo
     assert target.read("rollouts/MANIFEST.json") == b"of another run"
 
 
-def test_a_run_that_is_driven_is_not_copied(made: Store, target: LocalStore) -> None:
+def test_run_with_an_active_driver_is_not_copied(made: Store, target: LocalStore) -> None:
     put(made, replace(HERE, number=2), count=1)
     with pytest.raises(StorageError, match="is in use by"):
         copy_run(made, target)
     assert target.list() == []
 
 
-def test_the_copy_of_a_run_whose_driver_died_is_driven_by_nobody(made: Store, target: LocalStore) -> None:
+def test_copy_of_a_run_with_a_dead_driver_has_no_driver(made: Store, target: LocalStore) -> None:
     put(made, replace(ELSEWHERE, number=2, expiry_s=0.0), count=1)
     copy_run(made, target)
     session = last_session(target)

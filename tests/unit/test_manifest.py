@@ -1,4 +1,4 @@
-"""Records commit, manifests seal, and neither believes changed bytes."""
+"""Records commit objects, manifests seal stages, and both detect changed bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = manifest_key("stage")
 
 
 def sealed(store: Store, **changes: Any) -> Manifest:
-    """A stage with two objects, sealed."""
+    """A sealed stage with two objects."""
     commit(store, "stage", "one.bin", b"one", rows=1, episodes=[[0, 1]])
     commit(store, "stage", "two.bin", b"two!", rows=2, episodes=[[1, 2]])
     manifest = Manifest(
@@ -46,7 +46,7 @@ def sealed(store: Store, **changes: Any) -> Manifest:
 # ---- records
 
 
-def test_a_committed_object_is_found_by_its_record_and_verified(store: Store) -> None:
+def test_committed_object_is_found_by_its_record_and_verified(store: Store) -> None:
     record = commit(store, "stage", "one.bin", b"data", rows=3, episodes=[[4, 5]])
     assert read_records(store, "stage") == {"one.bin": record}
     assert read_verified(store, record) == b"data"
@@ -55,14 +55,14 @@ def test_a_committed_object_is_found_by_its_record_and_verified(store: Store) ->
     assert record.sha256 == "3a6eb0790f39ac87c94f3856b2dd2c5d110e6811602261a9a923d3bb23adc8b7"
 
 
-def test_committing_the_same_bytes_again_is_no_error(store: Store) -> None:
+def test_commit_of_the_same_bytes_again_succeeds(store: Store) -> None:
     first = commit(store, "stage", "one.bin", b"data", rows=3)
     keys = store.list()
     assert commit(store, "stage", "one.bin", b"data", rows=3) == first
     assert store.list() == keys
 
 
-def test_committing_other_bytes_under_a_taken_name_is_an_error_and_the_first_stay(store: Store) -> None:
+def test_commit_of_other_bytes_under_a_taken_name_is_an_error(store: Store) -> None:
     first = commit(store, "stage", "one.bin", b"data")
     with pytest.raises(StorageError, match=r"one\.bin"):
         commit(store, "stage", "one.bin", b"other")
@@ -85,7 +85,7 @@ def test_an_object_without_a_record_does_not_exist(store: Store, monkeypatch: py
     assert read_verified(store, commit(store, "stage", "one.bin", b"data")) == b"data"
 
 
-def test_records_come_sorted_by_name_and_only_those_of_the_stage(store: Store) -> None:
+def test_records_of_a_stage_are_sorted_by_name(store: Store) -> None:
     for name in ("shard-2", "shard-10", "shard-1"):
         commit(store, "stage", name, name.encode())
     commit(store, "stage2", "other", b"")
@@ -93,7 +93,7 @@ def test_records_come_sorted_by_name_and_only_those_of_the_stage(store: Store) -
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "flipped", "missing", "empty"])
-def test_changed_bytes_are_refused_with_the_file_named(store: Store, damage: str) -> None:
+def test_changed_bytes_are_refused_with_the_file_name(store: Store, damage: str) -> None:
     record = commit(store, "stage", "one.bin", b"some data")
     damaged = {"truncated": b"some dat", "longer": b"some data!", "flipped": b"some dat\x60", "empty": b""}
     store.delete(record.key) if damage == "missing" else store.write(record.key, damaged[damage])
@@ -105,7 +105,7 @@ def test_changed_bytes_are_refused_with_the_file_named(store: Store, damage: str
     assert said in str(error.value)
 
 
-def test_following_the_remedy_makes_a_damaged_object_anew(store: Store) -> None:
+def test_remedy_of_the_message_restores_a_damaged_object(store: Store) -> None:
     record = commit(store, "stage", "one.bin", b"some data")
     store.write(record.key, b"damaged!!")
     store.delete("stage/records/one.bin.json")
@@ -124,7 +124,7 @@ def test_following_the_remedy_makes_a_damaged_object_anew(store: Store) -> None:
         b'{"format_version": 3, "nome": 1}',
     ],
 )
-def test_a_record_that_is_no_record_is_refused_with_the_file_named(store: Store, content: bytes) -> None:
+def test_invalid_record_is_refused_with_the_file_name(store: Store, content: bytes) -> None:
     store.write("stage/records/one.bin.json", content)
     with pytest.raises(DamagedDataError, match=r"stage/records/one\.bin\.json"):
         read_records(store, "stage")
@@ -133,7 +133,7 @@ def test_a_record_that_is_no_record_is_refused_with_the_file_named(store: Store,
 # ---- manifests
 
 
-def test_a_manifest_is_read_back_as_it_was_sealed(store: Store) -> None:
+def test_sealed_manifest_is_read_back_unchanged(store: Store) -> None:
     manifest = sealed(store)
     assert read_manifest(store, "stage") == manifest
     assert require_manifest(store, "stage").digest == manifest.digest
@@ -153,7 +153,7 @@ def test_sealing_twice_is_refused(store: Store) -> None:
     assert read_manifest(store, "stage") == manifest
 
 
-def test_supersede_takes_the_seal_off_and_keeps_it_beside(store: Store) -> None:
+def test_supersede_removes_the_seal_and_keeps_a_copy(store: Store) -> None:
     manifest = sealed(store)
     data = store.read(KEY)
     supersede(store, "stage", manifest)
@@ -167,7 +167,7 @@ def test_supersede_takes_the_seal_off_and_keeps_it_beside(store: Store) -> None:
     assert again.grown == {"evolve.generations": 20}
 
 
-def test_a_kill_in_the_middle_of_superseding_leaves_the_seal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_supersede_keeps_the_seal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = sealed(store)
 
     def die(*_: object) -> None:
@@ -182,7 +182,7 @@ def test_a_kill_in_the_middle_of_superseding_leaves_the_seal(store: Store, monke
     assert read_manifest(store, "stage") is None
 
 
-def test_another_format_version_is_refused_by_number(store: Store) -> None:
+def test_another_format_version_is_refused_with_its_number(store: Store) -> None:
     sealed(store)
     content = json.loads(store.read(KEY))
     content["format_version"] = FORMAT_VERSION + 1
@@ -192,7 +192,7 @@ def test_another_format_version_is_refused_by_number(store: Store) -> None:
         read_manifest(store, "stage")
 
 
-def test_an_object_without_a_format_is_of_the_first_one(store: Store) -> None:
+def test_object_without_a_format_has_the_first_format(store: Store) -> None:
     store.write(KEY, b'{"stage": "collect"}')
     with pytest.raises(StorageError, match="run format 1; this version reads format"):
         read_manifest(store, "stage")
@@ -206,7 +206,7 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path]
 
 
-def test_a_change_of_any_value_in_a_manifest_is_noticed(store: Store) -> None:
+def test_change_of_any_value_in_a_manifest_is_detected(store: Store) -> None:
     sealed(store)
     intact = json.loads(store.read(KEY))
     paths = _leaves(intact)
@@ -224,20 +224,20 @@ def test_a_change_of_any_value_in_a_manifest_is_noticed(store: Store) -> None:
             read_manifest(store, "stage")
 
 
-def test_a_manifest_may_be_laid_out_anew(store: Store) -> None:
+def test_manifest_may_be_reformatted(store: Store) -> None:
     manifest = sealed(store)
     store.write(KEY, json.dumps(dict(reversed(json.loads(store.read(KEY)).items()))).encode())
     assert read_manifest(store, "stage") == manifest
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b'"x"', b'{"format_version": 3}', b"\xff"])
-def test_a_manifest_that_is_none_is_refused_with_the_file_named(store: Store, content: bytes) -> None:
+def test_invalid_manifest_is_refused_with_the_file_name(store: Store, content: bytes) -> None:
     store.write(KEY, content)
     with pytest.raises(DamagedDataError, match=r"stage/MANIFEST\.json"):
         read_manifest(store, "stage")
 
 
-def test_every_truncation_of_a_manifest_is_noticed(store: Store) -> None:
+def test_every_truncation_of_a_manifest_is_detected(store: Store) -> None:
     sealed(store)
     data = store.read(KEY)
     for length in range(0, len(data) - 1, 7):
@@ -246,7 +246,7 @@ def test_every_truncation_of_a_manifest_is_noticed(store: Store) -> None:
             read_manifest(store, "stage")
 
 
-def test_the_digest_is_of_what_decides_what_is_read_downstream(store: Store) -> None:
+def test_digest_covers_everything_that_affects_later_stages(store: Store) -> None:
     manifest = sealed(store)
     one = manifest.records["one.bin"]
     other_bytes = {**manifest.records, "one.bin": replace(one, sha256="0" * 64)}
@@ -265,7 +265,7 @@ def test_the_digest_is_of_what_decides_what_is_read_downstream(store: Store) -> 
 @pytest.mark.parametrize(
     "change", [{"rows": 7}, {"sha256": "0" * 64}, {"key": "elsewhere"}, {"info": {"episodes": []}}]
 )
-def test_a_record_that_was_changed_is_damage_before_anything_is_sealed(store: Store, change: dict[str, Any]) -> None:
+def test_changed_record_is_damaged_data_before_sealing(store: Store, change: dict[str, Any]) -> None:
     commit(store, "stage", "one.bin", b"one", rows=1, episodes=[[0, 1]])
     key = "stage/records/one.bin.json"
     store.write(key, json.dumps({**json.loads(store.read(key)), **change}).encode())

@@ -1,4 +1,4 @@
-"""M: its density against torch.distributions, its bounds, and what it recovers from data."""
+"""M: its density against torch.distributions, its bounds, and the recovery of a known mixture."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def exact(mixture: Mixture, temperature: float = 1.0) -> MixtureSameFamily:
 # ---- architecture
 
 
-def test_the_papers_model_has_the_papers_number_of_parameters() -> None:
+def test_model_of_the_paper_has_its_number_of_parameters() -> None:
     """422,368 in the paper. torch's LSTM has a second bias, 4 x 256, that adds to the first."""
     model = MdnRnn(z_size=32, action_size=3, hidden_size=256, mixtures=5)
     assert sum(p.numel() for p in model.parameters()) == 422_368 + 4 * 256
@@ -73,7 +73,7 @@ def test_shapes_of_a_prediction(kind: Kind, logpi_shape: tuple[int, ...]) -> Non
     torch.testing.assert_close(prediction.mixture.logpi.exp().sum(-1), torch.ones(logpi_shape[:-1]))
 
 
-def test_heads_that_were_not_asked_for_are_not_there() -> None:
+def test_unrequested_heads_do_not_exist() -> None:
     prediction, _ = mdnrnn()(torch.randn(2, 5, Z), torch.randn(2, 5, 2))
     assert prediction.reward is None
     assert prediction.done_logit is None
@@ -81,7 +81,7 @@ def test_heads_that_were_not_asked_for_are_not_there() -> None:
     assert with_heads - sum(p.numel() for p in mdnrnn().parameters()) == 2 * (8 + 1)
 
 
-def test_step_by_step_is_the_same_as_all_at_once() -> None:
+def test_single_steps_equal_the_whole_sequence() -> None:
     model = mdnrnn(reward_head=True)
     z, action = torch.randn(2, 6, Z), torch.randn(2, 6, 2)
     whole, _ = model(z, action)
@@ -93,7 +93,7 @@ def test_step_by_step_is_the_same_as_all_at_once() -> None:
         torch.testing.assert_close(step.reward[:, 0], whole.reward[:, t])
 
 
-def test_a_prediction_depends_on_the_past_and_not_on_the_future() -> None:
+def test_prediction_depends_only_on_the_past() -> None:
     model = mdnrnn()
     z, action = torch.randn(1, 6, Z), torch.randn(1, 6, 2)
     before, _ = model(z, action)
@@ -135,7 +135,7 @@ def test_the_likelihood_is_finite_far_from_every_component(kind: Kind) -> None:
 
 
 def log_sigma_of(raw: Tensor, low: float, high: float) -> Tensor:
-    """What a model makes of these raw outputs, through its own heads."""
+    """The log sigma that a model computes from raw outputs with its own heads."""
     model = mdnrnn(z_size=1, mixtures=1, hidden_size=1, log_sigma_bounds=(low, high))
     with torch.no_grad():
         model.heads.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
@@ -145,9 +145,7 @@ def log_sigma_of(raw: Tensor, low: float, high: float) -> Tensor:
 
 @settings(deadline=None)
 @given(low=st.floats(-10, 5), width=st.floats(0.01, 40))
-def test_log_sigma_stays_within_its_bounds_however_extreme_its_input_and_close_its_bounds(
-    low: float, width: float
-) -> None:
+def test_log_sigma_stays_within_its_bounds_for_any_input(low: float, width: float) -> None:
     high = low + width
     raw = torch.tensor([-1e30, -1e6, -100.0, -1.0, 0.0, 1.0, 100.0, 1e6, 1e30])
     log_sigma = log_sigma_of(raw, low, high).detach()
@@ -219,7 +217,7 @@ def test_a_factored_mixture_picks_a_component_for_each_dimension() -> None:
 
 
 @pytest.mark.parametrize("kind", ["factored", "joint"])
-def test_the_ends_of_the_uniform_range_pick_the_first_and_the_last_component(kind: Kind) -> None:
+def test_ends_of_the_uniform_range_pick_the_outer_components(kind: Kind) -> None:
     mixture = random_mixture(kind)
     for value, component in ((0.0, 0), (1 - 2**-24, K - 1)):
         uniform = torch.full(mixture.logpi.shape[:-1], value)
@@ -257,7 +255,7 @@ def windows(mu: np.ndarray[Any, Any], logvar: float) -> Windows:
 
 @pytest.mark.parametrize("kind", ["factored", "joint"])
 def test_training_recovers_a_known_mixture_from_data(kind: Kind, one_thread: None) -> None:
-    """Latents drawn independently from a mixture: at the optimum M says just that mixture, whatever came before.
+    """Latents drawn independently from a mixture: at the optimum M predicts that mixture after any past.
 
     Part of the spread is in the latents, part in their logvar: z must be sampled from both.
     """
@@ -318,7 +316,7 @@ def some_windows(seed: int = 3) -> Windows:
 
 
 @pytest.mark.skipif(not hardware.runs_lstm(torch.bfloat16), reason="torch computes no LSTM in it on this CPU")
-def test_in_bfloat16_the_loss_is_near_that_in_float32() -> None:
+def test_bfloat16_loss_is_close_to_the_float32_loss() -> None:
     batch = some_windows()
     narrow, wide = (objective("factored", precision=p).losses(batch, 0)["loss"].item() for p in ("bfloat16", "float32"))
     assert narrow != wide
@@ -326,7 +324,7 @@ def test_in_bfloat16_the_loss_is_near_that_in_float32() -> None:
 
 
 @pytest.mark.parametrize("kind", ["factored", "joint"])
-def test_the_training_loss_is_the_masked_mean_of_densities_by_torch_distributions(kind: Kind) -> None:
+def test_training_loss_is_the_masked_mean_of_torch_densities(kind: Kind) -> None:
     batch = some_windows()._replace(logvar=np.full((3, 7, 2), -80.0, np.float32))  # z is mu, to the bit
     fit = objective(kind, reward_weight=0.7, done_weight=2.0, done_positive_weight=10.0)
     losses = fit.losses(batch, 0)
@@ -352,7 +350,7 @@ def test_the_training_loss_is_the_masked_mean_of_densities_by_torch_distribution
     np.testing.assert_allclose(losses["loss"].item(), total, rtol=1e-5)
 
 
-def test_padding_changes_no_loss_and_no_gradient() -> None:
+def test_padding_changes_neither_loss_nor_gradient() -> None:
     batch = some_windows()
     fit = objective(reward_weight=1.0, done_weight=1.0)
 
@@ -374,7 +372,7 @@ def test_padding_changes_no_loss_and_no_gradient() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_a_batch_of_nothing_but_last_rows_has_no_likelihood_and_no_gradient_that_is_not_a_number() -> None:
+def test_batch_of_last_rows_has_zero_likelihood_and_finite_gradients() -> None:
     batch = some_windows()
     fit = objective()
     loss = fit.losses(batch._replace(has_next=np.zeros_like(batch.has_next)), 0)["loss"]
@@ -383,7 +381,7 @@ def test_a_batch_of_nothing_but_last_rows_has_no_likelihood_and_no_gradient_that
     assert all(p.grad is None or not p.grad.any() for p in fit.module.parameters())
 
 
-def test_z_is_sampled_anew_for_each_batch_and_the_same_for_the_same_step() -> None:
+def test_z_is_sampled_per_batch_and_reproducible_per_step() -> None:
     fit, batch = objective(), some_windows()
     assert fit.losses(batch, 1)["loss"] == fit.losses(batch, 1)["loss"]
     assert fit.losses(batch, 1)["loss"] != fit.losses(batch, 2)["loss"]

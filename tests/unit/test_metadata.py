@@ -1,4 +1,4 @@
-"""What the clouds' metadata services say, asked of stand-ins that are real HTTP servers."""
+"""The answers of the clouds' metadata services, from stand-ins that are real HTTP servers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.metadata_server import AwsServer, GcpServer
 WHEN = 1_900_000_120.0  # 2030-03-17T17:48:40Z
 
 
-def test_a_token_that_has_expired_is_renewed(aws: AwsServer) -> None:
+def test_expired_token_is_renewed(aws: AwsServer) -> None:
     cloud = Aws()
     assert cloud.notice() is None
     aws.expire()
@@ -21,14 +21,14 @@ def test_a_token_that_has_expired_is_renewed(aws: AwsServer) -> None:
     assert notice.deadline_s == WHEN
 
 
-def test_a_service_that_refuses_every_token_is_not_asked_for_ever(aws: AwsServer) -> None:
+def test_service_that_refuses_every_token_is_an_error_after_one_retry(aws: AwsServer) -> None:
     aws.faults = [(200, "token"), (401, ""), (200, "token"), (401, "")]
     with pytest.raises(MetadataError, match=r"answered 401 for spot/instance-action"):
         Aws().notice()
     assert len(aws.asked) == 4
 
 
-def test_a_recommendation_to_rebalance_is_a_notice_only_where_it_was_asked_for(aws: AwsServer) -> None:
+def test_rebalance_recommendation_is_a_notice_only_on_request(aws: AwsServer) -> None:
     aws.documents["events/recommendations/rebalance"] = '{"noticeTime": "2026-11-23T06:00:00Z"}'
     assert Aws().notice() is None
     assert Aws(rebalance=True).notice() == Notice(
@@ -40,12 +40,12 @@ def test_a_recommendation_to_rebalance_is_a_notice_only_where_it_was_asked_for(a
     assert notice.deadline_s == WHEN
 
 
-def test_a_migration_of_gcps_is_no_notice(gcp: GcpServer) -> None:
+def test_gcp_migration_is_no_notice(gcp: GcpServer) -> None:
     gcp.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"
     assert Gcp().notice() is None
 
 
-def test_what_is_no_answer_of_gcps_is_no_answer(gcp: GcpServer) -> None:
+def test_invalid_answer_of_gcp_is_an_error(gcp: GcpServer) -> None:
     gcp.values["preempted"] = "<html>"
     with pytest.raises(MetadataError, match=r"answered '<html>' for preempted"):
         Gcp().notice()
@@ -61,13 +61,13 @@ def test_what_is_no_answer_of_gcps_is_no_answer(gcp: GcpServer) -> None:
         ('{"action": "stop", "time": "2026-11-23T06:00:00"}', r"is not a UTC time"),
     ],
 )
-def test_what_is_no_notice_of_awss_is_no_notice(aws: AwsServer, body: str, said: str) -> None:
+def test_invalid_notice_of_aws_is_an_error(aws: AwsServer, body: str, said: str) -> None:
     aws.documents["spot/instance-action"] = body
     with pytest.raises(MetadataError, match=said):
         Aws().notice()
 
 
-def test_a_page_for_a_token_is_no_answer(aws: AwsServer) -> None:
+def test_page_in_place_of_a_token_is_an_error(aws: AwsServer) -> None:
     aws.faults = [(200, "<html>\n</html>\n")]
     with pytest.raises(MetadataError, match="does not answer"):
         Aws().notice()
@@ -82,7 +82,7 @@ def test_a_page_for_a_token_is_no_answer(aws: AwsServer) -> None:
         ("GCE_METADATA_HOST", "http://127.0.0.1"),
     ],
 )
-def test_an_address_that_cannot_be_is_refused_with_the_variables_name(
+def test_invalid_address_is_refused_with_the_variable(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -90,6 +90,6 @@ def test_an_address_that_cannot_be_is_refused_with_the_variables_name(
         Aws() if variable.startswith("AWS") else Gcp()
 
 
-def test_an_address_may_end_with_a_slash(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_may_end_with_a_slash(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"{aws.environment[aws.variable]}/")
     assert Aws().notice() is None

@@ -1,4 +1,4 @@
-"""Metrics: the same points in both views, each once, whatever sessions there were."""
+"""Metrics: the same points in both views, each once, after any sequence of sessions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def crc32c(data: bytes) -> int:
 
 
 def masked(crc: int) -> int:
-    """As TFRecord files store it."""
+    """A checksum in the masked form of TFRecord files."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -74,7 +74,7 @@ def expected(store: Store) -> list[tuple[str, int, Any, float]]:
     ]
 
 
-def test_crc32c_is_the_published_one() -> None:
+def test_crc32c_matches_published_values() -> None:
     assert crc32c(b"123456789") == 0xE3069283
 
 
@@ -93,7 +93,7 @@ def test_both_views_have_the_same_points(store: Store) -> None:
     assert len(points(store)) == 4
 
 
-def test_a_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
+def test_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
     log = MetricsLog(store, "stage")
     row = log.log(1, {"loss": 0.5})
     log.log(2, {"loss": 0.25})
@@ -102,14 +102,12 @@ def test_a_log_returns_its_row_and_keeps_all_rows(store: Store) -> None:
     assert log.rows == lines(store)
 
 
-def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_neither_duplicates_nor_loses_points(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsLog(store, "stage")
     for step in range(1, 6):
         log.log(step, {"loss": 1 / step})
     log.flush()
-    known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 are driven again
+    known = log.rows[:3]  # the checkpoint was of step 3; 4 and 5 run again
     later = time.time() + 100  # the second session's file has another name
     monkeypatch.setattr(time, "time", lambda: later)
     resumed = MetricsLog(store, "stage", known)
@@ -124,8 +122,8 @@ def test_after_a_resume_no_point_is_doubled_and_none_of_those_before_is_lost(
 
 
 @pytest.mark.parametrize("seconds_on", [0, 3, -1000], ids=["at once", "later", "by a clock that is behind"])
-def test_the_file_of_a_later_session_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
-    """TensorBoard reads files in the order of their names, and never goes back."""
+def test_file_of_a_later_session_sorts_last(store: Store, monkeypatch: pytest.MonkeyPatch, seconds_on: int) -> None:
+    """TensorBoard reads files in the order of their names, and never returns to an earlier one."""
     now = time.time()
     names: list[str] = []
     for number in range(3):
@@ -136,7 +134,7 @@ def test_the_file_of_a_later_session_sorts_last(store: Store, monkeypatch: pytes
     assert sorted(names) == names
 
 
-def test_files_of_earlier_sessions_do_not_pile_up(store: Store) -> None:
+def test_number_of_files_of_earlier_sessions_is_bounded(store: Store) -> None:
     for _ in range(12):
         with MetricsLog(store, "stage") as log:
             log.log(1, {"loss": 0.5})
@@ -144,7 +142,7 @@ def test_files_of_earlier_sessions_do_not_pile_up(store: Store) -> None:
     assert points(store) == expected(store)
 
 
-def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> None:
+def test_resume_removes_a_line_truncated_by_a_kill(store: Store) -> None:
     with MetricsLog(store, "stage") as log:
         log.log(1, {"loss": 0.5})
     for key, cut in (("stage/metrics.jsonl", b'{"step": 2, "lo'), (store.list("stage/tensorboard/")[0], b"\x20\x00")):
@@ -154,7 +152,7 @@ def test_a_line_that_a_kill_cut_short_is_gone_after_a_resume(store: Store) -> No
     assert points(store) == expected(store)
 
 
-def test_metrics_begun_anew_touch_nothing_else(store: Store) -> None:
+def test_restarted_metrics_change_no_other_object(store: Store) -> None:
     store.write("stage/data/shard", b"")
     with MetricsLog(store, "stage2") as other:
         other.log(1, {"loss": 0.5})
@@ -167,9 +165,7 @@ def test_metrics_begun_anew_touch_nothing_else(store: Store) -> None:
     assert points(store) == []
 
 
-def test_views_are_written_at_the_end_and_in_between_when_it_is_time(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_views_are_written_at_intervals_and_at_the_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with MetricsLog(store, "stage") as log:

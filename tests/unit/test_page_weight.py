@@ -1,4 +1,4 @@
-"""How heavy the report's page is for those who load it."""
+"""The size of the report's page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.storage.local import LocalStore
 from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 
 
-def test_the_page_of_a_run_like_tiny_is_light(local_store: LocalStore, executor: InProcessExecutor) -> None:
-    """With a real drive of the preset's length, and real frames in the dream."""
+def test_page_of_a_run_like_tiny_is_small(local_store: LocalStore, executor: InProcessExecutor) -> None:
+    """With a real film of the preset's length, and real frames in the dream."""
     tiny = load_config("tiny")
     vae, mdnrnn = weights.new_vae(tiny.agent), weights.new_mdnrnn(tiny.agent, 3)
     rng = np.random.default_rng(0)

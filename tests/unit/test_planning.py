@@ -1,4 +1,4 @@
-"""``world-models plan``: the simulation against bounds and cases that can be reckoned by hand; sums; the command."""
+"""``world-models plan``: the simulation against bounds and hand calculations; sums; the command."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ def small(**evolve: object) -> RunConfig:
     return counting_config({f"evolve.{key}": value for key, value in evolve.items()})
 
 
-def test_a_speed_has_both_rates_that_it_was_made_from() -> None:
+def test_speed_reproduces_its_two_measured_rates() -> None:
     assert 16 / SPEED.step_s(16) == pytest.approx(2184)
     assert 1 / SPEED.step_s(1) == pytest.approx(900)
     assert SPEED.step_s(9) - SPEED.step_s(8) == pytest.approx(SPEED.batch_s + SPEED.lane_s), "a second micro-batch"
 
 
 @pytest.mark.parametrize("override", ["rollouts.lanes=1", "rollouts.micro_batch=1"])
-def test_where_each_lane_is_a_micro_batch_every_lane_costs_the_same(override: str) -> None:
+def test_lanes_cost_the_same_if_each_is_a_micro_batch(override: str) -> None:
     speed = WorkerSpeed.from_rates(load_config("paper", [override]), 500.0, 480.0)
     assert [n / speed.step_s(n) for n in (1, 7, 16)] == pytest.approx([500] * 3)
 
 
 @pytest.mark.parametrize("rates", [(900.0, 901.0), (7300.0, 900.0)])
-def test_rates_that_no_worker_has_are_refused_with_those_expected(rates: tuple[float, float]) -> None:
+def test_impossible_rates_are_refused_with_the_expected_ones(rates: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=f"between {rates[1]:,.0f} and {8 * rates[1]:,.0f} were expected"):
         WorkerSpeed.from_rates(PAPER, *rates)
 
 
-def test_one_worker_as_reckoned_by_hand() -> None:
+def test_one_worker_matches_a_hand_calculation() -> None:
     # Steps 0 to 3 and 3 to 5 with two lanes at 2 s each, 5 to 7 with one at 1.5 s.
-    driven = simulate_rollouts([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
-    assert driven.seconds == driven.busy_s == 5 * 2 + 2 * 1.5
+    simulated = simulate_rollouts([3, 5, 4], 1, TWO_LANES, dispatch_s=0.0)
+    assert simulated.seconds == simulated.busy_s == 5 * 2 + 2 * 1.5
 
 
-def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulation_takes_the_steps_of_a_real_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(population_size=7, episodes=3, common_tracks=False)
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     jobs = training_jobs(config, 1, np.zeros((7, shape.num_parameters)))
@@ -97,34 +97,32 @@ def test_it_takes_the_steps_that_a_real_worker_takes(monkeypatch: pytest.MonkeyP
 
 @settings(deadline=None, max_examples=200)
 @given(Lengths, st.integers(1, 40), Speeds)
-def test_a_drive_keeps_the_bounds_of_every_schedule_and_of_guided_ones(
-    lengths: list[int], workers: int, speed: WorkerSpeed
-) -> None:
-    driven = simulate_rollouts(lengths, workers, speed, dispatch_s=0.0)
-    assert driven.steps == sum(lengths)
+def test_simulated_rollouts_keep_the_bounds_of_schedules(lengths: list[int], workers: int, speed: WorkerSpeed) -> None:
+    simulated = simulate_rollouts(lengths, workers, speed, dispatch_s=0.0)
+    assert simulated.steps == sum(lengths)
     fuzz = 1 + 1e-9
     most = max(n / speed.step_s(n) for n in range(1, speed.lanes + 1))
-    assert driven.busy_s * fuzz >= sum(lengths) / most
-    assert driven.seconds * fuzz >= driven.busy_s / workers
-    assert driven.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode, were it alone"
-    # Whoever ends last was given its last share when nobody was idle; a first share is the largest.
+    assert simulated.busy_s * fuzz >= sum(lengths) / most
+    assert simulated.seconds * fuzz >= simulated.busy_s / workers
+    assert simulated.seconds * fuzz >= max(lengths) * speed.step_s(1), "the longest episode alone"
+    # The last worker to end got its last share while no worker was idle. The first share is the largest.
     first = max(speed.lanes, len(lengths) / (2 * workers)) + 1
     at_worst = max(speed.step_s(n) for n in range(1, speed.lanes + 1))
-    assert driven.seconds <= (driven.busy_s / workers + first * max(lengths) * at_worst) * fuzz
+    assert simulated.seconds <= (simulated.busy_s / workers + first * max(lengths) * at_worst) * fuzz
 
 
 @settings(deadline=None)
 @given(Lengths, st.integers(0, 20))
-def test_with_a_worker_for_each_episode_it_takes_as_long_as_the_longest(lengths: list[int], idle: int) -> None:
-    driven = simulate_rollouts(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
-    assert driven.seconds == pytest.approx(max(lengths) * SPEED.step_s(1))
+def test_one_worker_per_episode_takes_the_time_of_the_longest(lengths: list[int], idle: int) -> None:
+    simulated = simulate_rollouts(lengths, len(lengths) + idle, SPEED, dispatch_s=0.0)
+    assert simulated.seconds == pytest.approx(max(lengths) * SPEED.step_s(1))
 
 
-def test_the_driver_hands_out_one_episode_after_the_other() -> None:
+def test_driver_dispatches_one_episode_after_the_other() -> None:
     assert simulate_rollouts([100] * 50, 60, SPEED, 0.25).seconds == pytest.approx(50 * 0.25 + 100 * SPEED.step_s(1))
 
 
-def test_more_workers_are_faster_and_cost_more() -> None:
+def test_more_workers_are_faster_and_more_expensive() -> None:
     costs = Costs(SPEED, None, dispatch_s=1e-3, overhead_s=0.2)
     plans = [Estimate(PAPER, costs, workers) for workers in (1, *planning.WORKERS)]
     seconds = [plan.seconds for plan in plans]
@@ -137,7 +135,7 @@ def test_more_workers_are_faster_and_cost_more() -> None:
         assert plan.efficiency == pytest.approx(steps / 2184 / plan.workers / plan.seconds)
 
 
-def test_an_evolution_is_the_sum_of_its_generations_validation_and_overhead() -> None:
+def test_evolution_is_the_sum_of_generations_validation_and_overhead() -> None:
     config = small(generations=5, validate_every=2, episodes_from=[{"generation": 3, "episodes": 5}], episode_steps=7)
     speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
     plan = Estimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
@@ -149,11 +147,11 @@ def test_an_evolution_is_the_sum_of_its_generations_validation_and_overhead() ->
     assert plan.seconds == pytest.approx(plan.seconds_until(5) / 5)
 
 
-def test_dollars_are_those_of_all_workers_for_all_the_time() -> None:
+def test_cost_covers_all_workers_for_the_whole_time() -> None:
     assert planning.dollars(workers=256, seconds=900.0, price=0.04) == pytest.approx(256 * 0.25 * 0.04)
 
 
-def test_the_papers_goals_are_the_published_ones_and_others_have_none() -> None:
+def test_only_the_settings_of_the_paper_have_published_goals() -> None:
     curve = PUBLISHED["CarRacing-v3"].curve
     assert planning.goals(PAPER) == [(mean, generation) for generation, mean in curve]
     assert (900.5, 1800) in planning.goals(PAPER)
@@ -178,7 +176,7 @@ def test_drawn_lengths_have_the_mean_and_end_at_the_limit(mean: float) -> None:
     assert max(lengths) <= 1000
 
 
-def test_a_plan_with_drawn_lengths_is_the_same_each_time() -> None:
+def test_plan_with_drawn_lengths_is_reproducible() -> None:
     costs = Costs(SPEED, 700.0, dispatch_s=1e-3, overhead_s=0.2)
     first, second = (Estimate(PAPER, costs, 64).seconds for _ in range(2))
     assert first == second < Estimate(PAPER, Costs(SPEED, None, 1e-3, 0.2), 64).seconds
@@ -193,14 +191,14 @@ def put_run(store: LocalStore, config: RunConfig, env_steps: list[int]) -> None:
     Checkpoints(store, "evolution").save(len(env_steps), state.to_bytes())
 
 
-def test_a_run_tells_how_long_its_training_episodes_are(local_store: LocalStore) -> None:
+def test_lengths_of_training_episodes_come_from_a_run(local_store: LocalStore) -> None:
     config = small(validate_every=2, episodes_from=[{"generation": 3, "episodes": 3}])
     # 8 episodes; 8 and validation; 12 episodes.
     put_run(local_store, config, [80, 1000, 1240])
     assert planning.measured_episode_steps(local_store, config) == (80 + 240) / (8 + 12)
 
 
-def test_a_run_that_does_not_tell_is_refused(local_store: LocalStore) -> None:
+def test_run_without_episode_lengths_is_refused(local_store: LocalStore) -> None:
     config = small(validate_every=1)
     with pytest.raises(StorageError, match="holds no run"):
         planning.measured_episode_steps(local_store, config)
@@ -211,7 +209,7 @@ def test_a_run_that_does_not_tell_is_refused(local_store: LocalStore) -> None:
         planning.measured_episode_steps(local_store, small(stall_steps=60))
 
 
-def test_the_command_shows_a_table_what_it_assumes_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_shows_a_table_its_assumptions_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     given_rates = ["--steps-per-s", "2184", "900", "--dispatch-ms", "2", "--overhead-ms", "0"]
     assert cli.main(["plan", "paper", *given_rates, "--workers", "64", "2048", "--price", "0.04", "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -231,14 +229,14 @@ def test_the_command_shows_a_table_what_it_assumes_and_json(capsys: pytest.Captu
     assert any("generation's episodes, 128 here" in line for line in found["assumptions"])
 
 
-def test_without_a_price_there_are_no_dollars(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_without_a_price_has_no_cost(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "laptop", "--steps-per-s", "2184", "900", "--json"]) == 0
     output = capsys.readouterr().out
     assert "$" not in output
     assert [row["workers"] for row in json.loads(output.splitlines()[-1])["rows"]] == [*planning.WORKERS]
 
 
-def test_unless_given_the_speed_is_measured_on_every_core(
+def test_speed_is_measured_on_every_core_by_default(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("pipeline.base.machine.num_cores", lambda: 6)
@@ -250,7 +248,7 @@ def test_unless_given_the_speed_is_measured_on_every_core(
     assert "6 workers at once)" in output
 
 
-def test_workers_are_measured_in_processes_of_their_own() -> None:
+def test_workers_are_measured_in_separate_processes() -> None:
     rates = bench_lanes.measure_rates(counting_config(), seconds=0.05, workers=2)
     assert all(np.isfinite(rate) and rate > 0 for rate in rates)
 
@@ -266,7 +264,7 @@ def test_workers_are_measured_in_processes_of_their_own() -> None:
         (["--dispatch-ms", "-1"], "--dispatch-ms: -1: a number of 0 or above was expected"),
     ],
 )
-def test_what_cannot_be_is_refused_with_what_was_expected(
+def test_invalid_options_are_refused_with_the_expected_values(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -275,7 +273,7 @@ def test_what_cannot_be_is_refused_with_what_was_expected(
     assert said in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_there_is_refused_before_anything_is_measured(
+def test_missing_run_is_refused_before_any_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench_lanes, "measure_rates", lambda *_: pytest.fail("measured something first"))

@@ -1,4 +1,4 @@
-"""The policies that data is collected with."""
+"""The policies of the stage collect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> N
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_actions_keep_the_bounds_and_come_from_the_stream_alone(policy: str, one_thread: None) -> None:
+def test_actions_keep_the_bounds_and_depend_only_on_the_stream(policy: str, one_thread: None) -> None:
     first = actions(policy, 30)
     assert np.all((CountingEnv.actions.low <= first) & (first <= CountingEnv.actions.high))
     np.random.seed(3)  # noqa: NPY002
@@ -57,8 +57,8 @@ def test_brownian_actions_walk_with_variance_1_in_50_and_stop_at_the_bounds() ->
     assert starts.max() > 0.5
 
 
-def test_a_random_controller_acts_on_noise_with_weights_of_its_episode(one_thread: None) -> None:
-    """Its networks stay finite: numbers that overflow would give one and the same action for ever after."""
+def test_random_controller_uses_noise_and_weights_of_its_episode(one_thread: None) -> None:
+    """The networks stay finite: after an overflow, all actions would be the same."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         episodes = [
@@ -69,7 +69,7 @@ def test_a_random_controller_acts_on_noise_with_weights_of_its_episode(one_threa
         assert len(np.unique(taken, axis=0)) == 12
 
 
-def test_a_random_controllers_scale_is_uniform_below_1_in_100(one_thread: None) -> None:
+def test_scale_of_a_random_controller_is_uniform_below_0_01(one_thread: None) -> None:
     config = counting_config({"vae.z_size": 32, "mdnrnn.hidden_size": 64, "collect.policy": "random-controller"})
     scales = []
     for episode in range(12):

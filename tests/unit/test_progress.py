@@ -1,4 +1,4 @@
-"""Progress on a log: plain lines, the last one always, with a rate that is of this session."""
+"""Progress in a log: plain lines, always a last one, with the rate of this session."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.base.progress import Progress, Update
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_gets_lines_at_intervals_and_one_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("collect", "episode") as show:
         for done in range(1, 26):
             clock.now += 1
@@ -35,28 +35,28 @@ def test_a_log_gets_a_line_now_and_then_and_one_at_the_end(clock: Clock, capsys:
     assert all(line.startswith("collect: ") for line in lines)
 
 
-def test_a_line_has_rate_time_left_and_figures(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_has_rate_time_left_and_metrics(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("train-vae", "step") as show:
         clock.now += 20
         show(Update(1000, 4000, {"loss": "0.5"}))
     assert capsys.readouterr().err == "train-vae: 1,000 of 4,000 steps, 50.0/s, 01:00 left, loss 0.5\n"
 
 
-def test_what_an_earlier_session_did_is_no_part_of_the_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rate_ignores_the_work_of_earlier_sessions(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("evolve", "generation") as show:
         clock.now += 20
         show(Update(110, 200, restored=100))
     assert capsys.readouterr().err == "evolve: 110 of 200 generations, 0.5/s, 03:00 left\n"
 
 
-def test_the_last_line_is_not_said_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_line_is_not_printed_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("encode", "frame") as show:
         clock.now += 20
         show(Update(7, 7))
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_last_line_is_said_after_an_error_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_line_is_printed_after_an_error(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyboardInterrupt), Progress("encode", "frame") as show:
         clock.now += 1
         show(Update(3, 7))
@@ -64,19 +64,19 @@ def test_the_last_line_is_said_after_an_error_too(clock: Clock, capsys: pytest.C
     assert "3 of 7" in capsys.readouterr().err
 
 
-def test_before_anything_is_known_nothing_is_said(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_before_the_first_update(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("encode", "frame"):
         clock.now += 100
     assert capsys.readouterr().err == ""
 
 
-def test_no_rate_is_made_up_where_there_is_none(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_without_new_work_has_a_rate_of_zero(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("encode", "frame") as show:
         show(Update(5, 7, restored=5))
     assert capsys.readouterr().err == "encode: 5 of 7 frames, 0.0/s, ? left\n"
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

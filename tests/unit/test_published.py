@@ -11,7 +11,7 @@ from tests.made_run import make_config, put_data, put_evaluation, put_metrics
 from tests.unit.test_report import RETURNS, read_page, shown, without_pictures
 
 
-def test_published_scores_without_a_curve_stand_alone(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_published_scores_are_shown_without_a_curve(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config(env__id="TakeCover")
     put_data(local_store, config)
     put_metrics(local_store)

@@ -1,4 +1,4 @@
-"""What stages publish for those who watch: everything driven and encoded is counted once, and the rest is as logged."""
+"""Published metrics of stages: all episodes and frames count once, and the rest is as logged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import newest, read_records, require_manifest
 from tests.counting import counting_config
 
-# Prefix to stage, of those that drive an environment.
-DRIVING = {"rollouts": "collect", "evolution": "evolve", "evaluation": "evaluate"}
+# Prefix to stage, for the stages that run episodes.
+RUNS_EPISODES = {"rollouts": "collect", "evolution": "evolve", "evaluation": "evaluate"}
 
 
 class Watched(InProcessExecutor):
-    """Adds up what is counted, and keeps what is measured, by stage."""
+    """Adds up counters and keeps gauges, by stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ def logged(store: LocalStore, prefix: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.read(f"{prefix}/metrics.jsonl").splitlines()]
 
 
-def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalStore) -> None:
+def test_run_publishes_all_its_metrics(watched: Watched, local_store: LocalStore) -> None:
     config = counting_config({"vae.log_every_steps": 1, "mdnrnn.log_every_steps": 1})
     run_stages(config, local_store, watched, STAGES)
 
-    steps = {stage: require_manifest(local_store, stage).info["env_steps"] for stage in DRIVING}
+    steps = {stage: require_manifest(local_store, stage).info["env_steps"] for stage in RUNS_EPISODES}
     evolve = config.evolve
     validated = evolve.generations // evolve.validate_every * evolve.validation_episodes
     evaluated = newest(read_records(local_store, "evaluation"), "episodes-")
@@ -62,8 +62,8 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
         "evolution": evolve.generations * evolve.population_size * evolve.episodes + validated,
         "evaluation": evaluated.rows,
     }
-    assert {prefix: watched.counted[stage] for prefix, stage in DRIVING.items()} == {
-        prefix: {"episodes": episodes[prefix], "env_steps": steps[prefix]} for prefix in DRIVING
+    assert {prefix: watched.counted[stage] for prefix, stage in RUNS_EPISODES.items()} == {
+        prefix: {"episodes": episodes[prefix], "env_steps": steps[prefix]} for prefix in RUNS_EPISODES
     }
     assert watched.counted["encode"] == {"encoded_frames": steps["rollouts"]}
 
@@ -87,9 +87,7 @@ def test_a_run_publishes_all_its_figures(watched: Watched, local_store: LocalSto
         assert {name for metrics in published.values() for name in metrics} == set(get_args(kinds))
 
 
-def test_a_run_that_goes_on_counts_only_what_is_new(
-    watched: Watched, local_store: LocalStore, smoke_config: RunConfig
-) -> None:
+def test_resumed_run_counts_only_new_work(watched: Watched, local_store: LocalStore, smoke_config: RunConfig) -> None:
     run_stages(smoke_config, local_store, InProcessExecutor(), STAGES[:1])
     first = next(iter(read_records(local_store, "rollouts").values()))
     local_store.delete(manifest_key("rollouts"))

@@ -1,4 +1,4 @@
-"""The reference of config keys: up to date, and with words for every key."""
+"""The reference of config keys: up to date, and with a description of every key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.config.reference import PATH, reference
 from pipeline.config.schema import RunConfig
 
 
-def test_the_page_is_the_schemas() -> None:
+def test_page_matches_the_schema() -> None:
     assert PATH.read_text() == reference(), "run `make docs`"
 
 

@@ -1,4 +1,4 @@
-"""Runs that refer to stages of other runs: made once, the same bits, and nothing lost in checks and copies."""
+"""Runs that refer to stages of other runs: equal bits, and complete checks and copies."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def data_of(folder: Path, *prefixes: str) -> list[Path]:
     return [path for prefix in prefixes for path in (folder / prefix).glob("*/*") if path.parent.name == "data"]
 
 
-def test_equal_stages_are_referred_to_and_the_others_are_made_to_the_same_bits(made: Path, tmp_path: Path) -> None:
+def test_equal_stages_are_reused_and_others_computed_with_the_same_bits(made: Path, tmp_path: Path) -> None:
     referring, straight = tmp_path / "referring", tmp_path / "straight"
     run_config(OTHER_EVOLUTION, str(referring), "run", [str(made)])
     run_config(OTHER_EVOLUTION, str(straight), "run")
@@ -60,15 +60,15 @@ def test_equal_stages_are_referred_to_and_the_others_are_made_to_the_same_bits(m
     assert not data_of(referring, *TRAINING), "nothing is copied"
     assert data_of(referring, "evolution", "evaluation")
     for prefix in TRAINING:
-        ours, theirs = (require_manifest(LocalStore(folder), prefix) for folder in (referring, made))
-        assert ours.digest == theirs.digest
-        assert ours.info["reused_from"] == "../made"
-        assert ours.info["seconds"] == theirs.info["seconds"]
+        reference, source = (require_manifest(LocalStore(folder), prefix) for folder in (referring, made))
+        assert reference.digest == source.digest
+        assert reference.info["reused_from"] == "../made"
+        assert reference.info["seconds"] == source.info["seconds"]
     page = (referring / "report" / "index.html").read_text()
     assert "There is no training curve" not in page, "the metrics are there"
 
 
-def test_a_run_of_the_same_config_makes_the_report_alone(made: Path, tmp_path: Path) -> None:
+def test_run_of_the_same_config_only_writes_the_report(made: Path, tmp_path: Path) -> None:
     referring = tmp_path / "referring"
     run_config(config_of(), str(referring), "run", [str(made)])
     assert outcome(referring) == outcome(made)
@@ -76,7 +76,7 @@ def test_a_run_of_the_same_config_makes_the_report_alone(made: Path, tmp_path: P
     assert (referring / "report" / "index.html").exists()
 
 
-def test_one_stage_refers_to_the_inputs_that_it_lacks(made: Path, tmp_path: Path) -> None:
+def test_single_stage_refers_to_its_missing_inputs(made: Path, tmp_path: Path) -> None:
     referring = tmp_path / "referring"
     assert run_config(OTHER_EVOLUTION, str(referring), "evolve", [str(made)]) == 0
     assert [stage.prefix for stage in STAGES if read_manifest(LocalStore(referring), stage.prefix)] == [
@@ -84,12 +84,12 @@ def test_one_stage_refers_to_the_inputs_that_it_lacks(made: Path, tmp_path: Path
     ]  # fmt: skip
 
 
-def test_without_an_equal_stage_the_error_is_as_ever(made: Path, tmp_path: Path) -> None:
+def test_missing_input_without_an_equal_stage_is_an_error(made: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="world-models collect"):
         run_config(config_of(seed=2), str(tmp_path / "referring"), "evolve", [str(made)])
 
 
-def test_a_stage_of_another_cpu_is_not_equal_where_bits_count(
+def test_stage_of_another_cpu_is_not_reused_in_exact_runs(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.run.cpu_kind", lambda: "another")
@@ -100,7 +100,7 @@ def test_a_stage_of_another_cpu_is_not_equal_where_bits_count(
     assert not data_of(tmp_path / "inexact", *TRAINING)
 
 
-def test_a_reference_to_a_reference_leads_to_the_run_that_holds_the_objects(made: Path, tmp_path: Path) -> None:
+def test_reference_to_a_reference_leads_to_the_run_with_the_objects(made: Path, tmp_path: Path) -> None:
     second, third = tmp_path / "second", tmp_path / "third"
     run_config(OTHER_EVOLUTION, str(second), "evolve", [str(made)])
     run_config(OTHER_EVOLUTION, str(third), "evolve", [str(second)])
@@ -110,7 +110,7 @@ def test_a_reference_to_a_reference_leads_to_the_run_that_holds_the_objects(made
     assert {record.run for record in read_records(LocalStore(third), "evolution").values()} == {"../second"}
 
 
-def test_an_interrupted_reference_is_completed(
+def test_interrupted_reference_is_completed(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: InProcessExecutor
 ) -> None:
     store, config = LocalStore(tmp_path / "referring"), config_of()
@@ -126,7 +126,7 @@ def test_an_interrupted_reference_is_completed(
     assert read_manifest(store, "rollouts") is not None
 
 
-def test_a_stage_that_was_referred_to_grows_from_its_checkpoint(
+def test_referenced_stage_is_extended_from_its_checkpoint(
     made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     referring, straight = tmp_path / "referring", tmp_path / "straight"
@@ -136,12 +136,12 @@ def test_a_stage_that_was_referred_to_grows_from_its_checkpoint(
         run_config(longer, str(referring), "evolve")
     assert f"evolve: resuming after generation {config_of().evolve.generations}" in caplog.text
     run_config(longer, str(straight), "evolve", [str(made)])
-    ours, theirs = (require_manifest(LocalStore(folder), "evolution") for folder in (referring, straight))
-    name = max(name for name in ours.records if name.startswith("controllers"))
-    assert ours.records[name].sha256 == theirs.records[name].sha256
+    grown, expected = (require_manifest(LocalStore(folder), "evolution") for folder in (referring, straight))
+    name = max(name for name in grown.records if name.startswith("controllers"))
+    assert grown.records[name].sha256 == expected.records[name].sha256
 
 
-def test_checking_reads_the_other_run(made: Path, tmp_path: Path) -> None:
+def test_check_reads_the_referenced_run(made: Path, tmp_path: Path) -> None:
     referring = tmp_path / "referring"
     run_config(OTHER_EVOLUTION, str(referring), "evolve", [str(made)])
     store = LocalStore(referring)
@@ -156,9 +156,7 @@ def test_checking_reads_the_other_run(made: Path, tmp_path: Path) -> None:
     assert problems and all(f"put the run {made}, to which this one refers, back" in problem for problem in problems)
 
 
-def test_a_source_whose_own_source_is_gone_is_not_reused(
-    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_run_with_a_missing_source_is_not_reused(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     second, third = tmp_path / "second", tmp_path / "third"
     run_config(config_of(), str(second), "train-vae", [str(made)])
     shutil.rmtree(made)
@@ -168,7 +166,7 @@ def test_a_source_whose_own_source_is_gone_is_not_reused(
     assert data_of(third, "rollouts") and not made.exists(), "made again, and nothing is left where the run was"
 
 
-def test_a_run_is_found_through_a_link(made: Path, tmp_path: Path) -> None:
+def test_run_is_found_through_a_symbolic_link(made: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "link"
     link.symlink_to(tmp_path)
@@ -179,7 +177,7 @@ def test_a_run_is_found_through_a_link(made: Path, tmp_path: Path) -> None:
         run_config(config_of(), str(link / "made"), "collect", [str(made)])
 
 
-def test_runs_that_are_moved_together_find_each_other(made: Path, tmp_path: Path) -> None:
+def test_runs_moved_together_still_find_each_other(made: Path, tmp_path: Path) -> None:
     run_config(OTHER_EVOLUTION, str(tmp_path / "referring"), "evolve", [str(made)])
     (tmp_path / "new").mkdir()
     for name in ("made", "referring"):
@@ -187,11 +185,11 @@ def test_runs_that_are_moved_together_find_each_other(made: Path, tmp_path: Path
     assert check_run(LocalStore(tmp_path / "new" / "referring")).problems == []
 
 
-def test_what_another_run_refers_to_is_no_garbage(made: Path, tmp_path: Path) -> None:
+def test_referenced_objects_are_no_garbage(made: Path, tmp_path: Path) -> None:
     referring = tmp_path / "referring"
     run_config(OTHER_EVOLUTION, str(referring), "train-vae", [str(made)])
     store = LocalStore(made)
-    # As after a stage that was removed to be made again.
+    # As if the stage was removed to compute it again.
     for name in read_records(store, "rollouts"):
         store.delete(record_key("rollouts", name))
     store.delete("rollouts/MANIFEST.json")
@@ -210,7 +208,7 @@ def test_what_another_run_refers_to_is_no_garbage(made: Path, tmp_path: Path) ->
     assert own_keys(store, REFERRERS) == []
 
 
-def test_a_copy_is_whole(made: Path, tmp_path: Path, store: Store) -> None:
+def test_copy_includes_referenced_objects(made: Path, tmp_path: Path, store: Store) -> None:
     referring = tmp_path / "referring"
     run_config(OTHER_EVOLUTION, str(referring), "evolve", [str(made)])
     before = {p: require_manifest(LocalStore(referring), p).digest for p in (*TRAINING, "evolution")}

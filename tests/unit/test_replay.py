@@ -1,4 +1,4 @@
-"""Hard tracks again: how often each is drawn, what is remembered of it, and that a resumed run draws the same."""
+"""The replay of hard tracks: their probability, the memory of returns, and equal draws after a resume."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def replaying(**evolution: Any) -> RunConfig:
     return counting_config({f"evolve.{key}": value for key, value in chosen.items()})
 
 
-def driven(jobs: Sequence[RolloutJob], returns: dict[int, list[float]]) -> dict[Any, RolloutResult]:
+def results_with(jobs: Sequence[RolloutJob], returns: dict[int, list[float]]) -> dict[Any, RolloutResult]:
     """Results with these returns, by track and then by candidate."""
     return {job.id: RolloutResult(returns[job.track][job.candidate], 5, False, True) for job in jobs}
 
 
-def test_the_chance_of_a_track_falls_with_the_inverse_of_its_rank() -> None:
+def test_probability_of_a_track_falls_with_its_rank() -> None:
     config = replaying(episodes=2, replayed_tracks=1)
     returns = {1: 300.0, 2: -20.0, 3: 900.0, 4: 10.0}
     counts: Counter[int] = Counter()
@@ -50,7 +50,7 @@ def test_the_chance_of_a_track_falls_with_the_inverse_of_its_rank() -> None:
         assert counts[track] / 6000 == pytest.approx(chance, abs=4 * np.sqrt(chance * (1 - chance) / 6000))
 
 
-def test_no_track_is_drawn_twice_in_a_generation_nor_from_before_the_window() -> None:
+def test_draw_has_distinct_tracks_from_within_the_window() -> None:
     config = replaying(episodes=9, replayed_tracks=5)
     known = [PlayedTrack(track, 1 + track // 10, float(track)) for track in range(100)]
     for generation, eldest in ((11, 8), (12, 9), (13, 10)):
@@ -61,7 +61,7 @@ def test_no_track_is_drawn_twice_in_a_generation_nor_from_before_the_window() ->
     assert sorted(replayed_tracks(config.evolve, config.seed, 2, known[:3])) == [0, 1, 2], "as many as there are"
 
 
-def test_the_draw_depends_on_the_seed_the_generation_and_what_is_known_alone() -> None:
+def test_draw_depends_only_on_seed_generation_and_known_tracks() -> None:
     known = [PlayedTrack(track, 4, float(track * 7 % 20)) for track in range(20)]
     here, there = replaying(), replaying(generations=50, sigma=0.3)
     for generation in range(5, 8):
@@ -73,7 +73,7 @@ def test_the_draw_depends_on_the_seed_the_generation_and_what_is_known_alone() -
     assert replayed_tracks(here.evolve, 9, 5, known) != replayed_tracks(here.evolve, here.seed, 5, known)
 
 
-def test_the_last_episodes_of_all_candidates_are_on_the_replayed_tracks_and_the_others_as_without() -> None:
+def test_only_the_last_episodes_use_the_replayed_tracks() -> None:
     plain = training_jobs(replaying(replayed_tracks=0), 3, CANDIDATES)
     jobs = training_jobs(replaying(), 3, CANDIDATES, [77, 88])
     assert [job.id for job in jobs] == [job.id for job in plain]
@@ -82,7 +82,7 @@ def test_the_last_episodes_of_all_candidates_are_on_the_replayed_tracks_and_the_
     assert len({job.noise_seed for job in jobs}) == 4, "new noise on an old track"
 
 
-def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_within_the_window() -> None:
+def test_memory_holds_the_last_mean_return_of_each_track_in_the_window() -> None:
     config = replaying()
     jobs = training_jobs(config, 5, CANDIDATES, [10, 20])
     new = [job.track for job in jobs[:2]]
@@ -91,7 +91,7 @@ def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_wi
     before = [
         PlayedTrack(10, 3, 500.0), PlayedTrack(20, 3, 600.0), PlayedTrack(30, 3, 700.0), PlayedTrack(40, 2, 0.0),
     ]  # fmt: skip
-    after = {track.track: track for track in remember(config.evolve, before, jobs, driven(jobs, returns))}
+    after = {track.track: track for track in remember(config.evolve, before, jobs, results_with(jobs, returns))}
     assert after == {
         new[0]: PlayedTrack(new[0], 5, 3.0),
         new[1]: PlayedTrack(new[1], 5, 6.0),
@@ -100,10 +100,10 @@ def test_what_is_remembered_is_the_mean_over_the_candidates_of_the_last_drive_wi
         30: PlayedTrack(30, 3, 700.0),
     }
     assert list(after) == sorted(after)
-    assert remember(replaying(replayed_tracks=0).evolve, [], jobs, driven(jobs, returns)) == []
+    assert remember(replaying(replayed_tracks=0).evolve, [], jobs, results_with(jobs, returns)) == []
 
 
-def test_an_evolution_meets_its_hard_tracks_again_and_a_resumed_one_the_same_ones(
+def test_evolution_replays_hard_tracks_also_after_a_resume(
     tmp_path: Any, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     met: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""The report of a small run that is put together through the storage API, against figures worked out here."""
+"""The report of a small run, made with the storage API, against numbers computed here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from tests.made_run import (
     put_metrics,
 )
 
-# The paper's points as issue and paper have them, typed here on their own.
+# The points of the paper's curve, copied here independently of the code.
 PAPER = {25: 823, 50: 867, 200: 880, 500: 891, 1800: 900.5}
 
 RETURNS = {"mean": [100.5, 250.25, 300.0], "best": [120.0, 270.5, 310.0]}
@@ -68,7 +68,7 @@ def read_page(store: Store) -> str:
 
 
 def without_pictures(text: str) -> str:
-    """A page's source without what pictures happen to spell in base64."""
+    """A page's source without the base64 of its pictures."""
     return re.sub(r"data:[^\"]*", "", text)
 
 
@@ -78,7 +78,7 @@ def shown(text: str) -> str:
 
 
 class Links(HTMLParser):
-    """What a page loads, what it leads to, its ids, words for pictures, and whether its tags match."""
+    """The loaded files of a page, its links, ids and texts of pictures, and whether its tags match."""
 
     VOID = frozenset(["meta", "img", "br", "link", "input", "hr"])
 
@@ -117,7 +117,7 @@ class Links(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
 
-def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
+def test_page_needs_no_other_file(made: Any) -> None:
     _, _, text, _, _ = made
     links = Links(text)
     assert links.links and all(link.startswith(("data:", "#")) for link in links.links)
@@ -126,12 +126,12 @@ def test_the_page_needs_nothing_beside_itself(made: Any) -> None:
     assert not {"link", "iframe", "object", "embed"} & set(links.tags)
     assert links.tags.count("svg") == 5
     assert "@import" not in text and text.count("url(") == text.count("url(#")
-    # Addresses stand where a reader may follow them, and nowhere else.
+    # URLs appear only where a reader may follow them.
     words = without_pictures(text).replace("http://www.w3.org/", "")
     assert words.count("http") == len([address for address in links.anchors if "http" in address]) > 0
 
 
-def test_the_page_links_to_sources_and_to_the_runs_files(made: Any) -> None:
+def test_page_links_to_sources_and_files_of_the_run(made: Any) -> None:
     store, figures, text, _, _ = made
     anchors = Links(text).anchors
     assert {link for link in anchors if link.startswith("https:")} == {
@@ -144,7 +144,7 @@ def test_the_page_links_to_sources_and_to_the_runs_files(made: Any) -> None:
     assert {key.split("/")[0] for key in files} >= {"vae", "mdnrnn", "evolution", "evaluation"}
 
 
-def test_no_path_of_the_machine_is_shown(made: Any) -> None:
+def test_page_shows_no_path_of_the_machine(made: Any) -> None:
     store, figures, text, _, _ = made
     for words in (without_pictures(text), json.dumps(figures)):
         assert store.locate() not in words and f"{Path.home()}/" not in words
@@ -152,7 +152,7 @@ def test_no_path_of_the_machine_is_shown(made: Any) -> None:
     assert "world-models run ./config.yaml --run-dir . -o evolve.generations=12" in shown(text)
 
 
-def test_a_run_in_a_bucket_is_named_by_its_address(store: Store, executor: InProcessExecutor) -> None:
+def test_run_in_a_bucket_is_named_by_its_url(store: Store, executor: InProcessExecutor) -> None:
     config = make_config()
     put_data(store, config)
     put_evaluation(store, 6, RETURNS)
@@ -161,7 +161,7 @@ def test_a_run_in_a_bucket_is_named_by_its_address(store: Store, executor: InPro
     assert f"world-models status {where}" in shown(read_page(store))
 
 
-def test_pictures_tell_their_message_in_numbers(made: Any) -> None:
+def test_pictures_have_texts_with_numbers(made: Any) -> None:
     _, figures, text, random_returns, _ = made
     words = Links(text).words
     rows = figures["history"]
@@ -187,7 +187,7 @@ def test_pictures_tell_their_message_in_numbers(made: Any) -> None:
     assert not [text for text in words if not text.strip()]
 
 
-def test_a_random_policy_that_began_anywhere_is_no_baseline_of_laps(made: Any, tmp_path: Path) -> None:
+def test_random_policy_with_random_starts_is_no_baseline(made: Any, tmp_path: Path) -> None:
     store, config = LocalStore(tmp_path), make_config(collect__exploring_starts=0.5)
     put_data(store, config)
     put_metrics(store)
@@ -199,7 +199,7 @@ def test_a_random_policy_that_began_anywhere_is_no_baseline_of_laps(made: Any, t
     assert ("Random policy, mean return" in exploring, "Random policy, mean return" in ordinary) == (False, True)
 
 
-def test_every_figure_is_what_was_put_in(made: Any) -> None:
+def test_report_numbers_match_the_input(made: Any) -> None:
     store, figures, _, random_returns, summary = made
     headline = dict(figures["headline"])
     assert headline.pop("env_steps") == 209 + 6 * 320 + 6 * 40
@@ -233,7 +233,7 @@ def test_every_figure_is_what_was_put_in(made: Any) -> None:
     assert figures["config"] == make_config().model_dump(mode="json")
 
 
-def test_the_page_shows_the_figures(made: Any) -> None:
+def test_page_shows_the_numbers_of_the_report(made: Any) -> None:
     _, _, text, random_returns, _ = made
     words = shown(text)
     assert "<h1><small>Return</small> 233.5 <small>± 100.3</small></h1>" in words  # of 120, 270.5 and 310
@@ -249,7 +249,7 @@ def test_the_page_shows_the_figures(made: Any) -> None:
     assert "population_size: 4" in text
 
 
-def test_the_papers_curve_stands_beside_carracing(made: Any) -> None:
+def test_curve_of_the_paper_is_shown_for_carracing(made: Any) -> None:
     _, figures, text, _, _ = made
     curve = figures["published"]["curve"]
     assert {point["generation"]: point["mean"] for point in curve} == PAPER
@@ -262,7 +262,9 @@ def test_the_papers_curve_stands_beside_carracing(made: Any) -> None:
     assert "they would start at 23,888,889 steps" in shown(text)  # by steps it dwarfs this run
 
 
-def test_an_environment_without_published_numbers(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_report_of_an_environment_without_published_numbers(
+    local_store: LocalStore, executor: InProcessExecutor
+) -> None:
     config = make_config(env__id="elsewhere:Else")
     put_data(local_store, config)
     put_metrics(local_store)
@@ -275,7 +277,7 @@ def test_an_environment_without_published_numbers(local_store: LocalStore, execu
     assert "906" not in words and "World Models, CMA mean" not in words and "1803.10122" not in words
 
 
-def test_what_is_missing_is_said(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_missing_parts_are_named(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config(mdnrnn__init="random", evolve__validate_every=25, name="<b>&amp;")
     put_data(local_store, config)
     put_evaluation(local_store, 6, {"mean": RETURNS["mean"]}, validate_every=25)
@@ -294,7 +296,7 @@ def test_what_is_missing_is_said(local_store: LocalStore, executor: InProcessExe
     assert figures["dream"]["unseen"] is True
 
 
-def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_extended_run_gets_a_new_report(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config()
     put_data(local_store, config)
     put_metrics(local_store)
@@ -310,7 +312,7 @@ def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: 
     assert len(first) == 2 and len(records) == 4 and first.items() <= records.items()
     new = {record.name.rpartition(".")[2]: record for name, record in records.items() if name not in first}
     assert all("-000009-000004-" in record.name for record in new.values())
-    # The same page, but for where its links begin.
+    # The same page, except for the base of its links.
     assert local_store.read(new["html"].key).replace(b"../..", b"..") == read_page(local_store).encode()
     assert read_page(local_store) != first_page
     figures = json.loads(local_store.read("report/report.json"))
@@ -319,13 +321,13 @@ def test_a_run_that_grew_gets_another_report(local_store: LocalStore, executor: 
     assert local_store.read(figures["files"]["the drive as a GIF"]) == b"GIF89a of 000009-000004"
 
 
-def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dream_uses_a_held_out_episode_and_names_its_start(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store, figures, _, random_returns, _ = made
     config = make_config()
     dream = InProcessExecutor().run(film_dream, config, store, resources=Resources(), on_update=lambda update: None)
     assert dream is not None and dream.unseen
 
-    drawn: list[list[int]] = []  # what the training stage itself holds out
+    drawn: list[list[int]] = []  # the episodes that the training stage holds out
 
     def noted(*arguments: Any) -> list[int]:
         drawn.append(held_out_so_far(*arguments))
@@ -353,7 +355,7 @@ def test_the_dream_is_of_an_unseen_episode_and_begins_where_it_says(made: Any, m
     assert figures["dream"]["latent_errors"] == dream.latent_errors
 
 
-def test_no_dream_where_no_episode_has_two_steps(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_report_has_no_dream_if_no_episode_has_two_steps(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config()
     put_data(local_store, config, [1] * 6)
     put_metrics(local_store)
@@ -363,7 +365,7 @@ def test_no_dream_where_no_episode_has_two_steps(local_store: LocalStore, execut
     assert "No collected episode has two steps" in read_page(local_store)
 
 
-def test_an_unfinished_or_damaged_run_is_refused(local_store: LocalStore, executor: InProcessExecutor) -> None:
+def test_unfinished_or_damaged_run_is_refused(local_store: LocalStore, executor: InProcessExecutor) -> None:
     config = make_config()
     put_data(local_store, config)
     with pytest.raises(StorageError, match=r"evolution/MANIFEST\.json is missing"):

@@ -1,4 +1,4 @@
-"""The lane-batched rollout against a plain loop, and its promise: a result depends on its job alone, to the bit."""
+"""The lane-batched rollout against a plain loop: a result depends only on its job, to the bit."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def make_jobs(config: RunConfig, count: int, *, spread: float = 2.0, **changes: 
     ]
 
 
-def drive(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
+def run_jobs(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
     pairs = list(worker.run(jobs))
     results = dict(pairs)
     assert len(pairs) == len(results), "a job has more than one result"
@@ -83,7 +83,7 @@ def drive(worker: RolloutWorker, jobs: Sequence[RolloutJob]) -> Results:
 
 
 def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
-    """One episode as the paper's code drives it: z of the frame; the action from z, c and h; then M's step with it."""
+    """One episode as in the paper's code: z of the frame; the action from z, c and h; then M's step with it."""
     vae, mdnrnn = new_vae(config.agent), new_mdnrnn(config.agent, ACTION_SIZE)
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     noise = np.random.Generator(np.random.PCG64(job.noise_seed))
@@ -122,10 +122,10 @@ def plain_episode(config: RunConfig, job: RolloutJob) -> RolloutResult:
     ids=str,
 )
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_results_are_those_of_a_plain_loop(overrides: dict[str, Any], micro_batch: int) -> None:
+def test_results_equal_a_plain_loop(overrides: dict[str, Any], micro_batch: int) -> None:
     config = counting_config({"rollouts.micro_batch": micro_batch, **overrides})
     jobs = make_jobs(config, 5, max_steps=14)
-    results = drive(make_worker(config), jobs)
+    results = run_jobs(make_worker(config), jobs)
     for job in jobs:
         want = plain_episode(config, job)
         got = results[job.id]
@@ -133,17 +133,17 @@ def test_results_are_those_of_a_plain_loop(overrides: dict[str, Any], micro_batc
         assert got.episode_return == pytest.approx(want.episode_return, abs=2e-4)
 
 
-def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_late() -> None:
-    """What the comparison above rests on: h and z move these returns by far more than its margin."""
+def test_returns_are_sensitive_to_hidden_states_and_noise() -> None:
+    """The comparison above relies on this: h and z change these returns by far more than its tolerance."""
     config = counting_config({"rollouts.micro_batch": 1})
     job = make_jobs(config, 1)[0]
-    (result,) = drive(make_worker(config), [job]).values()
+    (result,) = run_jobs(make_worker(config), [job]).values()
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
     blind = job.parameters.copy()
     weights = blind[: shape.action_size * shape.feature_size].reshape(shape.action_size, shape.feature_size)
     weights[:, config.vae.z_size :] = 0
-    (without_h,) = drive(make_worker(config), [replace(job, parameters=blind)]).values()
-    (other_noise,) = drive(make_worker(config), [replace(job, noise_seed=5)]).values()
+    (without_h,) = run_jobs(make_worker(config), [replace(job, parameters=blind)]).values()
+    (other_noise,) = run_jobs(make_worker(config), [replace(job, noise_seed=5)]).values()
     assert abs(result.episode_return - without_h.episode_return) > 0.01
     assert abs(result.episode_return - other_noise.episode_return) > 0.01
 
@@ -152,40 +152,40 @@ def test_the_plain_loop_would_notice_hidden_states_that_are_ignored_or_a_step_la
 
 
 @pytest.mark.parametrize("features", ["z", "zh", "zch"])
-def test_results_do_not_depend_to_the_bit_on_lanes_order_or_company(features: str) -> None:
+def test_results_do_not_depend_on_lanes_order_or_other_jobs(features: str) -> None:
     overrides = {"controller.features": features, "rollouts.micro_batch": 4}
     config = counting_config(overrides)
     jobs = make_jobs(config, 11)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     assert set(reference) == {job.id for job in jobs}
     assert len({result.steps for result in reference.values()}) > 3
     assert len({result.episode_return for result in reference.values()}) == len(jobs)
 
     for lanes in (1, 3, 8):
         worker = make_worker(counting_config({**overrides, "rollouts.lanes": lanes}))
-        assert drive(worker, jobs) == reference, f"{lanes} lanes"
-        assert drive(worker, jobs[::-1]) == reference, f"{lanes} lanes, reversed"
+        assert run_jobs(worker, jobs) == reference, f"{lanes} lanes"
+        assert run_jobs(worker, jobs[::-1]) == reference, f"{lanes} lanes, reversed"
     worker = make_worker(counting_config({**overrides, "rollouts.lanes": 5}))
     shuffled = [jobs[i] for i in np.random.default_rng(3).permutation(len(jobs))]
     in_parts: Results = {}
     for part in (shuffled[:1], shuffled[1:8], shuffled[8:]):
-        in_parts |= drive(worker, part)
+        in_parts |= run_jobs(worker, part)
     assert in_parts == reference, "in three calls"
     for job in jobs[:4]:
-        assert drive(worker, [job]) == {job.id: reference[job.id]}, "alone"
+        assert run_jobs(worker, [job]) == {job.id: reference[job.id]}, "alone"
 
 
-def test_a_job_driven_again_gives_the_same_bits() -> None:
+def test_repeated_job_gives_the_same_bits() -> None:
     config = counting_config()
     jobs = make_jobs(config, 4)
     worker = make_worker(config)
-    assert drive(worker, jobs) == drive(worker, jobs)
+    assert run_jobs(worker, jobs) == run_jobs(worker, jobs)
 
 
-def test_a_call_that_is_abandoned_leaves_the_worker_fit_for_the_next() -> None:
+def test_worker_works_after_an_abandoned_call() -> None:
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     worker = make_worker(config)
     for wanted in (1, 4):
         running = worker.run(jobs)
@@ -193,14 +193,14 @@ def test_a_call_that_is_abandoned_leaves_the_worker_fit_for_the_next() -> None:
         for _ in range(wanted):
             next(running)
         running.close()
-    assert drive(worker, jobs) == reference
+    assert run_jobs(worker, jobs) == reference
 
 
 def test_no_jobs_give_no_results() -> None:
-    assert drive(make_worker(counting_config()), []) == {}
+    assert run_jobs(make_worker(counting_config()), []) == {}
 
 
-def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_creates_at_most_one_environment_per_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     init = CountingEnv.__init__
 
@@ -213,7 +213,7 @@ def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pyte
     worker = make_worker(config)
     jobs = make_jobs(config, 10)
     for _ in range(3):
-        drive(worker, jobs)
+        run_jobs(worker, jobs)
         abandoned = worker.run(jobs)
         assert isinstance(abandoned, Generator)
         next(abandoned)
@@ -225,7 +225,7 @@ def test_a_worker_makes_no_more_environments_than_it_has_lanes(monkeypatch: pyte
 
 
 class BreakingEnv(CountingEnv):
-    """Breaks in step or reset on a track, once; is good for nothing from then on."""
+    """Raises once in step or reset on a track, and is unusable after that."""
 
     breaks: ClassVar[dict[int, str]] = {}
     made: ClassVar[list[BreakingEnv]] = []
@@ -259,12 +259,12 @@ class BreakingEnv(CountingEnv):
 
 @pytest.mark.parametrize(("where", "said"), [("reset", "in reset"), ("step", "in step 3")])
 @pytest.mark.parametrize("number", [0, 1, 2, 5, 8])
-def test_an_environment_that_raises_is_named_and_not_used_again(
+def test_raising_environment_is_named_and_not_used_again(
     monkeypatch: pytest.MonkeyPatch, where: str, said: str, number: int
 ) -> None:
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     broken = jobs[number]
     monkeypatch.setattr(BreakingEnv, "breaks", {broken.track: where})
     monkeypatch.setattr(BreakingEnv, "made", [])
@@ -278,18 +278,18 @@ def test_an_environment_that_raises_is_named_and_not_used_again(
     )
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.job_id) == (str(caught.value), broken.id)
-    assert drive(worker, jobs) == reference, "the rest of the worker is as it was"
+    assert run_jobs(worker, jobs) == reference, "the rest of the worker is as it was"
     assert [env.closed for env in BreakingEnv.made] == [env.broken for env in BreakingEnv.made]
     assert len(BreakingEnv.made) == config.rollouts.lanes + 1
 
 
-def test_an_action_that_is_no_number_ends_its_episode_and_no_other() -> None:
+def test_nan_action_ends_only_its_own_episode() -> None:
     """The environment never sees it: it might raise anything."""
     config = counting_config()
     jobs = make_jobs(config, 9)
-    reference = drive(make_worker(config), jobs)
+    reference = run_jobs(make_worker(config), jobs)
     broken = replace(jobs[4], parameters=np.full_like(jobs[4].parameters, np.nan))
-    results = drive(make_worker(config), [*jobs[:4], broken, *jobs[5:]])
+    results = run_jobs(make_worker(config), [*jobs[:4], broken, *jobs[5:]])
     ended = results.pop(broken.id)
     assert math.isnan(ended.episode_return) and ended.steps == 0
     del reference[broken.id]
@@ -315,9 +315,9 @@ def still_return(track: int, steps: int) -> float:
     return total
 
 
-def test_a_whole_episode_has_the_environments_end_and_the_sum_of_all_its_rewards() -> None:
+def test_whole_episode_has_the_environments_end_and_the_sum_of_rewards() -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, max_steps=LIMIT + 10))
+    results = run_jobs(make_worker(config), still_jobs(config, max_steps=LIMIT + 10))
     for track in TRACKS:
         result = results["train", 1, 0, track]
         end = own_end(track, LIMIT)
@@ -327,9 +327,9 @@ def test_a_whole_episode_has_the_environments_end_and_the_sum_of_all_its_rewards
 
 
 @pytest.mark.parametrize("max_steps", [1, 5, 8])
-def test_an_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> None:
+def test_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, max_steps=max_steps))
+    results = run_jobs(make_worker(config), still_jobs(config, max_steps=max_steps))
     ways = set()
     for track in TRACKS:
         result = results["train", 1, 0, track]
@@ -343,14 +343,14 @@ def test_an_episode_is_cut_after_max_steps_with_neither_flag(max_steps: int) -> 
 
 
 @pytest.mark.parametrize("stall_steps", [1, 2, 3, 4])
-def test_an_episode_is_cut_after_so_many_steps_in_a_row_without_reward(stall_steps: int) -> None:
+def test_episode_is_cut_after_stall_steps_without_a_reward(stall_steps: int) -> None:
     config = counting_config()
-    results = drive(make_worker(config), still_jobs(config, stall_steps=stall_steps))
+    results = run_jobs(make_worker(config), still_jobs(config, stall_steps=stall_steps))
     ways = set()
     for track in TRACKS:
         result = results["train", 1, 0, track]
         whole, period = episode_length(track, LIMIT), bonus_period(track)
-        # There is a bonus every ``period`` steps: too rare, and the first is never reached; else the count begins anew
+        # There is a bonus every ``period`` steps: too rare, and the first is never reached; else the count restarts
         # with each, and the episode goes to its end.
         stalls = period > stall_steps
         assert result.steps == (min(whole, stall_steps) if stalls else whole)
@@ -362,7 +362,7 @@ def test_an_episode_is_cut_after_so_many_steps_in_a_row_without_reward(stall_ste
 # ---- the rest
 
 
-def test_watch_sees_each_frame_of_a_lone_episode_before_its_step() -> None:
+def test_watch_gets_each_frame_of_a_single_episode_before_its_step() -> None:
     config = counting_config()
     seen: list[tuple[int, int]] = []
 
@@ -372,7 +372,7 @@ def test_watch_sees_each_frame_of_a_lone_episode_before_its_step() -> None:
         seen.append(track_and_step(frame))
 
     job = replace(make_jobs(config, 1)[0], track=61)
-    (result,) = drive(make_worker(config, watch=watch), [job]).values()
+    (result,) = run_jobs(make_worker(config, watch=watch), [job]).values()
     assert seen == [(61, step) for step in range(result.steps)]
 
 
@@ -386,7 +386,7 @@ def test_weights_of_another_config_are_refused() -> None:
         RolloutWorker(config.env, config.agent, to_bytes(new_vae(config.agent)), b"not weights")
 
 
-def test_initial_weights_come_from_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     config = counting_config()
     torch.manual_seed(5)
     first = to_bytes(new_vae(config.agent)), to_bytes(new_mdnrnn(config.agent, ACTION_SIZE))

@@ -1,4 +1,4 @@
-"""Rounds: the agent's own games, V, M and C that train on, and the same promises as for a run of one round."""
+"""Rounds: episodes of the agent, continued training of V, M and C, and the same results after a resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def config_of(count: int = 2, **keys: Any) -> RunConfig:
 
 
 def data_of(store: LocalStore) -> dict[str, bytes]:
-    """All committed data but those that hold times: the report and the history."""
+    """All committed data except those with times: the report and the history."""
     return {
         key: store.read(key)
         for key in own_keys(store)
@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> LocalStore:
-    """A copy of one's own."""
+    """A copy of the finished run for one test."""
     return LocalStore(shutil.copytree(finished, tmp_path / "run"))
 
 
@@ -77,7 +77,7 @@ def agent_of(store: LocalStore) -> EvolvedAgent:
     return EvolvedAgent(vae_weights(store), mdnrnn_weights(store), tensors["mean"], tensors["spread"])
 
 
-def test_episodes_and_shards_are_numbered_throughout() -> None:
+def test_episodes_and_shards_are_numbered_across_rounds() -> None:
     config = config_of(3)
     assert [episodes_of(config, at) for at in rounds_of(config)] == [range(10), range(10, 14), range(14, 18)]
     assert [shards_of(config, at) for at in rounds_of(config)] == [range(4), range(4, 6), range(6, 8)]
@@ -87,25 +87,27 @@ def test_episodes_and_shards_are_numbered_throughout() -> None:
         assert max(map(len, drawn)) <= config.collect.episodes_per_shard
 
 
-def test_one_round_has_the_stages_that_it_always_had() -> None:
+def test_single_round_has_the_usual_stages() -> None:
     assert stages_of(counting_config({"collect.policy": "random-controller"})) == list(STAGES)
     assert [stage.prefix for stage in STAGES] == [
         "rollouts", "vae", "latents", "mdnrnn", "evolution", "evaluation", "report"
     ]  # fmt: skip
 
 
-def test_a_later_round_collects_its_own_episodes_into_its_own_folder(store: LocalStore) -> None:
+def test_later_round_collects_into_its_own_folder(store: LocalStore) -> None:
     config = config_of()
     records = require_manifest(store, "round-002/rollouts").records
     assert sorted(e for record in records.values() for e in episode_steps(record)) == list(episodes_of(config, SECOND))
     for episode in read_episodes(store, *records.values()):
         assert len(episode) == min(episode_length(episode.track, 16), 12)
         assert episode.track == seeding.track(config.seed, config.tracks.training, "collect/track", episode.id)
-    assert require_manifest(store, "round-002/latents").records.keys() == records.keys(), "V stays: old ones are kept"
+    assert require_manifest(store, "round-002/latents").records.keys() == records.keys(), (
+        "V is unchanged, so only new episodes are encoded"
+    )
     assert not (Path(store.root) / "round-002" / "vae").exists()
 
 
-def test_the_agent_of_the_round_before_collects(store: LocalStore) -> None:
+def test_agent_of_the_previous_round_collects(store: LocalStore) -> None:
     config, agent = config_of(), agent_of(store)
     env = make_environment(config.env)
     shape = ControllerShape.of_agent(config.agent, ACTION_SIZE)
@@ -121,7 +123,7 @@ def test_the_agent_of_the_round_before_collects(store: LocalStore) -> None:
         np.testing.assert_array_equal(np.stack(chosen), episode.actions)
 
 
-def test_bursts_hold_one_random_action_and_none_come_at_probability_zero(store: LocalStore) -> None:
+def test_bursts_repeat_one_random_action_and_need_a_probability(store: LocalStore) -> None:
     config, agent = config_of(), agent_of(store)
     env = make_environment(config.env)
     shape, networks = ControllerShape.of_agent(config.agent, ACTION_SIZE), agent.networks(config.agent, ACTION_SIZE)
@@ -139,7 +141,7 @@ def test_bursts_hold_one_random_action_and_none_come_at_probability_zero(store: 
     assert np.ptp(always, axis=0).min() > 0.5 > np.ptp(actions(0.0)[50:], axis=0).max()
 
 
-def test_m_trains_on_from_its_weights_and_c_from_the_last_mean(store: LocalStore) -> None:
+def test_m_continues_from_its_weights_and_c_from_the_last_mean(store: LocalStore) -> None:
     first, second = load(mdnrnn_weights(store)), load(mdnrnn_weights(store, "round-002/mdnrnn"))
     far = max(float(np.abs(first[name] - second[name]).max()) for name in first)
     assert 0 < far < 0.05, "a few steps from where it was"
@@ -151,7 +153,7 @@ def test_m_trains_on_from_its_weights_and_c_from_the_last_mean(store: LocalStore
     assert not {job.track for job in jobs} & {job.track for job in later}, "a round has tracks of its own"
 
 
-def test_what_is_held_out_stays_held_out() -> None:
+def test_held_out_episodes_stay_held_out() -> None:
     config = config_of(3)
     arguments = (0.3, "mdnrnn/held-out")
     first, second = (held_out_so_far(config, at, *arguments) for at in (FIRST, SECOND))
@@ -160,7 +162,7 @@ def test_what_is_held_out_stays_held_out() -> None:
     assert set(held_out_of_round(config, SECOND, *arguments)) <= set(episodes_of(config, SECOND))
 
 
-def test_the_report_and_the_command_show_round_by_round(store: LocalStore) -> None:
+def test_report_and_status_show_each_round(store: LocalStore) -> None:
     figures = json.loads(store.read("report/report.json"))
     assert [row["number"] for row in figures["rounds"]] == [1, 2]
     assert [row["episodes"] for row in figures["rounds"]] == [10, 4]
@@ -176,15 +178,15 @@ def test_the_report_and_the_command_show_round_by_round(store: LocalStore) -> No
     assert summarise_scores(store).splitlines()[0] == "round 1"
 
 
-def test_a_run_that_stops_anywhere_has_the_same_results(store: LocalStore, tmp_path: Path) -> None:
+def test_run_stopped_anywhere_gives_the_same_results(store: LocalStore, tmp_path: Path) -> None:
     stages = stages_of(config_of())
     other = LocalStore(tmp_path / "parts")
-    for count in (3, 7, 9, len(stages)):  # sessions that end after so many stages
+    for count in (3, 7, 9, len(stages)):  # sessions that end after this number of stages
         run_stages(config_of(), other, InProcessExecutor(), stages[:count])
     assert data_of(other) == data_of(store)
 
 
-def test_a_v_that_trains_on_encodes_everything_again(tmp_path: Path) -> None:
+def test_continued_v_encodes_all_episodes_again(tmp_path: Path) -> None:
     config = config_of(2, **{"rounds.vae_epochs": 1})
     store = LocalStore(tmp_path)
     run_stages(config, store, InProcessExecutor())
@@ -197,7 +199,7 @@ def test_a_v_that_trains_on_encodes_everything_again(tmp_path: Path) -> None:
     assert reads["round-002-encode"] == ("rollouts", "round-002/rollouts", "round-002/vae")
 
 
-def test_rounds_can_be_added_to_a_finished_run_and_their_keys_still_chosen(store: LocalStore, tmp_path: Path) -> None:
+def test_finished_run_accepts_more_rounds_with_new_keys(store: LocalStore, tmp_path: Path) -> None:
     alone = LocalStore(tmp_path / "alone")
     run_stages(counting_config(), alone, InProcessExecutor())
     check_same_run(counting_config(), config_of(), "runs/x")
@@ -209,7 +211,7 @@ def test_rounds_can_be_added_to_a_finished_run_and_their_keys_still_chosen(store
         check_same_run(config_of(), config_of(1), "runs/x")
 
 
-def test_an_evolution_that_a_round_was_made_from_cannot_grow_but_the_last_one_can(store: LocalStore) -> None:
+def test_only_the_last_evolution_can_be_extended(store: LocalStore) -> None:
     before = {key: store.read(key) for key in store.list()}
     more: dict[str, Any] = {"evolve.generations": 5, "execution.executor": "in-process"}
     said = r"(?s)evolution cannot grow any more.*round-002/rollouts was made from it.*evolve.generations: 3 -> 5"
@@ -223,7 +225,7 @@ def test_an_evolution_that_a_round_was_made_from_cannot_grow_but_the_last_one_ca
     assert json.loads(store.read("report/report.json"))["tag"].startswith("000003-")
 
 
-def test_a_stages_command_runs_it_in_the_first_round_that_lacks_it(store: LocalStore) -> None:
+def test_stage_command_runs_in_the_first_round_without_the_stage(store: LocalStore) -> None:
     config = config_of(3)
     labels = [stage.label for stage in stages_for(config, store, "collect")]
     assert labels == ["collect", "round-002-collect", "round-003-collect"]
@@ -234,7 +236,7 @@ def test_a_stages_command_runs_it_in_the_first_round_that_lacks_it(store: LocalS
         run_stages(config, store, InProcessExecutor(), stages_for(config, store, "train-mdnrnn"))
 
 
-def test_the_estimate_has_the_later_rounds() -> None:
+def test_estimate_includes_later_rounds() -> None:
     names = [row.stage for row in preflight.estimate(config_of(3))]
     assert names[-1] == "report" and "2: collect" in names and "3: evolve" in names and "2: train-vae" not in names
     assert "2: train-vae" in [row.stage for row in preflight.estimate(config_of(2, **{"rounds.vae_epochs": 2}))]

@@ -1,4 +1,4 @@
-"""The flow: what is skipped, what may be mixed with what, and what is refused before anything is begun."""
+"""The flow of a run: skipped stages, data that must not mix, and refusals before the start."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def _other_bytes_in_the_first_shard(store: LocalStore) -> None:
-    """As if it had been lost and made anew on another machine."""
+    """Replace the shard, as if it had been lost and made again on another machine."""
     record = read_records(store, "rollouts")[shard_name(0)]
     episodes = list(read_episodes(store, record))
     episodes[0].rewards.setflags(write=True)
@@ -39,7 +39,7 @@ def _other_bytes_in_the_first_shard(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("is_sealed", [True, False])
-def test_a_stage_does_not_go_on_from_other_data_than_it_began_with(
+def test_stage_does_not_resume_with_other_data(
     local_store: LocalStore, executor: InProcessExecutor, is_sealed: bool
 ) -> None:
     config = counting_config(SMALL)
@@ -54,9 +54,7 @@ def test_a_stage_does_not_go_on_from_other_data_than_it_began_with(
     assert {key: local_store.read(key) for key in local_store.list("vae/")} == before
 
 
-def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
-    local_store: LocalStore, executor: InProcessExecutor
-) -> None:
+def test_report_of_an_outdated_evaluation_is_refused(local_store: LocalStore, executor: InProcessExecutor) -> None:
     run_stages(counting_config(SMALL), local_store, executor, STAGES[:6])
     grown = counting_config({**SMALL, "evolve.generations": 2})
     run_stages(grown, local_store, executor, [STAGES[4]])
@@ -69,18 +67,18 @@ def test_a_report_of_an_evaluation_that_the_evolution_has_outgrown_is_refused(
 
 
 @pytest.mark.parametrize("section", ["vae", "mdnrnn"])
-def test_a_gpu_that_is_not_there_is_refused(executor: InProcessExecutor, section: str) -> None:
+def test_missing_gpu_is_refused(executor: InProcessExecutor, section: str) -> None:
     with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but there is no GPU here"):
         check_devices(counting_config({f"{section}.device": "cuda"}), executor)
 
 
-def test_auto_says_that_it_comes_to_the_cpu(executor: InProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_logs_that_it_selects_the_cpu(executor: InProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         check_devices(counting_config({"vae.device": "cpu"}), executor)
     assert caplog.messages == ["mdnrnn.device = 'auto': no GPU is available; using the CPU"]
 
 
-def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_unusable_by_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for none in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert resolve_device("auto").type == "cpu"
@@ -90,7 +88,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_silent_cpu(monkeypatch: pytest.Monkey
         resolve_device("auto")
 
 
-def test_a_batch_is_counted_for_the_data_that_there_is() -> None:
+def test_batch_memory_is_limited_by_the_amount_of_data() -> None:
     def needs(**overrides: Any) -> dict[str, float]:
         config = counting_config({key.replace("__", "."): value for key, value in overrides.items()})
         return {row.stage: row.memory_bytes for row in preflight.estimate(config)}
@@ -103,7 +101,7 @@ def test_a_batch_is_counted_for_the_data_that_there_is() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("mdnrnn.batch_size", 10**7), ("vae.batch_size", 10**7), ("collect.episodes_per_shard", 10**7)]
 )
-def test_memory_that_is_not_there_is_refused_with_the_key_that_takes_it(
+def test_missing_memory_is_refused_with_the_responsible_key(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, value: int
 ) -> None:
     monkeypatch.setattr(preflight, "memory_bytes", lambda: 8 * 2**30)
@@ -113,7 +111,7 @@ def test_memory_that_is_not_there_is_refused_with_the_key_that_takes_it(
         preflight.check(config, str(tmp_path))
 
 
-def test_the_plan_counts_what_a_larger_controller_costs() -> None:
+def test_memory_estimate_grows_with_the_controller() -> None:
     def disk(hidden_size: int) -> float:
         plan = preflight.estimate(counting_config({"controller.hidden_size": hidden_size}))
         return next(row.disk_bytes for row in plan if row.stage == "evolve")
@@ -125,7 +123,7 @@ def test_the_plan_counts_what_a_larger_controller_costs() -> None:
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("max 100000", None), ("150000 100000", 1), ("50000 100000", 1)])
-def test_the_quota_of_a_container_limits_the_cores(
+def test_cpu_quota_of_a_container_limits_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int | None
 ) -> None:
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
@@ -134,7 +132,7 @@ def test_the_quota_of_a_container_limits_the_cores(
     assert machine.num_cores() == (expected or unlimited)
 
 
-def test_the_limit_of_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_limit_of_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     unlimited = machine.memory_bytes()
     (tmp_path / "memory.max").write_text("max\n")
@@ -143,7 +141,7 @@ def test_the_limit_of_a_container_limits_the_memory(monkeypatch: pytest.MonkeyPa
     assert machine.memory_bytes() == 2**30
 
 
-def test_a_run_directory_that_goes_with_a_job_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_run_directory_deleted_with_its_job_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = counting_config()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://package.zip"}}')
     with pytest.raises(ConfigError, match=r"--run-dir runs/x: on a cluster this must be s3://bucket/prefix"):

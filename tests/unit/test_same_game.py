@@ -1,4 +1,4 @@
-"""FastCarRacing is Gymnasium's game to the bit: on every track, created or remembered, whoever drives."""
+"""FastCarRacing is Gymnasium's game to the bit: on created and cached tracks, with any driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRACKS, BATCH, STEPS = 30, 10, 100
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
+def empty_track_cache() -> Iterator[None]:
     forget_tracks()
     yield
     forget_tracks()
@@ -35,7 +35,7 @@ def nothing_remembered() -> Iterator[None]:
 
 @pytest.fixture
 def created(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with every track that FastCarRacing lets Gymnasium create, by its number of tiles; 0 for a failure."""
+    """The number of tiles of each track that FastCarRacing lets Gymnasium create; 0 for a failure."""
     tiles: list[int] = []
     original = gymnasiums.CarRacing._create_track
 
@@ -50,7 +50,7 @@ def created(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Pair:
-    """FastCarRacing and Gymnasium's CarRacing in step; all that they give and hold is compared.
+    """FastCarRacing and Gymnasium's CarRacing in step; their results and states are compared.
 
     Args:
         options: of both.
@@ -70,14 +70,14 @@ class Pair:
     def step(self, driver: Driver) -> tuple[float, bool, dict[str, Any]]:
         action = driver(self.plain)
         _, *ours = self.fast.step(action)
-        _, *theirs = self.plain.step(action)
-        assert ours == theirs
+        _, *expected = self.plain.step(action)
+        assert ours == expected
         assert state(self.fast) == state(self.plain)
-        reward, terminated, _, info = theirs
+        reward, terminated, _, info = expected
         return float(reward), bool(terminated), info
 
     def drive(self, driver: Driver, steps: int) -> tuple[float, bool, dict[str, Any]]:
-        """(return, terminated, last info) of up to so many steps."""
+        """(return, terminated, last info) after at most ``steps`` steps."""
         total, terminated, info = 0.0, False, dict[str, Any]()
         for _ in range(steps):
             reward, terminated, info = self.step(driver)
@@ -88,7 +88,7 @@ class Pair:
 
 
 def road(env: Any) -> list[Any]:
-    """All of the track that physics, rewards and drawing go by."""
+    """All data of the track that physics, rewards and drawing use."""
     tiles = [
         (tile.idx, tile.road_visited, tile.road_friction, tile.color.tolist(), tile.fixtures[0].shape.vertices,
          tile.fixtures[0].sensor, tile.userData is tile)
@@ -99,11 +99,11 @@ def road(env: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("first", range(0, TRACKS, BATCH))
-def test_created_and_remembered_tracks_drive_bit_equally_at_random_and_well(first: int, created: list[int]) -> None:
+def test_created_and_cached_tracks_give_the_same_bits(first: int, created: list[int]) -> None:
     pair = Pair()
     tracks = range(first, first + BATCH)
     visited = []
-    # Backwards the second time: other tracks were driven in between, and another one just before.
+    # In reverse order the second time: other tracks come in between, and another one just before.
     for order, offset in ((tracks, 0), (tracks[::-1], 1)):
         for track in order:
             well = (track + offset) % 2 == 1
@@ -116,7 +116,7 @@ def test_created_and_remembered_tracks_drive_bit_equally_at_random_and_well(firs
     assert len(visited) == BATCH
 
 
-def test_a_remembered_track_is_the_created_one(created: list[int]) -> None:
+def test_cached_track_equals_the_created_one(created: list[int]) -> None:
     pair, later = Pair(), Pair()
     for track in (5, 42):
         for times, each in ((1, pair), (2, later)):
@@ -129,7 +129,7 @@ def test_a_remembered_track_is_the_created_one(created: list[int]) -> None:
 
 
 @pytest.mark.parametrize("track", [1, 6])
-def test_whole_laps_are_finished_alike(track: int) -> None:
+def test_whole_laps_end_equally(track: int) -> None:
     pair = Pair()
     for _ in range(2):
         pair.reset(seed=track)
@@ -140,7 +140,7 @@ def test_whole_laps_are_finished_alike(track: int) -> None:
         assert total > 850
 
 
-def test_leaving_the_playfield_ends_alike(created: list[int]) -> None:
+def test_leaving_the_playfield_ends_equally(created: list[int]) -> None:
     pair = Pair()
     for times in range(2):
         pair.reset(seed=11)
@@ -149,7 +149,7 @@ def test_leaving_the_playfield_ends_alike(created: list[int]) -> None:
         assert len(created) == 1, f"time {times}"
 
 
-def test_two_environments_on_one_track_do_not_disturb_each_other(created: list[int]) -> None:
+def test_two_environments_on_one_track_are_independent(created: list[int]) -> None:
     pairs = [Pair(), Pair()]
     drivers: list[Driver] = [GoodDriver(), RandomDriver(0)]
     for pair in pairs:
@@ -165,7 +165,7 @@ def test_two_environments_on_one_track_do_not_disturb_each_other(created: list[i
     assert state(pairs[0].fast) != state(pairs[1].fast)
 
 
-def test_episodes_follow_one_another_without_a_seed(created: list[int]) -> None:
+def test_unseeded_resets_equal_gymnasiums(created: list[int]) -> None:
     pair = Pair()
     for _ in range(2):
         pair.reset(seed=3)
@@ -175,7 +175,7 @@ def test_episodes_follow_one_another_without_a_seed(created: list[int]) -> None:
     assert sum(tiles > 0 for tiles in created) == 4
 
 
-def test_failed_attempts_at_a_track_are_remembered_too(created: list[int]) -> None:
+def test_failed_attempts_at_a_track_are_cached(created: list[int]) -> None:
     pair = Pair()
     pair.reset(seed=313)
     assert [tiles > 0 for tiles in created] == [False, False, True], "Gymnasium finds no closed loop at first"
@@ -187,7 +187,7 @@ def test_failed_attempts_at_a_track_are_remembered_too(created: list[int]) -> No
     assert road(pair.fast) == road(pair.plain)
 
 
-def test_a_forgotten_track_is_created_again(created: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicted_track_is_created_again(created: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(car_racing, "_MAX_TRACKS", 2)
     pair = Pair()
     for track in (1, 4, 1, 6, 1, 4):
@@ -196,7 +196,7 @@ def test_a_forgotten_track_is_created_again(created: list[int], monkeypatch: pyt
     assert sum(tiles > 0 for tiles in created) == 4, "1, 4, 6 and 4 again"
 
 
-def test_random_colours_are_the_same_and_change_nothing_else(created: list[int]) -> None:
+def test_random_colours_are_equal_and_change_nothing_else(created: list[int]) -> None:
     pair = Pair(domain_randomize=True)
     colors = []
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_random_colours_are_the_same_and_change_nothing_else(created: list[int])
 
 
 @pytest.mark.parametrize("driver", [RandomDriver(3, buttons=True), GoodButtonDriver()])
-def test_discrete_actions_drive_alike(driver: Driver) -> None:
+def test_discrete_actions_give_equal_episodes(driver: Driver) -> None:
     pair = Pair(continuous=False)
     assert pair.fast.action_space == pair.plain.action_space
     pair.reset(seed=2)
@@ -221,7 +221,7 @@ def test_discrete_actions_drive_alike(driver: Driver) -> None:
         assert pair.plain.tile_visited_count > 20
 
 
-def test_episodes_are_cut_off_alike_after_a_thousand_steps() -> None:
+def test_episodes_are_truncated_equally_after_1000_steps() -> None:
     fast, plain = gymnasium.make(FAST_ID, view="playfield"), gymnasium.make("CarRacing-v3")
     plain.unwrapped._render = lambda mode: np.zeros((96, 96, 3), np.uint8)
     for env in (fast, plain):
@@ -229,8 +229,8 @@ def test_episodes_are_cut_off_alike_after_a_thousand_steps() -> None:
     action = np.array([0.3, 0.01, 0], np.float32)
     for step in range(1, 1001):
         _, *ours = fast.step(action)
-        _, *theirs = plain.step(action)
-        assert ours == theirs
+        _, *expected = plain.step(action)
+        assert ours == expected
         assert ours[1:3] == [False, step == 1000]
     assert state(fast.unwrapped) == state(plain.unwrapped)
     fast.close()

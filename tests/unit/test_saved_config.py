@@ -1,4 +1,4 @@
-"""The config that a run keeps, read again."""
+"""The config that a run saves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
 
-def test_it_comes_back_as_it_was_with_overrides(store: Store) -> None:
+def test_saved_config_is_read_back_with_overrides(store: Store) -> None:
     config = load_config("smoke")
     store.write(CONFIG, dump(config).encode())
     assert saved_config(store) == config

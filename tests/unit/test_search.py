@@ -1,4 +1,4 @@
-"""CMA-ES behind ask and tell: it finds optima, upwards, the same way each time, and goes on where it was."""
+"""CMA-ES with ask and tell: it finds maxima, is reproducible, and resumes from its state."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ OPTIMUM = np.array([1.0, -2.0, 0.5, 3.0, -0.7, 2.2])
 
 
 def sphere(x: Array) -> Array:
-    """To be made small: squared distance from the optimum, of each row."""
+    """A cost to minimize: squared distance from the optimum, for each row."""
     distances: Array = ((x - OPTIMUM) ** 2).sum(-1)
     return distances
 
 
 def rotated_ellipsoid(x: Array) -> Array:
-    """To be made small: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
+    """A cost to minimize: axes of length 1 to 1,000 (condition 10^6), none along a coordinate."""
     rotation, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((N, N)))
     values: Array = (((x - OPTIMUM) @ rotation) ** 2 * 10.0 ** np.linspace(0, 6, N)).sum(-1)
     return values
@@ -54,8 +54,8 @@ def evolve(search: Search, cost: Objective, generations: int) -> list[Array]:
 # ---- optimisation
 
 
-def test_the_smallest_population_that_a_config_may_have_learns_with_many_parameters() -> None:
-    """Of two, pycma fails in the second generation; with few parameters it does not."""
+def test_smallest_allowed_population_learns_with_many_parameters() -> None:
+    """With a population of two, pycma fails in the second generation if there are many parameters."""
     (least,) = [bound.ge for bound in EvolveConfig.model_fields["population_size"].metadata if hasattr(bound, "ge")]
     search = new_search(n=867, population_size=least)
     for _ in range(6):
@@ -65,7 +65,7 @@ def test_the_smallest_population_that_a_config_may_have_learns_with_many_paramet
 
 
 @pytest.mark.parametrize(("cost", "generations"), [(sphere, 120), (rotated_ellipsoid, 400)])
-def test_it_finds_the_optimum(cost: Objective, generations: int) -> None:
+def test_search_finds_the_optimum(cost: Objective, generations: int) -> None:
     search = new_search()
     assert cost(search.mean) > 1
     evolve(search, cost, generations)
@@ -83,7 +83,7 @@ def test_higher_fitness_is_better() -> None:
     assert down.mean[2] < -1
 
 
-def test_it_starts_at_zero_with_the_step_size_asked_for() -> None:
+def test_search_starts_at_zero_with_the_given_step_size() -> None:
     search = new_search(n=100, sigma=0.3, population_size=64)
     assert not search.mean.any()
     assert search.sigma == 0.3
@@ -95,12 +95,12 @@ def test_it_starts_at_zero_with_the_step_size_asked_for() -> None:
     assert candidates.mean() == pytest.approx(0, abs=0.015)
 
 
-def test_candidates_are_drawn_from_the_mean_sigma_and_covariance_that_it_tells() -> None:
+def test_candidates_follow_the_reported_mean_sigma_and_covariance() -> None:
     search = new_search(population_size=20)
     evolve(search, rotated_ellipsoid, 60)
     clone = Search.from_bytes(search.to_bytes())
     samples = np.concatenate([clone.ask() for _ in range(500)])
-    # Whitened by what it tells, they are standard normal.
+    # Whitened with the reported values, they are standard normal.
     root = np.linalg.cholesky(search.covariance) * search.sigma
     white = np.linalg.solve(root, (samples - search.mean).T).T
     np.testing.assert_allclose(white.mean(0), 0, atol=0.05)  # five standard errors of 10,000
@@ -109,8 +109,8 @@ def test_candidates_are_drawn_from_the_mean_sigma_and_covariance_that_it_tells()
     assert np.abs(correlation - np.eye(N)).max() > 0.3, "the covariance has been adapted"
 
 
-def test_it_never_declares_itself_converged() -> None:
-    """Fitness is noisy and may be flat: the limits of a run are its config's."""
+def test_search_never_reports_convergence() -> None:
+    """Fitness is noisy and may be flat: only the config limits a run."""
     search = new_search(n=3)
     for _ in range(300):
         candidates = search.ask()
@@ -123,7 +123,7 @@ def test_it_never_declares_itself_converged() -> None:
 # ---- determinism
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_else_draws_random_numbers() -> None:
+def test_bits_depend_only_on_the_seed() -> None:
     want = evolve(new_search(), sphere, 15)
     np.random.seed(77)  # noqa: NPY002
     disturbed = new_search()
@@ -145,13 +145,13 @@ def test_another_seed_gives_other_candidates() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 7])
-def test_saved_and_read_back_in_the_middle_it_goes_on_to_the_bit(at: int) -> None:
+def test_saved_search_resumes_to_the_bit(at: int) -> None:
     reference = new_search()
     want = evolve(reference, rotated_ellipsoid, 20)
     search = new_search()
     got = evolve(search, rotated_ellipsoid, at)
     data = search.to_bytes()
-    evolve(search, sphere, 3)  # what goes on in the first one is nothing to the second
+    evolve(search, sphere, 3)  # the first search does not affect the second
     np.random.seed(99)  # noqa: NPY002
     resumed = Search.from_bytes(data)
     got += evolve(resumed, rotated_ellipsoid, 20 - at)
@@ -161,7 +161,7 @@ def test_saved_and_read_back_in_the_middle_it_goes_on_to_the_bit(at: int) -> Non
     assert resumed.sigma == reference.sigma
 
 
-def test_what_is_told_is_not_tied_to_what_is_held() -> None:
+def test_reported_arrays_are_copies() -> None:
     search = new_search()
     search.mean[:] = 7
     search.covariance[:] = 7
@@ -185,7 +185,7 @@ def test_what_is_told_is_not_tied_to_what_is_held() -> None:
     ],
     ids=["one-missing", "one-too-many", "none", "nested", "nan", "inf", "minus-inf"],
 )
-def test_tell_refuses_all_but_one_finite_fitness_per_candidate_and_stays_as_it_was(fitness: list[float]) -> None:
+def test_tell_refuses_invalid_fitness_and_keeps_its_state(fitness: list[float]) -> None:
     search, untouched = new_search(), new_search()
     candidates = search.ask()
     with pytest.raises(ValueError, match=r"expected 10 fitness values|must be finite"):
@@ -204,7 +204,7 @@ def test_tell_refuses_a_part_of_the_population() -> None:
 
 
 def test_fitness_belongs_to_its_candidate() -> None:
-    """Telling the same pairs in another order leads to the same place; telling them mixed up does not."""
+    """The order of the pairs does not matter, but a wrong assignment does."""
     searches = [new_search() for _ in range(3)]
     for search, order in zip(searches, ("kept", "both", "mixed"), strict=True):
         candidates = search.ask()
@@ -241,7 +241,7 @@ def make_state() -> EvolutionState:
     return state
 
 
-def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
+def test_saved_state_is_complete_and_its_search_resumes_to_the_bit() -> None:
     state = make_state()
     back = EvolutionState.from_bytes(state.to_bytes())
     assert back.history == state.history
@@ -259,7 +259,7 @@ def test_a_state_is_read_back_whole_and_its_search_goes_on_to_the_bit() -> None:
     assert [a.tobytes() for a in got] == [b.tobytes() for b in want]
 
 
-def test_a_state_before_any_validation_has_no_best() -> None:
+def test_state_before_a_validation_has_no_best() -> None:
     back = EvolutionState.from_bytes(EvolutionState(new_search()).to_bytes())
     assert back.best is None
     assert back.best_generation is None
@@ -267,7 +267,7 @@ def test_a_state_before_any_validation_has_no_best() -> None:
     assert back.generation == 0
 
 
-def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
+def test_mean_sigma_and_c_are_readable_with_plain_numpy() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes()), allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["mean"], state.search.mean)
@@ -278,7 +278,7 @@ def test_mean_sigma_and_c_are_there_for_plain_numpy() -> None:
         assert json.loads(arrays["progress"].tobytes())["history"][1]["generation"] == 2
 
 
-def test_progress_is_read_without_unpickling_anything() -> None:
+def test_progress_is_read_without_unpickling() -> None:
     state = make_state()
     with np.load(io.BytesIO(state.to_bytes())) as arrays:
         parts = dict(arrays)

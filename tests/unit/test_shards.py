@@ -1,4 +1,4 @@
-"""Shards: every column and type as in the row contract, read back to the bit, and damage never read as data."""
+"""Shards: columns and types of the row contract, read back to the bit; damage is always detected."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def episode(identity: int, steps: int, *, action_size: int = 3) -> Episode:
 
 def latents(identity: int, steps: int, *, z_size: int = 5) -> LatentEpisode:
     rng = np.random.default_rng([identity, steps, 1])
-    drive = episode(identity, steps)
+    source = episode(identity, steps)
     return LatentEpisode(
         identity,
-        drive.track,
+        source.track,
         rng.standard_normal((steps, z_size), np.float32),
         rng.standard_normal((steps, z_size), np.float32),
-        drive.actions,
-        drive.rewards,
-        drive.terminated,
-        drive.truncated,
+        source.actions,
+        source.rewards,
+        source.terminated,
+        source.truncated,
     )
 
 
@@ -71,7 +71,7 @@ def committed(store: Store, data: bytes) -> Record:
 
 
 def assert_same(a: Episode | LatentEpisode, b: Episode | LatentEpisode) -> None:
-    """Equal to the bit, types and shapes included."""
+    """Check equality to the bit, including types and shapes."""
     assert type(a) is type(b)
     for field in fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)
@@ -82,13 +82,13 @@ def assert_same(a: Episode | LatentEpisode, b: Episode | LatentEpisode) -> None:
         assert left.tobytes() == right.tobytes(), field.name
 
 
-def test_episodes_come_back_to_the_bit_in_order(store: Store) -> None:
+def test_episodes_are_read_back_to_the_bit_in_order(store: Store) -> None:
     record = committed(store, episodes_to_bytes(EPISODES))
     for written, read in zip(EPISODES, read_episodes(store, record), strict=True):
         assert_same(written, read)
 
 
-def test_latents_come_back_to_the_bit_in_order(store: Store) -> None:
+def test_latents_are_read_back_to_the_bit_in_order(store: Store) -> None:
     record = committed(store, latents_to_bytes(LATENTS))
     for written, read in zip(LATENTS, read_latents(store, record), strict=True):
         assert_same(written, read)
@@ -100,7 +100,7 @@ def test_latents_come_back_to_the_bit_in_order(store: Store) -> None:
     flags=st.lists(st.booleans(), min_size=2, max_size=2),
     identity=st.integers(0, 2**62),
 )
-def test_any_float_and_any_flag_survives(
+def test_all_floats_and_flags_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, values: list[float], flags: list[bool], identity: int
 ) -> None:
     store = LocalStore(tmp_path_factory.mktemp("run"))
@@ -116,7 +116,7 @@ def test_any_float_and_any_flag_survives(
     assert_same(written, read)
 
 
-def test_arrays_that_are_not_contiguous_are_written_as_they_read(store: Store) -> None:
+def test_non_contiguous_arrays_are_written_correctly(store: Store) -> None:
     whole = episode(1, 20)
     rows = ("frames", "actions", "rewards", "terminated", "truncated")
     thinned = replace(whole, **{name: getattr(whole, name)[::2] for name in rows}, final_frame=whole.final_frame[::-1])
@@ -124,7 +124,7 @@ def test_arrays_that_are_not_contiguous_are_written_as_they_read(store: Store) -
     assert_same(read, replace(thinned, frames=thinned.frames.copy()))
 
 
-def test_frames_are_read_for_the_wanted_episodes_only(store: Store) -> None:
+def test_frames_are_read_only_for_the_wanted_episodes(store: Store) -> None:
     record = committed(store, episodes_to_bytes(EPISODES))
     frames = list(read_frames(store, [record], {30, 32, 99}))
     assert [len(f) for f in frames] == [7, 12]
@@ -134,12 +134,12 @@ def test_frames_are_read_for_the_wanted_episodes_only(store: Store) -> None:
     assert list(read_frames(store, [record], set())) == []
 
 
-def test_the_same_episodes_give_the_same_bytes() -> None:
+def test_same_episodes_give_the_same_bytes() -> None:
     assert episodes_to_bytes(EPISODES) == episodes_to_bytes(EPISODES)
     assert latents_to_bytes(LATENTS) == latents_to_bytes(LATENTS)
 
 
-def test_episode_steps_come_from_the_record_alone(store: Store) -> None:
+def test_episode_steps_come_from_the_record_only(store: Store) -> None:
     record = committed(store, episodes_to_bytes(EPISODES))
     store.delete(record.key)
     assert list(episode_steps(read_records(store, "rollouts")[shard_name(0)]).items()) == [(30, 7), (31, 1), (32, 12)]
@@ -152,7 +152,7 @@ def opened(data: bytes) -> pq.ParquetFile:
     return pq.ParquetFile(io.BytesIO(data))
 
 
-def test_the_schema_of_a_shard_of_frames_is_the_row_contract() -> None:
+def test_schema_of_frame_shards_follows_the_row_contract() -> None:
     schema = opened(episodes_to_bytes(EPISODES)).schema_arrow
     assert [(field.name, field.type) for field in schema] == [
         ("episode_id", pa.int64()),
@@ -167,7 +167,7 @@ def test_the_schema_of_a_shard_of_frames_is_the_row_contract() -> None:
     ]
 
 
-def test_the_schema_of_a_shard_of_latents_is_the_row_contract() -> None:
+def test_schema_of_latent_shards_follows_the_row_contract() -> None:
     schema = opened(latents_to_bytes(LATENTS)).schema_arrow
     assert [(field.name, field.type) for field in schema] == [
         ("episode_id", pa.int64()),
@@ -183,7 +183,7 @@ def test_the_schema_of_a_shard_of_latents_is_the_row_contract() -> None:
 
 
 @pytest.mark.parametrize("data", [episodes_to_bytes(EPISODES), latents_to_bytes(LATENTS)], ids=["frames", "latents"])
-def test_there_is_one_zstd_row_group_an_episode_and_steps_count_from_0(data: bytes) -> None:
+def test_each_episode_is_one_zstd_row_group_with_steps_from_0(data: bytes) -> None:
     file = opened(data)
     assert file.num_row_groups == len(LENGTHS)
     for group, (identity, steps) in enumerate(zip((30, 31, 32), LENGTHS, strict=True)):
@@ -195,14 +195,14 @@ def test_there_is_one_zstd_row_group_an_episode_and_steps_count_from_0(data: byt
         assert table["step"].to_pylist() == list(range(steps))
 
 
-def test_an_episode_longer_than_a_default_row_group_stays_one() -> None:
+def test_episode_longer_than_a_default_row_group_has_one_row_group() -> None:
     steps = 1_100_000  # pyarrow's default row group has 1,048,576 rows at most
     vectors, flags = np.zeros((steps, 1), np.float32), np.zeros(steps, np.bool_)
     long = LatentEpisode(1, 2, vectors, vectors, vectors, vectors[:, 0], flags, flags)
     assert opened(latents_to_bytes([long])).num_row_groups == 1
 
 
-def test_a_frame_is_row_major_rgb_for_any_reader() -> None:
+def test_frame_is_row_major_rgb_for_any_reader() -> None:
     pixels = np.zeros((1, 64, 64, 3), np.uint8)
     pixels[0, 2, 5] = (10, 20, 30)  # row 2, column 5
     written = replace(episode(0, 1), frames=pixels)
@@ -212,7 +212,7 @@ def test_a_frame_is_row_major_rgb_for_any_reader() -> None:
     assert sum(frame) == 60
 
 
-def test_the_frame_after_the_last_action_is_in_the_last_row_of_its_episode_alone() -> None:
+def test_only_the_last_row_has_the_frame_after_the_last_action() -> None:
     table = opened(episodes_to_bytes(EPISODES)).read()
     last = np.cumsum(LENGTHS) - 1
     for row, value in enumerate(table["final_frame"].to_pylist()):
@@ -220,7 +220,7 @@ def test_the_frame_after_the_last_action_is_in_the_last_row_of_its_episode_alone
         assert value == expected, row
 
 
-def test_a_shard_says_in_its_metadata_how_to_read_its_rows() -> None:
+def test_shard_metadata_describes_how_to_read_the_rows() -> None:
     frames = json.loads(opened(episodes_to_bytes(EPISODES)).metadata.metadata[DESCRIPTION_KEY.encode()])
     assert (frames["frame"]["shape"], frames["frame"]["dtype"]) == ([64, 64, 3], "uint8")
     for name in ("action", "track", "step", "reward", "terminated", "truncated", "frame", "final_frame"):
@@ -230,11 +230,11 @@ def test_a_shard_says_in_its_metadata_how_to_read_its_rows() -> None:
     assert "mu and logvar" in latents["rows"]
 
 
-def test_trailing_zeros_of_a_frame_are_lost_to_numpy_bytes_as_the_metadata_says() -> None:
+def test_metadata_warns_that_numpy_bytes_drop_trailing_zeros() -> None:
     dark = np.zeros((1, 64, 64, 3), np.uint8)
     dark[0, 0, 0] = 255
     column = opened(episodes_to_bytes([replace(episode(0, 1), frames=dark)])).read()["frame"]
-    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3  # why the metadata says so
+    assert len(np.array(column.to_pylist(), "S12288")[0]) == 3  # the reason for the warning in the metadata
     read = np.frombuffer(column[0].as_py(), "uint8").reshape(64, 64, 3)
     np.testing.assert_array_equal(read, dark[0])
 
@@ -242,7 +242,7 @@ def test_trailing_zeros_of_a_frame_are_lost_to_numpy_bytes_as_the_metadata_says(
 # ---- damage
 
 
-def test_a_shard_whose_bytes_changed_is_refused_with_the_file_named(store: Store) -> None:
+def test_changed_shard_is_refused_with_its_file_name(store: Store) -> None:
     data = episodes_to_bytes(EPISODES)
     record = committed(store, data)
     middle = len(data) // 2
@@ -253,7 +253,7 @@ def test_a_shard_whose_bytes_changed_is_refused_with_the_file_named(store: Store
         assert store.locate(record.key) in str(error.value)
 
 
-def test_a_missing_shard_is_refused_with_the_file_named(store: Store) -> None:
+def test_missing_shard_is_refused_with_its_file_name(store: Store) -> None:
     record = committed(store, latents_to_bytes(LATENTS))
     store.delete(record.key)
     with pytest.raises(DamagedDataError, match="is missing") as error:
@@ -262,12 +262,12 @@ def test_a_missing_shard_is_refused_with_the_file_named(store: Store) -> None:
 
 
 def as_if_committed(record: Record, data: bytes) -> Record:
-    """A record that vouches for other bytes, as one made from bytes damaged in memory would."""
+    """A record of changed bytes, as if they were damaged in memory before the commit."""
     return replace(record, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def test_page_checksums_catch_what_the_record_vouches_for(store: Store) -> None:
-    """Bytes that were damaged before they were committed: only the checksums inside the file can tell."""
+def test_page_checksums_find_damage_that_the_record_includes(store: Store) -> None:
+    """For bytes damaged before their commit, only the checksums inside the file show the damage."""
     data = latents_to_bytes(LATENTS)
     record = committed(store, data)
     column = opened(data).metadata.row_group(2).column(3)
@@ -281,7 +281,7 @@ def test_page_checksums_catch_what_the_record_vouches_for(store: Store) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PAR1", b"not Parquet at all, whatever its checksum says"])
-def test_what_is_not_parquet_is_refused_with_the_file_named(store: Store, damaged: bytes) -> None:
+def test_file_that_is_not_parquet_is_refused_with_its_name(store: Store, damaged: bytes) -> None:
     record = committed(store, latents_to_bytes(LATENTS))
     store.write(record.key, damaged)
     with pytest.raises(DamagedDataError) as error:
@@ -289,7 +289,7 @@ def test_what_is_not_parquet_is_refused_with_the_file_named(store: Store, damage
     assert store.locate(record.key) in str(error.value)
 
 
-def test_readers_go_by_the_record_and_not_by_what_lies_in_the_folder(store: Store) -> None:
+def test_readers_use_the_record_and_not_the_folder_listing(store: Store) -> None:
     record = committed(store, episodes_to_bytes(EPISODES))
     store.write("rollouts/data/shard-00001-0123456789ab.parquet", episodes_to_bytes([episode(99, 3)]))
     store.write("rollouts/data/shard-00000-ffffffffffff.parquet", b"an upload that was never finished")

@@ -1,4 +1,4 @@
-"""The spot watcher against stand-ins of the clouds' metadata services, which are real HTTP servers."""
+"""The spot watcher with stand-ins for the clouds' metadata services, which are real HTTP servers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ WHEN = 1_900_000_120.0
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, float | None]]:
-    """Who was drained, where, why and until when; this machine's Ray node is this process."""
+def drains(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, float | None]]:
+    """The drain calls: node, cluster, reason and deadline. This process stands in for the Ray node."""
     drained: list[tuple[str, str, str, float | None]] = []
 
     def drain(node_id: str, cluster_address: str, *, reason: str, deadline_s: float | None) -> None:
@@ -46,7 +46,7 @@ def as_if_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spot, "_check", lambda _: None)
 
 
-def nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_services_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{port}")
@@ -64,7 +64,7 @@ class Watching:
             self.notice = spot.await_notice(clouds, lives, poll_s=poll_s)
             self.over = True
 
-        self._thread = threading.Thread(target=watch, daemon=True)  # a failing test leaves it running
+        self._thread = threading.Thread(target=watch, daemon=True)  # a failed test leaves it running
         self._thread.start()
 
     def end(self) -> Notice | None:
@@ -73,15 +73,15 @@ class Watching:
         return self.notice
 
 
-def asked_more(server: MetadataServer, times: int) -> None:
-    """Wait until a server was asked so many times more."""
+def wait_for_requests(server: MetadataServer, times: int) -> None:
+    """Wait until a server has got ``times`` more requests."""
     before = len(server.asked)
     wait_for(lambda: len(server.asked) >= before + times)
 
 
-def test_aws_is_asked_with_a_token_until_there_is_a_notice_with_its_time(aws: AwsServer) -> None:
+def test_aws_is_polled_with_a_token_until_a_notice(aws: AwsServer) -> None:
     watching = Watching(Aws())
-    asked_more(aws, 5)
+    wait_for_requests(aws, 5)
     assert not watching.over
     aws.interrupt("terminate", WHEN)
     assert watching.end() == Notice("AWS will terminate this spot instance at 2030-03-17T17:48:40Z", WHEN)
@@ -97,9 +97,9 @@ def test_aws_is_asked_with_a_token_until_there_is_a_notice_with_its_time(aws: Aw
         ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE", "GCP ends this machine for host maintenance", 60),
     ],
 )
-def test_gcp_is_asked_until_there_is_a_notice(gcp: GcpServer, name: str, value: str, what: str, seconds: float) -> None:
+def test_gcp_is_polled_until_a_notice(gcp: GcpServer, name: str, value: str, what: str, seconds: float) -> None:
     watching = Watching(Gcp())
-    asked_more(gcp, 5)
+    wait_for_requests(gcp, 5)
     assert not watching.over
     before = time.time()
     gcp.values[name] = value
@@ -112,16 +112,16 @@ def test_gcp_is_asked_until_there_is_a_notice(gcp: GcpServer, name: str, value: 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 302])
 @pytest.mark.parametrize("which", ["aws", "gcp"])
-def test_errors_of_the_service_are_waited_out(
+def test_watcher_waits_through_service_errors(
     which: str, status: int, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cluster.spot")
     server = request.getfixturevalue(which)
     watching = Watching(Aws() if which == "aws" else Gcp())
-    asked_more(server, 4)
+    wait_for_requests(server, 4)
     server.faults = [(status, "not now")] * 8
     wait_for(lambda: not server.faults)
-    asked_more(server, 4)
+    wait_for_requests(server, 4)
     assert not watching.over
     if which == "aws":
         server.interrupt("terminate", WHEN)
@@ -133,24 +133,22 @@ def test_errors_of_the_service_are_waited_out(
     assert "the metadata service answers again" in messages
 
 
-def test_a_service_that_hangs_is_given_up_on_after_a_moment_and_asked_again(
-    aws: AwsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_request_times_out_and_is_repeated(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "_TIMEOUT_S", 0.2)
     watching = Watching(Aws())
-    asked_more(aws, 4)
+    wait_for_requests(aws, 4)
     aws.faults = [None, None]
     wait_for(lambda: not aws.faults)
     aws.interrupt("terminate", WHEN)
     assert watching.end() is not None
 
 
-def test_a_service_that_is_away_for_a_moment_is_waited_for(
+def test_watcher_waits_through_a_short_absence_of_the_service(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloud = Aws()
     watching = Watching(cloud)
-    asked_more(aws, 4)
+    wait_for_requests(aws, 4)
     port = cloud._service._port
     cloud._service._port = 1
     wait_for(lambda: "Connection refused" in caplog.text)
@@ -160,31 +158,31 @@ def test_a_service_that_is_away_for_a_moment_is_waited_for(
 
 
 @pytest.mark.parametrize("faults", [[], [(500, "")] * 100])
-def test_between_two_looks_it_sleeps(aws: AwsServer, faults: list[Answer | None]) -> None:
+def test_watcher_sleeps_between_two_requests(aws: AwsServer, faults: list[Answer | None]) -> None:
     ended = threading.Event()
     watching = Watching(Aws(), poll_s=0.1, lives=lambda: not ended.is_set())
-    asked_more(aws, 3)
+    wait_for_requests(aws, 3)
     aws.faults = faults
     before, began = len(aws.asked), time.monotonic()
-    asked_more(aws, 8)
+    wait_for_requests(aws, 8)
     assert len(aws.asked) - before <= (time.monotonic() - began) / 0.1 + 1
     ended.set()
     assert watching.end() is None
 
 
-def test_it_ends_with_its_ray_node(aws: AwsServer) -> None:
+def test_watcher_ends_with_its_ray_node(aws: AwsServer) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = process_started(process.pid)
     assert started is not None
     node = nodes.LocalNode("ab" * 28, "127.0.0.1:1", process.pid, started)
     watching = Watching(Aws(), lives=node.lives)
-    asked_more(aws, 3)
+    wait_for_requests(aws, 3)
     assert not watching.over
     process.communicate(b"\n")
     assert watching.end() is None
 
 
-def test_a_process_of_the_same_number_is_another_node() -> None:
+def test_process_with_a_reused_pid_is_another_node() -> None:
     started = process_started(os.getpid())
     assert started is not None
     assert nodes.LocalNode("ab" * 28, "127.0.0.1:1", os.getpid(), started).lives()
@@ -192,10 +190,10 @@ def test_a_process_of_the_same_number_is_another_node() -> None:
 
 
 @pytest.mark.parametrize("which", ["aws", "gcp"])
-def test_which_cloud_it_is_shows_in_who_answers(
-    which: str, monkeypatch: pytest.MonkeyPatch, told: list[tuple[str, str, str, float | None]]
+def test_cloud_is_identified_by_its_answer(
+    which: str, monkeypatch: pytest.MonkeyPatch, drains: list[tuple[str, str, str, float | None]]
 ) -> None:
-    """Both clouds' services are at one address, and each answers the other's questions with an error."""
+    """Both clouds' services have one address, and each answers the other's requests with an error."""
     with ExitStack() as stack:
         server: AwsServer | GcpServer
         if which == "aws":
@@ -208,32 +206,32 @@ def test_which_cloud_it_is_shows_in_who_answers(
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{place}")
         monkeypatch.setenv("GCE_METADATA_HOST", place)
         assert spot.main(["--poll-s", "0.01"]) == 0
-        ((node_id, address, reason, deadline_s),) = told
+        ((node_id, address, reason, deadline_s),) = drains
         assert (node_id, address) == (NODE.id, NODE.cluster_address)
         assert reason.startswith(which.upper())
         assert deadline_s is not None
 
 
-def test_where_there_is_no_cloud_it_says_so_and_ends(
+def test_watcher_ends_with_a_message_outside_a_cloud(
     monkeypatch: pytest.MonkeyPatch,
-    told: list[tuple[str, str, str, float | None]],
+    drains: list[tuple[str, str, str, float | None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    nobody_there(monkeypatch)
+    make_services_unreachable(monkeypatch)
     assert spot.main(["--poll-s", "0.01"]) == 2
-    assert told == []
+    assert drains == []
     (message,) = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
     assert "no metadata service answers here (AWS: http://127.0.0.1:" in message
     assert "GCP: http://127.0.0.1:" in message
 
 
-def test_a_service_that_comes_up_a_moment_later_is_found(aws: AwsServer) -> None:
+def test_service_that_starts_later_is_found(aws: AwsServer) -> None:
     aws.faults = [(503, "")] * 4
     aws.interrupt("terminate", WHEN)
     assert Watching(Aws()).end() is not None
 
 
-def test_the_cluster_is_told_again_until_it_has_heard(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drain_is_repeated_until_the_cluster_accepts_it(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
     def drain(*_: object, **__: object) -> None:
@@ -249,7 +247,7 @@ def test_the_cluster_is_told_again_until_it_has_heard(aws: AwsServer, monkeypatc
 
 
 @pytest.mark.parametrize("gone", ["the time", "the node"])
-def test_the_cluster_is_told_no_longer_than_it_matters(
+def test_drain_is_not_repeated_after_its_deadline(
     aws: AwsServer, monkeypatch: pytest.MonkeyPatch, gone: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     def drain(*_: object, **__: object) -> None:
@@ -268,7 +266,7 @@ def test_the_cluster_is_told_no_longer_than_it_matters(
         assert "it does not answer" in caplog.text
 
 
-def test_this_machines_ray_node_must_be_there_and_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_one_ray_node_must_run_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [nodes.LocalNode(letter * 56, "127.0.0.1:1", 1, 1.0) for letter in "ab"]
     monkeypatch.setattr(nodes, "_local_nodes", lambda: found)
     assert nodes.this_node("b" * 56) == found[1]
@@ -284,8 +282,8 @@ def test_this_machines_ray_node_must_be_there_and_the_only_one(monkeypatch: pyte
         nodes.this_node()
 
 
-def test_waiting_takes_little_memory() -> None:
-    """It waits beside every worker: Ray, 70 MB and half a second, is imported when there is something to tell."""
+def test_waiting_watcher_uses_little_memory() -> None:
+    """The watcher runs on every worker node: Ray, which takes 70 MB and half a second, is imported only for a drain."""
     code = "import cluster.spot, sys; print('ray' in sys.modules, flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -304,7 +302,7 @@ def test_waiting_takes_little_memory() -> None:
         (["--cloud", "azure"], "invalid choice: 'azure'"),
     ],
 )
-def test_a_wrong_command_line_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_line_is_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         spot.main(arguments)
     assert caught.value.code == 2

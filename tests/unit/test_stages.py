@@ -1,4 +1,4 @@
-"""Stages of their own: latents stay beside what they were made from, and a score is summed up as textbooks do."""
+"""Single stages: latents keep their rows, and the statistics of scores follow textbooks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from pipeline.storage.store import Store
 from tests.counting import counting_config, episode_length
 
 
-def seal_as_it_is(store: Store, prefix: str) -> None:
+def seal_current_data(store: Store, prefix: str) -> None:
     seal(store, prefix, Manifest(prefix, {}, {}, {}, read_records(store, prefix), {}))
 
 
@@ -52,11 +52,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def begun(trained: Path, tmp_path: Path) -> LocalStore:
-    """A run of one's own whose evolution has yet to begin."""
+    """A copy for one test of a run whose evolution has yet to begin."""
     return LocalStore(shutil.copytree(trained, tmp_path / "run"))
 
 
-def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executor: InProcessExecutor) -> None:
+def test_files_of_a_run_describe_themselves(begun: LocalStore, executor: InProcessExecutor) -> None:
     config = counting_config()
     run_stages(config, begun, executor, STAGES[4:6])
     expected = {
@@ -79,13 +79,13 @@ def test_a_runs_files_say_by_themselves_what_they_are(begun: LocalStore, executo
 def ready(store: Store, executor: InProcessExecutor, smoke_config: RunConfig) -> Store:
     """A store with collected frames and a VAE as it was initialised."""
     collect.run(smoke_config, store, executor)
-    seal_as_it_is(store, "rollouts")
+    seal_current_data(store, "rollouts")
     commit(store, "vae", "vae.safetensors", to_bytes(new_vae(smoke_config.agent)))
-    seal_as_it_is(store, "vae")
+    seal_current_data(store, "vae")
     return store
 
 
-def test_encode_keeps_every_row_beside_its_own_latents(
+def test_encode_keeps_every_row_with_its_own_latents(
     ready: Store, executor: InProcessExecutor, smoke_config: RunConfig, one_thread: None
 ) -> None:
     encode.run(smoke_config, ready, executor)
@@ -96,18 +96,18 @@ def test_encode_keeps_every_row_beside_its_own_latents(
     vae = new_vae(smoke_config.agent)
     for name in frames:
         pairs = zip(read_episodes(ready, frames[name]), read_latents(ready, latents[name]), strict=True)
-        for drive, encoded in pairs:
-            assert encoded.id == drive.id
+        for source, encoded in pairs:
+            assert encoded.id == source.id
             for column in ("actions", "rewards", "terminated", "truncated"):
-                assert getattr(encoded, column).tobytes() == getattr(drive, column).tobytes()
+                assert getattr(encoded, column).tobytes() == getattr(source, column).tobytes()
             with torch.no_grad():
-                mu, logvar = vae.encode(torch.from_numpy(drive.frames.transpose(0, 3, 1, 2).astype(np.float32) / 255))
+                mu, logvar = vae.encode(torch.from_numpy(source.frames.transpose(0, 3, 1, 2).astype(np.float32) / 255))
             np.testing.assert_allclose(encoded.mu, mu, atol=2e-6)
             np.testing.assert_allclose(encoded.logvar, logvar, atol=2e-6)
-            assert len(np.unique(encoded.mu, axis=0)) == len(drive), "the rows differ, so a shift would show"
+            assert len(np.unique(encoded.mu, axis=0)) == len(source), "the rows differ, so a shift would show"
 
 
-def test_encode_goes_on_from_the_shards_it_has(
+def test_encode_resumes_from_the_existing_shards(
     ready: Store,
     executor: InProcessExecutor,
     smoke_config: RunConfig,
@@ -133,7 +133,7 @@ def test_encode_goes_on_from_the_shards_it_has(
 
 
 @pytest.mark.parametrize("averaged", [1, 3])
-def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
+def test_average_of_the_last_means_is_validated_and_kept(
     begun: LocalStore, executor: InProcessExecutor, averaged: int
 ) -> None:
     few = {"evolve.generations": 5, "evolve.validate_every": 5, "evolve.keep_checkpoints": 10}
@@ -149,7 +149,7 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
     np.testing.assert_array_equal(kept["mean"], means[-1].astype(np.float32))
     assert (averaged == 1) == np.array_equal(kept["best"], kept["mean"])
 
-    # What was driven on the validation tracks is that very controller.
+    # The validation ran exactly the kept controller.
     weights = [read_verified(begun, require_manifest(begun, s).records[f"{s}.safetensors"]) for s in ("vae", "mdnrnn")]
     jobs = scored_jobs(
         config.seed, purpose="validate", generation=5, candidate=0, parameters=kept["best"],
@@ -157,12 +157,12 @@ def test_what_is_validated_and_kept_is_the_average_of_the_last_means(
         max_steps=config.env.max_episode_steps,
     )  # fmt: skip
     with open_rollout_pool(executor, config.env, config.agent, *weights) as pool:
-        driven = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
+        results = run_episodes(pool, jobs, lambda job, result: None, require_finite=False)
     validated = controllers.info["best_validation"]
-    assert np.mean([driven[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
+    assert np.mean([results[job.id].episode_return for job in jobs]) == pytest.approx(validated, rel=1e-12)
 
 
-def test_a_step_size_that_is_set_holds_from_its_generation_on(
+def test_scheduled_step_size_applies_from_its_generation_on(
     begun: LocalStore, trained: Path, tmp_path: Path, executor: InProcessExecutor
 ) -> None:
     def evolved(in_store: Store, generations: int) -> tuple[list[Any], list[float], bytes]:
@@ -187,7 +187,7 @@ def test_a_step_size_that_is_set_holds_from_its_generation_on(
     assert (resumed_sigmas, resumed_covariance) == (sigmas, covariance)
 
 
-def test_tracks_that_are_validated_again_are_driven_longest_first(
+def test_repeated_validation_runs_the_longest_tracks_first(
     begun: LocalStore, executor: InProcessExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = counting_config({"evolve.generations": 2, "evolve.validate_every": 1, "evolve.validation_episodes": 8})
@@ -206,7 +206,7 @@ def test_tracks_that_are_validated_again_are_driven_longest_first(
     assert first == sorted(again) != again
 
 
-def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> None:
+def test_summary_has_mean_sample_deviation_and_confidence_interval() -> None:
     returns = np.random.default_rng(0).normal(800, 50, 400)
     summary = summarise(returns.tolist(), seed=1)
     assert summary["mean"] == pytest.approx(returns.mean())
@@ -218,12 +218,12 @@ def test_a_summary_has_mean_sample_deviation_and_the_interval_of_the_mean() -> N
     assert summarise(returns.tolist(), seed=1) == summary
 
 
-def test_the_summary_of_one_episode_has_no_spread() -> None:
+def test_summary_of_one_episode_has_no_deviation() -> None:
     summary = summarise([5.0], seed=1)
     assert (summary["mean"], summary["sd"], summary["low"], summary["high"]) == (5.0, 0.0, 5.0, 5.0)
 
 
-def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(local_store: LocalStore) -> None:
+def test_achieved_score_of_several_episodes_has_an_interval(local_store: LocalStore) -> None:
     controllers = {"mean": summarise([5.0], seed=1), "best": summarise([4.0, 8.0], seed=1)}
     local_store.write("config.yaml", dump(counting_config()).encode())
     seal(local_store, "evaluation", Manifest("evaluate", {}, {}, {}, {}, {"controllers": controllers}))
@@ -245,7 +245,7 @@ def test_what_was_achieved_has_an_interval_where_there_were_several_episodes(loc
         ("mean", False, 5, ["mean"]),
     ],
 )
-def test_the_controllers_asked_for_are_evaluated(
+def test_requested_controllers_are_evaluated(
     store: Store, wanted: str, same: bool, validated: int | None, evaluated: list[str]
 ) -> None:
     mean = np.zeros(3, np.float32)
@@ -254,7 +254,7 @@ def test_the_controllers_asked_for_are_evaluated(
         store, "evolution", "controllers-000007.safetensors", save({"mean": mean, "best": best}),
         generation=7, best_generation=validated,
     )  # fmt: skip
-    seal_as_it_is(store, "evolution")
+    seal_current_data(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
     found, generation = evaluate._controllers(config, store, "evolution")
     assert list(found) == evaluated
@@ -263,7 +263,7 @@ def test_the_controllers_asked_for_are_evaluated(
         np.testing.assert_array_equal(found["best"], best)
 
 
-def test_the_drive_shown_is_the_median_one_not_the_best() -> None:
+def test_shown_episode_is_the_median_one_not_the_best() -> None:
     config = counting_config({"evaluate.film_seconds": 0.1})
     jobs = evaluate._jobs(config, config.seed, "", np.zeros(3, np.float32))
     shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])

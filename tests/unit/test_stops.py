@@ -1,4 +1,4 @@
-"""A stop that falls into a finaliser, where Python drops exceptions, still stops."""
+"""A stop during a finaliser, where Python drops exceptions, still takes effect."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ sys.exit(cli.main(["status", "nowhere"]))
         ("SIGINT", 130, "status", "interrupted"),
     ],
 )
-def test_a_stop_inside_a_finaliser_comes_again(name: str, code: int, command: str, said: str) -> None:
+def test_stop_inside_a_finaliser_is_raised_again(name: str, code: int, command: str, said: str) -> None:
     script = SCRIPT.format(name=name, command=command)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, done.stderr

@@ -1,4 +1,4 @@
-"""The contract of a store, on every kind of store; and what the local one promises of the disk."""
+"""The contract of every kind of store, and the guarantees of the local one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.storage.store import TEMPORARY, Store
 # ---- every store
 
 
-def test_what_was_written_is_read_back(store: Store) -> None:
+def test_written_object_is_read_back(store: Store) -> None:
     data = bytes(range(256)) * 100
     store.write("a/b/c.bin", data)
     store.write("empty", b"")
@@ -28,14 +28,14 @@ def test_what_was_written_is_read_back(store: Store) -> None:
     assert store.read("empty") == b""
 
 
-def test_reading_what_is_not_there_is_a_file_not_found_error(store: Store) -> None:
+def test_reading_a_missing_object_is_a_file_not_found_error(store: Store) -> None:
     store.write("a/b", b"1")
     for key in ("c", "a/c", "a", "a/b/c"):
         with pytest.raises(FileNotFoundError):
             store.read(key)
 
 
-def test_exists_is_true_for_objects_only(store: Store) -> None:
+def test_exists_is_true_only_for_objects(store: Store) -> None:
     store.write("a/b", b"")
     assert store.exists("a/b")
     assert not store.exists("a")
@@ -43,34 +43,34 @@ def test_exists_is_true_for_objects_only(store: Store) -> None:
     assert not store.exists("c")
 
 
-def test_write_replaces(store: Store) -> None:
+def test_write_replaces_the_object(store: Store) -> None:
     store.write("k", b"long old value")
     store.write("k", b"new")
     assert store.read("k") == b"new"
 
 
-def test_create_refuses_a_taken_key_and_leaves_its_object_alone(store: Store) -> None:
+def test_create_refuses_an_existing_key_and_keeps_its_object(store: Store) -> None:
     store.create("folder/k", b"first")
     with pytest.raises(AlreadyExistsError, match="k"):
         store.create("folder/k", b"second")
     assert store.read("folder/k") == b"first"
 
 
-def test_create_refuses_a_key_that_write_took(store: Store) -> None:
+def test_create_refuses_a_key_of_a_written_object(store: Store) -> None:
     store.write("k", b"first")
     with pytest.raises(AlreadyExistsError):
         store.create("k", b"second")
     assert store.read("k") == b"first"
 
 
-def test_create_takes_a_key_that_was_deleted(store: Store) -> None:
+def test_create_accepts_a_deleted_key(store: Store) -> None:
     store.create("k", b"first")
     store.delete("k")
     store.create("k", b"second")
     assert store.read("k") == b"second"
 
 
-def test_grow_makes_an_object_hold_what_it_is_given_whatever_it_held(store: Store) -> None:
+def test_grow_writes_the_new_content_over_any_old_one(store: Store) -> None:
     store.grow("log/lines", b"one\n", 0)
     assert store.read("log/lines") == b"one\n"
     store.grow("log/lines", b"one\ntwo\n", 4)
@@ -83,7 +83,7 @@ def test_grow_makes_an_object_hold_what_it_is_given_whatever_it_held(store: Stor
     assert store.read("log/lines") == b"anew\n"
 
 
-def test_the_age_of_an_object_is_that_of_its_last_write(store: Store) -> None:
+def test_age_of_an_object_counts_from_its_last_write(store: Store) -> None:
     store.write("a/k", b"1")
     assert 0 <= store.age_s("a/k") < 600
     store.delete("a/k")
@@ -92,7 +92,7 @@ def test_the_age_of_an_object_is_that_of_its_last_write(store: Store) -> None:
             store.age_s(key)
 
 
-def test_writers_that_were_not_killed_leave_nothing_behind(store: Store) -> None:
+def test_finished_writers_leave_no_temporary_files(store: Store) -> None:
     assert store.list(TEMPORARY) == []
     store.write("k", b"1")
     store.create("k2", b"2")
@@ -102,7 +102,7 @@ def test_writers_that_were_not_killed_leave_nothing_behind(store: Store) -> None
     assert store.list() == ["k", "k2"]
 
 
-def test_delete_removes_one_object_and_is_no_error_where_there_is_none(store: Store) -> None:
+def test_delete_removes_one_object_and_accepts_a_missing_one(store: Store) -> None:
     store.write("a/b", b"1")
     store.write("a/bb", b"2")
     store.delete("a/b")
@@ -148,7 +148,7 @@ _ACTIONS = st.lists(
 )
 
 
-def test_a_store_behaves_as_a_dictionary(store: Store) -> None:
+def test_store_behaves_like_a_dictionary(store: Store) -> None:
     @settings(max_examples=60 if isinstance(store, LocalStore) else 30, deadline=None)
     @given(actions=_ACTIONS)
     def check(actions: list[tuple[str, str, bytes]]) -> None:
@@ -186,7 +186,7 @@ def _behaves_as_a_dictionary(store: Store, actions: list[tuple[str, str, bytes]]
 
 
 class _Stop(Exception):
-    """Stands for whatever may end a process in the middle of a write."""
+    """Stands for any end of a process during a write."""
 
 
 def _failing(error: Exception) -> Callable[..., Any]:
@@ -198,7 +198,7 @@ def _failing(error: Exception) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), _Stop()], ids=["disk-full", "interrupted"])
-def test_a_write_that_fails_leaves_the_old_object_whole(
+def test_failed_write_keeps_the_old_object(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, function: str, error: Exception
 ) -> None:
     local_store.write("a/k", b"old")
@@ -212,7 +212,7 @@ def test_a_write_that_fails_leaves_the_old_object_whole(
 
 
 @pytest.mark.parametrize("function", ["fsync", "link"])
-def test_a_create_that_fails_leaves_the_key_free(
+def test_failed_create_leaves_the_key_free(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     with monkeypatch.context() as patch:
@@ -225,7 +225,7 @@ def test_a_create_that_fails_leaves_the_key_free(
 
 
 @pytest.mark.parametrize("name", ["write", "create"])
-def test_bytes_are_synced_to_the_disk_before_they_get_their_name(
+def test_bytes_are_synced_before_the_rename(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     named: list[bool] = []
@@ -241,7 +241,7 @@ def test_bytes_are_synced_to_the_disk_before_they_get_their_name(
 
 
 @pytest.mark.parametrize("name", ["write", "create"])
-def test_no_other_key_is_visible_in_the_middle_of_a_write(
+def test_temporary_files_of_a_write_are_not_listed(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     seen: list[list[str]] = []
@@ -256,14 +256,14 @@ def test_no_other_key_is_visible_in_the_middle_of_a_write(
     assert seen == [[], ["k"]]
 
 
-def test_what_a_killed_process_left_half_written_is_never_listed(local_store: LocalStore) -> None:
+def test_partial_files_of_a_killed_process_are_never_listed(local_store: LocalStore) -> None:
     local_store.write("k", b"")
     (local_store.root / ".tmp" / "tmpabc").write_bytes(b"half an obj")
     assert local_store.list() == ["k"]
     assert local_store.list("") == ["k"]
 
 
-def test_a_file_in_the_place_of_the_run_directory_is_a_storage_error_that_names_it(tmp_path: Path) -> None:
+def test_file_in_place_of_the_run_directory_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     store = LocalStore(tmp_path / "run")
     for write in (store.write, store.create):
@@ -277,7 +277,7 @@ def test_a_file_in_the_place_of_the_run_directory_is_a_storage_error_that_names_
     assert (tmp_path / "run").read_text() == "a file"
 
 
-def test_a_file_in_the_place_of_a_folder_is_a_storage_error_and_nothing_is_touched(local_store: LocalStore) -> None:
+def test_file_in_place_of_a_folder_is_a_storage_error_and_is_kept(local_store: LocalStore) -> None:
     local_store.write("a", b"an object")
     for write in (local_store.write, local_store.create):
         with pytest.raises(StorageError, match=r"a/k"):
@@ -286,16 +286,14 @@ def test_a_file_in_the_place_of_a_folder_is_a_storage_error_and_nothing_is_touch
     assert local_store.read("a") == b"an object"
 
 
-def test_a_folder_that_cannot_be_looked_into_does_not_pass_for_an_empty_one(
-    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_folder_does_not_count_as_empty(local_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     local_store.write("a/k", b"")
     monkeypatch.setattr(os, "scandir", _failing(PermissionError(13, "Permission denied", "there")))
     with pytest.raises(StorageError, match="there"):
         local_store.list()
 
 
-def test_a_relative_run_directory_stays_where_it_was_when_the_process_moves(
+def test_relative_run_directory_does_not_follow_a_change_of_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -306,7 +304,7 @@ def test_a_relative_run_directory_stays_where_it_was_when_the_process_moves(
     assert store.read("k") == b"v"
 
 
-def test_open_store_takes_a_path_and_refuses_a_scheme_it_does_not_know(tmp_path: Path) -> None:
+def test_open_store_accepts_a_path_and_refuses_an_unknown_scheme(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "x"))
     store.write("k", b"v")
     assert (tmp_path / "x" / "k").read_bytes() == b"v"

@@ -1,4 +1,4 @@
-"""Reading ahead and committing behind: what goes on at the same time, in what order, and how much of it."""
+"""Reading ahead and committing in the background: concurrency, order and limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_OBJECTS = 3 * READ_AHEAD
 
 
 class Watched(LocalStore):
-    """A store that holds reads back until they are let go, and counts them."""
+    """A store that blocks reads until they are released, and counts them."""
 
     def __init__(self, root: Any) -> None:
         super().__init__(root)
@@ -46,16 +46,14 @@ def records(local_store: LocalStore) -> list[Record]:
     return [commit(local_store, "stage", f"{n:02d}.bin", bytes([n]) * 9) for n in range(NUM_OBJECTS)]
 
 
-def test_objects_come_in_order_whole_and_each_once(local_store: LocalStore, records: list[Record]) -> None:
+def test_objects_arrive_once_whole_and_in_order(local_store: LocalStore, records: list[Record]) -> None:
     for some in (records, records[:1], []):
         found = list(read_ahead(local_store, some))
         assert [record for record, _ in found] == some
         assert [data for _, data in found] == [bytes([n]) * 9 for n in range(len(some))]
 
 
-def test_the_next_objects_are_read_before_they_are_asked_for_and_no_more_than_so_many(
-    local_store: LocalStore, records: list[Record]
-) -> None:
+def test_next_objects_are_read_ahead_up_to_the_limit(local_store: LocalStore, records: list[Record]) -> None:
     store = Watched(local_store.root)
     store.allow(NUM_OBJECTS)
     objects = read_ahead(store, records)
@@ -68,7 +66,7 @@ def test_the_next_objects_are_read_before_they_are_asked_for_and_no_more_than_so
             assert len(store.begun) == expected
 
 
-def test_who_stops_early_leaves_nothing_running(local_store: LocalStore, records: list[Record]) -> None:
+def test_early_stop_leaves_no_thread_running(local_store: LocalStore, records: list[Record]) -> None:
     before = set(threading.enumerate())
     objects = read_ahead(local_store, records)
     next(objects)
@@ -80,7 +78,7 @@ def test_who_stops_early_leaves_nothing_running(local_store: LocalStore, records
         time.sleep(0.01)
 
 
-def test_a_damaged_object_is_an_error_where_it_is_reached(local_store: LocalStore, records: list[Record]) -> None:
+def test_damaged_object_is_an_error_when_it_is_reached(local_store: LocalStore, records: list[Record]) -> None:
     local_store.write(records[2].key, b"damaged")
     objects = read_ahead(local_store, records)
     assert [next(objects)[0].name, next(objects)[0].name] == ["00.bin", "01.bin"]
@@ -89,7 +87,7 @@ def test_a_damaged_object_is_an_error_where_it_is_reached(local_store: LocalStor
 
 
 def made(store: LocalStore, events: list[str], go: threading.Event | None = None) -> Iterator[tuple[int, Any]]:
-    """Objects whose making and committing are written down; the first commit waits for the third to be begun."""
+    """Make and commit objects and log it; the first commit waits for the start of the third object."""
     for number in range(4):
         events.append(f"make {number}")
         if number == 1 and go is not None:
@@ -108,7 +106,7 @@ def _committing(store: LocalStore, events: list[str], number: int, go: threading
     return work
 
 
-def test_an_object_is_committed_while_the_next_is_made(local_store: LocalStore) -> None:
+def test_object_is_committed_while_the_next_is_made(local_store: LocalStore) -> None:
     events: list[str] = []
     results = list(commit_behind(made(local_store, events, threading.Event())))
     assert [number for number, _ in results] == [0, 1, 2, 3]
@@ -116,14 +114,14 @@ def test_an_object_is_committed_while_the_next_is_made(local_store: LocalStore) 
     assert events.index("make 1") < events.index("committed 0")
 
 
-def test_no_more_than_one_object_waits_for_its_commit(local_store: LocalStore) -> None:
+def test_at_most_one_object_waits_for_its_commit(local_store: LocalStore) -> None:
     events: list[str] = []
     list(commit_behind(made(local_store, events)))
     for number in range(2, 4):
         assert events.index(f"committed {number - 2}") < events.index(f"make {number}")
 
 
-def test_a_commit_that_fails_is_an_error_after_those_before_it(local_store: LocalStore) -> None:
+def test_failed_commit_is_an_error_after_the_earlier_commits(local_store: LocalStore) -> None:
     def fails() -> Record:
         raise DamagedDataError("the bucket is gone")
 
@@ -133,7 +131,7 @@ def test_a_commit_that_fails_is_an_error_after_those_before_it(local_store: Loca
         list(results)
 
 
-def test_what_was_made_before_the_making_fails_is_committed(local_store: LocalStore) -> None:
+def test_objects_made_before_a_failure_are_committed(local_store: LocalStore) -> None:
     def broken() -> Iterator[tuple[int, Any]]:
         yield 0, _committing(local_store, [], 0, None)
         raise ZeroDivisionError
@@ -143,8 +141,10 @@ def test_what_was_made_before_the_making_fails_is_committed(local_store: LocalSt
     assert local_store.exists("stage/records/0.bin.json")
 
 
-def test_waiting_is_counted(local_store: LocalStore, records: list[Record], monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that moves only while the object is read that is waited for."""
+def test_waiting_time_is_counted(
+    local_store: LocalStore, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that moves only while the awaited object is read."""
     now, asked = 0.0, threading.Event()
     read = LocalStore.read
 

@@ -1,4 +1,4 @@
-"""Training on frames holds a few blocks of them in memory, however many there are in all."""
+"""Training on frames holds only a few blocks in memory, for any number of frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BOUND_BYTES = 2 * SHUFFLE_FRAMES * FRAME_SIZE + SLACK_BYTES
 
 
 def write_frames(store: Store, num_frames: int) -> None:
-    """A sealed collect stage of still lives."""
+    """A sealed collect stage whose episodes have constant frames."""
     for shard in range(num_frames // (STEPS * EPISODES_PER_SHARD)):
         first = shard * EPISODES_PER_SHARD
         zeros, flags = np.zeros((STEPS, 2), np.float32), np.zeros(STEPS, np.bool_)
@@ -54,7 +54,7 @@ def write_frames(store: Store, num_frames: int) -> None:
 
 
 class TinyObjective:
-    """In V's place: what streams the frames is under test, not what learns from them."""
+    """An objective in place of V's: the test is about the stream of frames, not about learning."""
 
     frames_seen = 0
 
@@ -71,7 +71,7 @@ class TinyObjective:
         return {"loss": self.module(torch.full((1, 1), float(batch.mean()) / 255)).square().mean()}
 
     def before_step(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def held_out(self) -> Iterator[tuple[int, Any]]:
         for frames in self._held_out.frames():
@@ -81,11 +81,11 @@ class TinyObjective:
 
 class _Tiny(torch.nn.Linear):
     def calibrate(self, frames: Tensor) -> None:
-        """There is nothing to calibrate."""
+        """Do nothing: nothing needs a calibration."""
 
 
 def peak_bytes() -> int:
-    """The most memory that this process, since its exec, has had at a time."""
+    """The peak memory of this process since its exec."""
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", STATUS.read_text())
     return int(kilobytes) * 1024
 
@@ -107,7 +107,7 @@ def train(run_dir: str, shuffle_frames: int, num_frames: int) -> None:
 
 
 def measure(small: str, large: str) -> None:
-    """Print by how much peak memory grew: for the stream, and then for one whose single block is all of it."""
+    """Print the growth of peak memory for the stream, then for a stream with a single block."""
     train_vae.VaeObjective = TinyObjective  # type: ignore[assignment,misc]
     train_vae._reconstructions = lambda *_: b""
     train(small, 200, 2_000)
@@ -124,7 +124,7 @@ def measure(small: str, large: str) -> None:
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="peak memory is read from /proc")
-def test_frames_are_streamed_in_the_memory_of_two_blocks_where_all_at_once_would_not_fit(store: Store) -> None:
+def test_streaming_needs_only_the_memory_of_two_blocks(store: Store) -> None:
     small, large = f"{store.locate()}/small", f"{store.locate()}/large"
     write_frames(open_store(small), 2_000)
     write_frames(open_store(large), NUM_FRAMES)

@@ -1,4 +1,4 @@
-"""``make stress`` names what failed, and how often."""
+"""``make stress`` names the failed tests and their number of failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stress(path: Path, rounds: int = 1) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_a_flaky_test_is_named_with_how_often_it_failed(tmp_path: Path) -> None:
+def test_flaky_test_is_named_with_its_number_of_failures(tmp_path: Path) -> None:
     path = tmp_path / "test_flaky.py"
     path.write_text(FLAKY)
     code, output = stress(path, 2)
@@ -44,7 +44,7 @@ def test_a_flaky_test_is_named_with_how_often_it_failed(tmp_path: Path) -> None:
     assert output.splitlines()[-1] == "stress: 1 rounds beside 1 busy processes, 0 flaky tests"
 
 
-def test_tests_that_cannot_be_run_are_no_success(tmp_path: Path) -> None:
+def test_tests_that_cannot_run_are_no_success(tmp_path: Path) -> None:
     code, output = stress(tmp_path / "nowhere.py")
     assert code == 1
     assert "these are no results" in output

@@ -1,4 +1,4 @@
-"""Studies: arms from files and from the command line, the stages that runs share, and a run's way through them."""
+"""Studies: arms from files and from the command line, shared stages, and the runs of a study."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def study_file(folder: Path, text: str = "", **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_studies_that_ship_are_valid(name: str) -> None:
+def test_shipped_studies_are_valid(name: str) -> None:
     study = load_study(name)
     assert len(study.seeds) >= 3 and study.early_stopping is None
     trials = trials_of(study)
@@ -46,7 +46,7 @@ def test_studies_that_ship_are_valid(name: str) -> None:
     assert len(budgets) == 1, "an equal budget"
 
 
-def test_the_ablation_has_the_papers_arms_and_shares_v_within_a_seed() -> None:
+def test_ablation_has_the_arms_of_the_paper_and_shares_v_per_seed() -> None:
     trials = trials_of(load_study("ablation"))
     full, untrained, z_only, hidden = (trial.config for trial in trials[:4])
     assert (full.mdnrnn.init, untrained.mdnrnn.init) == ("trained", "random")
@@ -58,7 +58,7 @@ def test_the_ablation_has_the_papers_arms_and_shares_v_within_a_seed() -> None:
     assert len(set().union(*by_seed.values())) == 9, "nothing is shared across seeds"
 
 
-def test_a_preset_is_varied_in_every_combination() -> None:
+def test_preset_is_varied_in_every_combination() -> None:
     study = load_study("smoke", ["vae.epochs=1"], ["mdnrnn.init=trained,random", "evolve.sigma=0.1,0.2"], [3, 4])
     assert [*study.arms] == [
         "mdnrnn.init=trained+evolve.sigma=0.1", "mdnrnn.init=trained+evolve.sigma=0.2",
@@ -70,7 +70,7 @@ def test_a_preset_is_varied_in_every_combination() -> None:
     assert study.name == "smoke-study", "its folder is not that of the preset"
 
 
-def test_a_saved_study_needs_no_other_file(tmp_path: Path) -> None:
+def test_saved_study_needs_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 9\nvae: {epochs: 3}\n")
     file = tmp_path / "study.yaml"
     file.write_text("base: base.yaml\nseeds: [1]\noverrides: {evolve.sigma: 0.3}\narms:\n  a: {vae.epochs: 4}\n")
@@ -99,12 +99,12 @@ def test_a_saved_study_needs_no_other_file(tmp_path: Path) -> None:
         ("base: smoke\nseeds: [1]\narms: {a: {}, b: {tracks.test.start: 7}}", "different tests: tracks.test differs"),
     ],
 )
-def test_what_is_wrong_in_a_study_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_errors_of_a_study_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_study(study_file(tmp_path, text))
 
 
-def test_what_is_wrong_on_the_command_line_is_named(tmp_path: Path) -> None:
+def test_errors_of_the_command_line_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--vary mdnrnn.init=: expected KEY=VALUE,VALUE"):
         load_study("smoke", varied=["mdnrnn.init="])
     with pytest.raises(ConfigError, match="has arms of its own"):
@@ -115,14 +115,14 @@ def test_what_is_wrong_on_the_command_line_is_named(tmp_path: Path) -> None:
         load_study("smoke")
 
 
-def test_a_folder_with_a_run_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_with_a_run_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("name: other")
     assert main(["study", study_file(tmp_path), "--run-dir", str(tmp_path)]) == 2
     assert f"{tmp_path} holds a run, not a study: choose another --run-dir" in capsys.readouterr().err
     assert not (tmp_path / "study.yaml").exists()
 
 
-def test_runs_share_what_is_the_same_up_to_where_they_differ(tmp_path: Path) -> None:
+def test_runs_share_stages_up_to_their_first_difference(tmp_path: Path) -> None:
     trials = {trial.name: trial for trial in trials_of(load_study(study_file(tmp_path)))}
     shared = {name: [stage.prefix for stage in trial.shared] for name, trial in trials.items()}
     assert shared["trained/seed-1"] == shared["wide/seed-1"] == ["rollouts", "vae", "latents", "mdnrnn"]
@@ -131,11 +131,11 @@ def test_runs_share_what_is_the_same_up_to_where_they_differ(tmp_path: Path) -> 
     assert [stage.folder for stage in first[:3]] == [stage.folder for stage in trials["random/seed-1"].shared]
     assert first[0].folder != trials["trained/seed-2"].shared[0].folder
     assert first[3].inputs == tuple(stage.folder for stage in first[:3])
-    # Whoever makes it, and whoever takes it over, does so with one config.
+    # Every run that makes or resumes it uses one config.
     assert trials["random/seed-1"].shared[0].config == trials["trained/seed-1"].config
 
 
-def test_a_run_makes_its_shared_stages_once_and_refers_to_them(tmp_path: Path) -> None:
+def test_shared_stages_are_computed_once_and_referenced(tmp_path: Path) -> None:
     study_dir = str(tmp_path / "study")
     trials = trials_of(load_study(study_file(tmp_path), seeds=[1]))
     ran: list[tuple[str, str]] = []
@@ -159,7 +159,7 @@ def test_a_run_makes_its_shared_stages_once_and_refers_to_them(tmp_path: Path) -
     assert outcome(straight) == outcome(tmp_path / "study" / trials[1].folder)
 
 
-def test_arms_that_are_added_reuse_what_a_run_had_for_itself(tmp_path: Path) -> None:
+def test_added_arms_reuse_stages_of_earlier_runs(tmp_path: Path) -> None:
     study_dir, file = str(tmp_path / "study"), study_file(tmp_path)
     (alone,) = trials_of(load_study(study_file(tmp_path, ONE_ARM.format(counting_config().model_dump_json()))))
     assert alone.shared == ()
@@ -173,20 +173,20 @@ def test_arms_that_are_added_reuse_what_a_run_had_for_itself(tmp_path: Path) -> 
     assert all(after[path] == content for path, content in before.items() if "/data/" in path)
 
 
-def test_a_shared_stage_goes_on_after_a_change_of_the_study(tmp_path: Path) -> None:
+def test_shared_stage_resumes_after_a_change_of_the_study(tmp_path: Path) -> None:
     study_dir = tmp_path / "study"
     (first, *_) = trials_of(load_study(study_file(tmp_path), seeds=[1]))
     collect = first.shared[0]
     run_config(collect.config, str(study_dir / collect.folder), "collect")
     (study_dir / collect.folder / "rollouts" / "MANIFEST.json").unlink()
-    # The first arm, with whose config it was begun, is another now.
+    # The first arm, whose config began the stage, has changed.
     (changed, *_) = trials_of(load_study(study_file(tmp_path), ["evolve.population_size=6"], seeds=[1]))
     assert changed.shared[0].folder == collect.folder and changed.shared[0].config != collect.config
     perform(changed, str(study_dir), run_config)
     assert is_evaluated(changed, str(study_dir))
 
 
-def test_a_run_waits_while_another_makes_a_shared_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_waits_while_another_computes_a_shared_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (trial, *_) = trials_of(load_study(study_file(tmp_path), seeds=[1]))
     tried: list[str] = []
     monkeypatch.setattr(trials_module, "_WAIT_S", 0.0)
@@ -202,6 +202,6 @@ def test_a_run_waits_while_another_makes_a_shared_stage(tmp_path: Path, monkeypa
     assert read_manifest(LocalStore(tmp_path / "study" / trial.folder), "report") is not None
 
 
-def test_a_comparison_needs_a_run_that_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_needs_an_evaluated_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", study_file(tmp_path), "--run-dir", str(tmp_path / "study"), "--only-compare"]) == 1
     assert "no run of the study" in capsys.readouterr().err

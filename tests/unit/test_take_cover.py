@@ -1,4 +1,4 @@
-"""TakeCover as the paper played it: its scores at random, its bits, and no engine that outlives its worker."""
+"""TakeCover as in the paper: random scores, reproducible bits, and engines that end with their worker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def env() -> Iterator[TakeCover]:
 
 
 def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
-    """Play a game to its end; tics survived, and how it ended."""
+    """Play a game to its end; returns the tics survived and the kind of end."""
     frame, earned = env.reset(track), 0.0
     while True:
         frame, reward, terminated, truncated = env.step(policy.act(frame))
@@ -47,7 +47,7 @@ def play(env: TakeCover, track: int, policy: Policy) -> tuple[int, bool, bool]:
 
 
 def play_unseen(env: TakeCover, track: int, policy: Policy) -> int:
-    """Play a game without drawing it, which is most of the cost; tics survived."""
+    """Play a game without drawing, which is most of the cost; returns the tics survived."""
     frame, tics = env.reset(track), 0
     while not env._game.is_episode_finished() and tics < 2100:
         env._game.set_action(env.actions.native(policy.act(frame)))
@@ -74,7 +74,7 @@ class Constant:
     ],
     ids=["random", "collecting"],
 )
-def test_chance_scores_what_it_does_in_the_paper(
+def test_random_actions_score_as_in_the_paper(
     env: TakeCover, policy: Callable[[TakeCover, np.random.Generator], Policy], paper: float, tolerance: float
 ) -> None:
     def players() -> Iterator[tuple[int, Policy]]:
@@ -87,7 +87,7 @@ def test_chance_scores_what_it_does_in_the_paper(
     assert all(terminated and not truncated for tics, terminated, truncated in seen if tics < 2100)
 
 
-def test_a_game_is_the_same_to_the_bit_in_a_used_instance_and_in_another_process_of_the_engine(env: TakeCover) -> None:
+def test_game_has_the_same_bits_in_used_instances_and_other_engines(env: TakeCover) -> None:
     def bits(game: TakeCover, track: int) -> bytes:
         rng = np.random.default_rng(track)
         frames = [game.reset(track).tobytes()]
@@ -121,7 +121,7 @@ def test_frames_are_colour_without_the_status_bar(env: TakeCover) -> None:
     assert moved[95:100].min() > 1 and moved[100:107].max() == 0, "a walk changes the view and not the bar"
 
 
-def test_frames_look_like_those_of_the_papers_resolution(env: TakeCover) -> None:
+def test_frames_resemble_those_at_the_resolution_of_the_paper(env: TakeCover) -> None:
     large = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=2100, options={"resolution": "640x480"}))
     try:
         for track in (3, 4):
@@ -136,7 +136,7 @@ def test_frames_look_like_those_of_the_papers_resolution(env: TakeCover) -> None
         large.close()
 
 
-def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thresholds(env: TakeCover) -> None:
+def test_agent_walks_to_its_chosen_side_and_stands_between_thresholds(env: TakeCover) -> None:
     assert [env.actions.native(np.array([value], np.float32)) for value in (-1, -0.34, -0.33, 0, 0.33, 0.34, 1)] == [
         [False, True], [False, True], [False, False], [False, False], [False, False], [True, False], [True, False]
     ]  # fmt: skip
@@ -161,7 +161,7 @@ def test_the_agent_walks_to_the_side_that_it_chooses_and_stands_between_the_thre
         np.testing.assert_array_equal(env.actions.vector(value), np.array([action], np.float32))
 
 
-def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:
+def test_step_limit_truncates_and_each_tic_earns_one() -> None:
     env = TakeCover(EnvConfig(id="TakeCover", max_episode_steps=30))
     try:
         assert play(env, 3, Constant(0.0)) == (30, False, True)
@@ -177,7 +177,7 @@ def test_the_step_limit_truncates_and_each_tic_earns_one() -> None:
 
 
 @pytest.mark.parametrize("options", [{"resolution": "1x1"}, {"skill": 5}])
-def test_other_options_are_refused_with_the_one_there_is(options: dict[str, object]) -> None:
+def test_unknown_options_are_refused_with_the_known_one(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=r"takes resolution alone, one of ViZDoom's, such as 160x120"):
         TakeCover(EnvConfig(id="TakeCover", options=options))
 
@@ -220,7 +220,7 @@ input()
 
 
 @pytest.mark.parametrize("end", ["closes", "raises", "SIGTERM", "SIGKILL", "stopped, then SIGKILL"])
-def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: Path) -> None:
+def test_engines_and_their_shared_memory_end_with_their_worker(end: str, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     here = tmp_path / "home"
@@ -245,7 +245,7 @@ def test_no_engine_and_no_memory_of_one_outlives_its_worker(end: str, tmp_path: 
     assert list(here.iterdir()) == [], "nothing is written to the working directory"
 
 
-def test_an_engine_whose_worker_is_killed_while_it_starts_ends_too(tmp_path: Path) -> None:
+def test_starting_engine_ends_with_its_killed_worker(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     worker = subprocess.Popen([sys.executable, "-c", STARTING], stdout=subprocess.PIPE, text=True, env=environment)
     assert worker.stdout is not None
@@ -254,7 +254,7 @@ def test_an_engine_whose_worker_is_killed_while_it_starts_ends_too(tmp_path: Pat
     while not started and worker.poll() is None:
         started = [child for child in psutil.Process(worker.pid).children() if "vizdoom" in child.name()]
     (engine,) = started
-    engine.suspend()  # so that its start does not come to an end
+    engine.suspend()  # so that its start does not finish
     memory = shared_memory(engine)
     try:
         worker.kill()
@@ -265,7 +265,7 @@ def test_an_engine_whose_worker_is_killed_while_it_starts_ends_too(tmp_path: Pat
             engine.kill()
 
 
-def test_a_reaper_that_was_killed_is_followed_by_another_that_ends_all_engines(tmp_path: Path) -> None:
+def test_killed_reaper_is_replaced_by_one_that_ends_all_engines(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(tmp_path)}
     worker = subprocess.Popen(
         [sys.executable, "-c", STARTING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -299,11 +299,11 @@ def _reaper_of(folder: Path) -> psutil.Process:
     return reaper
 
 
-def test_an_engine_that_ended_is_not_killed_again_nor_one_whose_start_is_unknown() -> None:
+def test_reaper_spares_processes_with_another_or_an_unknown_start() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
-    assert reaper.started(child.pid) is None, "nobody has waited for it"
+    assert reaper.started(child.pid) is None, "no process has waited for it"
     child.wait()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     entry = json.dumps({"pid": other.pid, "started": None, "shared_memory": "nothing-of-this-name"})

@@ -29,7 +29,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose M predicts ends; it evolved in the game, or had no time to."""
+    """A run whose M predicts ends, with or without an evolution in the game."""
     folder = tmp_path_factory.mktemp("run")
     store = LocalStore(folder)
     store.write("config.yaml", dump(counting_config(KEYS)).encode())
@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_temperature_has_its_evolution_and_the_table_shows_all(
+def test_each_temperature_has_an_evolution_and_a_row_in_the_table(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["temperatures", str(run), "--at", "1.15", "0.5", "--generations", "2", "--episodes", "3", "--json"]
@@ -71,7 +71,7 @@ def test_each_temperature_has_its_evolution_and_the_table_shows_all(
     assert "  temperature-1.15 evaluated" in describe_run(store)
 
 
-def test_an_evolution_in_the_game_stands_beside_those_in_dreams(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evolution_in_the_game_is_kept_next_to_those_in_dreams(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["temperatures", str(run), "--at", "0.9", "--game", "--generations", "2", "--episodes", "3", "--json"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_an_evolution_in_the_game_stands_beside_those_in_dreams(run: Path, capsy
     assert f"or remove {run / 'temperature-0.9'} to run this evolution from scratch" in said and "--run-dir" not in said
 
 
-def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_unfit_for_dreams_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = LocalStore(tmp_path / "blind")
     store.write("config.yaml", dump(counting_config({"execution.executor": "in-process"})).encode())
     store.write("sessions/000001/begun.json", b"{}")
@@ -98,21 +98,19 @@ def test_a_run_that_cannot_be_dreamt_is_refused(tmp_path: Path, capsys: pytest.C
     assert "set mdnrnn.done_weight above 0" in capsys.readouterr().err
 
 
-def test_keys_of_what_is_there_cannot_be_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_completed_stages_cannot_be_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["temperatures", str(run), "-o", "mdnrnn.hidden_size=9"]) == 2
     assert "temperatures takes these keys as the run has them:\n  mdnrnn.hidden_size: " in capsys.readouterr().err
     assert main(["temperatures", str(run), "--at", "0.123"]) == 2
     assert "temperature 0.123: at most two decimals" in capsys.readouterr().err
 
 
-def test_a_device_that_there_is_not_is_refused_before_anything_is_written(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_device_is_refused_before_anything_is_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["temperatures", str(run), "--at", "0.7", "--generations", "1", "-o", "dream.device=cuda"]) == 2
     assert "dream.device = 'cuda', but there is no GPU here" in capsys.readouterr().err
     assert not (run / "temperature-0.7").exists()
 
 
-def test_too_few_generations_to_choose_from_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_generations_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["temperatures", str(run), "--generations", "2", "-o", "evolve.validate_every=5"]) == 2
     assert "2 generations end before the first validation" in capsys.readouterr().err

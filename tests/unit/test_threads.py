@@ -1,4 +1,4 @@
-"""Numbers of threads, which are refused where torch would hang with them."""
+"""Numbers of threads; they are refused if torch would hang."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.base.threads import num_threads
 
 
-def test_threads_are_set_and_set_back() -> None:
+def test_number_of_threads_is_set_and_restored() -> None:
     before = torch.get_num_threads()
     with num_threads(3):
         assert torch.get_num_threads() == 3
@@ -19,7 +19,7 @@ def test_threads_are_set_and_set_back() -> None:
 
 
 @pytest.mark.parametrize(("limit", "refused"), [("", False), ("1", True), ("2", True), ("3", False), ("99", False)])
-def test_more_threads_than_the_environment_allows_are_refused_before_anything_is_computed(
+def test_more_threads_than_the_environment_allows_are_refused(
     monkeypatch: pytest.MonkeyPatch, limit: str, refused: bool
 ) -> None:
     monkeypatch.setenv("OMP_THREAD_LIMIT", limit)

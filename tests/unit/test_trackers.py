@@ -1,4 +1,4 @@
-"""Experiment trackers: MLflow in a folder and W&B offline for real, trackio by a stand-in; every point once."""
+"""Experiment trackers: real MLflow in a folder and W&B offline, a stand-in for trackio; every point once."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def records_of(data: bytes) -> Iterator[bytes]:
 
 
 def offline_history(folder: Path) -> list[dict[str, Any]]:
-    """Rows that W&B has written for its server, over all sessions."""
+    """The rows of all sessions that W&B has written for its server."""
     from wandb.proto import wandb_internal_pb2
 
     rows = []
@@ -134,7 +134,7 @@ def test_wandb_offline_has_every_point_once(tmp_path: Path, monkeypatch: pytest.
 
 
 class Recorder:
-    """A tracker that keeps what it gets, and fails now and then."""
+    """A tracker that keeps its points, and fails at chosen times."""
 
     def __init__(self) -> None:
         self.points: list[Point] = []
@@ -155,7 +155,7 @@ class Recorder:
         self.failed = failed
 
 
-def test_a_tracker_that_fails_gets_its_points_later_and_ends_no_run(
+def test_failing_tracker_gets_its_points_later_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder()
@@ -171,7 +171,7 @@ def test_a_tracker_that_fails_gets_its_points_later_and_ends_no_run(
     assert recorder.scores["test/mean/episodes"] == 4
 
 
-def test_a_driver_that_has_lost_its_run_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_without_its_lease_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     recorder.failures = 0
     monkeypatch.setattr(publisher, "make_tracker", lambda name, **_: recorder)
@@ -188,7 +188,7 @@ def test_a_driver_that_has_lost_its_run_sends_nothing(tmp_path: Path, monkeypatc
     assert recorder.points == []
 
 
-def test_a_stop_waits_for_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_does_not_wait_for_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr(publisher, "make_tracker", lambda name, **_: recorder)
     monkeypatch.setattr(recorder, "finish", None)
@@ -199,14 +199,14 @@ def test_a_stop_waits_for_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert recorder.failures == 1, "nothing was sent"
 
 
-def test_a_tracker_that_refuses_ends_the_run_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusing_tracker_ends_the_run_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "unknown://place")
     with pytest.raises(WorldModelsError, match=r"mlflow does not begin the run.*metrics.trackers=\[\]"):
         run_config(config_of("mlflow"), str(tmp_path / "run"), "run")
     assert not (tmp_path / "run" / "rollouts").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_tracker_is_named_with_its_install_command(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"\[\'trackio\'\] needs the package trackio, .*pip install 'world-models-ray\[trackio\]'"
     ):
@@ -215,7 +215,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_its_command(tmp_path: Pat
 
 
 def test_trackio_gets_points_config_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in with trackio's signatures: its package pins a version of Pillow that is not ours."""
+    """With a stand-in that has trackio's signatures: its package pins another version of Pillow."""
     logged: list[tuple[dict[str, float], int | None]] = []
     begun: list[dict[str, Any]] = []
 

@@ -44,7 +44,7 @@ def exact_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 # ---- architecture
 
 
-def test_the_papers_vae_has_the_papers_number_of_parameters() -> None:
+def test_vae_of_the_paper_has_its_number_of_parameters() -> None:
     assert sum(p.numel() for p in Vae(32).parameters()) == 4_348_547
 
 
@@ -61,7 +61,7 @@ def test_shapes_and_ranges() -> None:
     torch.testing.assert_close(reconstruction, vae.decode(mu))
 
 
-def test_what_is_decoded_is_the_sampled_z() -> None:
+def test_decoder_gets_the_sampled_z() -> None:
     vae = Vae(Z)
     frames, noise = torch.rand(3, 3, 64, 64), torch.randn(3, Z)
     reconstruction, mu, logvar = vae(frames, noise)
@@ -91,7 +91,7 @@ def test_the_loss_agrees_with_torch_distributions_and_numpy() -> None:
     np.testing.assert_allclose(loss.total, squared + kl, rtol=1e-5)
 
 
-def test_free_bits_are_per_sample_and_not_per_dimension() -> None:
+def test_free_bits_apply_per_sample_and_not_per_dimension() -> None:
     frames = torch.zeros(2, 3, 64, 64)
     # Sample 0: one dimension with 2 nats, the others with none: below 0.5 * 6 nats in all, so all of it is free,
     # though that dimension is above 0.5. Sample 1: 6 * 0.72 nats.
@@ -105,7 +105,7 @@ def test_free_bits_are_per_sample_and_not_per_dimension() -> None:
     np.testing.assert_allclose(loss.kl, (2.0 + 4.32) / 2, rtol=1e-6)
 
 
-def test_below_the_tolerance_kl_has_no_gradient_and_above_it_that_of_the_kl() -> None:
+def test_kl_has_a_gradient_only_above_the_tolerance() -> None:
     frames = torch.zeros(2, 3, 64, 64)
     mu = torch.tensor([[0.1] * Z, [1.2] * Z], requires_grad=True)
     logvar = torch.tensor([[0.05] * Z, [-0.4] * Z], requires_grad=True)
@@ -122,7 +122,7 @@ def test_below_the_tolerance_kl_has_no_gradient_and_above_it_that_of_the_kl() ->
     torch.testing.assert_close(got_logvar, want_logvar)
 
 
-def test_the_loss_is_worked_out_in_float32_whatever_the_network_ran_in() -> None:
+def test_loss_is_computed_in_float32_for_any_network_precision() -> None:
     reconstruction, frames, mu, logvar = (tensor.bfloat16() for tensor in batch(5))
     loss = vae_loss(reconstruction, frames, mu, logvar, kl_tolerance=0.5)
     assert {part.dtype for part in loss} == {torch.float32}
@@ -133,24 +133,24 @@ def test_the_loss_is_worked_out_in_float32_whatever_the_network_ran_in() -> None
 # ---- frames
 
 
-def test_frames_become_channels_first_in_0_to_1() -> None:
+def test_frames_are_converted_to_channels_first_in_0_to_1() -> None:
     frames = random_frames(2)
     values = frames_to_input(frames)
     assert values.dtype == torch.float32
     np.testing.assert_array_equal(values.numpy(), frames.astype(np.float32).transpose(0, 3, 1, 2) / np.float32(255))
 
 
-def test_frames_survive_the_way_in_and_out() -> None:
+def test_frames_survive_conversion_in_both_directions() -> None:
     frames = random_frames(2)
     np.testing.assert_array_equal(output_to_frames(frames_to_input(frames)), frames)
 
 
 @pytest.mark.parametrize(("value", "byte"), [(0.0, 0), (1.0, 255), (0.5 / 255 - 1e-5, 0), (1.6 / 255, 2), (-0.1, 0)])
-def test_output_is_rounded_and_not_cut_off(value: float, byte: int) -> None:
+def test_output_is_rounded_and_not_truncated(value: float, byte: int) -> None:
     assert (output_to_frames(torch.full((1, 3, 64, 64), value)) == byte).all()
 
 
-def test_frames_that_cannot_be_written_to_are_taken_without_a_warning_and_left_alone() -> None:
+def test_read_only_frames_are_accepted_without_a_warning() -> None:
     frames = random_frames(1)
     before = frames.copy()
     frames.flags.writeable = False

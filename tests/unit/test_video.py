@@ -1,4 +1,4 @@
-"""Films: what another decoder makes of them, and the same bytes for the same pictures."""
+"""Films: readable by another decoder, and the same bytes for the same pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drifting(number: int) -> NDArray[np.uint8]:
     return np.stack(channels, axis=-1).astype(np.uint8)
 
 
-def test_opencv_reads_what_was_filmed(tmp_path: Path) -> None:
+def test_opencv_reads_the_film(tmp_path: Path) -> None:
     pictures = [drifting(number) for number in range(20)]
     (tmp_path / "film.mp4").write_bytes(encode_video(pictures, Fraction(25, 2)))
     film = cv2.VideoCapture(str(tmp_path / "film.mp4"))
@@ -37,8 +37,8 @@ def test_opencv_reads_what_was_filmed(tmp_path: Path) -> None:
     assert not film.read()[0]
 
 
-def test_the_same_pictures_give_the_same_bytes_in_another_process() -> None:
-    """Writers of films put the time into each file unless told not to."""
+def test_same_pictures_give_the_same_bytes_in_another_process() -> None:
+    """By default, writers of films put the time into each file."""
     code = (
         "import hashlib, fractions; from tests.unit.test_video import drifting, encode_video;"
         "film = encode_video(map(drifting, range(20)), fractions.Fraction(25, 2));"
@@ -54,7 +54,7 @@ def test_a_film_is_far_smaller_than_its_pictures() -> None:
     assert len(encode_video(pictures, Fraction(25, 2))) < sum(picture.nbytes for picture in pictures) / 20
 
 
-def test_the_still_is_the_first_picture() -> None:
+def test_still_image_is_the_first_picture() -> None:
     pictures = [drifting(number) for number in range(5)]
     still = cv2.imdecode(np.frombuffer(still_of(encode_video(pictures, Fraction(25, 2))), np.uint8), cv2.IMREAD_COLOR)
     assert still is not None

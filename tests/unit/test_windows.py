@@ -1,4 +1,4 @@
-"""Windows of latents: which row lies where, what is padding, and that every row is reached."""
+"""Windows of latents: the position of rows, padding, and the coverage of every row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMN = np.arange(1, 4, dtype=np.float32)
 
 
 def number(episode: int, row: int) -> int:
-    """What says where a value came from; never 0, which padding is."""
+    """A number that encodes the origin of a value; never 0, which marks padding."""
     return 1000 * (episode + 1) + row
 
 
@@ -48,9 +48,7 @@ _LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 
 @settings(deadline=None, max_examples=100)
 @given(lengths=_LENGTHS, window=st.integers(1, 15), seed=st.integers(0, 1000))
-def test_every_row_of_a_window_is_of_one_step_and_its_target_is_the_next_row(
-    lengths: list[int], window: int, seed: int
-) -> None:
+def test_window_rows_belong_to_one_step_and_target_the_next_row(lengths: list[int], window: int, seed: int) -> None:
     episodes = [make_episode(i, steps) for i, steps in enumerate(lengths)]
     block, windows = block_of(episodes, window, seed)
     assert len(block) == sum(num_windows(steps, window) for steps in lengths)
@@ -89,7 +87,7 @@ def test_every_row_of_a_window_is_of_one_step_and_its_target_is_the_next_row(
 
 
 @pytest.mark.parametrize(("steps", "window"), [(10, 4), (11, 4), (4, 4), (3, 4), (1, 4), (9, 1), (1000, 999)])
-def test_every_row_is_reached_by_some_draw_of_the_starts(steps: int, window: int) -> None:
+def test_every_row_is_reached_by_some_draw(steps: int, window: int) -> None:
     seen: set[int] = set()
     for seed in range(60):
         _, windows = block_of([make_episode(0, steps)], window, seed)
@@ -97,7 +95,7 @@ def test_every_row_is_reached_by_some_draw_of_the_starts(steps: int, window: int
     assert seen == {number(0, row) for row in range(steps)}
 
 
-def test_padding_is_only_for_windows_shorter_than_the_longest_of_their_batch() -> None:
+def test_only_windows_shorter_than_the_longest_are_padded() -> None:
     _, long = block_of([make_episode(0, 23)], 5)
     assert long.real.all()
     _, short = block_of([make_episode(0, 3)], 5)
@@ -108,20 +106,20 @@ def test_padding_is_only_for_windows_shorter_than_the_longest_of_their_batch() -
 
 
 def take_cover_lengths(games: int) -> list[int]:
-    """Lengths as of TakeCover's collected games: 40 to 2,100 tics, 317 on average."""
+    """Lengths like those of TakeCover's collected games: 40 to 2,100 tics, 317 on average."""
     drawn = np.random.default_rng(5).gamma(3.5, 90.0, games)
     return [int(length) for length in np.clip(drawn, 40, 2100)]
 
 
 def skewed_lengths(games: int) -> list[int]:
-    """Lengths of which more are very short and very long, 40 to 2,100."""
+    """Lengths with more very short and very long games, 40 to 2,100."""
     drawn = np.random.default_rng(6).exponential(250, games)
     return [int(length) for length in np.clip(60 + drawn, 40, 2100)]
 
 
 @pytest.mark.parametrize("preset", ["takecover-laptop", "takecover"])
 @pytest.mark.parametrize("lengths", [take_cover_lengths, skewed_lengths])
-def test_windows_of_games_of_many_lengths_are_hardly_padded(preset: str, lengths: Callable[[int], list[int]]) -> None:
+def test_windows_of_many_lengths_need_little_padding(preset: str, lengths: Callable[[int], list[int]]) -> None:
     config = load_config(preset, []).mdnrnn
     window, batch_size = config.window, config.batch_size
     games = lengths(config.shuffle_frames // window)
@@ -144,7 +142,7 @@ def test_windows_of_games_of_many_lengths_are_hardly_padded(preset: str, lengths
     assert firsts != sorted(firsts), "the batches come in random order"
 
 
-def test_half_of_the_draws_have_the_end_of_a_game_that_ended() -> None:
+def test_half_of_the_draws_contain_the_end_of_an_ended_game() -> None:
     for terminated, least, most in ((True, 0.4, 0.6), (False, 0.0, 0.05)):
         episodes = [make_episode(i, 700, terminated=terminated) for i in range(300)]
         _, windows = block_of(episodes, 500)
@@ -158,19 +156,19 @@ def test_windows_of_one_length_stay_in_their_random_order() -> None:
     np.testing.assert_array_equal(block.arrange(order, 8), order)
 
 
-def test_done_is_for_termination_and_not_for_truncation() -> None:
+def test_done_marks_termination_and_not_truncation() -> None:
     _, windows = block_of([make_episode(0, 4, terminated=False), make_episode(1, 4, terminated=True)], 4)
     assert windows.done.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1]]
 
 
-def test_a_batch_is_of_the_items_asked_for_in_their_order() -> None:
+def test_batch_has_the_requested_items_in_order() -> None:
     block, windows = block_of([make_episode(i, 9) for i in range(3)], 4)
     picked = block.batch(np.array([5, 0, 3]))
     for field in Windows._fields:
         np.testing.assert_array_equal(getattr(picked, field), getattr(windows, field)[[5, 0, 3]])
 
 
-def test_starts_come_from_the_stream_given() -> None:
+def test_starts_depend_on_the_given_stream() -> None:
     episodes = [make_episode(i, 23) for i in range(4)]
     starts = [block_of(episodes, 5, seed)[1].mu[:, 0, 0].tolist() for seed in (1, 1, 2)]
     assert starts[0] == starts[1] != starts[2]
