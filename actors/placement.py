@@ -18,8 +18,8 @@ class Place:
     """Place where Ray may put an actor.
 
     Attributes:
-        options: Actor options passed to Ray. They name a scheduling strategy: without one, a trial of Ray Tune keeps its
-            workers within its own resources, which are none.
+        options: Actor options passed to Ray. They name a scheduling strategy: without one, a trial of Ray Tune keeps
+            its workers within its own resources, which are none.
         on_head: Whether the place is the head, because there is no other node.
     """
 
