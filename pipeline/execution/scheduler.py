@@ -241,9 +241,9 @@ class Scheduler:
             if worker.recalled is not None and now - worker.recalled_at >= _RECALL_S:
                 self._requeue_unshared(self._take_back(worker, worker.recalled))
                 worker.recalled = None
+                self._note_change(worker)
         if not self.jobs.num_waiting:
             self._copy_slow_jobs(now)
-        self._changed.update(self.workers)
 
     # ---- decisions
 
@@ -319,6 +319,7 @@ class Scheduler:
             if silent_s - (_HOLD_S if worker.surplus else 0.0) <= limit:
                 continue
             worker.mark_slow()
+            self._note_change(worker)
             self._recall(worker, worker.surplus, now)
             copied = self.jobs.requeue([worker.jobs[job_id] for job_id in worker.begun()], alone=True)
             if copied:

@@ -18,7 +18,7 @@ from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, Simulate
 
 FEW = 24  # workers of most cases, at most
 GPU_NODE = "gpu"
-_LONGEST_S = 20_000.0
+_LONGEST_S = 4_000.0
 _SPARSE_CHECKS = 100  # with more workers, only every so many decisions are checked
 
 
