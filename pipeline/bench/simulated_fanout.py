@@ -23,7 +23,7 @@ from pipeline.simulation.cluster import DriverCosts, SimulatedCluster
 from pipeline.simulation.workers import SimulatedJob
 
 WORKERS = (16, 64, 256, 1024, 2048)
-JOBS_PER_LANE = (4, 8, 16)
+JOBS_PER_LANE = (4, 16)
 LANES = (1, 16)
 DURATIONS = ("uniform", "heavy-tailed")
 
@@ -34,7 +34,8 @@ DELAY_S = (0.5e-3, 1e-3)  # of a message, one way
 
 _UNIFORM_S = (0.5, 1.5)
 _TAIL_S, _TAIL_INDEX, _LONGEST_S = 0.5, 1.5, 20.0  # of a Pareto distribution
-_LEAST_JOBS = 4096  # of a row: one with fewer is the mean of several maps
+_MOST_JOBS = 131_072  # of a row; more would take minutes
+_LEAST_JOBS, _MOST_MAPS = 4096, 64  # of a row: one with fewer jobs is the mean of several maps
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -61,9 +62,14 @@ class Setting:
         """Number of lanes of all workers."""
         return self.workers * self.lanes
 
+    @property
+    def num_jobs(self) -> int:
+        """Number of jobs."""
+        return self.num_lanes * self.jobs_per_lane
+
     def draw(self, number: int) -> list[float]:
         """Draw the durations of the jobs of a map, in seconds."""
-        count = self.num_lanes * self.jobs_per_lane
+        count = self.num_jobs
         rng = generator(0, f"bench/fanout/{self.durations}", count, number)
         if self.durations == "uniform":
             return list(map(float, rng.uniform(*_UNIFORM_S, count)))
@@ -109,6 +115,7 @@ def simulate_fanout(show: Callable[[str], None], settings: Sequence[Setting] | N
     """
     if settings is None:
         settings = [Setting(*values) for values in product(WORKERS, LANES, JOBS_PER_LANE, DURATIONS)]
+        settings = [setting for setting in settings if setting.num_jobs <= _MOST_JOBS]
     rows = []
     with ProcessPoolExecutor(num_cores(), mp_context=get_context("spawn")) as processes:
         for row in processes.map(simulated_row, settings):
@@ -119,7 +126,7 @@ def simulate_fanout(show: Callable[[str], None], settings: Sequence[Setting] | N
 
 def simulated_row(setting: Setting) -> SimulatedFanout:
     """Simulate maps of one setting."""
-    maps = max(1, _LEAST_JOBS // (setting.num_lanes * setting.jobs_per_lane))
+    maps = min(max(1, _LEAST_JOBS // setting.num_jobs), _MOST_MAPS)
     return _mean(setting, [_simulated_map(setting, number) for number in range(maps)])
 
 

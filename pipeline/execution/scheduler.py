@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -252,7 +253,8 @@ class Scheduler:
         if self._needs_workers:
             self._request()
         if self.jobs.num_waiting:
-            self._changed.update(self._lanes.idle if self.jobs.has_sociable else self._lanes.empty)
+            idle, empty = self._lanes.idle, islice(self._lanes.empty, self.jobs.num_waiting)
+            self._changed.update(idle if self.jobs.has_sociable else dict.fromkeys(empty))
         changed, self._changed = self._changed, {}
         for worker in sorted(changed, key=lambda worker: len(worker.jobs)):
             jobs = self._batch(worker) if worker.takes_jobs else []
