@@ -35,7 +35,7 @@ DELAY_S = (0.5e-3, 1e-3)  # of a message, one way
 _UNIFORM_S = (0.5, 1.5)
 _TAIL_S, _TAIL_INDEX, _LONGEST_S = 0.5, 1.5, 20.0  # of a Pareto distribution
 _MOST_JOBS = 131_072  # of a row; more would take minutes
-_LEAST_JOBS, _MOST_MAPS = 4096, 64  # of a row: one with fewer jobs is the mean of several maps
+_LEAST_JOBS, _MOST_MAPS = 16_384, 64  # of a row: one with fewer jobs is the mean of several maps
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")

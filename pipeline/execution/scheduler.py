@@ -47,13 +47,13 @@ class Scheduler:
 
     ::
 
-        REQUESTED --up--> BUILDING --built--> READY <--results-- SLOW
-            |                 |               |   `---silent----->'|
-            +-----------------+-------+-------+--------------------+
-                                      |
-             node to be left: DRAINING   connection failed: UNREACHABLE
-                                      |
-             drained, failed or given up: REMOVED
+        REQUESTED --up--> BUILDING --built--> READY --silent--> SLOW
+                                                ^                |
+                                                `----results-----'
+
+        any of these --node to be left----> DRAINING
+        any of these --connection failed--> UNREACHABLE
+        any state ----died, raised, hung, drained, answered after its connection failed, node lost----> REMOVED
 
     Args:
         max_attempts: Maximum number of attempts per job, and of failed starts in a row.
@@ -215,7 +215,7 @@ class Scheduler:
         if not begun and not (fit or preempted):
             logger.warning("a worker is replaced: %s", failure.what)
         self._note_change(worker)
-        # Ray may send a replacement to the node that is going away: it is requested at the next tick.
+        # A replacement may be sent to the node that is going away: it is requested at the next tick.
         if worker.built or not preempted:
             self._needs_workers = True
 
@@ -253,8 +253,12 @@ class Scheduler:
         if self._needs_workers:
             self._request()
         if self.jobs.num_waiting:
-            idle, empty = self._lanes.idle, islice(self._lanes.empty, self.jobs.num_waiting)
-            self._changed.update(idle if self.jobs.has_sociable else dict.fromkeys(empty))
+            if self.jobs.has_sociable:
+                self._changed.update(self._lanes.idle)
+            else:  # each of these jobs needs a worker without any, and no more of them are looked at
+                for worker in self._changed:
+                    self._lanes.update(worker)
+                self._changed.update(dict.fromkeys(islice(self._lanes.empty, self.jobs.num_waiting)))
         changed, self._changed = self._changed, {}
         for worker in sorted(changed, key=lambda worker: len(worker.jobs)):
             jobs = self._batch(worker) if worker.takes_jobs else []
