@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError
 
 from actors.connection import connect, is_private
-from actors.failures import Failure, FailureKind, classify, hung
+from actors.failures import classify
 from actors.identity import WorkerIdentity
 from actors.listening import LISTEN_S
 from actors.nodes import nodes, sharing_a_folder
@@ -25,7 +25,7 @@ from pipeline.base.errors import ConfigError, EpisodeError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.jobs import abandoned_error
+from pipeline.execution.failures import Failure, FailureKind, abandoned_error, hung
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)

@@ -1,9 +1,6 @@
-"""Failures of calls to Ray's workers: one classification for tasks and for pools."""
+"""Failures that Ray reports: one classification for tasks and for pools."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from enum import Enum
 
 from ray.exceptions import (
     ActorUnavailableError,
@@ -16,37 +13,10 @@ from ray.exceptions import (
 )
 
 from pipeline.base.errors import JobError, WorldModelsError
-from pipeline.execution.jobs import cause_message
-
-
-class FailureKind(Enum):
-    """Kind of a failed call."""
-
-    FATAL = "an error of this project, which another attempt would meet again"
-    RAISED = "the job or the task raised an error"
-    WORKER_LOST = "the worker's process or node is gone"
-    UNREACHABLE = "the connection failed; the worker may be alive"
-    HUNG = "the worker was silent for too long"
-    OTHER = "an error of Ray itself"
-
+from pipeline.execution.failures import Failure, FailureKind, cause_message
 
 # Out of memory has its own class, also for actors.
 _WORKER_LOST = (RayActorError, NodeDiedError, OutOfMemoryError, WorkerCrashedError)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A failed call.
-
-    Attributes:
-        kind: Kind of the failure.
-        what: Description for messages.
-        cause: Error that the job raised, or Ray's error; None if the worker hung.
-    """
-
-    kind: FailureKind
-    what: str
-    cause: BaseException | None
 
 
 def classify(error: RayError) -> Failure:
@@ -61,12 +31,3 @@ def classify(error: RayError) -> Failure:
         first_line = str(error).strip().splitlines()[0]  # hints and logs follow it
         return Failure(FailureKind.WORKER_LOST, f"its worker died: {first_line}", error)
     return Failure(FailureKind.OTHER, f"it failed on Ray: {error!r}", error)
-
-
-def hung(timeout_s: float) -> Failure:
-    """Failure of a worker that was silent for ``timeout_s`` seconds."""
-    what = (
-        f"its worker hung: it gave no sign of life for {timeout_s:g} s and was killed "
-        "(execution.timeout_s: raise it if a job takes longer)"
-    )
-    return Failure(FailureKind.HUNG, what, None)

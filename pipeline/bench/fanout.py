@@ -1,8 +1,7 @@
-"""``bench fanout``: utilisation of many workers by the production pool. Ray actors are real, episodes are simulated."""
+"""``bench fanout --workers N``: utilisation of real Ray actors by the production pool. Episodes are simulated."""
 
 from __future__ import annotations
 
-import heapq
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline.base.errors import ConfigError
 from pipeline.base.machine import num_cores
 from pipeline.base.seeding import generator
+from pipeline.bench.simulated_fanout import greedy_seconds
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor, Pool
 
@@ -19,7 +19,7 @@ JOBS = (1024, 4096)
 FEWER_WORKERS = (4, 16)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
-_MOST_PER_CORE = 16
+_MOST, _MOST_PER_CORE = 32, 16
 _WARM_UP_JOBS = 16  # jobs per worker of the unmeasured generation before the measured ones
 
 
@@ -48,8 +48,8 @@ class GenerationTiming:
     Attributes:
         seconds: Seconds from the first dispatched job to the last result.
         first_result_s: Seconds to the first result.
-        driver_ms: CPU time of the driver's thread, in ms.
-        process_ms: CPU time of the driver's process, including Ray's own threads, in ms.
+        driver_ms: CPU time of the driver's thread, in ms per job.
+        process_ms: CPU time of the driver's process, including Ray's own threads, in ms per job.
     """
 
     seconds: float
@@ -68,7 +68,7 @@ class FanoutResult:
         greedy: The same share if each job were dispatched, at no cost, to the worker that is free first.
         reference: The same share for a plain ``ray.util.ActorPool`` loop.
         first_result_s, driver_ms, process_ms: See ``GenerationTiming``.
-        reference_driver_ms: CPU time of the driver's thread in the reference, in ms.
+        reference_driver_ms: CPU time of the driver's thread in the reference, in ms per job.
         copies: Number of jobs that were run twice, in all generations on this number of workers.
     """
 
@@ -148,29 +148,21 @@ def check_workers(workers: int) -> None:
     """Refuse more real workers than this machine can hold: it would stall for half an hour and measure nothing.
 
     Raises:
-        ConfigError: There are more than 16 for each core.
+        ConfigError: There are more than 16 for each core, or more than 32.
     """
-    most = _MOST_PER_CORE * num_cores()
+    most = min(_MOST_PER_CORE * num_cores(), _MOST)
     if workers > most:
         raise ConfigError(
             f"--workers {workers}: this machine has {num_cores()} cores, and more than {_MOST_PER_CORE} Ray actors for "
-            f"each stall it. Use at most {most}; `world-models plan` computes larger numbers"
+            f"each stall it. Use at most {most}; without --workers, `bench fanout` simulates up to 2,048"
         )
-
-
-def greedy_seconds(seconds: Sequence[float], workers: int) -> float:
-    """Compute the seconds of greedy (list) scheduling: each job, in order, at no cost, to the first free worker."""
-    free_at = [0.0] * workers
-    for duration in seconds:
-        heapq.heapreplace(free_at, free_at[0] + duration)
-    return max(free_at)
 
 
 def table_header() -> list[str]:
     """Write the header of the Markdown table."""
     return [
-        "| workers | jobs | busy | greedy's bound | of the bound | ActorPool | first result, s | driver, ms | "
-        "its process, ms | ActorPool's driver, ms | run twice |",
+        "| workers | jobs | busy | greedy's bound | of the bound | ActorPool | first result, s | driver, ms a job | "
+        "its process, ms a job | ActorPool's driver, ms a job | run twice |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
 
@@ -179,8 +171,8 @@ def table_row(row: FanoutResult) -> str:
     """Write a row of the Markdown table."""
     return (
         f"| {row.workers} | {row.jobs:,} | {row.busy:.1%} | {row.greedy:.1%} | {row.busy / row.greedy:.1%} | "
-        f"{row.reference:.1%} | {row.first_result_s:.2f} | {row.driver_ms:.0f} | {row.process_ms:.0f} | "
-        f"{row.reference_driver_ms:.0f} | {row.copies} |"
+        f"{row.reference:.1%} | {row.first_result_s:.2f} | {row.driver_ms:.2f} | {row.process_ms:.2f} | "
+        f"{row.reference_driver_ms:.2f} | {row.copies} |"
     )
 
 
@@ -221,6 +213,6 @@ def _measured(
     return GenerationTiming(
         time.perf_counter() - began,
         first,
-        1000 * (time.thread_time() - thread),
-        1000 * (time.process_time() - process),
+        1000 * (time.thread_time() - thread) / len(jobs),
+        1000 * (time.process_time() - process) / len(jobs),
     )

@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict
+from typing import Any
 
+from pipeline.bench import fanout, simulated_fanout
 from pipeline.bench.agent import bench_agent
 from pipeline.bench.environment import bench_env
-from pipeline.bench.fanout import bench_fanout, fanout_to_json, table_header
 from pipeline.bench.fidelity import bench_fidelity, fidelity_lines, fidelity_to_json
 from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
@@ -38,7 +39,7 @@ def run_benches(
     names: Collection[str],
     *,
     seconds: float,
-    workers: int,
+    workers: int | None,
     as_json: bool,
     store: Store | None,
     executor: Callable[[RunConfig], Executor],
@@ -48,7 +49,7 @@ def run_benches(
     Args:
         names: Names from ``BENCHES``, or ``GENERATION``, ``FIDELITY`` or ``FANOUT``.
         seconds: Seconds to measure each side, all turns together.
-        workers: Largest number of workers of ``FANOUT``.
+        workers: Largest number of real workers of ``FANOUT``; None: simulate them.
         as_json: Whether to print JSON.
         store: Store of the run whose controllers the benches in ``NEED_A_RUN`` measure; None if there are none of
             them among ``names``.
@@ -83,12 +84,25 @@ def run_benches(
         print("\n" + "\n".join(fidelity_lines(rows)))
         results.append(fidelity_to_json(rows))
     if FANOUT in names:
-        print(f"\n{machine}; the actors are real, their episodes are simulated: each sleeps for 0.5 to 1.5 s\n")
-        print("\n".join(table_header()))
-        results.append(fanout_to_json(bench_fanout(workers, executor, lambda line: print(line, flush=True))))
+        results.append(_fanout(workers, machine, executor))
     if as_json:
         for line in map(json.dumps, results):
             print(line)
+
+
+def _fanout(workers: int | None, machine: str, executor: Callable[[RunConfig], Executor]) -> dict[str, Any]:
+    def show(line: str) -> None:
+        print(line, flush=True)
+
+    if workers is None:
+        print(
+            f"\nthe workers, the messages and the driver's time are simulated; the scheduler's is that of {machine}\n"
+        )
+        print("\n".join(simulated_fanout.table_header()))
+        return simulated_fanout.to_json(simulated_fanout.simulate_fanout(show))
+    print(f"\n{machine}; the actors are real, their episodes are simulated: each sleeps for 0.5 to 1.5 s\n")
+    print("\n".join(fanout.table_header()))
+    return fanout.fanout_to_json(fanout.bench_fanout(workers, executor, show))
 
 
 def table_rows(result: Comparison) -> list[str]:

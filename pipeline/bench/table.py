@@ -17,5 +17,5 @@ HELP = {
     "train-mdnrnn": "a plain training step of M and the pipeline's",
     "dream": "one dream at a time and many in lockstep, on one core",
     "storage": "NumPy files and shards",
-    FANOUT: "utilisation of many workers by the pool, with simulated episodes; about 20 minutes",
+    FANOUT: "utilisation of up to 2,048 simulated workers by the scheduler, or of real ones (--workers)",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,13 +12,18 @@ from typing import Any, TypeVar
 from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
-from pipeline.execution.jobs import MapJobs, abandoned_error, cause_message
+from pipeline.execution.actions import Request, Send
+from pipeline.execution.failures import Failure, FailureKind, abandoned_error, cause_message
 from pipeline.execution.protocol import Pool, Resources, Worker
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker_state import ScheduledWorker
 
 logger = logging.getLogger(__name__)
 
 
 Result = TypeVar("Result")
+
+_NEVER = 0.0  # the only time that there is: nobody looks after it
 
 
 class InProcessExecutor:
@@ -69,7 +75,7 @@ class InProcessExecutor:
         with num_threads(1):
             self.ready_workers = 1
             try:
-                yield _InProcessPool(partial(factory, *arguments), self._max_attempts)
+                yield _InProcessPool(partial(factory, *arguments), self._max_attempts, jobs_at_once)
             finally:
                 self.ready_workers = 0
 
@@ -90,41 +96,73 @@ def _run_task(updates: Generator[Update, None, Result], threads: int, on_update:
 
 
 class _InProcessPool:
-    num_workers = 1
+    """One worker, to which the scheduler gives jobs as it takes them. It knows no time: nothing is slow or hangs."""
 
-    def __init__(self, make_worker: Callable[[], Worker], max_attempts: int) -> None:
-        self.retries = 0
+    def __init__(self, make_worker: Callable[[], Worker], max_attempts: int, jobs_at_once: int) -> None:
         self._make_worker = make_worker
         self._worker = make_worker()
-        self._max_attempts = max_attempts
+        self._scheduler = Scheduler(max_attempts=max_attempts, jobs_at_once=jobs_at_once, max_workers=1)
+        self._jobs_at_once = jobs_at_once
+        self._waiting: deque[Any] = deque()
+        self._taken: dict[Hashable, None] = {}
+        self._shown: set[str] = set()
+
+    @property
+    def num_workers(self) -> int:
+        return self._scheduler.num_workers
+
+    @property
+    def retries(self) -> int:
+        return self._scheduler.retries
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        map_jobs = MapJobs(jobs, self._max_attempts)
-        shown: set[str] = set()
-        while map_jobs:
-            left = {job.id: job for job in map_jobs.take(map_jobs.num_waiting)}
-            waiting = iter([*left.values()])
+        self._scheduler.begin(jobs)
+        self._shown.clear()
+        while self._scheduler.jobs:
+            self._act()
+            scheduled = next(iter(self._scheduler.workers))
             try:
                 with num_threads(1):
-                    for job_id, result in self._worker.run(waiting):
-                        del left[job_id]
-                        map_jobs.finish(job_id)
+                    for job_id, result in self._worker.run(self._take()):
+                        del self._taken[job_id]
+                        self._scheduler.results(scheduled, [(job_id, 0.0)], _NEVER)
+                        self._act()
                         yield job_id, result
             except Exception as error:
-                if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
-                    raise
-                if repr(error) not in shown:  # else its traceback was shown already
-                    shown.add(repr(error))
-                    logger.warning("a worker raised an error", exc_info=error)
-                not_begun = {job.id for job in waiting}
-                begun = [job_id for job_id in left if job_id not in not_begun]
-                if isinstance(error, EpisodeError):
-                    begun = [error.job_id]
-                else:
-                    self._worker = self._make_worker()  # the state of the old one is unknown
-                map_jobs.failed(begun, cause_message(error), error)
-                self.retries += len(begun)
-                map_jobs.requeue(left.values())
+                self._fail(scheduled, error)
             else:
-                if left:
-                    raise JobError(f"a worker ended without results for {list(left)}")
+                if self._taken:
+                    raise JobError(f"a worker ended without results for {list(self._taken)}")
+
+    def _take(self) -> Iterator[Any]:
+        """Jobs in order, as the worker takes them."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            self._taken[job.id] = None
+            yield job
+
+    def _act(self) -> None:
+        """Do what the scheduler decides: with one worker, ask for it and send it jobs."""
+        while actions := self._scheduler.decide(_NEVER):
+            for action in actions:
+                if isinstance(action, Request):
+                    scheduled = ScheduledWorker(self._jobs_at_once)
+                    self._scheduler.requested(scheduled)
+                    self._scheduler.up(scheduled, None, _NEVER)
+                    self._scheduler.built(scheduled, _NEVER)
+                elif isinstance(action, Send):
+                    self._waiting.extend(action.jobs)
+
+    def _fail(self, scheduled: ScheduledWorker, error: Exception) -> None:
+        """Try jobs again after an error, with a new worker unless the error says that the old one is fit."""
+        if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
+            raise error
+        if repr(error) not in self._shown:  # else its traceback was shown already
+            self._shown.add(repr(error))
+            logger.warning("a worker raised an error", exc_info=error)
+        begun = [*self._taken]
+        self._waiting.clear()
+        self._taken.clear()
+        self._scheduler.failed(scheduled, Failure(FailureKind.RAISED, cause_message(error), error), _NEVER, begun)
+        if not isinstance(error, EpisodeError):
+            self._worker = self._make_worker()  # the state of the old one is unknown

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.base.errors import JobError, WorldModelsError
+from pipeline.execution.failures import abandoned_error
 from pipeline.execution.protocol import Job
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A job and what is known about it.
+
+    Attributes:
+        job: Job.
+        position: Place in the queue; jobs with a lower one are taken first.
+        queued: Whether the job waits for a worker.
+        alone: Whether the job must be the only one of its worker, because any of its like may kill a worker.
+        holders: Number of workers that have the job.
+        failures: Number of failed attempts.
+        causes: Distinct errors of the failed attempts.
+    """
+
+    job: Any
+    position: int
+    queued: bool = True
+    alone: bool = False
+    holders: int = 0
+    failures: int = 0
+    causes: set[str] = field(default_factory=set)
+
+
 class MapJobs:
-    """Jobs of one ``Pool.map``: the ones that wait for a worker, the ones without a result, and their failures.
+    """Jobs of one ``Pool.map``: the ones that wait for a worker, the ones that workers have, and their failures.
+
+    A job that has a result is forgotten. All operations take constant time for each job.
 
     Args:
         jobs: Jobs in the order of their dispatch.
@@ -22,30 +48,37 @@ class MapJobs:
     """
 
     def __init__(self, jobs: Iterable[Any], max_attempts: int) -> None:
-        self._waiting = deque(jobs)
-        self._unfinished = {job.id for job in self._waiting}
+        self._entries = {job.id: _Entry(job, position) for position, job in enumerate(jobs)}
         self._max_attempts = max_attempts
-        self._failures: Counter[Hashable] = Counter()
-        self._causes: defaultdict[Hashable, set[str]] = defaultdict(set)
-        self._requeued: set[Hashable] = set()
-        self._exclusive: set[Hashable] = set()
+        # A finished job stays in its queue until it is at the front; `queued` is False then.
+        self._waiting = deque(self._entries.values())
+        self._alone: deque[_Entry] = deque()
+        self._num_waiting = len(self._waiting)
+        self._front = -1
+        self.has_failures = False
 
     def __len__(self) -> int:
         """Number of jobs without a result."""
-        return len(self._unfinished)
+        return len(self._entries)
 
     @property
     def num_waiting(self) -> int:
         """Number of jobs that wait for a worker."""
-        return len(self._waiting)
+        return self._num_waiting
 
     def __contains__(self, job_id: Hashable) -> bool:
         """Whether a job of this map has no result yet."""
-        return job_id in self._unfinished
+        return job_id in self._entries
 
-    def unfinished(self, jobs: Iterable[Any]) -> list[Any]:
-        """The given jobs that have no result yet."""
-        return [job for job in jobs if job.id in self._unfinished]
+    def owns(self, job: Job) -> bool:
+        """Whether a job is of this map and has no result; another map may have a job with the same ID."""
+        entry = self._entries.get(job.id)
+        return entry is not None and entry.job is job
+
+    @property
+    def has_sociable(self) -> bool:
+        """Whether a job waits that need not go alone, as far as is known."""
+        return _first(self._waiting) is not None
 
     def take(self, count: int, *, has_others: bool = False) -> list[Any]:
         """Take the next jobs from the queue.
@@ -57,25 +90,43 @@ class MapJobs:
             count: Maximum number of jobs, at least 1.
             has_others: Whether the worker has other jobs. Jobs that go alone are then left in the queue.
         """
-        jobs: list[Any] = []
-        left: list[Any] = []
-        while self._waiting and len(jobs) < count:
-            job = self._waiting.popleft()
-            if not self.goes_alone(job):
-                jobs.append(job)
-            elif jobs or has_others:
-                left.append(job)
-            else:
-                jobs.append(job)
+        taken: list[_Entry] = []
+        while len(taken) < count:
+            entry, alone = _first(self._waiting), _first(self._alone)
+            if entry is not None and self.goes_alone(entry.job):  # since it was queued
+                self._alone.append(self._waiting.popleft())
+                continue
+            if alone is not None and not (taken or has_others) and (entry is None or alone.position < entry.position):
+                taken.append(self._alone.popleft())
                 break
-        self._waiting.extendleft(reversed(left))
-        return jobs
+            if entry is None:
+                break
+            taken.append(self._waiting.popleft())
+        for entry in taken:
+            entry.queued = False
+        self._num_waiting -= len(taken)
+        return [entry.job for entry in taken]
+
+    def note_held(self, jobs: Iterable[Job]) -> None:
+        """Note that one more worker has these jobs."""
+        for job in jobs:
+            self._entries[job.id].holders += 1
+
+    def note_dropped(self, job: Job) -> None:
+        """Note that one worker less has a job. A job that has a result, or is of another map, is left out."""
+        if self.owns(job):
+            self._entries[job.id].holders -= 1
+
+    def unheld(self, jobs: Iterable[Job]) -> list[Any]:
+        """Jobs that have no result, are not queued, and that no worker has."""
+        owned = ((job, self._entries[job.id]) for job in jobs if self.owns(job))
+        return [job for job, entry in owned if not (entry.holders or entry.queued)]
 
     def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None, *, raised: bool = True) -> None:
         """Count a failed attempt of each job that may have caused a failure.
 
         Args:
-            begun: IDs of the jobs that may have caused the failure.
+            begun: IDs of the jobs that may have caused the failure. None of them has a result.
             what: Description of the failure.
             cause: Error, if there is one.
             raised: Whether the job raised the error; otherwise its worker died or hung.
@@ -83,37 +134,39 @@ class MapJobs:
         Raises:
             JobError: It was the last attempt of one of the jobs.
         """
-        self._failures.update(begun)
-        for job_id in begun:
-            self._causes[job_id].add(repr(cause) if raised else what)
-        tries = max((self._failures[job_id] for job_id in begun), default=0)
+        if not begun:
+            return
+        self.has_failures = True
+        entries = [self._entries[job_id] for job_id in begun]
+        for entry in entries:
+            entry.failures += 1
+            entry.causes.add(repr(cause) if raised else what)
+        tries = max(entry.failures for entry in entries)
         if tries >= self._max_attempts:
-            causes = set[str]().union(*(self._causes[job_id] for job_id in begun))
+            causes = set[str]().union(*(entry.causes for entry in entries))
             raise abandoned_error(_name(begun), tries, what, causes) from cause
-        if begun:
-            logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
+        logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
 
     def requeue(self, jobs: Iterable[Any], *, alone: bool = False) -> list[Any]:
         """Put jobs at the front of the queue.
 
         Args:
-            jobs: Jobs in the order of their dispatch. The ones that have a result, or are of an earlier map, are left
-                out.
+            jobs: Jobs in the order of their dispatch. The ones that have a result, are queued already, or are of an
+                earlier map, are left out.
             alone: Whether each job goes alone from now on, because any of them may kill its worker.
 
         Returns:
             Requeued jobs.
         """
-        jobs = self.unfinished(jobs)
-        self._waiting.extendleft(reversed(jobs))
-        self._requeued.update(job.id for job in jobs)
-        if alone:
-            self._exclusive.update(job.id for job in jobs)
-        return jobs
-
-    def waiting_ids(self) -> set[Hashable]:
-        """IDs of the jobs that wait for a worker."""
-        return {job.id for job in self._waiting}
+        entries = [self._entries[job.id] for job in jobs if job.id in self._entries]
+        entries = [entry for entry in entries if not entry.queued]
+        for entry in reversed(entries):
+            entry.queued, entry.position = True, self._front
+            entry.alone = entry.alone or alone
+            self._front -= 1
+            (self._alone if self.goes_alone(entry.job) else self._waiting).appendleft(entry)
+        self._num_waiting += len(entries)
+        return [entry.job for entry in entries]
 
     def finish(self, job_id: Hashable) -> bool:
         """Note that a job has a result, and remove it from the queue if it was requeued.
@@ -121,29 +174,33 @@ class MapJobs:
         Returns:
             Whether the result is the first one of the job, and the job is of this map.
         """
-        if job_id not in self._unfinished:
+        entry = self._entries.pop(job_id, None)
+        if entry is None:
             return False
-        self._unfinished.remove(job_id)
-        if job_id in self._requeued:
-            self._requeued.remove(job_id)
-            self._waiting = deque(job for job in self._waiting if job.id != job_id)
+        if entry.queued:
+            entry.queued = False
+            self._num_waiting -= 1
         return True
 
-    @property
-    def has_failures(self) -> bool:
-        """Whether a job has failed."""
-        return bool(self._failures)
-
     def is_on_last_try(self, job_id: Hashable) -> bool:
-        """Whether the next attempt of a job is its last one."""
-        return self._failures[job_id] == self._max_attempts - 1
+        """Whether the next attempt of a job without a result is its last one."""
+        return self._entries[job_id].failures == self._max_attempts - 1
 
     def goes_alone(self, job: Job) -> bool:
         """Whether a job must be the only one of its worker."""
-        return job.id in self._exclusive or (self._failures[job.id] > 0 and self.is_on_last_try(job.id))
+        entry = self._entries.get(job.id)
+        return entry is not None and (entry.alone or (entry.failures > 0 and self.is_on_last_try(job.id)))
+
+
+def _first(queue: deque[_Entry]) -> _Entry | None:
+    """The first entry that is still queued; the ones before it are removed."""
+    while queue and not queue[0].queued:
+        queue.popleft()
+    return queue[0] if queue else None
 
 
 # Maximum number of jobs of a worker per job that it runs at once; more would leave too few for workers that join later.
+# A worker without jobs gets only so many ahead: others may be waiting for their first ones.
 _MOST_AHEAD = 8
 
 
@@ -170,7 +227,8 @@ def batch_for_worker(*, waiting: int, missing: int, workers: int, has: int, jobs
     count = min(jobs_at_once, -(-missing // workers)) - has
     if missing > workers * jobs_at_once and 2 * waiting > workers:
         count = max(count + 1, missing // (2 * workers) - has)
-    return max(0, min(waiting, count, _MOST_AHEAD * jobs_at_once))
+    most = _MOST_AHEAD * jobs_at_once if has else jobs_at_once + _MOST_AHEAD
+    return max(0, min(waiting, count, most))
 
 
 def _name(ids: Sequence[Hashable]) -> str:
@@ -178,24 +236,3 @@ def _name(ids: Sequence[Hashable]) -> str:
         return f"job {ids[0]}"
     more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
     return f"one of the jobs {', '.join(map(str, ids[:4]))}{more}"
-
-
-def abandoned_error(name: str, tries: int, what: str, causes: Collection[str]) -> JobError:
-    """Error about a job or a task that is abandoned.
-
-    Args:
-        name: Name of the job or the task.
-        tries: Number of attempts.
-        what: Description of the last failure.
-        causes: Distinct errors of the attempts. If there is only one, another attempt would fail in the same way.
-    """
-    message = f"{name} was tried {tries} time{'s' if tries > 1 else ''}; the last time {what}"
-    if tries > 1 and len(causes) == 1:
-        message += ". It failed in the same way each time and would fail again"
-        return JobError(message, resume_after="fix the cause")
-    return JobError(message, resume_after="")
-
-
-def cause_message(error: BaseException) -> str:
-    """Description of a job's error. Errors of this project are shown as they are, others with their class."""
-    return f"it failed: {error if isinstance(error, WorldModelsError) else repr(error)}"

@@ -49,15 +49,15 @@ class Worker(Protocol):
 
 
 class Pool(Protocol):
-    """Workers that stay alive between calls.
+    """Workers that stay alive between calls."""
 
-    Attributes:
-        num_workers: Maximum number of workers that were ready at the same time.
-        retries: Number of times that a job was tried again, in all calls so far.
-    """
+    @property
+    def num_workers(self) -> int:
+        """Maximum number of workers that were ready at the same time."""
 
-    num_workers: int
-    retries: int
+    @property
+    def retries(self) -> int:
+        """Number of times that a job was tried again, in all calls so far."""
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """Run jobs on free workers, yielding (job ID, result) as jobs end, each ID once.

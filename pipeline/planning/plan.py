@@ -277,11 +277,9 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         lengths,
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "
         f"{config.env.actions_in(config.env.max_episode_steps):,} steps, while no other episodes run",
-        "episodes are dispatched as by the pool: a worker that ends an episode gets enough to keep its lanes full, up "
-        "to its fair share, and in addition up to half of a fair share of the queued episodes",
+        "episodes are dispatched by the pool's own scheduler, in virtual time; messages take no time",
         f"the driver takes {costs.dispatch_s * 1e3:g} ms per episode, one after the other, and "
-        f"{costs.overhead_s * 1e3:g} ms per generation while workers wait; its polling interval, up to 50 ms above 32 "
-        "workers, is not included",
+        f"{costs.overhead_s * 1e3:g} ms per generation while workers wait",
         "an evolution requests one worker per micro-batch of a generation's episodes, "
         f"{_requested_workers(config):,} here; to have more (or fewer), -o execution.workers=N",
         "workers have normal priority: nodes are started with RAY_worker_niceness=0, as by cluster/*.yaml; at Ray's "

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
-from pipeline.execution.jobs import batch_for_worker
+from pipeline.execution.scheduler import Scheduler
+from pipeline.simulation.cluster import DriverCosts, SimulatedCluster
+from pipeline.simulation.workers import SimulatedJob
 
 
 @dataclass(frozen=True)
@@ -76,57 +78,66 @@ class SimulatedRollouts:
     steps: float
 
 
-@dataclass
-class _Worker:
-    """A worker in the simulation.
+class LockstepLanes:
+    """Lanes that step together: a worker's step takes the longer, the more of them are active.
 
-    Attributes:
+    See ``pipeline.simulation.workers.Lanes``; the size of a job is its length in steps, and ``busy_s`` is the time in
+    which any lane was active.
+
+    Args:
         speed: Speed of the worker.
-        inbox: Lengths of the episodes dispatched to it and not started, in steps.
-        ends: End of each active lane's episode, in steps of the worker; a heap.
-        steps: Steps made so far.
-        at: Time of this state, in seconds.
-        busy_s: Seconds spent on episodes.
     """
 
-    speed: WorkerSpeed
-    inbox: deque[int] = field(default_factory=deque)
-    ends: list[float] = field(default_factory=list)
-    steps: float = 0.0
-    at: float = 0.0
-    busy_s: float = 0.0
+    def __init__(self, speed: WorkerSpeed) -> None:
+        self.busy_s = 0.0
+        self._speed = speed
+        self._ends: list[tuple[float, int, SimulatedJob]] = []  # in steps of the worker
+        self._steps = self._at = 0.0
+        self._begun = 0
 
     @property
-    def has(self) -> int:
-        return len(self.inbox) + len(self.ends)
+    def running(self) -> int:
+        """See ``Lanes.running``."""
+        return len(self._ends)
 
-    @property
+    def begin(self, job: SimulatedJob, now: float) -> None:
+        """See ``Lanes.begin``."""
+        self._advance(now)
+        self._begun += 1
+        heapq.heappush(self._ends, (self._steps + job.size, self._begun, job))
+
     def next_end(self) -> float:
-        """Time at which its next episode ends, in seconds."""
-        return self.at + (self.ends[0] - self.steps) * self.speed.step_s(len(self.ends))
+        """See ``Lanes.next_end``."""
+        if not self._ends:
+            return math.inf
+        return self._at + (self._ends[0][0] - self._steps) * self._speed.step_s(len(self._ends))
 
-    def advance(self, now: float) -> None:
-        if self.ends:
-            self.steps += (now - self.at) / self.speed.step_s(len(self.ends))
-            self.busy_s += now - self.at
-        self.at = now
+    def end(self, now: float) -> SimulatedJob:
+        """See ``Lanes.end``."""
+        self._advance(now)
+        self._steps, _, job = heapq.heappop(self._ends)
+        return job
 
-    def begin(self) -> None:
-        """Start dispatched episodes on idle lanes."""
-        while self.inbox and len(self.ends) < self.speed.lanes:
-            heapq.heappush(self.ends, self.steps + self.inbox.popleft())
+    def _advance(self, now: float) -> None:
+        if self._ends:
+            self._steps += (now - self._at) / self._speed.step_s(len(self._ends))
+            self.busy_s += now - self._at
+        self._at = now
 
-    def end(self) -> None:
-        """Advance to the end of the next episode."""
-        self.advance(self.next_end)
-        self.steps = heapq.heappop(self.ends)
-        self.begin()
+
+class _Rollouts(SimulatedCluster):
+    def __init__(self, workers: int, speed: WorkerSpeed, dispatch_s: float) -> None:
+        scheduler = Scheduler(max_attempts=3, jobs_at_once=speed.lanes, max_workers=workers)
+        super().__init__(scheduler, num_lanes=speed.lanes, costs=DriverCosts(job_s=dispatch_s), delay=lambda: 0.0)
+        self._speed = speed
+        self.start_ready(workers)
+
+    def make_lanes(self) -> LockstepLanes:
+        return LockstepLanes(self._speed)
 
 
 def simulate_rollouts(lengths: Sequence[int], workers: int, speed: WorkerSpeed, dispatch_s: float) -> SimulatedRollouts:
-    """Simulate a pool that dispatches episodes to each worker that ends one.
-
-    The size of each batch is that of ``pipeline.execution.jobs.batch_for_worker``.
+    """Simulate a pool whose scheduler (``pipeline.execution.scheduler``) dispatches episodes.
 
     Args:
         lengths: Episode lengths in steps, in order of dispatch.
@@ -134,49 +145,9 @@ def simulate_rollouts(lengths: Sequence[int], workers: int, speed: WorkerSpeed, 
         speed: Speed of each worker.
         dispatch_s: Driver's seconds per episode; it does one thing at a time.
     """
-    waiting = deque(lengths)
-    pool = [_Worker(speed) for _ in range(min(workers, len(lengths)))]
-    missing, driver, end = len(lengths), 0.0, 0.0
-    # (time, worker, version, arriving episodes): the end of an episode, or episodes that arrive. An end is outdated if
-    # the worker's lanes have changed since, which its version shows.
-    events: list[tuple[float, int, int, list[int]]] = []
-    versions = [0] * len(pool)
-
-    def schedule_next_end(index: int) -> None:
-        versions[index] += 1
-        if pool[index].ends:
-            heapq.heappush(events, (pool[index].next_end, index, versions[index], []))
-
-    def dispatch(index: int, now: float) -> None:
-        nonlocal driver
-        count = batch_for_worker(
-            waiting=len(waiting), missing=missing, workers=len(pool), has=pool[index].has + under_way[index],
-            jobs_at_once=speed.lanes,
-        )  # fmt: skip
-        if count:
-            driver = max(driver, now) + count * dispatch_s
-            under_way[index] += count
-            heapq.heappush(events, (driver, index, 0, [waiting.popleft() for _ in range(count)]))
-
-    under_way = [0] * len(pool)
-    for index in range(len(pool)):
-        dispatch(index, 0.0)
-    while events:
-        now, index, version, arriving = heapq.heappop(events)
-        worker = pool[index]
-        if arriving:
-            worker.advance(now)
-            worker.inbox.extend(arriving)
-            under_way[index] -= len(arriving)
-            worker.begin()
-        elif version == versions[index]:
-            worker.end()
-            missing, end = missing - 1, now
-            dispatch(index, now)
-        else:
-            continue
-        schedule_next_end(index)
-    return SimulatedRollouts(end, sum(worker.busy_s for worker in pool), sum(lengths))
+    cluster = _Rollouts(min(workers, len(lengths)), speed, dispatch_s)
+    seconds = cluster.run([SimulatedJob(number, length) for number, length in enumerate(lengths)])
+    return SimulatedRollouts(seconds, sum(worker.lanes.busy_s for worker in cluster.workers), sum(lengths))
 
 
 def episode_lengths(rng: np.random.Generator, count: int, limit: int, mean: float) -> list[int]:

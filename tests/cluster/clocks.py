@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from actors import pool as pool_module
 from actors import task as task_module
 from actors.listening import listen
 from actors.pool import RayPool
 from pipeline.base.machine import process_started
+from pipeline.execution import scheduler as scheduler_module
 from tests.cluster.toys import hung_processes
 
 _LONG_S = 1e6  # beyond any execution.timeout_s
@@ -37,12 +37,12 @@ def hanging_counts_as_silent(hung: Path | Callable[[], Collection[int]], for_s: 
 
     maintain = RayPool._maintain
 
-    def maintain_later(pool: RayPool, current_round: Any) -> None:
+    def maintain_later(pool: RayPool) -> None:
         hanging = living()
         for worker in pool._workers:
             if worker.identity is not None and worker.identity.pid in hanging:
                 worker.heard_at = pool._clock - for_s
-        maintain(pool, current_round)
+        maintain(pool)
 
     def listen_longer(waitables: Any) -> tuple[Any, float]:
         ready, listened_s = listen(waitables)
@@ -58,6 +58,6 @@ def hanging_counts_as_silent(hung: Path | Callable[[], Collection[int]], for_s: 
 def no_copies() -> Iterator[None]:
     """Let no worker count as slow, also in giving jobs back. A stalling machine then changes no count of tries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_SLOW_AFTER", 1e9)
-        patch.setattr(pool_module, "_RECALL_S", 300.0)
+        patch.setattr(scheduler_module, "_SLOW_AFTER", 1e9)
+        patch.setattr(scheduler_module, "_RECALL_S", 300.0)
         yield

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from actors import listening
-from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.identity import WorkerIdentity
 from actors.nodes import drain, nodes
 from pipeline.config.schema import RunConfig
+from pipeline.execution import node_watch
+from pipeline.execution import scheduler as scheduler_module
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.protocol import Resources
 from pipeline.run import run_stages
@@ -57,9 +58,9 @@ class _Pool:
         self._pool, self._before = pool, before
         maintain = pool._maintain
 
-        def maintain_and_look(current_round: Any) -> None:
+        def maintain_and_look() -> None:
             meanwhile(pool)
-            maintain(current_round)
+            maintain()
 
         pool._maintain = maintain_and_look
 
@@ -179,7 +180,7 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
     chosen = config(**overrides)
     executor = _Executor(chosen, what, workers)
     with no_copies(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "_NODE_LOSS_REPORT_S", 1e9)  # however long Ray takes to notice a crash
+        patch.setattr(node_watch, "REPORT_S", 1e9)  # however long Ray takes to notice a crash
         run_stages(chosen, LocalStore(folder), executor, EVOLVE)
     run_stages(chosen, LocalStore(folder), InProcessExecutor(), EVALUATE)
     return {**require_manifest(LocalStore(folder), "evolution").info, **executor.noted}
@@ -246,18 +247,17 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
 
 
 @contextmanager
-def patched_to_many(as_if_many: bool, answers_per_s: float = 4.0) -> Iterator[None]:
+def patched_to_many(as_if_many: bool, hold_s: float = 1.0) -> Iterator[None]:
     """Make the pool batch results as with hundreds of workers, and let no worker count as slow.
 
     Args:
         as_if_many: Whether results are batched.
-        answers_per_s: Target number of answers per second, of all workers together.
+        hold_s: Seconds for which a worker with jobs ahead keeps results.
     """
     with pytest.MonkeyPatch.context() as patch, no_copies():
         if as_if_many:
-            patch.setattr(listening, "_MANY", 1)
-            patch.setattr(listening, "_ANSWERS_PER_S", answers_per_s)
-            patch.setattr(pool_module, "_NUM_UNBATCHED", 0)
+            patch.setattr(listening, "_FEW", 1)
+            patch.setattr(scheduler_module, "_HOLD_S", hold_s)
         yield
 
 

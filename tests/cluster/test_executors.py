@@ -16,12 +16,12 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayActorError
 
 from actors import listening
-from actors import pool as pool_module
 from actors.executor import RayExecutor
 from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import DamagedDataError, JobError
 from pipeline.base.progress import Update
 from pipeline.config.schema import ExecutionConfig
+from pipeline.execution import scheduler as scheduler_module
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.jobs import MapJobs
 from pipeline.execution.protocol import Executor, Pool, Resources
@@ -212,7 +212,7 @@ def test_last_try_of_a_job_waits_until_its_worker_is_known_to_be_dead(
         return answers
 
     monkeypatch.setattr(listening, "listen_to_all", listen_late)
-    monkeypatch.setattr(pool_module, "_UNREACHABLE_S", 0.0)
+    monkeypatch.setattr(scheduler_module, "_UNREACHABLE_S", 0.0)
     leave_faults(tmp_path, 9)
     with (
         no_copies(),
@@ -339,7 +339,7 @@ def test_many_workers_batch_their_results_and_lose_none(tmp_path: Path, monkeypa
     monkeypatch.setattr(WorkerHandle, "take_results", counted)
     leave_faults(tmp_path, 2)
     # Results wait until a worker runs out of jobs, even on a slow machine.
-    patient = patched_to_many(True, answers_per_s=0.01)
+    patient = patched_to_many(True, hold_s=300.0)
     with patient, ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 1.0, jobs_at_once=8) as pool:
         assert squares_of(pool, 400)
         assert squares_of(pool, 400)

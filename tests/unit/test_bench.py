@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.errors import ConfigError
-from pipeline.bench import fanout, run, table
+from pipeline.bench import fanout, run, simulated_fanout, table
 from pipeline.bench.drives import record_drive
 from pipeline.bench.measure import Comparison, Side, compare
 from pipeline.cli import bench as bench_command
@@ -114,11 +115,11 @@ def test_tiny_runs_first_if_there_is_no_run(
 
 
 def test_greedy_seconds_match_a_hand_calculation_and_bounds() -> None:
-    assert fanout.greedy_seconds([3, 3, 2, 2, 2], 2) == 3 + 2 + 2  # 3 2 2 | 3 2
-    assert fanout.greedy_seconds([1, 1, 1, 3], 3) == 1 + 3
+    assert simulated_fanout.greedy_seconds([3, 3, 2, 2, 2], 2) == 3 + 2 + 2  # 3 2 2 | 3 2
+    assert simulated_fanout.greedy_seconds([1, 1, 1, 3], 3) == 1 + 3
     seconds = [job.seconds for job in fanout.simulated_jobs(1024, 1)]
     for workers in (16, 64, 256, 2000):
-        took = fanout.greedy_seconds(seconds, workers)
+        took = simulated_fanout.greedy_seconds(seconds, workers)
         assert max(*seconds, sum(seconds) / workers) <= took <= sum(seconds) / workers + max(seconds)
 
 
@@ -135,26 +136,26 @@ def test_fanout_shows_each_row_and_its_json_has_the_last_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        fanout.FanoutResult(16, 1024, 0.9, 0.99, 0.8, 0.5, 40, 90, 60, 0),
-        fanout.FanoutResult(64, 4096, 0.95, 0.98, 0.76, 0.6, 150, 300, 400, 2),
+        fanout.FanoutResult(16, 1024, 0.9, 0.99, 0.8, 0.5, 0.4, 0.9, 0.6, 0),
+        fanout.FanoutResult(32, 4096, 0.95, 0.98, 0.76, 0.6, 0.15, 0.3, 0.4, 2),
     ]
 
     def measured(workers: int, executor: object, show: Callable[[str], None]) -> list[fanout.FanoutResult]:
-        assert workers == 64
+        assert workers == 32
         for row in rows:
             show(fanout.table_row(row))
         return rows
 
-    monkeypatch.setattr(run, "bench_fanout", measured)
+    monkeypatch.setattr(fanout, "bench_fanout", measured)
     run.run_benches(
-        ["fanout"], seconds=1, workers=64, as_json=True, store=None, executor=lambda config: InProcessExecutor()
+        ["fanout"], seconds=1, workers=32, as_json=True, store=None, executor=lambda config: InProcessExecutor()
     )
     lines = capsys.readouterr().out.splitlines()
-    assert "| 64 | 4,096 | 95.0% | 98.0% | 96.9% | 76.0% | 0.60 | 150 | 300 | 400 | 2 |" in lines
+    assert "| 32 | 4,096 | 95.0% | 98.0% | 96.9% | 76.0% | 0.60 | 0.15 | 0.30 | 0.40 | 2 |" in lines
     assert any("their episodes are simulated" in line for line in lines)
     last = json.loads(lines[-1])
     assert (last["bench"], last["workers"], last["jobs"], last["busy"], last["driver_ms"]) == (
-        "fanout", 64, 4096, 0.95, 150,
+        "fanout", 32, 4096, 0.95, 0.15,
     )  # fmt: skip
     assert last["ratio"] == pytest.approx(0.95 / 0.76)
     assert len(last["rows"]) == 2
@@ -167,3 +168,49 @@ def test_too_many_real_workers_for_the_machine_are_refused(
     assert cli.main(["bench", "fanout", "--workers", "33"]) == 2
     assert "--workers 33: this machine has 2 cores" in capsys.readouterr().err
     fanout.check_workers(32)
+
+
+SMALL = simulated_fanout.Setting(16, 2, 4, "uniform")
+
+
+def test_the_table_of_many_workers_is_the_same_each_time_but_for_the_schedulers_own_time() -> None:
+    first, second = (simulated_fanout.simulated_row(SMALL) for _ in range(2))
+    assert dataclasses.replace(first, scheduler_us=0.0) == dataclasses.replace(second, scheduler_us=0.0)
+    assert first.scheduler_us > 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "lanes", "jobs_per_lane", "durations"),
+    [
+        (16, 1, 4, "uniform"),
+        (64, 1, 8, "uniform"),
+        (64, 1, 4, "heavy-tailed"),
+        (256, 1, 8, "uniform"),
+        (64, 16, 4, "uniform"),
+        (64, 16, 8, "heavy-tailed"),
+    ],
+)
+def test_workers_are_as_busy_as_greedy_scheduling_keeps_them(
+    workers: int, lanes: int, jobs_per_lane: int, durations: str
+) -> None:
+    """In virtual time: a figure of the scheduler, not of this machine."""
+    row = simulated_fanout.simulated_row(simulated_fanout.Setting(workers, lanes, jobs_per_lane, durations))
+    assert row.of_greedy >= (0.99 if jobs_per_lane >= 8 else 0.97)
+    assert row.busy >= 0.99 * row.actor_pool
+
+
+def test_fanout_without_real_workers_simulates_the_rows_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(simulated_fanout, "WORKERS", (2, 3))
+    monkeypatch.setattr(simulated_fanout, "LANES", (1,))
+    monkeypatch.setattr(simulated_fanout, "JOBS_PER_LANE", (4,))
+    assert cli.main(["bench", "fanout", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads(lines[-1])["rows"]
+    assert [(row["workers"], row["durations"]) for row in rows] == [
+        (2, "uniform"), (2, "heavy-tailed"), (3, "uniform"), (3, "heavy-tailed"),
+    ]  # fmt: skip
+    assert [line for line in lines if line.startswith(("| 2 |", "| 3 |"))] == [
+        simulated_fanout.table_row(simulated_fanout.SimulatedFanout(**row)) for row in rows
+    ]

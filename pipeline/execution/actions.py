@@ -1,0 +1,77 @@
+"""What the scheduler wants to have done. An executor turns each action into calls.
+
+The worker of an action is the object that the executor reported by ``Scheduler.requested``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask for workers. Each is reported by ``Scheduler.requested``.
+
+    Attributes:
+        count: Number of workers.
+    """
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Have a worker's process build its worker."""
+
+    worker: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send jobs to a worker, and ask for results if ``asks``.
+
+    Attributes:
+        worker: Worker.
+        jobs: Jobs in the order of their start; maybe none. A job that the worker has already is not to be added again.
+        asks: Whether the worker is asked for its next results. It is asked again only after it has answered.
+        hold_s: Maximum number of seconds that the worker keeps results while it has jobs that it has not begun. It
+            answers without results if it has no jobs.
+    """
+
+    worker: Any
+    jobs: Sequence[Any]
+    asks: bool
+    hold_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask a worker to give back the jobs with these IDs, unless it has begun them."""
+
+    worker: Any
+    ids: Sequence[Hashable]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Report a silent worker as failed (``FailureKind.HUNG``), unless an answer from it has arrived."""
+
+    worker: Any
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End a worker.
+
+    Attributes:
+        worker: Worker.
+        preempted: Whether it left because its node goes away, or was lost with it; None if it was not lost.
+    """
+
+    worker: Any
+    preempted: bool | None
+
+
+Action: TypeAlias = Request | Build | Send | Recall | GiveUp | End

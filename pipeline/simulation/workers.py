@@ -1,0 +1,188 @@
+"""Simulated workers: lanes that run jobs, and the mailbox of ``actors/mailbox.py`` in virtual time."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.execution.worker_state import ScheduledWorker
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedJob:
+    """A job that takes ``size``: seconds in a lane of its own, or steps of lanes in lockstep."""
+
+    id: Hashable
+    size: float
+
+
+class Lanes(Protocol):
+    """Lanes of a worker, which run jobs side by side.
+
+    Attributes:
+        busy_s: Seconds in lanes or of the worker so far, as the implementation counts them.
+    """
+
+    busy_s: float
+
+    @property
+    def running(self) -> int:
+        """Number of jobs that were begun and have not ended."""
+
+    def begin(self, job: SimulatedJob, now: float) -> None:
+        """Begin a job in a free lane."""
+
+    def next_end(self) -> float:
+        """Time at which the next job ends, in seconds; infinite if none runs."""
+
+    def end(self, now: float) -> SimulatedJob:
+        """End the job that ends now."""
+
+
+class FreeLanes:
+    """Lanes that do not slow each other down; ``busy_s`` is summed over lanes. See ``Lanes``.
+
+    Args:
+        slowness: Factor of all durations.
+    """
+
+    def __init__(self, slowness: float = 1.0) -> None:
+        self.busy_s = 0.0
+        self._slowness = slowness
+        self._ends: list[tuple[float, int, SimulatedJob]] = []
+        self._begun = 0
+
+    @property
+    def running(self) -> int:
+        """See ``Lanes.running``."""
+        return len(self._ends)
+
+    def begin(self, job: SimulatedJob, now: float) -> None:
+        """See ``Lanes.begin``."""
+        self._begun += 1
+        seconds = job.size * self._slowness
+        self.busy_s += seconds
+        heapq.heappush(self._ends, (now + seconds, self._begun, job))
+
+    def next_end(self) -> float:
+        """See ``Lanes.next_end``."""
+        return self._ends[0][0] if self._ends else math.inf
+
+    def end(self, now: float) -> SimulatedJob:
+        """See ``Lanes.end``."""
+        return heapq.heappop(self._ends)[2]
+
+
+class SimulatedWorker(ScheduledWorker):
+    """A worker in virtual time.
+
+    Args:
+        name: Name of the worker, in messages.
+        num_lanes: Number of lanes.
+        lanes: Lanes.
+
+    Attributes:
+        lanes: Lanes.
+        end_at: Time at which the next job ends, in seconds; infinite if none runs or the worker has stopped.
+        failures: Number of times that the worker has raised.
+        noted_failures: Number of them that the driver knows of.
+        answers_up_to: Time until which messages to the driver are under way; they keep their order.
+        arrives_up_to: The same for messages to the worker, by channel.
+    """
+
+    def __init__(self, name: str, num_lanes: int, lanes: Lanes) -> None:
+        super().__init__(num_lanes)
+        self.lanes = lanes
+        self.end_at = math.inf
+        self.alive = True
+        self.failures = self.noted_failures = 0
+        self.answers_up_to = 0.0
+        self.arrives_up_to = [0.0, 0.0]
+        self.error: BaseException | None = None
+        self._name, self._num_lanes = name, num_lanes
+        self._inbox: deque[SimulatedJob] = deque()
+        self._began: dict[Hashable, float] = {}
+        self._results: list[tuple[Hashable, float]] = []
+        self._here: set[Hashable] = set()
+        self._hold_s: float | None = None
+        self._fetched = 0.0
+
+    def where(self) -> str:
+        """See ``ScheduledWorker.where``."""
+        return self._name
+
+    @property
+    def running(self) -> list[Hashable]:
+        """IDs of the jobs that were begun and have not ended."""
+        return [*self._began]
+
+    def post(self, jobs: Iterable[SimulatedJob], failures: int) -> None:
+        """See ``Mailbox.post``."""
+        if failures == self.failures:
+            new = [job for job in jobs if job.id not in self._here]
+            self._inbox.extend(new)
+            self._here.update(job.id for job in new)
+
+    def recall(self, ids: Sequence[Hashable]) -> list[Hashable]:
+        """See ``Mailbox.recall``."""
+        wanted = set(ids)
+        removed = [job.id for job in self._inbox if job.id in wanted]
+        self._inbox = deque(job for job in self._inbox if job.id not in wanted)
+        self._here.difference_update(removed)
+        return removed
+
+    def ask(self, hold_s: float) -> None:
+        """The driver asks for results: see ``Mailbox.fetch``."""
+        self._hold_s = hold_s
+
+    def begin(self, now: float) -> list[SimulatedJob]:
+        """Begin jobs on free lanes; returns them."""
+        begun = []
+        while self._inbox and self.lanes.running < self._num_lanes:
+            job = self._inbox.popleft()
+            self._began[job.id] = now
+            self.lanes.begin(job, now)
+            begun.append(job)
+        return begun
+
+    def end(self, now: float) -> None:
+        """End the job that ends now."""
+        job = self.lanes.end(now)
+        self._results.append((job.id, now - self._began.pop(job.id)))
+
+    def fail(self, error: BaseException, lanes: Lanes) -> None:
+        """Raise an error: see ``Mailbox.fail``."""
+        self.failures += 1
+        self.error, self.lanes, self.end_at = error, lanes, math.inf
+        self._inbox.clear()
+        self._began.clear()
+        self._here = {job_id for job_id, _ in self._results}
+
+    def answer(self, now: float) -> tuple[float, list[tuple[Hashable, float]] | BaseException | None]:
+        """The answer to the driver's question, if it is time for it: see ``Mailbox.fetch``.
+
+        Returns:
+            Time until which results are kept, infinite if there is nothing to wait for; and (job ID, seconds) each, or
+            the error; None if it is not time.
+        """
+        if self._hold_s is None:
+            return math.inf, None
+        due = math.inf
+        if self.error is None and (self._began or self._inbox):
+            if not self._results:
+                return due, None
+            due = self._fetched + self._hold_s
+            if self._inbox and now < due:
+                return due, None
+        self._hold_s = None
+        if not self._results and self.error is not None:
+            error, self.error = self.error, None
+            return math.inf, error
+        results, self._results = self._results, []
+        self._here.difference_update([job_id for job_id, _ in results])
+        self._fetched = now
+        return math.inf, results
