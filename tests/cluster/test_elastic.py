@@ -213,7 +213,9 @@ def test_only_the_cpus_of_the_head_are_used_without_other_nodes(gone: list[Node]
     places = Placement(ExecutionConfig()).places([HEAD, GPU, *gone], on_head=1)
     for _ in range(3):
         place = next(places)
-        assert place.on_head and place.options == {"label_selector": {"ray.io/node-id": "head"}}
+        assert place.on_head and place.options == {
+            "scheduling_strategy": "DEFAULT", "label_selector": {"ray.io/node-id": "head"},
+        }  # fmt: skip
     place = next(places)
     assert not place.on_head and "!in(head,gpu)" in place.options["label_selector"]["ray.io/node-id"]
 
