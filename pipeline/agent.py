@@ -22,14 +22,14 @@ from pipeline.base import seeding
 from pipeline.config.agent import RolloutsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.actions import Actions
 from pipeline.envs.observations import frame_of, rows_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.models.precision import Precision
-from pipeline.models.steered import Imagined, Moment, SteeredDream, imagined
+from pipeline.models.steered_dream import Imagined, Moment, SteeredDream, imagined
 from pipeline.storage.run_dir import as_run_dir, open_store
 
 Array = NDArray[np.float32]

@@ -17,7 +17,7 @@ from pipeline.data.rounds import Round, config_in
 from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
 from pipeline.stages.table import Stage, stage_filling, stages_of
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import begun_key, manifest_key
 from pipeline.storage.manifest import read_manifest, read_records, seal, stale_inputs, supersede
 from pipeline.storage.references import find_equal, refer
@@ -184,10 +184,10 @@ def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapp
     key = begun_key(stage.prefix)
     begun = {"config": stage.identity(config), "upstream": _immutable_digests(stage, upstream)}
     if not store.exists(key):
-        store.create(key, sealed.to_bytes(begun))
+        store.create(key, sealed_json.to_bytes(begun))
         return
     try:
-        before = sealed.read(store, key, "the record of a stage's inputs")
+        before = sealed_json.read(store, key, "the record of a stage's inputs")
         config_before, upstream_before = before["config"], before["upstream"]
     except (DamagedDataError, KeyError) as error:
         raise DamagedDataError(

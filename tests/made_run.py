@@ -35,7 +35,7 @@ from pipeline.data.episodes import Episode, LatentEpisode
 from pipeline.data.quality import Assessment
 from pipeline.data.rounds import FIRST
 from pipeline.data.shards import episodes_to_bytes, latents_to_bytes
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import scored_jobs
 from pipeline.evolution.state import Generation

@@ -11,7 +11,7 @@ from pipeline.base.errors import ConfigError
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.data.rounds import latest_round
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState
 from pipeline.storage.checkpoints import Checkpoints

@@ -51,10 +51,10 @@ def _baselines(options: argparse.Namespace) -> int:
     from pipeline.data.artifacts import EVALUATION, TEST_EPISODES
     from pipeline.data.rounds import latest_round
     from pipeline.envs.registry import make_environment
-    from pipeline.execution.watching import watched
+    from pipeline.execution.stage_progress import watched
     from pipeline.reporting.baselines import baseline_rows, table, to_json
     from pipeline.reporting.findings import read_test_returns
-    from pipeline.rollouts.blind import BlindJob, BlindWorker, blind_policies, make_blind_policy
+    from pipeline.rollouts.blind_policies import BlindJob, BlindWorker, blind_policies, make_blind_policy
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.manifest import newest, require_manifest
     from pipeline.storage.run_dir import open_store

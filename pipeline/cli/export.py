@@ -42,7 +42,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pipeline.data.trained import TrainedAgent
+    from pipeline.data.trained_agent import TrainedAgent
     from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
 

@@ -73,7 +73,7 @@ def _config_for(agent: str, options: argparse.Namespace) -> RunConfig:
     Raises:
         ConfigError: There is no config, or no run directory.
     """
-    from pipeline.rollouts.foreign import names_class
+    from pipeline.rollouts.foreign_agents import names_class
     from pipeline.storage.run_dir import absolute_location, open_store
 
     if options.run_dir is None:
@@ -114,7 +114,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.planning import preflight
     from pipeline.planning.episode_length import collected_actions
     from pipeline.planning.growth import check_growth
-    from pipeline.rollouts.foreign import check_agent
+    from pipeline.rollouts.foreign_agents import check_agent
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_owned

@@ -50,7 +50,7 @@ def _watch(options: argparse.Namespace) -> int:
     from numpy.typing import NDArray
 
     from pipeline.base.progress import Progress, Update
-    from pipeline.data.trained import TrainedAgent
+    from pipeline.data.trained_agent import TrainedAgent
     from pipeline.envs.registry import traits_of
     from pipeline.rollouts.video import encode_video
     from pipeline.storage.maintenance import require_run

@@ -28,7 +28,7 @@ def starting_engines() -> Iterator[None]:
 
     It is also their working directory, by which the reaper finds one whose worker is killed before it is registered.
     """
-    _tell({"folder": str(_folder())})
+    _send_to_reaper({"folder": str(_folder())})
     before = set(_children())
     here = Path.cwd()
     os.chdir(_folder())
@@ -47,10 +47,10 @@ def _register(engine: psutil.Process) -> None:
         return
     shared = reaper.shared_memory(arguments)
     if shared is not None:
-        _tell({"pid": engine.pid, "started": reaper.started(engine.pid), "shared_memory": shared})
+        _send_to_reaper({"pid": engine.pid, "started": reaper.started(engine.pid), "shared_memory": shared})
 
 
-def _tell(entry: Mapping[str, str | int | None]) -> None:
+def _send_to_reaper(entry: Mapping[str, str | int | None]) -> None:
     """Send an entry to the reaper; if it was killed, to a new one, which finds earlier engines by their folder."""
     line = json.dumps(entry).encode() + b"\n"
     try:

@@ -178,7 +178,7 @@ class ExclusivePool(ExitStack):
         self._pool = None
 
 
-class Crew:
+class EvolutionWorkers:
     """Workers of one evolution.
 
     Args:
@@ -202,8 +202,8 @@ class Crew:
         self._open_environment_pool, self._open_dream_pool = open_environment_pool, open_dream_pool
 
     @classmethod
-    def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Crew:
-        """Crew of a round, with the weights and the recorded frames that its store holds.
+    def of_run(cls, config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> EvolutionWorkers:
+        """Workers for a round, with the weights and the recorded frames that its store holds.
 
         Args:
             config: Config of the run.

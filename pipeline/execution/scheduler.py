@@ -187,7 +187,7 @@ class Scheduler:
         """
         if worker.state is WorkerState.REMOVED:
             return
-        fit = isinstance(failure.cause, EpisodeError)
+        stays = isinstance(failure.cause, EpisodeError)
         preempted = self._nodes.was_lost_with(worker, failure, now)
         if isinstance(failure.cause, EpisodeError):
             begun = [failure.cause.job_id]
@@ -197,7 +197,7 @@ class Scheduler:
         left = self.jobs.unheld(self._take_back(worker, [*worker.jobs]))
         worker.recalled, worker.asked = None, False
         worker.mark_answered()
-        if not fit:
+        if not stays:
             self._end(worker, preempted=preempted)
         if preempted:
             self.lost_workers += 1
@@ -212,7 +212,7 @@ class Scheduler:
                 message = f"{self._failed_starts} workers failed to start; the last one: {failure.what}"
                 raise JobError(message) from failure.cause
         self._retry(left, begun)
-        if not begun and not (fit or preempted):
+        if not begun and not (stays or preempted):
             logger.warning("a worker is replaced: %s", failure.what)
         self._note_change(worker)
         # A replacement may be sent to the node that is going away: it is requested at the next tick.

@@ -37,7 +37,7 @@ from pipeline.data.artifacts import (
 )
 from pipeline.data.rounds import Round, config_in, latest_round, vae_folder
 from pipeline.execution.protocol import Executor
-from pipeline.models.half import to_half
+from pipeline.models.half_precision import to_half
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages import evaluate
 from pipeline.stages.table import WHOLE_RUN, cost_of_run, stages_of

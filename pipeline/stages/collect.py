@@ -31,7 +31,7 @@ from pipeline.data.shards import episodes_to_bytes
 from pipeline.data.streaming import StorageWait, commit_behind
 from pipeline.envs.registry import make_environment, traits_of
 from pipeline.execution.protocol import Executor
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models.controller import ControllerShape
 from pipeline.models.precision import resolved
 from pipeline.rollouts.policies import ControllerPolicy, EvolvedAgent, Policy, make_policy

@@ -18,7 +18,7 @@ from pipeline.data.rounds import FIRST, Round, encoded_rounds, vae_folder, vae_r
 from pipeline.data.shards import episodes_in, latents_to_bytes, read_frames
 from pipeline.data.streaming import READ_AHEAD, StorageWait, commit_behind, read_ahead
 from pipeline.execution.protocol import Executor, Resources
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records, sealed_records

@@ -37,15 +37,15 @@ from pipeline.data.artifacts import (
 )
 from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import DESCRIPTION_KEY
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import run_episodes, scored_jobs
 from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor, Pool, Resources
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
-from pipeline.rollouts.foreign import ForeignWorker, environment_for, names_class, source_digest
+from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_records
@@ -70,7 +70,7 @@ EpisodeRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Subject:
+class _TestedAgent:
     """Agent under test.
 
     Attributes:
@@ -141,7 +141,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}
 
 
-def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> _Subject:
+def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> _TestedAgent:
     """The run's own agent, or the one of ``evaluate.agent``."""
     agent = config.evaluate.agent
     if agent is None:
@@ -149,7 +149,7 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
         film_arguments = (config.test_env, config.agent, v, m)
-        return _Subject(
+        return _TestedAgent(
             controllers,
             generation,
             config.seed,
@@ -161,12 +161,12 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
     if names_class(agent):
         foreign = partial(executor.pool, ForeignWorker, agent, config.env, jobs_at_once=2)
         digest, none = source_digest(agent), np.zeros(0, np.float32)
-        return _Subject({AGENT: none}, 0, config.seed, digest, foreign, None, {"agent": agent, "source": digest})
+        return _TestedAgent({AGENT: none}, 0, config.seed, digest, foreign, None, {"agent": agent, "source": digest})
     trained = TrainedAgent.read(open_other(agent))
     theirs, weights = trained.config, trained.digest()
     env = environment_for(theirs, config)
     film_arguments = (env, theirs.agent, trained.vae_weights, trained.mdnrnn_weights)
-    return _Subject(
+    return _TestedAgent(
         {AGENT: trained.controller()},
         0,
         theirs.seed,

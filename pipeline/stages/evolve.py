@@ -32,12 +32,12 @@ from pipeline.evolution.fitness import (
     validation_dreams,
     validation_returns,
 )
-from pipeline.evolution.pools import Crew
+from pipeline.evolution.pools import EvolutionWorkers
 from pipeline.evolution.replay import remember, replayed_tracks
 from pipeline.evolution.search import Search
 from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.execution.protocol import Executor
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models.controller import ControllerShape
 from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
@@ -68,16 +68,16 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     checkpoints = Checkpoints(store, prefix, keep=config.evolve.keep_checkpoints)
     state = _restore(checkpoints) or _new_state(config, store, at)
     before = state.env_steps
-    retries = workers = 0
+    retries = num_workers = 0
     with MetricsLog(store, prefix, [_metrics_row(row) for row in state.history]) as metrics:
         if _end_reason(config, state) is None:
             if config.evolve.environment == "dream":
                 _check_dream_device(config, state, "cuda" if gpus_for(config.dream.device, executor) else "cpu")
-            crew = Crew.of_run(config, store, executor, at)
-            with num_threads(1), crew.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
-                _evolve(config, state, crew, checkpoints, metrics, executor, at)
-                retries = crew.pool.retries
-            workers = crew.pool.num_workers
+            workers = EvolutionWorkers.of_run(config, store, executor, at)
+            with num_threads(1), workers.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
+                _evolve(config, state, workers, checkpoints, metrics, executor, at)
+                retries = workers.pool.retries
+            num_workers = workers.pool.num_workers
     _commit(store, prefix, state, description)
     return {
         "env_steps": state.env_steps,
@@ -88,7 +88,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "ended_by": _end_reason(config, state),
         "best_generation": state.best_generation,
         "best_validation": state.best_validation,
-        "workers": workers,
+        "workers": num_workers,
         "retries": retries,
         **resolved(config.rollouts, exact=config.execution.exact),
     }
@@ -147,7 +147,7 @@ def _end_reason(config: RunConfig, state: EvolutionState) -> str | None:
 def _evolve(
     config: RunConfig,
     state: EvolutionState,
-    crew: Crew,
+    workers: EvolutionWorkers,
     checkpoints: Checkpoints,
     metrics: MetricsLog,
     executor: Executor,
@@ -168,25 +168,25 @@ def _evolve(
         while _end_reason(config, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
-            retries = crew.pool.retries
-            row = _next_generation(config, state, crew, tick, lengths, at)
-            if crew.pool.retries > retries:
-                logger.warning("generation %d: episodes retried: %d", row.generation, crew.pool.retries - retries)
+            retries = workers.pool.retries
+            row = _next_generation(config, state, workers, tick, lengths, at)
+            if workers.pool.retries > retries:
+                logger.warning("generation %d: episodes retried: %d", row.generation, workers.pool.retries - retries)
             checkpoints.save(state.generation, state.to_bytes())
             metrics.log(row.generation, _metrics_row(row))
             shown["fitness"] = f"{row.fitness_mean:.1f} (best {row.fitness_max:.1f})"
             if config.evolve.dreams_at(row.generation):
-                shown["fitness"] += f" in dreams ({crew.recall_note})"
+                shown["fitness"] += f" in dreams ({workers.recall_note})"
             if row.validation_mean is not None:
                 shown["validation"] = f"{row.validation_mean:.1f}"
             if row.dream_mean is not None:
-                shown["in dreams"] = f"{row.dream_mean:.1f} ({crew.recall_note})"
+                shown["in dreams"] = f"{row.dream_mean:.1f} ({workers.recall_note})"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
             limit = config.evolve.max_seconds
             if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
                 best = "none" if state.best_validation is None else f"{state.best_validation:.1f}"
                 if config.evolve.select == "dream":
-                    best += f", in dreams ({crew.recall_note})"
+                    best += f", in dreams ({workers.recall_note})"
                 raise SessionEnded(
                     f"evolve.max_seconds {limit:g} was reached after generation {state.generation} of "
                     f"{config.evolve.generations}, best validation so far {best}. "
@@ -206,7 +206,7 @@ def _episodes_until(config: RunConfig, generation: int) -> int:
 def _next_generation(
     config: RunConfig,
     state: EvolutionState,
-    crew: Crew,
+    workers: EvolutionWorkers,
     on_episode: Callable[[RolloutResult], None],
     lengths: dict[int, int],
     at: Round,
@@ -216,7 +216,7 @@ def _next_generation(
     Args:
         config: Config of the run.
         state: State of the evolution; updated in place.
-        crew: Workers to run the episodes and dreams on.
+        workers: Workers to run the episodes and dreams on.
         on_episode: Callback for the result of each episode.
         lengths: Steps of the most recent validation episode by track; updated in place.
         at: Round of the evolution.
@@ -234,7 +234,7 @@ def _next_generation(
     candidates = state.search.ask()
     replayed = replayed_tracks(config.evolve, config.seed, generation, state.played)
     jobs = training_jobs(config, generation, candidates, replayed, *at.seed_indices())
-    pool = crew.dream_pool() if dreaming else crew.environment_pool()
+    pool = workers.dream_pool() if dreaming else workers.environment_pool()
     results = run_episodes(pool, jobs, dream_steps if dreaming else steps, require_finite=False)
     non_finite = _report_non_finite(jobs, results)
     fitness = candidate_fitness(jobs, results, len(candidates))
@@ -247,7 +247,7 @@ def _next_generation(
 
     validation = dreams = None
     if generation % config.evolve.validate_every == 0:
-        validation, dreams, count = _validate(config, state, generation, crew, steps, dream_steps, lengths)
+        validation, dreams, count = _validate(config, state, generation, workers, steps, dream_steps, lengths)
         non_finite += count
 
     state.env_steps += steps.count
@@ -279,7 +279,7 @@ def _validate(
     config: RunConfig,
     state: EvolutionState,
     generation: int,
-    crew: Crew,
+    workers: EvolutionWorkers,
     steps: Steps,
     dream_steps: Steps,
     lengths: dict[int, int],
@@ -290,7 +290,7 @@ def _validate(
         config: Config of the run.
         state: State of the evolution; its best controller is updated in place.
         generation: Number of the generation.
-        crew: Workers to run the episodes and dreams on.
+        workers: Workers to run the episodes and dreams on.
         steps: Counter of the steps in the environment.
         dream_steps: Counter of the steps in dreams.
         lengths: Steps of the most recent validation episode by track; updated in place.
@@ -309,7 +309,7 @@ def _validate(
             count=config.evolve.validation_dreams,
             max_steps=config.dream.max_steps,
         )
-        results = run_episodes(crew.dream_pool(), dreamt, dream_steps, require_finite=False)
+        results = run_episodes(workers.dream_pool(), dreamt, dream_steps, require_finite=False)
         non_finite += _report_non_finite(dreamt, results)
         dreams = validation_returns(dreamt, results)
     scored = scored_jobs(
@@ -324,7 +324,7 @@ def _validate(
     )
     # Longest first, so that no long episode is left for the end; each track's last length is the estimate.
     by_length = sorted(scored, key=lambda job: -lengths.get(job.track, job.max_steps))
-    results = run_episodes(crew.environment_pool(), by_length, steps, require_finite=False)
+    results = run_episodes(workers.environment_pool(), by_length, steps, require_finite=False)
     lengths.update((job.track, results[job.id].steps) for job in scored)
     non_finite += _report_non_finite(scored, results)
     validation = validation_returns(scored, results)

@@ -19,7 +19,7 @@ from pipeline.data.episodes import LatentEpisode
 from pipeline.data.rounds import FIRST, Round, latents_rounds
 from pipeline.data.shards import episode_steps, read_latents, records_with_episodes
 from pipeline.execution.protocol import Executor, Resources
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models import weights
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z

@@ -22,7 +22,7 @@ from pipeline.data.frames import FRAME_SHAPE
 from pipeline.data.rounds import FIRST, Round, vae_folder
 from pipeline.data.shards import episode_steps, read_frames
 from pipeline.execution.protocol import Executor, Resources
-from pipeline.execution.watching import watched
+from pipeline.execution.stage_progress import watched
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from pipeline.base.errors import DamagedDataError
 from pipeline.base.failpoints import failpoint
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import (
     checkpoint_name,
     checkpoints_prefix,
@@ -59,7 +59,7 @@ class Checkpoints:
         )  # one step can be saved twice, e.g. at the end of an epoch
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
-        self.store.write(record_key(self.prefix, name), sealed.to_bytes(asdict(record)))
+        self.store.write(record_key(self.prefix, name), sealed_json.to_bytes(asdict(record)))
         failpoint("checkpoint-recorded")
         for other in set(replaced) - {key}:
             self.store.delete(other)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 from pipeline.base.errors import DamagedDataError, StorageError
 from pipeline.base.progress import Progress, Update
-from pipeline.storage import sealed, sessions
+from pipeline.storage import sealed_json, sessions
 from pipeline.storage.layout import (
     CONFIG,
     REFERRERS,
@@ -103,7 +103,7 @@ def _without_references(source: Store, target: Store, key: str) -> bytes:
         record = read_record(source, key)
         whole = replace(record, run="")
         read_verified(target, whole, stage)
-        return sealed.to_bytes(asdict(whole)) if record.run else source.read(key)
+        return sealed_json.to_bytes(asdict(whole)) if record.run else source.read(key)
     prefix = stage_of_manifest(key)
     manifest = read_manifest(source, prefix) if prefix is not None else None
     if manifest is None or not any(record.run for record in manifest.records.values()):

@@ -21,7 +21,7 @@ from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.base.machine import machine_name, process_started, stop_grace_s
 from pipeline.base.progress import Progress, Update
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.fence import Fence, fenced
 from pipeline.storage.layout import HEARTBEAT, SESSION_BEGUN, session_key
 from pipeline.storage.sessions import Owner, Session, last_session, owned_error, read_session
@@ -61,7 +61,7 @@ class Lease:
         count_workers: Callable[[], int] = lambda: 0,
     ) -> None:
         self._store = store
-        self._beats = store.guarded(self._refuse_if_late)
+        self._heartbeat_store = store.guarded(self._refuse_if_late)
         self._purpose = purpose
         self._heartbeat_s, self._expiry_s = heartbeat_s, expiry_s
         self._limit_s = heartbeat_s
@@ -115,7 +115,7 @@ class Lease:
                 )
             owner = self._this_process(1 if last is None else last.owner.number + 1)
             try:
-                self._store.create(session_key(owner.number, SESSION_BEGUN), sealed.to_bytes(asdict(owner)))
+                self._store.create(session_key(owner.number, SESSION_BEGUN), sealed_json.to_bytes(asdict(owner)))
             except AlreadyExistsError:
                 continue  # another driver was faster and has the last session now
             self._require_exclusive(owner)
@@ -124,7 +124,7 @@ class Lease:
     def _require_exclusive(self, owner: Owner) -> None:
         """Check that a second create of the same key fails: some servers ignore the condition."""
         try:
-            self._store.create(session_key(owner.number, SESSION_BEGUN), sealed.to_bytes(asdict(owner)))
+            self._store.create(session_key(owner.number, SESSION_BEGUN), sealed_json.to_bytes(asdict(owner)))
         except AlreadyExistsError:
             return
         raise StorageError(
@@ -173,7 +173,7 @@ class Lease:
         self._count += 1
         self._beat_began = time.monotonic()
         heartbeat = {"count": self._count, "time": time.time(), "ended": self._ended, "workers": self._count_workers()}
-        self._beats.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
+        self._heartbeat_store.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
 
     def _refuse_if_late(self) -> None:
         """Refuse to write a late heartbeat: the next one is due. The last one has a longer limit.

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.formatting import size
 from pipeline.base.progress import Progress, Update
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
     CONFIG,
@@ -133,7 +133,7 @@ def _note_problems(store: Store, keys: list[str]) -> list[str]:
     for key in keys:
         if is_sealed_note(key):
             try:
-                sealed.read(store, key, "JSON with a checksum")
+                sealed_json.read(store, key, "JSON with a checksum")
             except DamagedDataError as error:
                 problems.append(str(error))
     return problems

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import (
     manifest_key,
     object_key,
@@ -119,7 +119,7 @@ def commit(
     store.write(key, data)
     failpoint("data-written")
     try:
-        store.create(record_key(prefix, name), sealed.to_bytes(asdict(record)))
+        store.create(record_key(prefix, name), sealed_json.to_bytes(asdict(record)))
     except AlreadyExistsError:
         present = read_record(store, record_key(prefix, name))
         if present.sha256 != sha256:
@@ -149,11 +149,11 @@ def read_record(store: Store, key: str) -> Record:
         DamagedDataError: The record is damaged.
         FileNotFoundError: There is no record under this key.
     """
-    content = sealed.read(store, key, "a record")
+    content = sealed_json.read(store, key, "a record")
     try:
         return Record(**content)
     except TypeError as error:
-        raise sealed.damaged(store, key, "a record", error) from error
+        raise sealed_json.damaged(store, key, "a record", error) from error
 
 
 def holder(store: Store, record: Record) -> Store:
@@ -215,7 +215,7 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
     """
     key = manifest_key(prefix)
     try:
-        content = sealed.read(store, key, "a manifest")
+        content = sealed_json.read(store, key, "a manifest")
     except FileNotFoundError:
         return None
     try:
@@ -223,7 +223,7 @@ def read_manifest(store: Store, prefix: str) -> Manifest | None:
         content["records"] = {name: Record(**record) for name, record in content["records"].items()}
         return Manifest(**content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise sealed.damaged(store, key, "a manifest", error) from error
+        raise sealed_json.damaged(store, key, "a manifest", error) from error
 
 
 def require_manifest(store: Store, prefix: str) -> Manifest:
@@ -284,7 +284,7 @@ def seal(store: Store, prefix: str, manifest: Manifest) -> None:
 
 def manifest_to_bytes(manifest: Manifest) -> bytes:
     """Serialise a manifest."""
-    return sealed.to_bytes({**asdict(manifest), "digest": manifest.digest})
+    return sealed_json.to_bytes({**asdict(manifest), "digest": manifest.digest})
 
 
 def supersede(store: Store, prefix: str, manifest: Manifest) -> None:

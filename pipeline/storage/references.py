@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
     CONFIG,
@@ -116,7 +116,7 @@ def _create_record(store: Store, prefix: str, record: Record) -> Record:
     """Create a record; returns it, or the present one of the same object."""
     key = record_key(prefix, record.name)
     try:
-        store.create(key, sealed.to_bytes(asdict(record)))
+        store.create(key, sealed_json.to_bytes(asdict(record)))
     except AlreadyExistsError:
         present = read_record(store, key)
         if present.sha256 != record.sha256:
@@ -133,7 +133,7 @@ def _note_referrer(source: Store, store: Store) -> None:
     if source.exists(key):
         return
     try:
-        source.write(key, sealed.to_bytes({"run": relative_run(source.locate(), store.locate())}))
+        source.write(key, sealed_json.to_bytes({"run": relative_run(source.locate(), store.locate())}))
     except StorageError as error:
         logger.warning(
             "%s does not note that %s refers to it: keep it whole (%s)", source.locate(), store.locate(), error
@@ -144,7 +144,7 @@ def referrers(store: Store) -> dict[str, Store]:
     """Runs that refer to stages of this one, by the key of their note in this run."""
     found = {}
     for key in own_keys(store, REFERRERS):
-        note = sealed.read(store, key, "a note of a run that refers to this one")
+        note = sealed_json.read(store, key, "a note of a run that refers to this one")
         found[key] = open_other(absolute_run(store.locate(), str(note["run"])))
     return found
 

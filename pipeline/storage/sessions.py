@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from pipeline.base.errors import LeaseError
 from pipeline.base.machine import machine_name, process_started
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import HEARTBEAT, SESSION_BEGUN, SESSIONS, own_keys, session_key, session_number
 from pipeline.storage.store import Store
 
@@ -115,11 +115,11 @@ def session_numbers(store: Store) -> list[int]:
 def read_owner(store: Store, number: int) -> Owner:
     """Owner of a session."""
     key = session_key(number, SESSION_BEGUN)
-    content = sealed.read(store, key, "the beginning of a session")
+    content = sealed_json.read(store, key, "the beginning of a session")
     try:
         return Owner(**content)
     except TypeError as error:
-        raise sealed.damaged(store, key, "the beginning of a session", error) from error
+        raise sealed_json.damaged(store, key, "the beginning of a session", error) from error
 
 
 def read_session(store: Store, number: int) -> Session:

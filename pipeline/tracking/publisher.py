@@ -22,7 +22,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, REPORT
 from pipeline.data.rounds import rounds_of
 from pipeline.stages.table import stages_of
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import PAGE, tracker_key, view_key
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.metrics import read_metrics
@@ -54,7 +54,7 @@ class _Session:
 
     def to_bytes(self) -> bytes:
         """Serialise all but the tracker."""
-        return sealed.to_bytes({"id": self.run_id, "marks": self.marks, "scored": self.scored})
+        return sealed_json.to_bytes({"id": self.run_id, "marks": self.marks, "scored": self.scored})
 
 
 class Publisher:
@@ -110,9 +110,9 @@ class Publisher:
         key = tracker_key(name)
         known: dict[str, Any] = {"id": uuid4().hex, "marks": {}, "scored": ""}
         if self._store.exists(key):
-            known = sealed.read(self._store, key, "the state of a tracker")
+            known = sealed_json.read(self._store, key, "the state of a tracker")
         else:
-            self._store.write(key, sealed.to_bytes(known))
+            self._store.write(key, sealed_json.to_bytes(known))
         marks = known["marks"]
         values = {**flatten(self._config, "identity"), **flatten(self._config, "growable")}
         try:

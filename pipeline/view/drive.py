@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agent import Agent
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import make_environment
-from pipeline.models.steered import SteeredDream
+from pipeline.models.steered_dream import SteeredDream
 from pipeline.rollouts.layout import composed, fitted
 
 Picture = NDArray[np.uint8]

@@ -16,7 +16,7 @@ from pipeline.base.errors import WorldModelsError
 from pipeline.view import wire
 
 if TYPE_CHECKING:
-    from pipeline.view.ahead import Ahead
+    from pipeline.view.look_ahead import Ahead
     from pipeline.view.world import World
 
 PICTURES_PER_SECOND = 30
@@ -48,7 +48,7 @@ def run_viewer(connection: Connection, run: str) -> None:
 def _serve(connection: Connection, run: str) -> None:
     import torch
 
-    from pipeline.data.trained import TrainedAgent
+    from pipeline.data.trained_agent import TrainedAgent
     from pipeline.storage.run_dir import as_run_dir, open_store
     from pipeline.view.world import World
 
@@ -91,7 +91,7 @@ class Viewer:
         while True:
             patience_s = self._patience_s()
             while self._connection.poll(patience_s):
-                self._obey(self._connection.recv())
+                self._handle(self._connection.recv())
                 patience_s = 0.0
             now = time.monotonic()
             if not self._paused and now >= self._step_due:
@@ -154,7 +154,7 @@ class Viewer:
 
     def _look_ahead(self, now: float) -> None:
         """Begin to look ahead if that is due, and send what was seen."""
-        from pipeline.view.ahead import look_ahead
+        from pipeline.view.look_ahead import look_ahead
 
         if self._ahead is not None:
             if not (self._ahead.done() and self._may_send):
@@ -171,7 +171,7 @@ class Viewer:
             self._ahead_wanted, self._ahead_began = False, now
             self._ahead = self._beside.submit(look_ahead, self._world.dream_ahead(), self._world.agent.decode)
 
-    def _obey(self, message: wire.Message) -> None:
+    def _handle(self, message: wire.Message) -> None:
         world = self._world
         match message:
             case wire.Seen(number=number):

@@ -20,7 +20,7 @@ import pytest
 
 from pipeline.base.failpoints import VARIABLE
 from pipeline.base.machine import process_started
-from pipeline.storage import sealed, sessions
+from pipeline.storage import sealed_json, sessions
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records
 from tests.e2e import command
@@ -115,7 +115,7 @@ def test_lease_does_not_depend_on_the_drivers_clock(tmp_path: Path, offset: str)
 def _as_if_elsewhere(folder: Path) -> None:
     """Rewrite the owner of the first session: a process on an unknown machine whose lease expires soon."""
     owner = replace(sessions.read_owner(LocalStore(folder), 1), host="far-away", machine="far-away", expiry_s=3.0)
-    (folder / "sessions" / "000001" / "begun.json").write_bytes(sealed.to_bytes(asdict(owner)))
+    (folder / "sessions" / "000001" / "begun.json").write_bytes(sealed_json.to_bytes(asdict(owner)))
 
 
 @pytest.mark.parametrize("executor", ["in-process", "ray"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
-from pipeline.storage import s3, sealed
+from pipeline.storage import s3, sealed_json
 from pipeline.storage.fence import fenced
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
@@ -325,7 +325,7 @@ def test_driver_cannot_write_if_it_loses_its_lease_between_tries(
 
     def succeeded(exchange: Exchange) -> None:
         key = f"{s3_store.prefix}/sessions/000002/begun.json"
-        client.put_object(Bucket=s3_store.bucket, Key=key, Body=sealed.to_bytes(asdict(replace(HERE, number=2))))
+        client.put_object(Bucket=s3_store.bucket, Key=key, Body=sealed_json.to_bytes(asdict(replace(HERE, number=2))))
         answer(503, "SlowDown")(exchange)
 
     proxy.fail(succeeded, only("DELETE", "/k"))

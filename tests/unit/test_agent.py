@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.agent import Agent
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import EnvConfig, RunConfig
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.observations import frame_of
 from pipeline.envs.registry import make_environment, traits_of
 from pipeline.models import weights

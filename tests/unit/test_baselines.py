@@ -18,7 +18,7 @@ from pipeline.envs.registry import make_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.reporting.baselines import baseline_rows, table
 from pipeline.reporting.findings import read_test_returns
-from pipeline.rollouts.blind import BlindJob, BlindWorker, SweepPolicy, blind_policies
+from pipeline.rollouts.blind_policies import BlindJob, BlindWorker, SweepPolicy, blind_policies
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.local import LocalStore

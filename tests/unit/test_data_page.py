@@ -23,7 +23,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import MDNRNN, mdnrnn_weights
 from pipeline.data.episodes import Episode, LatentEpisode
 from pipeline.data.shards import read_episodes, read_latents
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.models import weights
 from pipeline.stages.table import STAGES
 from pipeline.storage.local import LocalStore

@@ -22,7 +22,7 @@ from pipeline.base.seeding import derive
 from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.actions import Actions, BoxActions, ChoiceActions, SwitchActions
 from pipeline.envs.car_racing import CarActions
 from pipeline.envs.take_cover import TakeCoverActions

@@ -17,7 +17,7 @@ from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.rollouts.foreign import ForeignWorker, environment_for, make_foreign_agent, names_class
+from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, make_foreign_agent, names_class
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES

@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.base.errors import AlreadyExistsError, LeaseError, StorageError
 from pipeline.base.machine import machine_name, process_started, stop_grace_s
-from pipeline.storage import lease, sealed, sessions
+from pipeline.storage import lease, sealed_json, sessions
 from pipeline.storage.fence import fenced
 from pipeline.storage.lease import Lease
 from pipeline.storage.local import LocalStore
@@ -49,7 +49,7 @@ def new_lease(store: Store, **changes: Any) -> Lease:
 
 def put(store: Store, owner: Owner, **heartbeat: Any) -> None:
     """Write a session as its owner left it."""
-    store.create(f"sessions/{owner.number:06d}/begun.json", sealed.to_bytes(asdict(owner)))
+    store.create(f"sessions/{owner.number:06d}/begun.json", sealed_json.to_bytes(asdict(owner)))
     if heartbeat:
         beat(store, owner, **heartbeat)
 

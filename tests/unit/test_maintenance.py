@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.base.errors import StorageError
 from pipeline.config.presets import dump
-from pipeline.storage import maintenance, sealed
+from pipeline.storage import maintenance, sealed_json
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.copying import copy_run
 from pipeline.storage.layout import CONFIG
@@ -124,7 +124,7 @@ def test_folder_without_a_run_is_refused(store: Store) -> None:
 
 @pytest.mark.parametrize("key", ["vae/BEGUN.json", "sessions/000002/begun.json", CONFIG])
 def test_small_objects_needed_to_resume_are_verified(made: Store, key: str) -> None:
-    made.write("vae/BEGUN.json", sealed.to_bytes({"config": {}, "upstream": {}}))
+    made.write("vae/BEGUN.json", sealed_json.to_bytes({"config": {}, "upstream": {}}))
     put(made, replace(ELSEWHERE, number=2), count=1)
     assert check_run(made).problems == []
     _rewritten(made, key, lambda data: data[:-9])

@@ -20,7 +20,7 @@ from pipeline.storage.manifest import (
     seal,
     supersede,
 )
-from pipeline.storage.sealed import FORMAT_VERSION
+from pipeline.storage.sealed_json import FORMAT_VERSION
 from pipeline.storage.store import Store
 
 KEY = manifest_key("stage")

@@ -23,9 +23,9 @@ from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.statistics import Estimate, estimate
 from pipeline.cli.main import main
 from pipeline.config.presets import dump, load_config
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.models.half import to_half
+from pipeline.models.half_precision import to_half
 from pipeline.run import run_stages
 from pipeline.sharing import pack
 from pipeline.stages.table import STAGES

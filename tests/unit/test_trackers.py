@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.base.errors import ConfigError, LeaseError, StorageError, WorldModelsError
 from pipeline.cli.run import run_config
-from pipeline.storage import sealed
+from pipeline.storage import sealed_json
 from pipeline.storage.layout import foreign_keys, metrics_key, tracker_key
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
@@ -60,9 +60,9 @@ def test_mlflow_has_every_point_once_and_one_run(tmp_path: Path, monkeypatch: py
     interrupted(run_dir, config, monkeypatch)
     # As after a kill before the published steps were recorded: MLflow itself knows them.
     store = LocalStore(run_dir)
-    known = sealed.read(store, tracker_key("mlflow"), "a tracker")
+    known = sealed_json.read(store, tracker_key("mlflow"), "a tracker")
     assert known["marks"]
-    store.write(tracker_key("mlflow"), sealed.to_bytes({**known, "marks": {}}))
+    store.write(tracker_key("mlflow"), sealed_json.to_bytes({**known, "marks": {}}))
     run_config(config, str(run_dir), "run")
     run_config(config, str(run_dir), "run")  # a complete run once more
 

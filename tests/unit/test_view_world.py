@@ -13,12 +13,12 @@ from gymnasium import spaces
 
 from pipeline.agent import Agent
 from pipeline.config.schema import RunConfig
-from pipeline.data.trained import TrainedAgent
+from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.actions import Actions, BoxActions, actions_of
 from pipeline.envs.registry import traits_of
 from pipeline.storage.local import LocalStore
 from pipeline.view import controls, wire
-from pipeline.view.ahead import SAMPLES, SHOWN, STEPS, look_ahead
+from pipeline.view.look_ahead import SAMPLES, SHOWN, STEPS, look_ahead
 from pipeline.view.runs import Runs
 from pipeline.view.world import World
 from tests.counting import counting_config, episode_length, reward_of, track_and_step

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.models.steered import SteeredDream
+from pipeline.models.steered_dream import SteeredDream
 
 Array = NDArray[np.float32]
 Frames = NDArray[np.uint8]
