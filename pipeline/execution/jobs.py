@@ -200,7 +200,7 @@ def _first(queue: deque[_Entry]) -> _Entry | None:
 
 
 # Maximum number of jobs of a worker per job that it runs at once; more would leave too few for workers that join later.
-# A worker without jobs gets only so many ahead: others may be waiting for their first ones.
+# A worker without jobs gets only this many ahead: others may be waiting for their first ones.
 _MOST_AHEAD = 8
 
 

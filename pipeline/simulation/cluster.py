@@ -92,7 +92,7 @@ class SimulatedCluster:
         heapq.heappush(self._events, (time, self._number, function, arguments))
 
     def start_ready(self, count: int) -> None:
-        """Have so many workers that are built already."""
+        """Begin with workers that are built already."""
         for _ in range(count):
             worker = self._new_worker()
             self.scheduler.requested(worker)

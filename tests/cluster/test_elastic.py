@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process comes to."""
+    """Result of a run in one process."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("reference") / "run")
     run_stages(config(), LocalStore(folder), InProcessExecutor(), EVOLVE + EVALUATE)
     return outcome(folder)
@@ -64,7 +64,7 @@ def cluster() -> Iterator[ManyNodes]:
 
 
 def have(cluster: ManyNodes, count: int) -> set[str]:
-    """Add nodes of two CPUs until there are so many; their ids."""
+    """Add nodes of two CPUs up to a number; returns their IDs."""
     while len(live := cluster.in_driver(many_nodes.live_nodes)) < count:
         cluster.add(num_cpus=2)
     return live
@@ -189,7 +189,7 @@ NOT_FOR_WORKERS = node("other", labels={WORKERS_LABEL: "no"})
 
 
 @pytest.mark.parametrize(
-    ("cluster_nodes", "told", "selector"),
+    ("cluster_nodes", "workers_on", "selector"),
     [
         ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], [], {"ray.io/node-id": "!in(head,gpu,other)", WORKERS_LABEL: "!no"}),
         ([HEAD, WORKER, GPU], ["head"], {"ray.io/node-id": "!in(gpu)", WORKERS_LABEL: "!no"}),
@@ -199,9 +199,9 @@ NOT_FOR_WORKERS = node("other", labels={WORKERS_LABEL: "no"})
     ],
 )
 def test_workers_avoid_the_head_and_gpu_nodes_by_default(
-    cluster_nodes: list[Node], told: list[Any], selector: dict[str, str]
+    cluster_nodes: list[Node], workers_on: list[Any], selector: dict[str, str]
 ) -> None:
-    places = Placement(ExecutionConfig(workers_on=told)).places(cluster_nodes, on_head=0)
+    places = Placement(ExecutionConfig(workers_on=workers_on)).places(cluster_nodes, on_head=0)
     for _ in range(6):
         place = next(places)
         assert place.options == {"scheduling_strategy": "SPREAD", "label_selector": selector}
@@ -221,7 +221,7 @@ def test_only_the_cpus_of_the_head_are_used_without_other_nodes(gone: list[Node]
 
 
 @pytest.mark.parametrize(
-    ("cluster_nodes", "told", "left"),
+    ("cluster_nodes", "workers_on", "left"),
     [
         ([HEAD, WORKER], [], {"head"}),
         ([HEAD, WORKER, GPU, NOT_FOR_WORKERS], [], {"head", "gpu", "other"}),
@@ -232,6 +232,6 @@ def test_only_the_cpus_of_the_head_are_used_without_other_nodes(gone: list[Node]
         ([node("head", head=True, draining=True), WORKER], ["head"], {"head"}),
     ],
 )
-def test_workers_leave_unsuitable_nodes(cluster_nodes: list[Node], told: list[Any], left: set[str]) -> None:
+def test_workers_leave_unsuitable_nodes(cluster_nodes: list[Node], workers_on: list[Any], left: set[str]) -> None:
     """A GPU node may come after actors were asked for, and Ray then puts those that wait on it."""
-    assert Placement(ExecutionConfig(workers_on=told)).unsuitable_nodes(cluster_nodes) == left
+    assert Placement(ExecutionConfig(workers_on=workers_on)).unsuitable_nodes(cluster_nodes) == left

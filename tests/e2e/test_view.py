@@ -63,7 +63,7 @@ def test_a_person_watches_takes_the_wheel_and_drives_in_the_dream(server: Server
         chrome.switch_to.window(chrome.window_handles[0])
         assert len(server.worlds()) == 1
         chrome.get("about:blank")
-        wait(chrome, lambda _: server.worlds() == [])  # whoever leaves frees what they had
+        wait(chrome, lambda _: server.worlds() == [])  # a viewer who leaves frees the world
 
 
 def watch(page: Page) -> None:

@@ -19,7 +19,7 @@ from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, Simulate
 FEW = 24  # workers of most cases, at most
 GPU_NODE = "gpu"
 _LONGEST_S = 4_000.0
-_SPARSE_CHECKS = 100  # with more workers, only every so many decisions are checked
+_SPARSE_CHECKS = 100  # with more workers, one of this many decisions is checked
 
 
 class Violated(AssertionError):
@@ -314,7 +314,7 @@ class FaultyCluster(SimulatedCluster):
                 raise Violated(f"{action.count} workers are asked for beside {staying}")
 
     def _check_idle(self) -> None:
-        """Nobody is idle while there is work that fits; whoever has jobs was asked for results."""
+        """Nobody is idle while there is work that fits; every worker with jobs was asked for results."""
         scheduler, jobs = self.scheduler, self.scheduler.jobs
         entries = [entry for entry in jobs._entries.values() if entry.queued]
         sociable = [entry for entry in entries if not jobs.goes_alone(entry.job)]

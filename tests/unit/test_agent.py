@@ -71,7 +71,7 @@ def images(count: int, rng: np.random.Generator, size: int = 96) -> NDArray[np.u
     return rng.integers(0, 256, (count, size, size, 3), np.uint8)
 
 
-def test_rows_of_a_batch_are_as_alone_and_begin_anew_by_themselves() -> None:
+def test_rows_of_a_batch_equal_single_agents_and_reset_alone() -> None:
     trained = make_trained()
     agent, rng = Agent(trained), np.random.default_rng(0)
     seen = [images(4, rng) for _ in range(5)]

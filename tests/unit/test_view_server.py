@@ -189,7 +189,7 @@ def test_the_last_message_of_a_process_arrives_whatever_the_page_sends(
     assert asyncio.run(look()) == ["the game has ended"]
 
 
-def test_whoever_is_leaving_keeps_the_place_until_the_world_is_gone(
+def test_leaving_viewer_keeps_its_place_until_its_world_has_ended(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_agent(local_store, make_config())
