@@ -61,7 +61,7 @@ with S3Server({str(tmp_path / "it")!r}) as server:
 
 def test_missing_package_error_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **named: None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[s3-server\]'"), S3Server(tmp_path / "it"):
+    with pytest.raises(ConfigError, match=r"pip install 'world-models-ray\[s3-server\]'"), S3Server(tmp_path / "it"):
         pass
 
 
