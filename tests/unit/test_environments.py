@@ -93,7 +93,7 @@ def test_estimates_use_the_length_of_collected_episodes(tmp_path: Any, caplog: p
         run_config(config.model_copy(update={"collect": config.collect.model_copy(update={"episodes": 10})}),
                    str(tmp_path / "run"), "collect")  # fmt: skip
     assert "10 episodes of about" in caplog.text
-    assert "at most" in caplog.text
+    assert "up to" in caplog.text
 
 
 def test_collected_length_is_measured_for_games_that_end_in_time() -> None:
