@@ -17,6 +17,7 @@ from pipeline.cli.run import run_config
 from pipeline.config.study import load_study
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
+from pipeline.storage.manifest import read_manifest, read_records
 from pipeline.studies.plan import trials_of
 from tests.counting import counting_config
 from tests.e2e import command
@@ -45,18 +46,26 @@ def test_killed_study_resumes_with_the_same_results(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == found
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_runs_of_a_study_have_separate_workers(tmp_path: Path) -> None:
-    base = counting_config().model_dump_json()
-    on_ray = "{execution.executor: ray, execution.workers: 1}"
-    study = study_file(tmp_path, f"base: {base}\nseeds: [1]\noverrides: {on_ray}\narms: {{trained: {{}}}}\n")
-    study_dir = tmp_path / "study"
-    code, output = command.run("study", study, "--run-dir", str(study_dir))
-    assert code == 0, output
-    trial = trials_of(load_study(study))[0]
-    straight = tmp_path / "straight"
-    in_process = {"execution": trial.config.execution.model_copy(update={"executor": "in-process"})}
-    run_config(trial.config.model_copy(update=in_process), str(straight), "run")
-    assert command.outcome(study_dir / trial.folder) == command.outcome(straight)
+    config = counting_config({"execution.executor": "ray", "execution.workers": 1})
+
+    def perform(name: str) -> None:
+        for stage in ("collect", "train-vae"):  # a pool, and a task
+            run_config(config, str(tmp_path / name), stage)
+
+    assert run_trials(["one"], perform, lambda _: [], concurrent=1, cpus=0, early_stopping=None) == {}
+    for stage in ("collect", "train-vae"):
+        run_config(counting_config(), str(tmp_path / "straight"), stage)
+    one, straight = (LocalStore(tmp_path / name) for name in ("one", "straight"))
+    for prefix in ("rollouts", "vae"):
+        assert sealed_digests(one, prefix) == sealed_digests(straight, prefix) != {}
+
+
+def sealed_digests(store: LocalStore, prefix: str) -> dict[str, str]:
+    """Digests of a complete stage's objects by record."""
+    assert read_manifest(store, prefix) is not None
+    return {name: record.sha256 for name, record in read_records(store, prefix).items()}
 
 
 def _rows(name: str) -> list[dict[str, float]]:
