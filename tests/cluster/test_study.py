@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from actors.study import run_trials
+from actors.study import joined_ray, run_trials
 from pipeline.base.errors import ConfigError
 from pipeline.base.failpoints import WORKER_VARIABLE
 from pipeline.cli.main import main
@@ -46,15 +47,23 @@ def test_killed_study_resumes_with_the_same_results(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "again" / "comparison.json").read_text()) == found
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_runs_of_a_study_have_separate_workers(tmp_path: Path) -> None:
+def run_one_trial(folder: str) -> None:
+    """Run a pool and a task in a trial on a local Ray, on whose one node Ray chooses the places."""
     config = counting_config({"execution.executor": "ray", "execution.workers": 1})
 
     def perform(name: str) -> None:
-        for stage in ("collect", "train-vae"):  # a pool, and a task
-            run_config(config, str(tmp_path / name), stage)
+        for stage in ("collect", "train-vae"):
+            run_config(config, f"{folder}/{name}", stage)
 
-    assert run_trials(["one"], perform, lambda _: [], concurrent=1, cpus=0, early_stopping=None) == {}
+    with joined_ray(config.execution, 2):
+        assert run_trials(["one"], perform, lambda _: [], concurrent=1, cpus=0, early_stopping=None) == {}
+
+
+def test_runs_of_a_study_have_separate_workers(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=run_one_trial, args=(str(tmp_path),))
+    process.start()  # this process may be connected to another Ray
+    process.join(900)
+    assert process.exitcode == 0
     for stage in ("collect", "train-vae"):
         run_config(counting_config(), str(tmp_path / "straight"), stage)
     one, straight = (LocalStore(tmp_path / name) for name in ("one", "straight"))
