@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.base.errors import ConfigError
 from pipeline.base.machine import num_cores
 from pipeline.base.seeding import generator
-from pipeline.bench.simulated_fanout import greedy_seconds
+from pipeline.bench.simulated_fanout import greedy_seconds, rows_to_json
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor, Pool
 
@@ -177,16 +177,8 @@ def table_row(row: FanoutResult) -> str:
 
 
 def fanout_to_json(rows: Sequence[FanoutResult]) -> dict[str, Any]:
-    """Convert to JSON values: the result with the most workers and jobs, and all rows."""
-    last = rows[-1]
-    return {
-        "bench": "fanout",
-        "unit": "share of the workers' time",
-        **asdict(last),
-        "ours": last.busy,
-        "ratio": last.busy / last.reference,
-        "rows": [asdict(row) for row in rows],
-    }
+    """Convert to JSON values, see ``rows_to_json``."""
+    return rows_to_json("share of the workers' time", [asdict(row) for row in rows], "reference")
 
 
 def _wait_for_all(pool: Pool, workers: int) -> None:

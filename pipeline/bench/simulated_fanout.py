@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.base.machine import num_cores
 from pipeline.base.seeding import derive, generator
+from pipeline.bench.table import FANOUT
 from pipeline.execution.actions import Action
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker_state import ScheduledWorker
@@ -274,13 +275,18 @@ def table_row(row: SimulatedFanout) -> str:
 
 
 def to_json(rows: Sequence[SimulatedFanout]) -> dict[str, Any]:
-    """Convert to JSON values: the row with the most workers and jobs, and all rows."""
+    """Convert to JSON values, see ``rows_to_json``."""
+    return rows_to_json("share of the lanes' time", [asdict(row) for row in rows], "actor_pool")
+
+
+def rows_to_json(unit: str, rows: Sequence[dict[str, Any]], reference: str) -> dict[str, Any]:
+    """Convert rows of simulated or of real workers to JSON values: that with the most workers and jobs, and all rows.
+
+    Args:
+        unit: Unit of ``busy``.
+        rows: Values of each row by name, with ``busy`` among them.
+        reference: Name of the value that ``busy`` is compared with.
+    """
     last = rows[-1]
-    return {
-        "bench": "fanout",
-        "unit": "share of the lanes' time",
-        **asdict(last),
-        "ours": last.busy,
-        "ratio": last.busy / last.actor_pool,
-        "rows": [asdict(row) for row in rows],
-    }
+    compared = {"ours": last["busy"], "ratio": last["busy"] / last[reference]}
+    return {"bench": FANOUT, "unit": unit, **last, **compared, "rows": [*rows]}

@@ -8,12 +8,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.base.errors import EpisodeError, JobError
+from pipeline.bench.simulated_fanout import RAY_COSTS
 from pipeline.execution.actions import Action, Recall, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.node_watch import Nodes
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker_state import ScheduledWorker
-from pipeline.simulation.cluster import DriverCosts, SimulatedCluster
+from pipeline.simulation.cluster import SimulatedCluster
 from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, SimulatedWorker
 
 FEW = 24  # workers of most cases, at most
@@ -113,8 +114,7 @@ class FaultyCluster(SimulatedCluster):
         scheduler = Scheduler(
             max_attempts=case.max_attempts, timeout_s=case.timeout_s, jobs_at_once=case.lanes, max_workers=case.workers
         )
-        costs = DriverCosts(look_s=1e-6, read_s=1e-5, send_s=1e-4, job_s=1e-5)
-        super().__init__(scheduler, num_lanes=case.lanes, costs=costs, delay=self._draw_delay)
+        super().__init__(scheduler, num_lanes=case.lanes, costs=RAY_COSTS, delay=self._draw_delay)
         self.begins: Counter[Hashable] = Counter()
         self._nodes = [f"node-{number}" for number in range(self._rng.randint(1, 6))]
         self._draining: set[str] = set()
