@@ -68,7 +68,6 @@ _RESUMABLE = {
     "submit",
     "study",
     "temperatures",
-    "baselines",
     "storage",
 }
 # Commands whose only purpose is their standard output.
