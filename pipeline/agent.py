@@ -119,8 +119,8 @@ class Agent:
             own_frames: See the class.
 
         Raises:
-            ConfigError: There is no such run or controller, or this CPU does not support the precision.
-            StorageError: The run has not evolved yet.
+            ConfigError: There is no such controller, or this CPU does not support the precision.
+            StorageError: There is no such run, or it has not evolved yet.
             DamagedDataError: Weights are missing or changed.
         """
         return cls(TrainedAgent.read(open_store(as_run_dir(str(run)))), controller, precision, own_frames=own_frames)

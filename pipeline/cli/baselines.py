@@ -55,13 +55,11 @@ def _baselines(options: argparse.Namespace) -> int:
     from pipeline.reporting.baselines import baseline_rows, table, to_json
     from pipeline.reporting.findings import read_test_returns
     from pipeline.rollouts.blind_policies import BlindJob, BlindWorker, blind_policies, make_blind_policy
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.manifest import newest, require_manifest
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
 
     store = open_store(options.run_dir)
-    require_run(store)
     config = saved_config(store, options.override)
     refuse_other_identity(saved_config(store), config, (), "baselines")
     evaluation = require_manifest(store, latest_round(config, store, EVALUATION).folder(EVALUATION))

@@ -52,8 +52,8 @@ def _compare(options: argparse.Namespace) -> int:
     from pipeline.comparison.page import write
     from pipeline.comparison.scores import compare, table, to_json
     from pipeline.config.study import saved_study
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
+    from pipeline.storage.saved_config import require_run
     from pipeline.studies.plan import STUDY, trials_of
     from pipeline.studies.results import compare_study
 

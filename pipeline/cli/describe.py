@@ -14,7 +14,6 @@ from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import GAME, PAGE, TEMPERATURE, view_key
-from pipeline.storage.maintenance import require_run
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.sessions import Session, last_session
@@ -27,7 +26,6 @@ def describe_run(store: Store) -> str:
     Raises:
         StorageError: There is no run here.
     """
-    require_run(store)
     config = saved_config(store)
     lines = [f"{config.name} at {store.locate()}, seed {config.seed}, {config.env.id}"]
     at = FIRST

@@ -43,12 +43,10 @@ def add_parser(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     from pipeline.data.trained_agent import TrainedAgent
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
 
     import_extra("onnx", "onnx", "world-models export")
     store = open_store(options.run_dir)
-    require_run(store)
     trained = TrainedAgent.read(store)
     from pipeline.export.folder import export  # imports torch: after the checks that do not need it
 

@@ -66,13 +66,11 @@ def _pack(options: argparse.Namespace) -> int:
     from pipeline.sharing.pack import make_pack, move_into_place, new_folder
     from pipeline.storage.layout import CARD
     from pipeline.storage.local import LocalStore
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.pretrained import PRETRAINED, folder_of_pretrained
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
 
     source = open_store(options.run_dir)
-    require_run(source)
     config = saved_config(source, options.override)
     refuse_other_identity(saved_config(source), config, (), "pack")
     out: Path = (options.out or Path(options.name)).absolute()

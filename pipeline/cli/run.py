@@ -23,7 +23,7 @@ from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
 from pipeline.stages.table import STAGES
 from pipeline.storage.layout import CONFIG, SESSIONS, occupying_keys
-from pipeline.storage.saved_config import saved_config
+from pipeline.storage.saved_config import require_run, saved_config
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -89,12 +89,10 @@ def _config_for(agent: str, options: argparse.Namespace) -> RunConfig:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
 
-    store = open_store(options.run_dir)
-    require_run(store)
-    return run_config(saved_config(store, options.override), options.run_dir, "run", options.reuse)
+    config = saved_config(open_store(options.run_dir), options.override)
+    return run_config(config, options.run_dir, "run", options.reuse)
 
 
 def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[str] = ()) -> int:
@@ -169,7 +167,6 @@ def _others(store: Store, reuse: Sequence[str]) -> list[Store]:
         ConfigError: One of them is the run itself.
         StorageError: One of them is not a run.
     """
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_other, relative_run
 
     others = [open_other(each) for each in reuse]

@@ -55,7 +55,6 @@ def _storage(options: argparse.Namespace) -> int:
         found = maintenance.check_run(store)
         print("\n".join(maintenance.check_lines(found, store)))
         return 1 if found.problems else 0
-    maintenance.require_run(store)
     config = saved_config(store)
     by_prefix = {EVOLUTION: config.evolve.keep_checkpoints} if options.keep is None else {}
     keep = maintenance.checkpoints_to_keep(by_prefix, options.keep or KEEP)

@@ -65,14 +65,12 @@ def add_parser(commands: Commands) -> None:
 def _temperatures(options: argparse.Namespace) -> int:
     from pipeline.config.identity import refuse_other_identity
     from pipeline.envs.registry import check_environment
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.saved_config import saved_config
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_owned
 
     store = open_store(options.run_dir)
-    require_run(store)
     config = saved_config(store, options.override)
     refuse_other_identity(saved_config(store), config, ("dream", "evolve", "evaluate"), "temperatures")
     wanted: list[float | None] = [*sorted(set(options.at)), *([None] if options.game else [])]

@@ -53,12 +53,10 @@ def _watch(options: argparse.Namespace) -> int:
     from pipeline.data.trained_agent import TrainedAgent
     from pipeline.envs.registry import traits_of
     from pipeline.rollouts.video import encode_video
-    from pipeline.storage.maintenance import require_run
     from pipeline.storage.run_dir import open_store
     from pipeline.view.drive import Shot, drive
 
     store = open_store(options.run_dir)
-    require_run(store)
     trained = TrainedAgent.read(store)
     config = trained.config
     track = config.tracks.test.start if options.track is None else options.track

@@ -40,8 +40,7 @@ class TrainedAgent:
         """Read the agent of a run.
 
         Raises:
-            ConfigError: There is no run.
-            StorageError: The run has not evolved yet.
+            StorageError: There is no run, or it has not evolved yet.
             DamagedDataError: Weights or controllers are missing or changed.
         """
         config = saved_config(store)

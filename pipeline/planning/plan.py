@@ -18,7 +18,6 @@ from pipeline.evolution.state import read_progress
 from pipeline.planning.simulation import SimulatedRollouts, WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.storage.checkpoints import Checkpoints
-from pipeline.storage.maintenance import require_run
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
@@ -146,7 +145,6 @@ def measured_episode_steps(store: Store, config: RunConfig) -> float:
             length.
         StorageError: There is no run.
     """
-    require_run(store)
     run = saved_config(store)
     rules, wanted = _endings(run), _endings(config)
     if rules != wanted:

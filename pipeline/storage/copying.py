@@ -18,9 +18,10 @@ from pipeline.storage.layout import (
     stage_of_manifest,
     stage_of_record,
 )
-from pipeline.storage.maintenance import map_in_threads, require_run
+from pipeline.storage.maintenance import map_in_threads
 from pipeline.storage.manifest import Record, manifest_to_bytes, read_manifest, read_record, read_verified
 from pipeline.storage.references import referred_records
+from pipeline.storage.saved_config import require_run
 from pipeline.storage.store import Store
 
 

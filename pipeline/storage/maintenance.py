@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
+from pipeline.base.errors import ConfigError, DamagedDataError
 from pipeline.base.formatting import size
 from pipeline.base.progress import Progress, Update
 from pipeline.storage import sealed_json
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import (
-    CONFIG,
     foreign_keys,
     is_sealed_note,
     manifest_key,
@@ -35,7 +34,7 @@ from pipeline.storage.manifest import (
 )
 from pipeline.storage.parquet import num_rows
 from pipeline.storage.references import keys_used_by, referrers
-from pipeline.storage.saved_config import saved_config
+from pipeline.storage.saved_config import require_run, saved_config
 from pipeline.storage.store import TEMPORARY, Store
 
 Item = TypeVar("Item")
@@ -263,16 +262,6 @@ def map_in_threads(work: Callable[[str], Item], keys: list[str]) -> Iterator[tup
     """Map a function over keys with several threads, in order, as (key, result)."""
     with ThreadPoolExecutor(_THREADS) as threads:
         yield from zip(keys, threads.map(work, keys), strict=True)
-
-
-def require_run(store: Store) -> None:
-    """Check that a store holds a run.
-
-    Raises:
-        StorageError: The store has no config.
-    """
-    if not store.exists(CONFIG):
-        raise StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Start one with `world-models run`.")
 
 
 def check_lines(check: Check, store: Store) -> list[str]:

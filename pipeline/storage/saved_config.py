@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pipeline.base.errors import DamagedDataError
+from pipeline.base.errors import DamagedDataError, StorageError
 from pipeline.config import presets, yaml_text
 from pipeline.config.schema import RunConfig
 from pipeline.storage.layout import CONFIG
@@ -21,9 +21,28 @@ def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The config was changed by hand, or an override is invalid.
         DamagedDataError: The file does not hold a config.
+        StorageError: The store holds no run.
     """
     where = store.locate(CONFIG)
-    document = yaml_text.parse(store.read(CONFIG).decode(), where)
+    try:
+        text = store.read(CONFIG).decode()
+    except FileNotFoundError as error:
+        raise _no_run(store) from error
+    document = yaml_text.parse(text, where)
     if not isinstance(document.values, dict):
         raise DamagedDataError(f"{where} does not hold a config: restore it from a copy")
     return presets.with_overrides(document, overrides, where)
+
+
+def require_run(store: Store) -> None:
+    """Check that a store holds a run, for callers that do not read its config.
+
+    Raises:
+        StorageError: The store has no config.
+    """
+    if not store.exists(CONFIG):
+        raise _no_run(store)
+
+
+def _no_run(store: Store) -> StorageError:
+    return StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Start one with `world-models run`.")
