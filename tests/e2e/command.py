@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 _started: list[subprocess.Popen[str] | ForkedProcess] = []
 
 # Longer than any command takes: it catches hanging ones.
-_HANGS_S = 900.0
+_HANGS_S = 600.0
 
 # Variables that are read when a command runs. Others may be read during its imports.
 _READ_LATE = re.compile(r"AWS_\w+|CUDA_VISIBLE_DEVICES|RAY_ADDRESS|WORLD_MODELS_\w+")
