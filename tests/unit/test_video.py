@@ -32,7 +32,8 @@ def wavy(number: int) -> NDArray[np.uint8]:
     waves = 128 + 60 * np.sin((x + 5 * number) / 17) + 40 * np.sin(y / 11)
     rings = 120 + 80 * np.sin(x * y / 3000 + number)
     stripes = (x + 9 * number) // 16 % 2 * 200
-    return np.clip(np.stack([waves, rings, stripes], axis=-1), 0, 255).astype(np.uint8)
+    picture = np.stack([waves, rings, stripes], axis=-1)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
 
 
 def test_opencv_reads_the_film(tmp_path: Path) -> None:
