@@ -6,17 +6,21 @@ import heapq
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.base.errors import EpisodeError
 from pipeline.execution.actions import Action, Build, End, GiveUp, Recall, Request, Send
 from pipeline.execution.failures import Failure, FailureKind, hung
 from pipeline.execution.scheduler import Scheduler
-from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, SimulatedWorker
+from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedJob, SimulatedWorker
 
 TICK_S = 1.0
 _AWAKE_S = 2.0  # a longer silence between two looks means that the driver itself was stopped
-_EXCHANGE, _INBOX = 0, 1  # channels to a worker: messages on one keep their order, those of two may overtake
+# Channels to a worker and back: messages of one keep their order, those of two may overtake each other.
+_EXCHANGE, _INBOX = 0, 1
+
+
+Answer: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]  # what the driver does with it
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class DriverCosts:
     """Seconds of the driver's thread, during which it does nothing else.
 
     Attributes:
-        look_s: To look whether one worker has answered; it looks at all of them at once.
-        read_s: To read an answer.
-        send_s: To send a message.
-        job_s: For each job that it sends, to send it and later to take its result.
+        look_s: Time to look at one worker; the driver looks at all of them at once.
+        read_s: Time to read an answer.
+        send_s: Time to send a message.
+        job_s: Time per job, to send it and take its result.
     """
 
     look_s: float = 0.0
@@ -37,7 +41,7 @@ class DriverCosts:
 
 
 class SimulatedCluster:
-    """Runs one map of jobs with a scheduler. Override the methods that say how workers are made and what befalls them.
+    """Runs maps of jobs with a scheduler. Override the methods that say how workers are made and what befalls them.
 
     Args:
         scheduler: Scheduler.
@@ -47,9 +51,10 @@ class SimulatedCluster:
 
     Attributes:
         now: Present time, in seconds.
-        results: IDs of the jobs in the order of their first results.
+        results: Job IDs and values of the present map, in the order in which they arrived.
         driver_s: Seconds that the driver was busy.
-        messages: Number of messages that the driver sent.
+        workers: Workers that were not ended.
+        clock: Seconds that the driver was awake: the time that its scheduler knows.
     """
 
     def __init__(
@@ -62,29 +67,48 @@ class SimulatedCluster:
     ) -> None:
         self.scheduler = scheduler
         self.now = self.driver_s = 0.0
-        self.messages = 0
-        self.results: list[Hashable] = []
+        self.clock = 0.0
+        self.results: list[tuple[Hashable, Any]] = []
         self.workers: list[SimulatedWorker] = []
         self._num_lanes, self._costs, self._delay = num_lanes, costs, delay
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._number = 0
-        self._arrived: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._arrived: list[Answer] = []
         self._free_at = self._step_at = 0.0
-        self._clock = self._looked_at = self._tick_at = 0.0
+        self._looked_at = self._tick_at = 0.0
 
-    def run(self, jobs: Sequence[SimulatedJob]) -> float:
-        """Run all jobs; returns the time of the last result.
+    def run(self, jobs: Sequence[SimulatedJob], most: float = math.inf) -> float:
+        """Run a map of jobs.
+
+        Args:
+            jobs: Jobs.
+            most: Number of results after which the map is abandoned.
+
+        Returns:
+            Seconds until the last result.
 
         Raises:
             JobError: See ``Scheduler.failed``.
         """
         began, self._step_at = self.now, math.inf
+        self.results.clear()
         self.scheduler.begin(jobs)
         self._wake(self.now)
-        while self.scheduler.jobs:
-            self.now, _, function, arguments = heapq.heappop(self._events)
-            function(*arguments)
+        while self.scheduler.jobs and len(self.results) < most:
+            self._next_event()
         return self.now - began
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass between two maps, in which the driver does other things. Workers go on."""
+        self.stop_driver(seconds)
+        until = self.now + seconds
+        while self._events and self._events[0][0] < until:
+            self._next_event()
+        self.now = until
+
+    def _next_event(self) -> None:
+        self.now, _, function, arguments = heapq.heappop(self._events)
+        function(*arguments)
 
     def at(self, time: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function at a time, in seconds."""
@@ -112,10 +136,22 @@ class SimulatedCluster:
 
     def build(self, worker: SimulatedWorker) -> None:
         """Build a worker."""
-        self.to_driver(worker, self.scheduler.built, worker)
+        self.to_driver(worker, self.handle_built, worker)
+
+    def received(self, worker: SimulatedWorker, jobs: Sequence[SimulatedJob]) -> None:
+        """Jobs have arrived at a worker."""
 
     def begun(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
         """A worker has begun a job."""
+
+    def ended(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
+        """A worker has ended a job, and keeps the result until it is asked for it."""
+
+    def take_answers(self, arrived: list[Answer]) -> list[Answer]:
+        """Take the answers that the driver finds when it looks out of those that have arrived: all of them."""
+        taken = arrived[:]
+        arrived.clear()
+        return taken
 
     def before_tick(self) -> None:
         """The driver is about to look after time."""
@@ -128,12 +164,14 @@ class SimulatedCluster:
     def come_up(self, worker: SimulatedWorker, node_id: str) -> None:
         """A worker's process is up."""
         if worker.alive:
-            self.to_driver(worker, self.scheduler.up, worker, node_id)
+            self.to_driver(worker, self.handle_up, worker, node_id)
 
-    def to_driver(self, worker: SimulatedWorker, event: Callable[..., None], *arguments: Any) -> None:
+    def to_driver(
+        self, worker: SimulatedWorker, event: Callable[..., None], *arguments: Any, channel: int = _EXCHANGE
+    ) -> None:
         """Send an event to the driver. Its last argument, the time, is added when it is handled."""
-        worker.answers_up_to = max(worker.answers_up_to, self.now + self._delay())
-        self.at(worker.answers_up_to, self._arrive, event, arguments)
+        worker.answers_up_to[channel] = max(worker.answers_up_to[channel], self.now + self._delay())
+        self.at(worker.answers_up_to[channel], self._arrive, event, arguments)
 
     def move(self, worker: SimulatedWorker) -> None:
         """Begin what can begin, and answer if it is time."""
@@ -151,9 +189,9 @@ class SimulatedCluster:
             self.at(due, self.move, worker)
         if isinstance(answer, BaseException):
             failure = Failure(FailureKind.RAISED, f"it failed: {answer!r}; {worker.where()}", answer)
-            self.to_driver(worker, self._raised, worker, failure)
+            self.to_driver(worker, self.handle_failed, worker, failure)
         elif answer is not None:
-            self.to_driver(worker, self._results, worker, answer)
+            self.to_driver(worker, self.handle_results, worker, answer)
 
     def kill(self, worker: SimulatedWorker) -> None:
         """End a worker's process."""
@@ -162,21 +200,22 @@ class SimulatedCluster:
     def _end(self, worker: SimulatedWorker, end_at: float) -> None:
         if worker.alive and end_at == worker.end_at:
             worker.end_at = math.nan  # so that `move` notes the next one, which may end now as well
-            worker.end(self.now)
+            self.ended(worker, worker.end(self.now))
             self.move(worker)
 
     def _receive(
         self, worker: SimulatedWorker, jobs: Sequence[SimulatedJob], failures: int, hold_s: float | None
     ) -> None:
         worker.post(jobs, failures)
+        self.received(worker, jobs)
         if hold_s is not None:
             worker.ask(hold_s)
         self.move(worker)
 
-    def _give_back(self, worker: SimulatedWorker, ids: Sequence[Hashable]) -> None:
-        if worker.alive:
-            self.to_driver(worker, self._released, worker, worker.recall(ids))
-            self.move(worker)
+    def release_jobs(self, worker: SimulatedWorker, ids: Sequence[Hashable]) -> None:
+        """A worker is asked to give back the jobs that it has not begun."""
+        self.to_driver(worker, self.handle_released, worker, worker.recall(ids), channel=_INBOX)
+        self.move(worker)
 
     # ---- the driver
 
@@ -202,22 +241,22 @@ class SimulatedCluster:
         if self.now < self._free_at:
             self._wake(self._free_at)
             return
-        self._clock += min(self.now - self._looked_at, _AWAKE_S)
+        self.clock += min(self.now - self._looked_at, _AWAKE_S)
         self._looked_at = self.now
-        arrived, self._arrived = self._arrived, []
-        self._free_at = self.now + self._costs.look_s * len(self.workers) + self._costs.read_s * len(arrived)
-        for event, arguments in arrived:
-            event(*arguments, self._clock)
-        if self._clock >= self._tick_at:
-            self._tick_at = self._clock + TICK_S
+        answers = self.take_answers(self._arrived)
+        self._free_at = self.now + self._costs.look_s * len(self.workers) + self._costs.read_s * len(answers)
+        for event, arguments in answers:
+            event(*arguments, self.clock)
+        if self.clock >= self._tick_at:
+            self._tick_at = self.clock + TICK_S
             self.before_tick()
-            self.scheduler.tick(self._clock)
-        actions = self.scheduler.decide(self._clock)
+            self.scheduler.tick(self.clock)
+        actions = self.scheduler.decide(self.clock)
         self.decided(actions)
         for action in actions:
             self._do(action)
         self.driver_s += self._free_at - self.now
-        self._wake(self.now + max(0.0, self._tick_at - self._clock))
+        self._wake(self.now + max(0.0, self._tick_at - self.clock))
         if self._arrived:
             self._wake(self._free_at)
 
@@ -237,16 +276,15 @@ class SimulatedCluster:
                 channel = _EXCHANGE if asks else _INBOX
                 self._tell(worker, channel, self._receive, worker, jobs, worker.noted_failures, hold)
             case Recall(worker, ids):
-                self._tell(worker, _INBOX, self._give_back, worker, ids)
+                self._tell(worker, _INBOX, self.release_jobs, worker, ids)
             case GiveUp(worker):
                 if not any(arguments[:1] == (worker,) for _, arguments in self._arrived):
-                    self._arrive(self._gave_up, (worker,))
+                    self._arrive(self._report_hung, (worker,))
             case End(worker):
                 self.kill(worker)
                 self.workers.remove(worker)
 
     def _tell(self, worker: SimulatedWorker, channel: int, function: Callable[..., None], *arguments: Any) -> None:
-        self.messages += 1
         self._free_at += self._costs.send_s
         worker.arrives_up_to[channel] = max(worker.arrives_up_to[channel], self._free_at + self._delay())
         self.at(worker.arrives_up_to[channel], self._if_alive, worker, function, arguments)
@@ -261,17 +299,34 @@ class SimulatedCluster:
         self.workers.append(worker)
         return worker
 
-    def _results(self, worker: SimulatedWorker, results: Sequence[tuple[Hashable, float]], now: float) -> None:
-        counts = self.scheduler.results(worker, results, now)
-        self.results += [job_id for (job_id, _), counted in zip(results, counts, strict=True) if counted]
+    def _report_hung(self, worker: SimulatedWorker, now: float) -> None:
+        self.handle_failed(worker, hung(0.0), now)
 
-    def _released(self, worker: SimulatedWorker, ids: Sequence[Hashable], now: float) -> None:
+    # ---- the driver handles an answer
+
+    def handle_up(self, worker: SimulatedWorker, node_id: str, now: float) -> None:
+        """A worker's process is up."""
+        self.scheduler.up(worker, node_id, now)
+
+    def handle_built(self, worker: SimulatedWorker, now: float) -> None:
+        """A worker is built."""
+        self.scheduler.built(worker, now)
+
+    def handle_results(self, worker: SimulatedWorker, results: Sequence[Result], now: float) -> None:
+        """A worker has answered with results."""
+        counts = self.scheduler.results(worker, [(job_id, seconds) for job_id, _, seconds in results], now)
+        self.results += [result[:2] for result, counted in zip(results, counts, strict=True) if counted]
+
+    def handle_released(self, worker: SimulatedWorker, ids: Sequence[Hashable], now: float) -> None:
+        """A worker has given back jobs."""
         self.scheduler.released(worker, ids)
 
-    def _raised(self, worker: SimulatedWorker, failure: Failure, now: float) -> None:
+    def handle_failed(self, worker: SimulatedWorker, failure: Failure, now: float) -> None:
+        """A worker has failed.
+
+        Raises:
+            JobError: See ``Scheduler.failed``.
+        """
         if isinstance(failure.cause, EpisodeError):
             worker.noted_failures += 1
         self.scheduler.failed(worker, failure, now)
-
-    def _gave_up(self, worker: SimulatedWorker, now: float) -> None:
-        self.scheduler.failed(worker, hung(0.0), now)

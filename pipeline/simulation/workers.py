@@ -7,17 +7,27 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pipeline.execution.worker_state import ScheduledWorker
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedJob:
-    """A job that takes ``size``: seconds in a lane of its own, or steps of lanes in lockstep."""
+    """A job.
+
+    Attributes:
+        id: ID of the job.
+        size: Length of the job: seconds in a lane of its own, or steps of lanes in lockstep.
+        value: Result of the job, wherever and whenever it runs.
+    """
 
     id: Hashable
     size: float
+    value: Any = None
+
+
+Result: TypeAlias = tuple[Hashable, Any, float]  # ID of the job, its value, and the seconds that it took
 
 
 class Lanes(Protocol):
@@ -88,10 +98,14 @@ class SimulatedWorker(ScheduledWorker):
     Attributes:
         lanes: Lanes.
         end_at: Time at which the next job ends, in seconds; infinite if none runs or the worker has stopped.
+        alive: Whether the worker's process runs and answers.
         failures: Number of times that the worker has raised.
         noted_failures: Number of them that the driver knows of.
-        answers_up_to: Time until which messages to the driver are under way; they keep their order.
-        arrives_up_to: The same for messages to the worker, by channel.
+        answers_up_to: Times until which messages to the driver are under way, by channel. Those of one channel keep
+            their order.
+        arrives_up_to: The same for messages to the worker.
+        kept_since: Time at which the oldest result was ready that the driver has not fetched, in seconds; infinite if
+            there is none.
     """
 
     def __init__(self, name: str, num_lanes: int, lanes: Lanes) -> None:
@@ -100,13 +114,13 @@ class SimulatedWorker(ScheduledWorker):
         self.end_at = math.inf
         self.alive = True
         self.failures = self.noted_failures = 0
-        self.answers_up_to = 0.0
-        self.arrives_up_to = [0.0, 0.0]
+        self.answers_up_to, self.arrives_up_to = [0.0, 0.0], [0.0, 0.0]
+        self.kept_since = math.inf
         self.error: BaseException | None = None
         self._name, self._num_lanes = name, num_lanes
         self._inbox: deque[SimulatedJob] = deque()
         self._began: dict[Hashable, float] = {}
-        self._results: list[tuple[Hashable, float]] = []
+        self._results: list[Result] = []
         self._here: set[Hashable] = set()
         self._hold_s: float | None = None
         self._fetched = 0.0
@@ -119,6 +133,16 @@ class SimulatedWorker(ScheduledWorker):
     def running(self) -> list[Hashable]:
         """IDs of the jobs that were begun and have not ended."""
         return [*self._began]
+
+    @property
+    def inbox(self) -> Sequence[SimulatedJob]:
+        """Jobs that have arrived and were not begun."""
+        return self._inbox
+
+    @property
+    def kept(self) -> Sequence[Result]:
+        """Results that the driver has not fetched."""
+        return self._results
 
     def post(self, jobs: Iterable[SimulatedJob], failures: int) -> None:
         """See ``Mailbox.post``."""
@@ -149,10 +173,12 @@ class SimulatedWorker(ScheduledWorker):
             begun.append(job)
         return begun
 
-    def end(self, now: float) -> None:
-        """End the job that ends now."""
+    def end(self, now: float) -> SimulatedJob:
+        """End the job that ends now; returns it."""
         job = self.lanes.end(now)
-        self._results.append((job.id, now - self._began.pop(job.id)))
+        self._results.append((job.id, job.value, now - self._began.pop(job.id)))
+        self.kept_since = min(self.kept_since, now)
+        return job
 
     def fail(self, error: BaseException, lanes: Lanes) -> None:
         """Raise an error: see ``Mailbox.fail``."""
@@ -160,14 +186,14 @@ class SimulatedWorker(ScheduledWorker):
         self.error, self.lanes, self.end_at = error, lanes, math.inf
         self._inbox.clear()
         self._began.clear()
-        self._here = {job_id for job_id, _ in self._results}
+        self._here = {job_id for job_id, _, _ in self._results}
 
-    def answer(self, now: float) -> tuple[float, list[tuple[Hashable, float]] | BaseException | None]:
+    def answer(self, now: float) -> tuple[float, list[Result] | BaseException | None]:
         """The answer to the driver's question, if it is time for it: see ``Mailbox.fetch``.
 
         Returns:
-            Time until which results are kept, infinite if there is nothing to wait for; and (job ID, seconds) each, or
-            the error; None if it is not time.
+            Time until which results are kept, infinite if there is nothing to wait for; and the results, or the error;
+            None if it is not time.
         """
         if self._hold_s is None:
             return math.inf, None
@@ -183,6 +209,6 @@ class SimulatedWorker(ScheduledWorker):
             error, self.error = self.error, None
             return math.inf, error
         results, self._results = self._results, []
-        self._here.difference_update([job_id for job_id, _ in results])
-        self._fetched = now
+        self._here.difference_update([job_id for job_id, _, _ in results])
+        self._fetched, self.kept_since = now, math.inf
         return math.inf, results

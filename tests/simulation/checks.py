@@ -1,0 +1,258 @@
+"""What must be true of a scheduler, whatever happens. The scheduler's own beliefs are not asked."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+
+from pipeline.execution.actions import Action, End, Recall, Request, Send
+from pipeline.simulation.cluster import TICK_S, SimulatedCluster
+from pipeline.simulation.workers import SimulatedJob, SimulatedWorker
+from tests.simulation.cases import FEW, Case
+from tests.simulation.truth import Life, Truth, Violated
+
+_HOLD_S = 2.0  # a worker keeps results for so long
+_RECALL_S = 0.5  # a recall without an answer counts as refused after so long, which is noticed at a tick
+_TICKS = 3  # whatever is due at a tick must not be due at so many in a row
+_BUILD_S = 2.0  # a worker is built within this time
+_ENOUGH = 20  # jobs that say how often workers run dry
+
+
+class Checks:
+    """Checks a cluster while it runs. With up to ``FEW`` workers, all are looked at after each decision.
+
+    With more, idle workers and results that are kept are looked for once a second only. A worker that idles for too
+    long is found all the same: what is looked at is since when it idles. Everything else is checked at each event.
+
+    Args:
+        case: Case.
+        cluster: Cluster.
+        truth: What really happens.
+        can_stay: Function that returns whether a worker can stay on its node.
+    """
+
+    def __init__(
+        self, case: Case, cluster: SimulatedCluster, truth: Truth, can_stay: Callable[[SimulatedWorker], bool]
+    ) -> None:
+        self._case, self._cluster, self._truth, self._can_stay = case, cluster, truth, can_stay
+        delay_s = case.longest_delay_s
+        # A driver that feeds many workers answers one of them later.
+        self.lag_s = 8 * delay_s + 0.05 + 5e-4 * case.workers
+        self._idle_s = self.lag_s
+        if not case.orderly:
+            longest = max(job.size for each in case.maps for job in each.jobs)
+            self._idle_s += self.no_answer_s + longest * self.slowness
+        self._due: Counter[object] = Counter()
+        self._deadline = math.inf
+        self._requested = 0  # by actions that were not done yet
+
+    @property
+    def slowness(self) -> float:
+        """Factor of the durations of the slowest workers."""
+        return 10.0 if self._case.stragglers else 1.0
+
+    @property
+    def restart_s(self) -> float:
+        """Longest time until a new worker has its first jobs."""
+        return self._case.late_s + _BUILD_S + 2 * TICK_S + self.lag_s
+
+    @property
+    def no_answer_s(self) -> float:
+        """Longest time until a recall without an answer counts as refused."""
+        return _RECALL_S + 2 * TICK_S + self.lag_s
+
+    # ---- time
+
+    def map_begins(self, jobs: Iterable[SimulatedJob]) -> None:
+        """A map begins: by when must it have ended, if nothing happens?"""
+        left = [sum(job.size for job in life.held.values()) for life in self._truth.lives.values()]
+        sizes = [job.size for job in jobs]
+        workers = min(self._case.workers, len(sizes))
+        work = (sum(sizes) + sum(left)) / (workers * self._case.lanes)
+        self._deadline = self._cluster.now + 1.0 + self.restart_s
+        self._deadline += (1.05 * work + max(sizes) + max(left, default=0.0)) * self.slowness
+        self._longest = max(sizes)
+        self.excuse(0.0)
+
+    def allow(self, seconds: float, lost_workers: float = 0.0, redone: int = 1) -> None:
+        """Allow a map to take longer, because of a fault.
+
+        Args:
+            seconds: Seconds until the scheduler knows.
+            lost_workers: Number of workers that are replaced.
+            redone: Number of jobs that are run again one after the other.
+        """
+        again = redone * 2 * self._longest * self.slowness
+        self._deadline += seconds + self.lag_s + again + self.restart_s * min(1.0, lost_workers / self._case.workers)
+
+    def excuse(self, seconds: float) -> None:
+        """Workers may idle for some time."""
+        self._truth.excused_until = max(self._truth.excused_until, self._cluster.now + seconds)
+
+    # ---- decisions
+
+    def action(self, action: Action) -> None:
+        """Check an action before it is done."""
+        if isinstance(action, Request):
+            wanted, present = self._wanted(), self._present()
+            self._requested += action.count
+            if present + action.count > wanted:
+                raise Violated(f"{action.count} workers are asked for beside {present}; {wanted} are wanted")
+        elif isinstance(action, Send):
+            self._check_send(action)
+        elif isinstance(action, Recall):
+            if (life := self._truth.lives.get(action.worker)) is not None:
+                life.recalled.update(action.ids)
+                if life.frozen:  # idle workers wait for its answer, until that is late
+                    self.excuse(self.no_answer_s)
+        elif isinstance(action, End):
+            self._check_end(action.worker)
+
+    def after_decision(self, *, tick: bool) -> None:
+        """Check the workers after the driver has acted."""
+        if tick:
+            self._check_requests()
+            self._check_leaving()
+            self._check_slow()
+            if self._cluster.now > max(self._deadline, self._truth.excused_until):
+                raise Violated(f"{len(self._truth.missing)} jobs have no result by {self._deadline:.1f} s")
+        self._requested = 0
+        if tick or self._case.workers <= FEW:
+            for life in self._truth.lives.values():
+                if life.built and not life.frozen and life.worker.alive:
+                    self._check_idle(life)
+                    self._check_kept(life)
+
+    def _check_send(self, action: Send) -> None:
+        life = self._truth.lives.get(action.worker)
+        if life is None:
+            raise Violated(f"{action.worker.where()} was ended, and gets a message")
+        new = [job for job in action.jobs if life.held.get(job.id) != job]
+        if new and life.leaves_at < math.inf:
+            raise Violated(f"{life.worker.where()} must leave its node, and gets {_names(new)}")
+        if new and life.copied:
+            raise Violated(f"{life.worker.where()} has not answered since its jobs were copied, and gets {_names(new)}")
+        known = [job for job in action.jobs if life.held.get(job.id) == job and job.id not in life.recalled]
+        if known and not life.empty_answer:
+            raise Violated(f"{life.worker.where()} gets {_names(known)}, which it has")
+        for job in new:
+            for other in self._truth.holders(job):
+                if other is not life and not other.unreachable and job.id not in other.recalled:
+                    other.copied = True
+                    self._truth.explained[job] += 1
+        self._truth.sent(life, action.jobs)
+
+    def _check_end(self, worker: SimulatedWorker) -> None:
+        life = self._truth.lives.get(worker)
+        if life is None:
+            return
+        if life.up and not life.unreachable:
+            if life.leaves_at == math.inf:
+                raise Violated(f"{worker.where()} is ended for no reason")
+            kept = [job for job_id, job in life.held.items() if job_id not in life.recalled]
+            if kept:
+                raise Violated(f"{worker.where()} is ended, and has {_names(kept)}")
+        self._truth.ended(worker)
+
+    # ---- at each tick
+
+    def before_tick(self) -> None:
+        """Note what may follow from the time that has passed."""
+        self._truth.expire()
+        limit = self._truth.slow_after_s(surely=False)
+        for life in self._truth.lives.values():
+            if life.held and self._cluster.clock - life.heard_at > limit:
+                life.maybe_slow = True
+
+    def _wanted(self) -> int:
+        return min(self._case.workers, len(self._truth.missing))
+
+    def _present(self) -> int:
+        return sum(1 for life in self._truth.lives.values() if not life.unreachable and life.leaves_at == math.inf)
+
+    def _check_requests(self) -> None:
+        wanted, present = self._wanted(), self._present()
+        present += self._requested
+        if self._is_due("requests", present < wanted):
+            raise Violated(f"{present} workers are there, and nobody asks for others; {wanted} are wanted")
+
+    def _check_leaving(self) -> None:
+        for life in self._truth.lives.values():
+            if life.leaves_at == math.inf or life.unreachable:
+                continue
+            if self._is_due((life, "end"), not life.held):
+                raise Violated(f"{life.worker.where()} must leave its node, has no jobs and is not ended")
+
+    def _check_slow(self) -> None:
+        """A job on a worker that was silent for long is run elsewhere as well, if a worker has nothing to do."""
+        truth, limit, clock = self._truth, self._truth.slow_after_s(surely=True), self._cluster.clock
+        if truth.fresh or truth.again or limit == math.inf:
+            self._due.pop("slow", None)
+            return
+        vacant = any(not life.held and self._is_fit(life) for life in truth.lives.values())
+        slow = [
+            job
+            for life in (truth.lives.values() if vacant else ())
+            if not life.unreachable and clock - life.heard_at > limit + (_HOLD_S if life.worker.inbox else 0.0)
+            for job in life.begun.values()
+            if truth.is_missing(job) and len(truth.holders(job)) == 1 and truth.begins[job] == 1
+        ]
+        if self._is_due("slow", bool(slow)):
+            raise Violated(f"{_names(slow)}: the worker has been silent for long, another one idles")
+
+    def _is_due(self, what: Hashable, due: bool) -> bool:
+        """Whether something has been due at too many ticks in a row."""
+        self._due[what] = self._due[what] + 1 if due else 0
+        return self._due[what] > _TICKS and self._cluster.now > self._truth.excused_until + _TICKS * TICK_S
+
+    # ---- workers
+
+    def _is_fit(self, life: Life) -> bool:
+        fit = life.built and life.worker.alive and not (life.frozen or life.maybe_slow or life.copied)
+        return fit and life.leaves_at == math.inf and self._can_stay(life.worker)
+
+    def _check_idle(self, life: Life) -> None:
+        """No lane is free for long while a job waits that fits, or lies before another worker."""
+        truth, now = self._truth, self._cluster.now
+        waits = min(truth.fresh_since, truth.again_since)
+        vacant_s = now - max(life.vacant_since, waits, truth.excused_until)
+        free_s = now - max(life.free_since, truth.fresh_since, truth.excused_until)
+        if max(vacant_s, free_s) > self._idle_s and self._is_fit(life):
+            jobs = [*truth.fresh, *truth.again]
+            raise Violated(f"{life.worker.where()} idles for {max(vacant_s, free_s):.3f} s while {_names(jobs)} wait")
+
+    def _check_kept(self, life: Life) -> None:
+        """No result is kept for long."""
+        kept_s = self._cluster.now - max(life.worker.kept_since, self._truth.excused_until)
+        if kept_s > _HOLD_S + self.lag_s:
+            raise Violated(f"{life.worker.where()} has results, and nobody has asked for them for {kept_s:.1f} s")
+
+    def begun(self, life: Life, job: SimulatedJob) -> None:
+        """Check a job that was just begun."""
+        if not self._case.orderly:
+            return
+        left_s = self._cluster.clock - life.leaves_at
+        if left_s > 2 * TICK_S + self.lag_s and self._cluster.now > self._truth.excused_until + left_s:
+            raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job.id}")
+        runs = [each for each in self._truth.runs(job) if not each.unreachable]
+        if len(runs) > 2:
+            raise Violated(f"job {job.id} runs on {len(runs)} workers at once")
+
+    # ---- the end of a map
+
+    def map_ends(self) -> None:
+        """Check how often jobs were begun, and whether workers had jobs ahead."""
+        truth, case = self._truth, self._case
+        if case.orderly:
+            for job, begins in truth.begins.items():
+                if begins > 1 + truth.explained[job]:
+                    raise Violated(f"job {job.id} was begun {begins} times, for which there was no reason")
+        if case.calm and 2 * case.delay_s * case.lanes < 0.2 and truth.ends >= _ENOUGH:
+            if truth.ran_dry > truth.ends / 2:
+                raise Violated(f"{truth.ran_dry} of {truth.ends} jobs ended before workers without another one")
+
+
+def _names(jobs: Iterable[SimulatedJob]) -> str:
+    ids = [job.id for job in jobs]
+    return f"{len(ids)} job{'s' if len(ids) > 1 else ''} ({', '.join(map(str, ids[:4]))})"
