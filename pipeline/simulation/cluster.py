@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.base.errors import EpisodeError
-from pipeline.execution.actions import Action, Build, End, GiveUp, Recall, Request, Send
+from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind, hung
 from pipeline.execution.scheduler import Scheduler
 from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, SimulatedWorker
@@ -79,7 +79,7 @@ class SimulatedCluster:
             JobError: See ``Scheduler.failed``.
         """
         began, self._step_at = self.now, math.inf
-        self.scheduler.begin(jobs)
+        self.scheduler.begin(jobs, self._clock)
         self._wake(self.now)
         while self.scheduler.jobs:
             self.now, _, function, arguments = heapq.heappop(self._events)
@@ -231,14 +231,15 @@ class SimulatedCluster:
                     self.start(worker)
             case Build(worker):
                 self._tell(worker, _EXCHANGE, self.build, worker)
-            case Send(worker, jobs, asks, hold_s):
+            case Send(worker, tickets, asks, hold_s):
+                jobs = [SimulatedJob(ticket.id, ticket.job.size) for ticket in tickets]
                 self._free_at += self._costs.job_s * len(jobs)
                 hold = hold_s if asks else None
                 channel = _EXCHANGE if asks else _INBOX
                 self._tell(worker, channel, self._receive, worker, jobs, worker.noted_failures, hold)
             case Recall(worker, ids):
                 self._tell(worker, _INBOX, self._give_back, worker, ids)
-            case GiveUp(worker):
+            case ReportHung(worker):
                 if not any(arguments[:1] == (worker,) for _, arguments in self._arrived):
                     self._arrive(self._gave_up, (worker,))
             case End(worker):
@@ -261,11 +262,10 @@ class SimulatedCluster:
         self.workers.append(worker)
         return worker
 
-    def _results(self, worker: SimulatedWorker, results: Sequence[tuple[Hashable, float]], now: float) -> None:
-        counts = self.scheduler.results(worker, results, now)
-        self.results += [job_id for (job_id, _), counted in zip(results, counts, strict=True) if counted]
+    def _results(self, worker: SimulatedWorker, results: Sequence[tuple[int, float]], now: float) -> None:
+        self.results += [job.id for job in self.scheduler.results(worker, results, now) if job is not None]
 
-    def _released(self, worker: SimulatedWorker, ids: Sequence[Hashable], now: float) -> None:
+    def _released(self, worker: SimulatedWorker, ids: Sequence[int], now: float) -> None:
         self.scheduler.released(worker, ids)
 
     def _raised(self, worker: SimulatedWorker, failure: Failure, now: float) -> None:

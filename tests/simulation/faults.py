@@ -13,7 +13,7 @@ from pipeline.execution.actions import Action, Recall, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.node_watch import Nodes
 from pipeline.execution.scheduler import Scheduler
-from pipeline.execution.worker_state import ScheduledWorker
+from pipeline.execution.worker_state import ScheduledWorker, WorkerState
 from pipeline.simulation.cluster import SimulatedCluster
 from pipeline.simulation.workers import FreeLanes, Lanes, SimulatedJob, SimulatedWorker
 
@@ -301,7 +301,7 @@ class FaultyCluster(SimulatedCluster):
 
     def _check_action(self, action: Action) -> None:
         if isinstance(action, Send):
-            ids = {job.id for job in action.jobs}
+            ids = {ticket.id for ticket in action.tickets}
             if not action.worker.alive and action.worker not in self.workers:
                 raise Violated(f"{action.worker.where()} was removed, and gets a message")
             new = ids - self._given[action.worker]
@@ -317,12 +317,13 @@ class FaultyCluster(SimulatedCluster):
         """Nobody is idle while there is work that fits; every worker with jobs was asked for results."""
         scheduler, jobs = self.scheduler, self.scheduler.jobs
         entries = [entry for entry in jobs._entries.values() if entry.queued]
-        sociable = [entry for entry in entries if not jobs.goes_alone(entry.job)]
+        sociable = [entry for entry in entries if not jobs.goes_alone(entry.ticket)]
         if len(entries) != jobs.num_waiting:
             raise Violated(f"{len(entries)} jobs wait, {jobs.num_waiting} are counted")
-        if not scheduler.ready:
+        ready = sum(1 for worker in scheduler.workers if worker.state is WorkerState.READY)
+        if not ready:
             return
-        fair = min(self.case.lanes, -(-len(jobs) // scheduler.ready))
+        fair = min(self.case.lanes, -(-len(jobs) // ready))
         takers = [worker for worker in scheduler.workers if worker.takes_jobs]
         for worker in takers:
             if (sociable and len(worker.jobs) < fair) or (entries and not worker.jobs):
@@ -346,7 +347,7 @@ def _text(action: Action) -> str:
         return f"{name} {action.count}"
     more = ""
     if isinstance(action, Send):
-        more = f" {[job.id for job in action.jobs]}{' asks' if action.asks else ''}"
+        more = f" {[ticket.id for ticket in action.tickets]}{' asks' if action.asks else ''}"
     elif isinstance(action, Recall):
         more = f" {list(action.ids)}"
     return f"{name} {action.worker.where()} ({action.worker.state.name}){more}"
