@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row of the table simulates.
+    """Parameters of one row of the table.
 
     Attributes:
         workers: Number of workers, all up from the beginning.
