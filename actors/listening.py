@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 LISTEN_S = 1.0
 WARN_EVERY_S = 60.0  # interval of the warnings while something is waited for
-# Up to so many references, answers are taken one by one: looking for more of them takes as long as reading one.
+# Up to this number of references, answers are taken one by one: looking for more of them takes as long as reading one.
 _FEW = 32
 
 
@@ -41,7 +41,19 @@ def listen_to_all(waitables: list[Any]) -> dict[Any, Any]:
         return {}
     ready = ray.wait(waitables, num_returns=1, timeout=LISTEN_S, fetch_local=False)[0]
     if ready and len(waitables) > _FEW:
-        ready = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
+        return ready_answers(waitables)
+    return _answers(ready)
+
+
+def ready_answers(waitables: list[Any]) -> dict[Any, Any]:
+    """Answers that are ready now; a ``RayError`` is returned, not raised."""
+    if not waitables:
+        return {}
+    ready = ray.wait(waitables, num_returns=len(waitables), timeout=0, fetch_local=False)[0]
+    return _answers(ready)
+
+
+def _answers(ready: list[Any]) -> dict[Any, Any]:
     try:  # all at once: one after the other is slower
         return dict(zip(ready, ray.get(ready), strict=True))
     except RayError:

@@ -8,11 +8,14 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
+from pipeline.execution.jobs import Ticket
+
 
 class Mailbox:
     """Incoming jobs, over which a worker iterates, and outgoing results.
 
-    May be iterated again after ``StopIteration`` once new jobs arrive.
+    May be iterated again after ``StopIteration`` once new jobs arrive, or once running jobs have ended: two jobs with
+    the same ID, of two maps, do not run at the same time.
 
     Attributes:
         failures: Number of times that the worker has raised. Jobs whose sender did not know of the last failure are
@@ -22,9 +25,9 @@ class Mailbox:
     def __init__(self) -> None:
         self.failures = 0
         self._changed = threading.Condition()
-        self._jobs: deque[Any] = deque()
-        self._taken: dict[Hashable, float] = {}
-        self._results: list[tuple[Hashable, Any, float]] = []
+        self._tickets: deque[Ticket] = deque()
+        self._taken: dict[Hashable, tuple[int, float]] = {}  # job ID to the ID of its ticket and the time of its start
+        self._results: list[tuple[int, Any, float]] = []
         self._failure: BaseException | None = None
         self._fetched = time.monotonic()
 
@@ -33,44 +36,47 @@ class Mailbox:
 
     def __next__(self) -> Any:
         with self._changed:
-            if not self._jobs:
+            ticket = next((ticket for ticket in self._tickets if ticket.job.id not in self._taken), None)
+            if ticket is None:
                 raise StopIteration
-            job = self._jobs.popleft()
-            self._taken[job.id] = time.monotonic()
+            self._tickets.remove(ticket)
+            self._taken[ticket.job.id] = ticket.id, time.monotonic()
             self._changed.notify_all()
-            return job
+            return ticket.job
 
-    def post(self, jobs: Sequence[Any], failures: int) -> None:
-        """Append jobs. A job that is here already, queued, running or finished, is not added twice.
+    def post(self, tickets: Sequence[Ticket], failures: int) -> None:
+        """Append jobs. A ticket that is here already, queued, running or finished, is not added twice.
 
         Args:
-            jobs: Jobs in the order of their start.
+            tickets: Tickets of jobs in the order of their start.
             failures: Number of failures that the sender knows of.
         """
         with self._changed:
             if failures == self.failures:
-                here = {job.id for job in self._jobs} | {*self._taken} | {job_id for job_id, _, _ in self._results}
-                self._jobs.extend(job for job in jobs if job.id not in here)
+                here = {ticket.id for ticket in self._tickets} | {ticket_id for ticket_id, _, _ in self._results}
+                here |= {ticket_id for ticket_id, _ in self._taken.values()}
+                self._tickets.extend(ticket for ticket in tickets if ticket.id not in here)
                 self._changed.notify_all()
 
-    def recall(self, ids: Iterable[Hashable]) -> list[Hashable]:
-        """Remove the jobs with these IDs that were not begun; returns the IDs of the removed jobs."""
+    def recall(self, ids: Iterable[int]) -> list[int]:
+        """Remove the tickets with these IDs whose jobs were not begun; returns the IDs of the removed ones."""
         with self._changed:
             ids = frozenset(ids)
-            removed = [job.id for job in self._jobs if job.id in ids]
-            self._jobs = deque(job for job in self._jobs if job.id not in ids)
+            removed = [ticket.id for ticket in self._tickets if ticket.id in ids]
+            self._tickets = deque(ticket for ticket in self._tickets if ticket.id not in ids)
             self._changed.notify_all()
             return removed
 
     def wait_for_jobs(self) -> None:
         """Wait until there is a job."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs)
+            self._changed.wait_for(lambda: self._tickets)
 
     def put_result(self, job_id: Hashable, result: Any) -> None:
         """Add a result, with the seconds since its job began."""
         with self._changed:
-            self._results.append((job_id, result, time.monotonic() - self._taken.pop(job_id)))
+            ticket_id, began = self._taken.pop(job_id)
+            self._results.append((ticket_id, result, time.monotonic() - began))
             self._changed.notify_all()
 
     def unfinished(self) -> list[Hashable]:
@@ -82,11 +88,11 @@ class Mailbox:
         with self._changed:
             self.failures += 1
             self._failure = error
-            self._jobs.clear()
+            self._tickets.clear()
             self._taken.clear()
             self._changed.notify_all()
 
-    def fetch(self, batching_delay_s: float) -> list[tuple[Hashable, Any, float]]:
+    def fetch(self, batching_delay_s: float) -> list[tuple[int, Any, float]]:
         """Wait for results and take them.
 
         If no jobs are queued, the first result ends the wait. Otherwise results wait for more of them until the
@@ -96,7 +102,7 @@ class Mailbox:
             batching_delay_s: Maximum number of seconds that results wait for more results.
 
         Returns:
-            Results: (job ID, result, seconds) each. Empty only if the worker has no jobs.
+            Results: (ID of the ticket, result, seconds) each. Empty only if the worker has no jobs.
 
         Raises:
             BaseException: The worker raised this error.
@@ -113,6 +119,6 @@ class Mailbox:
             return results
 
     def _is_time(self, batching_delay_s: float) -> bool:
-        if self._failure is not None or not (self._taken or self._jobs):
+        if self._failure is not None or not (self._taken or self._tickets):
             return True
-        return bool(self._results) and (not self._jobs or time.monotonic() - self._fetched >= batching_delay_s)
+        return bool(self._results) and (not self._tickets or time.monotonic() - self._fetched >= batching_delay_s)

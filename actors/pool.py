@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice, repeat
@@ -25,8 +26,8 @@ from actors.telemetry import Telemetry
 from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import EpisodeError
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.actions import Action, Build, End, GiveUp, Recall, Request, Send
-from pipeline.execution.failures import Failure, FailureKind, hung
+from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
+from pipeline.execution.failures import FailureKind, hung
 from pipeline.execution.node_watch import Nodes
 from pipeline.execution.protocol import Worker
 from pipeline.execution.scheduler import Scheduler
@@ -75,6 +76,8 @@ class RayPool:
             max_attempts=execution.max_attempts, timeout_s=execution.timeout_s, jobs_at_once=jobs_at_once,
             jobs_per_worker=jobs_per_worker, max_workers=max_workers,
         )  # fmt: skip
+        self._actions: deque[Action] = deque()  # decided, and not done yet
+        self._actors: dict[WorkerHandle, None] = {}  # all that were not ended
         # Seconds that this process was awake: while it is stopped (Ctrl-Z), no worker can be heard.
         self._clock = self._warned_at = 0.0
         self._listened_at = time.monotonic()
@@ -108,14 +111,18 @@ class RayPool:
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """See ``pipeline.execution.protocol.Pool.map``."""
-        self._scheduler.begin(jobs)
+        self._listened_at = time.monotonic()  # workers were not heard in the pause before it either
+        self._scheduler.begin(jobs, self._clock)
         maintain_at = self._clock
         while self._scheduler.jobs:
             if self._clock >= maintain_at:
                 self._maintain()
                 maintain_at = self._clock + _MAINTAIN_EVERY_S
             self._act()
-            for worker, answer, is_recall in self._listen():
+            answers = self._listen()
+            if any(self._may_tell_of_nodes(worker, answer) for worker, answer, _ in answers):
+                self._look_at_nodes(self._clock)
+            for worker, answer, is_recall in answers:
                 if is_recall:
                     self._handle_released(worker, answer)
                 else:
@@ -123,9 +130,9 @@ class RayPool:
 
     def close(self) -> None:
         """Kill all actors, also the ones that still wait for a node."""
-        for worker in self._workers:
+        for worker in self._actors:
             worker.kill()
-        self._scheduler.workers.clear()
+        self._actors.clear()
         self._telemetry.workers(0)
 
     # ---- answers to events
@@ -137,6 +144,8 @@ class RayPool:
         speaking.update((worker.recall_answer, (worker, True)) for worker in recalled)
         answers = listening.listen_to_all([*speaking])
         now = time.monotonic()
+        if now - self._listened_at > 2 * listening.LISTEN_S:  # it was stopped: nobody with an answer was silent
+            answers |= listening.ready_answers([reference for reference in speaking if reference not in answers])
         self._clock += min(now - self._listened_at, 2 * listening.LISTEN_S)
         self._listened_at = now
         found = []
@@ -157,20 +166,24 @@ class RayPool:
             return
         worker.waiting_for = None
         if worker.failure is not None:  # it was pinged: the process is alive, but calls may be lost
-            self._fail(worker, worker.failure)
+            self._scheduler.failed(worker, worker.failure, self._clock)
         elif worker.identity is None:
             worker.identity = answer
-            if self._placement is not None:
-                self._look_at_nodes(self._clock)
             self._scheduler.up(worker, answer.node_id, self._clock)
         elif not worker.built:
             self._scheduler.built(worker, self._clock)
         else:
             results = worker.take_results(answer)
-            counts = self._scheduler.results(worker, [(job_id, s) for job_id, _, s in results], self._clock)
-            for (job_id, result, _), counted in zip(results, counts, strict=True):
-                if counted:
-                    yield job_id, result
+            jobs = self._scheduler.results(worker, [(ticket_id, s) for ticket_id, _, s in results], self._clock)
+            for (_, result, _), job in zip(results, jobs, strict=True):
+                if job is not None:
+                    yield job.id, result
+
+    def _may_tell_of_nodes(self, worker: WorkerHandle, answer: Any) -> bool:
+        """Whether the nodes matter to an answer: a worker is up, or was lost, maybe with its node."""
+        if isinstance(answer, RayError) or worker.failure is not None:
+            return True
+        return worker.identity is None and self._placement is not None
 
     def _handle_error(self, worker: WorkerHandle, error: RayError) -> None:
         """Report a failure to the scheduler; raise an error of this project that another attempt would meet again."""
@@ -182,15 +195,10 @@ class RayPool:
         if failure.kind is not FailureKind.UNREACHABLE:
             if isinstance(failure.cause, EpisodeError):
                 worker.note_raised()
-            self._fail(worker, failure)
+            self._scheduler.failed(worker, failure, self._clock)
         elif not worker.unreachable:  # else it is pinged again at the next maintenance
             self._scheduler.unreachable(worker, failure, self._clock)
             worker.ping()
-
-    def _fail(self, worker: WorkerHandle, failure: Failure) -> None:
-        if failure.kind in (FailureKind.WORKER_LOST, FailureKind.UNREACHABLE):
-            self._look_at_nodes(self._clock)
-        self._scheduler.failed(worker, failure, self._clock)
 
     def _look_at_nodes(self, now: float) -> None:
         found = nodes()
@@ -234,11 +242,13 @@ class RayPool:
 
     def _act(self) -> None:
         """Do what the scheduler decides, until it has nothing more to do."""
-        while actions := self._scheduler.decide(self._clock):
-            for action in actions:
-                self._do(action)
-        if self._scheduler.ready != self._exported_workers:
-            self._exported_workers = self._scheduler.ready
+        self._actions.extend(self._scheduler.decide(self._clock))
+        while self._actions:
+            while self._actions:
+                self._do(self._actions.popleft())
+            self._actions.extend(self._scheduler.decide(self._clock))
+        if self._scheduler.num_built != self._exported_workers:
+            self._exported_workers = self._scheduler.num_built
             self._telemetry.workers(self._exported_workers)
         if self._scheduler.retries != self._exported_retries:
             self._telemetry.retried(self._scheduler.retries - self._exported_retries)
@@ -254,15 +264,17 @@ class RayPool:
                 if self._placement is not None:
                     worker.identity.warn_if_starved(self._driver)
                 worker.build(self._factory, self._arguments)
-            case Send(worker, jobs, asks, hold_s):
-                worker.send(jobs, hold_s if asks else None)
+            case Send(worker, tickets, asks, hold_s):
+                worker.send(tickets, hold_s if asks else None)
             case Recall(worker, ids):
                 worker.recall(ids)
-            case GiveUp(worker):
+            case ReportHung(worker):
                 if worker.waiting_for is None or not listening.has_answer(worker.waiting_for):
                     failure = hung(self._execution.timeout_s)
-                    self._fail(worker, replace(failure, what=f"{failure.what}; {worker.where()}"))
+                    failure = replace(failure, what=f"{failure.what}; {worker.where()}")
+                    self._scheduler.failed(worker, failure, self._clock)
             case End(worker, preempted):
+                del self._actors[worker]
                 worker.kill()
                 if preempted is not None:
                     self._telemetry.lost_worker(preempted=preempted)
@@ -273,7 +285,9 @@ class RayPool:
         if self._placement is not None:
             places = self._placement.places(nodes(), sum(1 for worker in self._workers if worker.on_head))
         for place in islice(places, count):
-            self._scheduler.requested(WorkerHandle(self._label, place, self._jobs_at_once))
+            worker = WorkerHandle(self._label, place, self._jobs_at_once)
+            self._actors[worker] = None
+            self._scheduler.requested(worker)
 
 
 def _stays(node: Node) -> bool:

@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -69,8 +69,8 @@ class WorkerActor:
         Returns:
             Pickled results of ``Mailbox.fetch``.
         """
-        jobs, failures, batching_delay_s = pickle.loads(message)
-        self._mailbox.post(jobs, failures)
+        tickets, failures, batching_delay_s = pickle.loads(message)
+        self._mailbox.post(tickets, failures)
         return pickle.dumps(self._mailbox.fetch(batching_delay_s))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
@@ -83,7 +83,7 @@ class WorkerActor:
         self._mailbox.post(*pickle.loads(message))
 
     @ray.method(concurrency_group="inbox")  # type: ignore[untyped-decorator]
-    def recall(self, ids: Sequence[Hashable]) -> list[Hashable]:
+    def recall(self, ids: Sequence[int]) -> list[int]:
         """See ``Mailbox.recall``."""
         return self._mailbox.recall(ids)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ import ray
 from actors.identity import WorkerIdentity, session_logs
 from actors.placement import Place
 from actors.worker import WorkerActor
+from pipeline.execution.jobs import Ticket
 from pipeline.execution.protocol import Worker
 from pipeline.execution.worker_state import ScheduledWorker
 
@@ -63,24 +64,24 @@ class WorkerHandle(ScheduledWorker):
         """
         self.waiting_for = self.actor.identity.remote()
 
-    def send(self, jobs: Sequence[Any], hold_s: float | None) -> None:
+    def send(self, tickets: Sequence[Ticket], hold_s: float | None) -> None:
         """Send jobs to the worker, and request results unless ``hold_s`` is None."""
         if hold_s is None:
-            self.actor.add.remote(pickle.dumps((jobs, self._failures)))
+            self.actor.add.remote(pickle.dumps((tickets, self._failures)))
         else:
-            self.waiting_for = self._exchange.remote(pickle.dumps((jobs, self._failures, hold_s)))
+            self.waiting_for = self._exchange.remote(pickle.dumps((tickets, self._failures, hold_s)))
 
-    def recall(self, ids: Sequence[Hashable]) -> None:
-        """Recall jobs. The answer has the IDs of the jobs that the worker released."""
+    def recall(self, ids: Sequence[int]) -> None:
+        """Recall jobs. The answer has the IDs of the tickets that the worker released."""
         self.recall_answer = self.actor.recall.remote(ids)
 
-    def take_results(self, answer: bytes) -> list[tuple[Hashable, Any, float]]:
-        """Unpack an answer into its results: (job ID, result, seconds) each."""
-        results: list[tuple[Hashable, Any, float]] = pickle.loads(answer)
+    def take_results(self, answer: bytes) -> list[tuple[int, Any, float]]:
+        """Unpack an answer into its results: (ID of the ticket, result, seconds) each."""
+        results: list[tuple[int, Any, float]] = pickle.loads(answer)
         return results
 
     def note_raised(self) -> None:
-        """Note that the worker raised: it has dropped its jobs and all messages sent before it is told so."""
+        """Note that the worker raised: it dropped its jobs, and drops messages sent before it knows of the failure."""
         self._failures += 1
 
     def where(self) -> str:

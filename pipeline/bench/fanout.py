@@ -96,7 +96,7 @@ def bench_fanout(
     """
     from pipeline.bench.actor_pool import actor_pool
 
-    # Hundreds of processes that start at once on a few cores take longer to register than Ray waits by default.
+    # Processes that start at once on a few busy cores take longer to register than Ray waits by default.
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "900")
     counts = sorted({count for count in FEWER_WORKERS if count < workers} | {workers})
 
@@ -152,9 +152,11 @@ def check_workers(workers: int) -> None:
     """
     most = min(_MOST_PER_CORE * num_cores(), _MOST)
     if workers > most:
+        reason = "more real actors show nothing that fewer do not"
+        if most < _MOST:
+            reason = f"more than {_MOST_PER_CORE} for each of its {num_cores()} cores stall this machine"
         raise ConfigError(
-            f"--workers {workers}: this machine has {num_cores()} cores, and more than {_MOST_PER_CORE} Ray actors for "
-            f"each stall it. Use at most {most}; without --workers, `bench fanout` simulates up to 2,048"
+            f"--workers {workers}: use at most {most}; {reason}. Without --workers, `bench fanout` simulates up to 2,048"
         )
 
 

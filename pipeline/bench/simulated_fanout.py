@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row of the table simulates.
+    """Parameters of one row of the table.
 
     Attributes:
         workers: Number of workers, all up from the beginning.
@@ -193,11 +193,11 @@ class TimedScheduler(Scheduler):
 
     cpu_s = 0.0
 
-    def results(self, worker: ScheduledWorker, results: Sequence[tuple[Hashable, float]], now: float) -> list[bool]:
+    def results(self, worker: ScheduledWorker, results: Sequence[tuple[int, float]], now: float) -> list[Any]:
         """See ``Scheduler.results``."""
         return self._timed(super().results, worker, results, now)
 
-    def released(self, worker: ScheduledWorker, ids: Sequence[Hashable]) -> None:
+    def released(self, worker: ScheduledWorker, ids: Sequence[int]) -> None:
         """See ``Scheduler.released``."""
         self._timed(super().released, worker, ids)
 

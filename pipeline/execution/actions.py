@@ -1,13 +1,15 @@
-"""What the scheduler wants to have done. An executor turns each action into calls.
+"""Actions of the scheduler. An executor turns each into calls.
 
 The worker of an action is the object that the executor reported by ``Scheduler.requested``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from pipeline.execution.jobs import Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,28 +36,29 @@ class Send:
 
     Attributes:
         worker: Worker.
-        jobs: Jobs in the order of their start; maybe none. A job that the worker has already is not to be added again.
+        tickets: Tickets of jobs in the order of their start; maybe none. A ticket that the worker has already is not
+            to be added again.
         asks: Whether the worker is asked for its next results. It is asked again only after it has answered.
         hold_s: Maximum number of seconds that the worker keeps results while it has jobs that it has not begun. It
             answers without results if it has no jobs.
     """
 
     worker: Any
-    jobs: Sequence[Any]
+    tickets: Sequence[Ticket]
     asks: bool
     hold_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Ask a worker to give back the jobs with these IDs, unless it has begun them."""
+    """Ask a worker to release the jobs of the tickets with these IDs, unless it has begun them."""
 
     worker: Any
-    ids: Sequence[Hashable]
+    ids: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class ReportHung:
     """Report a silent worker as failed (``FailureKind.HUNG``), unless an answer from it has arrived."""
 
     worker: Any
@@ -74,4 +77,4 @@ class End:
     preempted: bool | None
 
 
-Action: TypeAlias = Request | Build | Send | Recall | GiveUp | End
+Action: TypeAlias = Request | Build | Send | Recall | ReportHung | End

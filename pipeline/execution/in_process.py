@@ -14,6 +14,7 @@ from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.execution.actions import Request, Send
 from pipeline.execution.failures import Failure, FailureKind, abandoned_error, cause_message
+from pipeline.execution.jobs import Ticket
 from pipeline.execution.protocol import Pool, Resources, Worker
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker_state import ScheduledWorker
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_NEVER = 0.0  # the only time that there is: nobody looks after it
+_NOW = 0.0  # nothing here depends on time
 
 
 class InProcessExecutor:
@@ -103,8 +104,8 @@ class _InProcessPool:
         self._worker = make_worker()
         self._scheduler = Scheduler(max_attempts=max_attempts, jobs_at_once=jobs_at_once, max_workers=1)
         self._jobs_at_once = jobs_at_once
-        self._waiting: deque[Any] = deque()
-        self._taken: dict[Hashable, None] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._taken: dict[Hashable, int] = {}  # job ID to the ID of its ticket
         self._shown: set[str] = set()
 
     @property
@@ -116,42 +117,55 @@ class _InProcessPool:
         return self._scheduler.retries
 
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
-        self._scheduler.begin(jobs)
+        self._scheduler.begin(jobs, _NOW)
         self._shown.clear()
-        while self._scheduler.jobs:
-            self._act()
-            scheduled = next(iter(self._scheduler.workers))
-            try:
-                with num_threads(1):
-                    for job_id, result in self._worker.run(self._take()):
-                        del self._taken[job_id]
-                        self._scheduler.results(scheduled, [(job_id, 0.0)], _NEVER)
-                        self._act()
-                        yield job_id, result
-            except Exception as error:
-                self._fail(scheduled, error)
-            else:
-                if self._taken:
-                    raise JobError(f"a worker ended without results for {list(self._taken)}")
+        try:
+            while self._scheduler.jobs:
+                self._act()
+                yield from self._run(next(iter(self._scheduler.workers)))
+        finally:
+            self._forget_jobs()
+
+    def _run(self, scheduled: ScheduledWorker) -> Iterator[tuple[Hashable, Any]]:
+        """Run the jobs that the scheduler sent, until they have results or the worker fails."""
+        results = self._worker.run(self._take())
+        try:
+            with num_threads(1):
+                for job_id, result in results:
+                    self._scheduler.results(scheduled, [(self._taken.pop(job_id), 0.0)], _NOW)
+                    self._act()
+                    yield job_id, result
+        except Exception as error:
+            self._fail(scheduled, error)
+        else:
+            if self._taken:
+                raise JobError(f"a worker ended without results for {list(self._taken)}")
 
     def _take(self) -> Iterator[Any]:
         """Jobs in order, as the worker takes them."""
         while self._waiting:
-            job = self._waiting.popleft()
-            self._taken[job.id] = None
-            yield job
+            ticket = self._waiting.popleft()
+            self._taken[ticket.job.id] = ticket.id
+            yield ticket.job
+
+    def _forget_jobs(self) -> None:
+        """Take all jobs from the worker when a map ends, also one that its caller left or that failed."""
+        self._waiting.clear()
+        self._taken.clear()
+        for scheduled in self._scheduler.workers:
+            self._scheduler.released(scheduled, [*scheduled.jobs])
 
     def _act(self) -> None:
         """Do what the scheduler decides: with one worker, ask for it and send it jobs."""
-        while actions := self._scheduler.decide(_NEVER):
+        while actions := self._scheduler.decide(_NOW):
             for action in actions:
                 if isinstance(action, Request):
                     scheduled = ScheduledWorker(self._jobs_at_once)
                     self._scheduler.requested(scheduled)
-                    self._scheduler.up(scheduled, None, _NEVER)
-                    self._scheduler.built(scheduled, _NEVER)
+                    self._scheduler.up(scheduled, None, _NOW)
+                    self._scheduler.built(scheduled, _NOW)
                 elif isinstance(action, Send):
-                    self._waiting.extend(action.jobs)
+                    self._waiting.extend(action.tickets)
 
     def _fail(self, scheduled: ScheduledWorker, error: Exception) -> None:
         """Try jobs again after an error, with a new worker unless the error says that the old one is fit."""
@@ -160,9 +174,9 @@ class _InProcessPool:
         if repr(error) not in self._shown:  # else its traceback was shown already
             self._shown.add(repr(error))
             logger.warning("a worker raised an error", exc_info=error)
-        begun = [*self._taken]
+        begun = [*self._taken.values()]
         self._waiting.clear()
         self._taken.clear()
-        self._scheduler.failed(scheduled, Failure(FailureKind.RAISED, cause_message(error), error), _NEVER, begun)
+        self._scheduler.failed(scheduled, Failure(FailureKind.RAISED, cause_message(error), error), _NOW, begun)
         if not isinstance(error, EpisodeError):
             self._worker = self._make_worker()  # the state of the old one is unknown

@@ -6,20 +6,31 @@ import logging
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.execution.failures import abandoned_error
-from pipeline.execution.protocol import Job
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A job and what is known about it.
+class Ticket(NamedTuple):
+    """A job of one map. Two maps may have equal job IDs, and a late result of one must not count for the other.
 
     Attributes:
+        id: Number that no other ticket of the pool has.
         job: Job.
+    """
+
+    id: int
+    job: Any
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A job and its state.
+
+    Attributes:
+        ticket: Ticket of the job.
         position: Place in the queue; jobs with a lower one are taken first.
         queued: Whether the job waits for a worker.
         alone: Whether the job must be the only one of its worker, because any of its like may kill a worker.
@@ -28,7 +39,7 @@ class _Entry:
         causes: Distinct errors of the failed attempts.
     """
 
-    job: Any
+    ticket: Ticket
     position: int
     queued: bool = True
     alone: bool = False
@@ -45,10 +56,17 @@ class MapJobs:
     Args:
         jobs: Jobs in the order of their dispatch.
         max_attempts: Maximum number of attempts per job.
+        first: ID of the first job's ticket; the others follow.
+
+    Attributes:
+        next: ID of the first ticket of the next map.
+        has_failures: Whether an attempt has failed.
     """
 
-    def __init__(self, jobs: Iterable[Any], max_attempts: int) -> None:
-        self._entries = {job.id: _Entry(job, position) for position, job in enumerate(jobs)}
+    def __init__(self, jobs: Iterable[Any], max_attempts: int, first: int = 0) -> None:
+        tickets = (Ticket(first + position, job) for position, job in enumerate(jobs))
+        self._entries = {ticket.id: _Entry(ticket, position) for position, ticket in enumerate(tickets)}
+        self.next = first + len(self._entries)
         self._max_attempts = max_attempts
         # A finished job stays in its queue until it is at the front; `queued` is False then.
         self._waiting = deque(self._entries.values())
@@ -66,21 +84,16 @@ class MapJobs:
         """Number of jobs that wait for a worker."""
         return self._num_waiting
 
-    def __contains__(self, job_id: Hashable) -> bool:
-        """Whether a job of this map has no result yet."""
-        return job_id in self._entries
-
-    def owns(self, job: Job) -> bool:
-        """Whether a job is of this map and has no result; another map may have a job with the same ID."""
-        entry = self._entries.get(job.id)
-        return entry is not None and entry.job is job
+    def __contains__(self, ticket_id: int) -> bool:
+        """Whether a ticket is of this map, and its job has no result yet."""
+        return ticket_id in self._entries
 
     @property
     def has_sociable(self) -> bool:
         """Whether a job waits that need not go alone, as far as is known."""
         return _first(self._waiting) is not None
 
-    def take(self, count: int, *, has_others: bool = False) -> list[Any]:
+    def take(self, count: int, *, has_others: bool = False) -> list[Ticket]:
         """Take the next jobs from the queue.
 
         A job on its last attempt is taken alone, so that the job that the final error names is the one that failed. A
@@ -93,7 +106,7 @@ class MapJobs:
         taken: list[_Entry] = []
         while len(taken) < count:
             entry, alone = _first(self._waiting), _first(self._alone)
-            if entry is not None and self.goes_alone(entry.job):  # since it was queued
+            if entry is not None and self._goes_alone(entry):  # since it was queued
                 self._alone.append(self._waiting.popleft())
                 continue
             if alone is not None and not (taken or has_others) and (entry is None or alone.position < entry.position):
@@ -105,28 +118,28 @@ class MapJobs:
         for entry in taken:
             entry.queued = False
         self._num_waiting -= len(taken)
-        return [entry.job for entry in taken]
+        return [entry.ticket for entry in taken]
 
-    def note_held(self, jobs: Iterable[Job]) -> None:
+    def note_held(self, tickets: Iterable[Ticket]) -> None:
         """Note that one more worker has these jobs."""
-        for job in jobs:
-            self._entries[job.id].holders += 1
+        for ticket in tickets:
+            self._entries[ticket.id].holders += 1
 
-    def note_dropped(self, job: Job) -> None:
+    def note_dropped(self, ticket: Ticket) -> None:
         """Note that one worker less has a job. A job that has a result, or is of another map, is left out."""
-        if self.owns(job):
-            self._entries[job.id].holders -= 1
+        if ticket.id in self._entries:
+            self._entries[ticket.id].holders -= 1
 
-    def unheld(self, jobs: Iterable[Job]) -> list[Any]:
-        """Jobs that have no result, are not queued, and that no worker has."""
-        owned = ((job, self._entries[job.id]) for job in jobs if self.owns(job))
-        return [job for job, entry in owned if not (entry.holders or entry.queued)]
+    def with_holders(self, count: int, tickets: Iterable[Ticket]) -> list[Ticket]:
+        """Select the jobs that have no result, are not queued, and that this number of workers has."""
+        entries = (self._entries[ticket.id] for ticket in tickets if ticket.id in self._entries)
+        return [entry.ticket for entry in entries if entry.holders == count and not entry.queued]
 
-    def failed(self, begun: Sequence[Hashable], what: str, cause: BaseException | None, *, raised: bool = True) -> None:
+    def failed(self, begun: Sequence[int], what: str, cause: BaseException | None, *, raised: bool = True) -> None:
         """Count a failed attempt of each job that may have caused a failure.
 
         Args:
-            begun: IDs of the jobs that may have caused the failure. None of them has a result.
+            begun: IDs of the tickets of the jobs that may have caused the failure. None of them has a result.
             what: Description of the failure.
             cause: Error, if there is one.
             raised: Whether the job raised the error; otherwise its worker died or hung.
@@ -137,59 +150,63 @@ class MapJobs:
         if not begun:
             return
         self.has_failures = True
-        entries = [self._entries[job_id] for job_id in begun]
+        entries = [self._entries[ticket_id] for ticket_id in begun]
+        name = _name([entry.ticket.job.id for entry in entries])
         for entry in entries:
             entry.failures += 1
             entry.causes.add(repr(cause) if raised else what)
         tries = max(entry.failures for entry in entries)
         if tries >= self._max_attempts:
             causes = set[str]().union(*(entry.causes for entry in entries))
-            raise abandoned_error(_name(begun), tries, what, causes) from cause
-        logger.warning("%s, try %d of %d: %s", _name(begun), tries, self._max_attempts, what)
+            raise abandoned_error(name, tries, what, causes) from cause
+        logger.warning("%s, try %d of %d: %s", name, tries, self._max_attempts, what)
 
-    def requeue(self, jobs: Iterable[Any], *, alone: bool = False) -> list[Any]:
+    def requeue(self, tickets: Iterable[Ticket], *, alone: bool = False) -> list[Ticket]:
         """Put jobs at the front of the queue.
 
         Args:
-            jobs: Jobs in the order of their dispatch. The ones that have a result, are queued already, or are of an
-                earlier map, are left out.
+            tickets: Tickets of jobs in the order of their dispatch. The ones that have a result, are queued already,
+                or are of an earlier map, are left out.
             alone: Whether each job goes alone from now on, because any of them may kill its worker.
 
         Returns:
-            Requeued jobs.
+            Tickets of the requeued jobs.
         """
-        entries = [self._entries[job.id] for job in jobs if job.id in self._entries]
+        entries = [self._entries[ticket.id] for ticket in tickets if ticket.id in self._entries]
         entries = [entry for entry in entries if not entry.queued]
         for entry in reversed(entries):
             entry.queued, entry.position = True, self._front
             entry.alone = entry.alone or alone
             self._front -= 1
-            (self._alone if self.goes_alone(entry.job) else self._waiting).appendleft(entry)
+            (self._alone if self._goes_alone(entry) else self._waiting).appendleft(entry)
         self._num_waiting += len(entries)
-        return [entry.job for entry in entries]
+        return [entry.ticket for entry in entries]
 
-    def finish(self, job_id: Hashable) -> bool:
+    def finish(self, ticket_id: int) -> Any:
         """Note that a job has a result, and remove it from the queue if it was requeued.
 
         Returns:
-            Whether the result is the first one of the job, and the job is of this map.
+            Job; None if it has a result already or is of another map.
         """
-        entry = self._entries.pop(job_id, None)
+        entry = self._entries.pop(ticket_id, None)
         if entry is None:
-            return False
+            return None
         if entry.queued:
             entry.queued = False
             self._num_waiting -= 1
-        return True
+        return entry.ticket.job
 
-    def is_on_last_try(self, job_id: Hashable) -> bool:
+    def is_on_last_try(self, ticket_id: int) -> bool:
         """Whether the next attempt of a job without a result is its last one."""
-        return self._entries[job_id].failures == self._max_attempts - 1
+        return self._entries[ticket_id].failures == self._max_attempts - 1
 
-    def goes_alone(self, job: Job) -> bool:
+    def goes_alone(self, ticket: Ticket) -> bool:
         """Whether a job must be the only one of its worker."""
-        entry = self._entries.get(job.id)
-        return entry is not None and (entry.alone or (entry.failures > 0 and self.is_on_last_try(job.id)))
+        entry = self._entries.get(ticket.id)
+        return entry is not None and self._goes_alone(entry)
+
+    def _goes_alone(self, entry: _Entry) -> bool:
+        return entry.alone or (entry.failures > 0 and entry.failures == self._max_attempts - 1)
 
 
 def _first(queue: deque[_Entry]) -> _Entry | None:
@@ -215,7 +232,7 @@ def batch_for_worker(*, waiting: int, missing: int, workers: int, has: int, jobs
     Args:
         waiting: Number of queued jobs.
         missing: Number of jobs without a result, including the jobs that workers have.
-        workers: Number of workers.
+        workers: Number of workers that take jobs.
         has: Number of jobs that this worker has.
         jobs_at_once: Maximum number of jobs that the worker has begun and not finished.
 

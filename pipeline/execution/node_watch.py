@@ -1,4 +1,4 @@
-"""What the scheduler knows about the nodes of a cluster, and which workers were lost with theirs."""
+"""The scheduler's knowledge of the nodes of a cluster, and of the workers that were lost with theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPORT_S = 30.0  # the loss of a node is known within this time
 
 @dataclass(frozen=True)
 class Nodes:
-    """What is known about the nodes of a cluster, by ID.
+    """State of the nodes of a cluster, by ID.
 
     Attributes:
         known: All nodes that were ever seen.

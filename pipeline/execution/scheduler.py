@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from pipeline.base.errors import EpisodeError, JobError
 from pipeline.execution import node_watch
-from pipeline.execution.actions import Action, Build, End, GiveUp, Recall, Request, Send
+from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.idle import IdleAndFull
-from pipeline.execution.jobs import MapJobs, batch_for_worker
+from pipeline.execution.jobs import MapJobs, Ticket, batch_for_worker
 from pipeline.execution.node_watch import Nodes, NodeWatch
 from pipeline.execution.worker_state import ScheduledWorker, WorkerState
 
@@ -34,8 +34,8 @@ _HOLD_S = 2.0  # how long a worker with jobs ahead keeps results: one message th
 class Scheduler:
     """Decides about the workers of a pool. The same events give the same actions.
 
-    After events, ``decide`` returns the actions. About once a second ``tick`` looks after time. Events of a removed
-    worker are ignored. The life of a worker (``pipeline.execution.worker_state.WorkerState``):
+    After events, ``decide`` returns the actions. About once a second ``tick`` checks what depends on time. Events of a
+    removed worker are ignored. The life of a worker (``pipeline.execution.worker_state.WorkerState``):
 
     1. Requested: there are jobs for one more worker. It may wait for a node.
     2. Building: its process is up, on a node that it need not leave.
@@ -52,7 +52,7 @@ class Scheduler:
                                                 `----results-----'
 
         any of these --node to be left----> DRAINING
-        any of these --connection failed--> UNREACHABLE
+        any of these, or DRAINING --connection failed--> UNREACHABLE
         any state ----died, raised, hung, drained, answered after its connection failed, node lost----> REMOVED
 
     Args:
@@ -65,8 +65,8 @@ class Scheduler:
     Attributes:
         workers: Workers that are not removed, in the order of their requests.
         jobs: Jobs of the present map.
-        ready: Number of workers that are built.
-        num_workers: Maximum number of workers that were ready at the same time.
+        num_built: Number of workers that are built.
+        num_workers: Maximum number of workers that were built at the same time.
         retries: Number of times that a job was tried again.
         copies: Number of jobs of slow workers that were also sent to another worker.
         lost_workers: Number of workers that were lost with their node.
@@ -84,13 +84,14 @@ class Scheduler:
     ) -> None:
         self.workers: dict[ScheduledWorker, None] = {}
         self.jobs = MapJobs([], max_attempts)
-        self.ready = self.num_workers = self.retries = self.copies = self.lost_workers = 0
+        self.num_built = self.num_workers = self.retries = self.copies = self.lost_workers = 0
         self.skipped_nodes: set[str] = set()
         self._max_attempts, self._timeout_s, self._jobs_at_once = max_attempts, timeout_s, jobs_at_once
         self._jobs_per_worker, self._max_workers = jobs_per_worker, max_workers
         self._actions: list[Action] = []
         self._changed: dict[ScheduledWorker, None] = {}
-        self._lanes = IdleAndFull()
+        self._ready: set[ScheduledWorker] = set()
+        self._idle_and_full = IdleAndFull()
         self._seconds: list[float] = []  # durations of the finished jobs of this map in their workers
         self._failed_starts = 0
         self._needs_workers = False
@@ -98,11 +99,13 @@ class Scheduler:
 
     # ---- events
 
-    def begin(self, jobs: Iterable[Any]) -> None:
-        """A map begins. Workers that still have jobs of the last one keep them."""
-        self.jobs = MapJobs(jobs, self._max_attempts)
+    def begin(self, jobs: Iterable[Any], now: float) -> None:
+        """A map begins. Workers that have begun jobs of the last one finish them, and their results do not count."""
+        self.jobs = MapJobs(jobs, self._max_attempts, self.jobs.next)
         self._seconds.clear()
         self._changed.update(self.workers)
+        for worker in self.workers:
+            self._recall(worker, worker.surplus, now)
         self._needs_workers = True
 
     def requested(self, worker: ScheduledWorker) -> None:
@@ -127,38 +130,38 @@ class Scheduler:
         worker.heard_at = now
         worker.mark_built()
         self._failed_starts = 0
-        self.ready += 1
-        self.num_workers = max(self.num_workers, self.ready)
+        self.num_built += 1
+        self.num_workers = max(self.num_workers, self.num_built)
         self._note_change(worker)
 
-    def results(self, worker: ScheduledWorker, results: Sequence[tuple[Hashable, float]], now: float) -> list[bool]:
+    def results(self, worker: ScheduledWorker, results: Sequence[tuple[int, float]], now: float) -> list[Any]:
         """A worker answered with results, or with none if it has no jobs.
 
         Args:
             worker: Worker.
-            results: (Job ID, seconds) each.
+            results: (ID of the ticket, seconds) each.
             now: Time in seconds.
 
         Returns:
-            For each result whether it counts: it is the first one of a job of this map.
+            For each result its job, if the result counts because it is the first one of a job of this map; else None.
         """
         worker.asked = False
         if worker.state is WorkerState.REMOVED:
-            return [False] * len(results)
+            return [None] * len(results)
         if results:
             worker.heard_at = now
             worker.mark_answered()
         elif worker.jobs:
             # Messages may overtake each other: the recall of a job may have removed a later dispatch of it, too.
             self._send(worker, [*worker.jobs.values()])
-        counts = [self._finish(worker, job_id, seconds) for job_id, seconds in results]
+        jobs = [self._finish(worker, ticket_id, seconds) for ticket_id, seconds in results]
         self._note_change(worker)
-        return counts
+        return jobs
 
-    def released(self, worker: ScheduledWorker, ids: Sequence[Hashable]) -> None:
-        """A worker answered a recall with the IDs of the jobs that it gave back."""
+    def released(self, worker: ScheduledWorker, ids: Sequence[int]) -> None:
+        """A worker answered a recall with the IDs of the tickets that it released."""
         worker.recalled = None
-        self._requeue_unshared(self._take_back(worker, ids))
+        self.jobs.requeue(self._remove_jobs(worker, ids))
         self._note_change(worker)
 
     def unreachable(self, worker: ScheduledWorker, failure: Failure, now: float) -> None:
@@ -169,9 +172,7 @@ class Scheduler:
         worker.heard_at = now
         self._note_change(worker)
 
-    def failed(
-        self, worker: ScheduledWorker, failure: Failure, now: float, begun: Sequence[Hashable] | None = None
-    ) -> None:
+    def failed(self, worker: ScheduledWorker, failure: Failure, now: float, begun: Sequence[int] | None = None) -> None:
         """A worker died, hung, raised, or answered after its connection had failed.
 
         A worker whose job raised an ``EpisodeError`` stays, and has dropped its jobs. Any other is removed.
@@ -180,7 +181,7 @@ class Scheduler:
             worker: Worker.
             failure: Failure, with the location of the worker's log.
             now: Time in seconds.
-            begun: IDs of the jobs that the worker had begun; None if only the scheduler can tell.
+            begun: IDs of the tickets that the worker had begun; None if only the scheduler can tell.
 
         Raises:
             JobError: A job has failed for the last time, or too many workers failed to start.
@@ -189,12 +190,12 @@ class Scheduler:
             return
         stays = isinstance(failure.cause, EpisodeError)
         preempted = self._nodes.was_lost_with(worker, failure, now)
-        if isinstance(failure.cause, EpisodeError):
-            begun = [failure.cause.job_id]
-        elif begun is None:
+        if begun is None:
             begun = worker.begun_when_lost or worker.begun()
-        begun = [job_id for job_id in begun if job_id in self.jobs]
-        left = self.jobs.unheld(self._take_back(worker, [*worker.jobs]))
+        if isinstance(failure.cause, EpisodeError):
+            begun = worker.tickets_of(failure.cause.job_id)
+        begun = [ticket_id for ticket_id in begun if ticket_id in self.jobs]
+        left = self._remove_jobs(worker, [*worker.jobs])
         worker.recalled, worker.asked = None, False
         worker.mark_answered()
         if not stays:
@@ -206,7 +207,7 @@ class Scheduler:
             )
         elif worker.built:
             self.jobs.failed(begun, failure.what, failure.cause, raised=failure.kind is FailureKind.RAISED)
-        else:
+        elif failure.kind is not FailureKind.UNREACHABLE:
             self._failed_starts += 1
             if self._failed_starts >= self._max_attempts:
                 message = f"{self._failed_starts} workers failed to start; the last one: {failure.what}"
@@ -236,11 +237,11 @@ class Scheduler:
             self._check_unreachable(worker, now)
         for worker in [worker for worker in self.workers if worker.state is WorkerState.DRAINING]:
             self._check_draining(worker, now)
-        self._actions += [GiveUp(worker) for worker in self.workers if worker.silent_s(now) >= self._timeout_s]
+        self._actions += [ReportHung(worker) for worker in self.workers if worker.silent_s(now) >= self._timeout_s]
         self._needs_workers = True
         for worker in self.workers:
             if worker.recalled is not None and now - worker.recalled_at >= _RECALL_S:
-                self._requeue_unshared(self._take_back(worker, worker.recalled))
+                self.jobs.requeue(self._remove_jobs(worker, worker.recalled))
                 worker.recalled = None
                 self._note_change(worker)
         if not self.jobs.num_waiting:
@@ -249,45 +250,45 @@ class Scheduler:
     # ---- decisions
 
     def decide(self, now: float) -> list[Action]:
-        """Actions that follow from the events since the last call, in the order in which they are to be done."""
+        """Actions that follow from the events since the last call, in their order."""
         if self._needs_workers:
             self._request()
         if self.jobs.num_waiting:
             if self.jobs.has_sociable:
-                self._changed.update(self._lanes.idle)
+                self._changed.update(self._idle_and_full.idle)
             else:  # each of these jobs needs a worker without any, and no more of them are looked at
                 for worker in self._changed:
-                    self._lanes.update(worker)
-                self._changed.update(dict.fromkeys(islice(self._lanes.empty, self.jobs.num_waiting)))
+                    self._idle_and_full.update(worker)
+                self._changed.update(dict.fromkeys(islice(self._idle_and_full.empty, self.jobs.num_waiting)))
         changed, self._changed = self._changed, {}
         for worker in sorted(changed, key=lambda worker: len(worker.jobs)):
-            jobs = self._batch(worker) if worker.takes_jobs else []
-            if jobs:
-                worker.exclusive = self.jobs.goes_alone(jobs[0])
+            tickets = self._batch(worker) if worker.takes_jobs else []
+            if tickets:
+                worker.exclusive = self.jobs.goes_alone(tickets[0])
                 if not worker.jobs:
                     worker.heard_at = now
-                worker.jobs.update((job.id, job) for job in jobs)
-                self.jobs.note_held(jobs)
-            if jobs or (worker.jobs and worker.built and not (worker.asked or worker.unreachable)):
-                self._send(worker, jobs)
-            self._lanes.update(worker)
+                worker.jobs.update((ticket.id, ticket) for ticket in tickets)
+                self.jobs.note_held(tickets)
+            if tickets or (worker.jobs and worker.built and not (worker.asked or worker.unreachable)):
+                self._send(worker, tickets)
+            self._idle_and_full.update(worker)
         if not self.jobs.has_sociable:
-            for worker, count in self._lanes.surplus_for_idle():
+            for worker, count in self._idle_and_full.surplus_for_idle():
                 self._recall(worker, count, now)
         actions, self._actions = self._actions, []
         return actions
 
-    def _batch(self, worker: ScheduledWorker) -> list[Any]:
+    def _batch(self, worker: ScheduledWorker) -> list[Ticket]:
         count = batch_for_worker(
-            waiting=self.jobs.num_waiting, missing=len(self.jobs), workers=self.ready, has=len(worker.jobs),
+            waiting=self.jobs.num_waiting, missing=len(self.jobs), workers=len(self._ready), has=len(worker.jobs),
             jobs_at_once=self._jobs_at_once,
         )  # fmt: skip
         return self.jobs.take(count, has_others=bool(worker.jobs)) if count else []
 
-    def _send(self, worker: ScheduledWorker, jobs: Sequence[Any]) -> None:
+    def _send(self, worker: ScheduledWorker, tickets: Sequence[Ticket]) -> None:
         # Once a job has failed, no results are kept back: that shows which job a worker was running when it died.
         hold_s = 0.0 if self.jobs.has_failures or self._max_attempts == 1 else min(_HOLD_S, self._timeout_s / 4)
-        self._actions.append(Send(worker, jobs, not worker.asked, hold_s))
+        self._actions.append(Send(worker, tickets, not worker.asked, hold_s))
         worker.asked = True
 
     def _recall(self, worker: ScheduledWorker, count: int, now: float) -> None:
@@ -295,7 +296,7 @@ class Scheduler:
         if ids and worker.recalled is None:
             worker.recalled, worker.recalled_at = ids, now
             self._actions.append(Recall(worker, ids))
-            self._lanes.update(worker)
+            self._idle_and_full.update(worker)
 
     def _request(self) -> None:
         """Request workers up to one for every ``jobs_per_worker`` jobs, or up to ``max_workers``."""
@@ -310,12 +311,12 @@ class Scheduler:
         del self.workers[worker]
         worker.mark_removed()
         self._actions.append(End(worker, preempted))
-        self.ready -= worker.built
+        self.num_built -= worker.built
         self._note_change(worker)
 
     def _copy_slow_jobs(self, now: float) -> None:
         """Run slow workers' jobs on idle workers as well. The first result counts (the same bits on equal CPUs)."""
-        if not self._seconds or not self._lanes.empty:
+        if not self._seconds or not self._idle_and_full.empty:
             return
         limit = max(_SLOW_AT_LEAST_S, _SLOW_AFTER * float(np.quantile(self._seconds, 0.9)))
         for worker in self.workers:
@@ -327,7 +328,9 @@ class Scheduler:
             worker.mark_slow()
             self._note_change(worker)
             self._recall(worker, worker.surplus, now)
-            copied = self.jobs.requeue([worker.jobs[job_id] for job_id in worker.begun()], alone=True)
+            # A job that runs elsewhere already is left there: copies of copies would occupy one worker after another.
+            begun = self.jobs.with_holders(1, [worker.jobs[ticket_id] for ticket_id in worker.begun()])
+            copied = self.jobs.requeue(begun, alone=True)
             if copied:
                 self.copies += len(copied)
                 message = "%d jobs are also run elsewhere: no answer for %.1f s; %s"
@@ -345,12 +348,12 @@ class Scheduler:
         if silent_s <= _UNREACHABLE_S:
             return
         # A job on its last try starts elsewhere only once its worker's fate is known.
-        begun = [job_id for job_id in worker.begun_when_lost if job_id in self.jobs]
-        kept = {job_id for job_id in begun if self.jobs.is_on_last_try(job_id)}
+        begun = [ticket_id for ticket_id in worker.begun_when_lost if ticket_id in self.jobs]
+        kept = {ticket_id for ticket_id in begun if self.jobs.is_on_last_try(ticket_id)}
         if silent_s > node_watch.REPORT_S:
             kept = set()
-        lost = self._take_back(worker, [job_id for job_id in worker.jobs if job_id not in kept])
-        self._retry(self.jobs.unheld(lost), begun)
+        lost = self._remove_jobs(worker, [ticket_id for ticket_id in worker.jobs if ticket_id not in kept])
+        self._retry(lost, begun)
 
     def _drain(self, worker: ScheduledWorker) -> None:
         worker.mark_draining()
@@ -370,30 +373,28 @@ class Scheduler:
 
     # ---- bookkeeping
 
-    def _finish(self, worker: ScheduledWorker, job_id: Hashable, seconds: float) -> bool:
-        """Take a job with a result from its worker; returns whether the result counts."""
-        for job in worker.remove_jobs([job_id]):
-            if not self.jobs.owns(job):
-                return False  # of another map, or another worker was first
-        if not self.jobs.finish(job_id):
-            return False
-        self._seconds.append(seconds)
-        return True
+    def _finish(self, worker: ScheduledWorker, ticket_id: int, seconds: float) -> Any:
+        """Take a job with a result from its worker; returns the job if the result counts, else None."""
+        worker.remove_jobs([ticket_id])
+        job = self.jobs.finish(ticket_id)
+        if job is not None:
+            self._seconds.append(seconds)
+        return job
 
-    def _take_back(self, worker: ScheduledWorker, ids: Iterable[Hashable]) -> list[Any]:
-        """Take jobs from a worker; returns them."""
-        jobs = worker.remove_jobs(ids)
-        for job in jobs:
-            self.jobs.note_dropped(job)
-        return jobs
+    def _remove_jobs(self, worker: ScheduledWorker, ids: Iterable[int]) -> list[Ticket]:
+        """Remove tickets from a worker's; returns the ones to requeue: without a result, and with no other worker."""
+        tickets = worker.remove_jobs(ids)
+        for ticket in tickets:
+            self.jobs.note_dropped(ticket)
+        return self.jobs.with_holders(0, tickets)
 
-    def _requeue_unshared(self, jobs: Iterable[Any]) -> None:
-        """Requeue jobs that were taken from a worker, unless another worker has them."""
-        self.jobs.requeue(self.jobs.unheld(jobs))
-
-    def _retry(self, jobs: Iterable[Any], begun: Sequence[Hashable]) -> None:
+    def _retry(self, tickets: Iterable[Ticket], begun: Sequence[int]) -> None:
         """Requeue jobs; the ones that had begun count as retries."""
-        self.retries += sum(1 for job in self.jobs.requeue(jobs) if job.id in begun)
+        self.retries += sum(1 for ticket in self.jobs.requeue(tickets) if ticket.id in begun)
 
     def _note_change(self, worker: ScheduledWorker) -> None:
         self._changed[worker] = None
+        if worker.state is WorkerState.READY:
+            self._ready.add(worker)
+        else:
+            self._ready.discard(worker)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from enum import Enum
 from itertools import islice
-from typing import Any
 
 from pipeline.execution.failures import Failure
+from pipeline.execution.jobs import Ticket
 
 
 class WorkerState(Enum):
@@ -30,28 +30,29 @@ class ScheduledWorker:
 
     Attributes:
         state: State of the worker.
-        built: Whether the worker was built, in whatever state it is now.
+        built: Whether the worker was built, regardless of its present state.
         node_id: ID of the worker's node; None until its process is up.
-        jobs: Jobs that were sent to the worker and have no result from it, by ID, in the order of their start.
-        recalled: IDs of the jobs that the worker was asked to give back; None while no answer is awaited.
+        jobs: Tickets of the jobs that were sent to the worker and have no result from it, by ID, in the order of
+            their start.
+        recalled: IDs of the tickets that the worker was asked to release; None while no answer is awaited.
         recalled_at: Time of this question, in seconds.
         heard_at: Time of the last answer, or when the worker last had nothing to answer, in seconds.
         asked: Whether the worker was asked for its next results.
         copied: Whether the worker's jobs were also sent to others, because it has been silent for long.
         exclusive: Whether the worker has a job that must be its only one.
-        failure: Failure of the connection; None in other states than ``UNREACHABLE``.
-        begun_when_lost: IDs of the jobs that the worker may have begun when its connection failed.
+        failure: Failure of the connection; None if it has not failed.
+        begun_when_lost: IDs of the tickets of the jobs that the worker may have begun when its connection failed.
     """
 
     def __init__(self, lanes: int) -> None:
         self.state = WorkerState.REQUESTED
         self.built = self.asked = self.copied = self.exclusive = False
         self.node_id: str | None = None
-        self.jobs: dict[Hashable, Any] = {}
-        self.recalled: list[Hashable] | None = None
+        self.jobs: dict[int, Ticket] = {}
+        self.recalled: list[int] | None = None
         self.recalled_at = self.heard_at = 0.0
         self.failure: Failure | None = None
-        self.begun_when_lost: list[Hashable] = []
+        self.begun_when_lost: list[int] = []
         self._lanes = lanes
 
     @property
@@ -123,16 +124,20 @@ class ScheduledWorker:
         """Note that the worker is ended: any state to REMOVED."""
         self.state = WorkerState.REMOVED
 
-    def begun(self) -> list[Hashable]:
-        """IDs of the jobs that the worker may have begun: it begins them in order."""
+    def begun(self) -> list[int]:
+        """IDs of the tickets of the jobs that the worker may have begun: it begins them in order."""
         return list(islice(self.jobs, self._lanes))
 
-    def not_begun(self, count: int) -> list[Hashable]:
-        """IDs of the last jobs that the worker surely has not begun, ``count`` of them at most."""
+    def tickets_of(self, job_id: Hashable) -> list[int]:
+        """IDs of the tickets of a job that the worker may have begun; it has one, or also one of an earlier map."""
+        return [ticket_id for ticket_id in self.begun() if self.jobs[ticket_id].job.id == job_id]
+
+    def not_begun(self, count: int) -> list[int]:
+        """IDs of the tickets of the last jobs that the worker surely has not begun, ``count`` of them at most."""
         return list(islice(self.jobs, max(self._lanes, len(self.jobs) - count), None))
 
-    def remove_jobs(self, ids: Iterable[Hashable]) -> list[Any]:
-        """Remove the jobs with these IDs from the worker's; returns the jobs."""
-        removed = [self.jobs.pop(job_id) for job_id in ids if job_id in self.jobs]
+    def remove_jobs(self, ids: Iterable[int]) -> list[Ticket]:
+        """Remove the tickets with these IDs from the worker's; returns the tickets."""
+        removed = [self.jobs.pop(ticket_id) for ticket_id in ids if ticket_id in self.jobs]
         self.exclusive = self.exclusive and bool(self.jobs)
         return removed

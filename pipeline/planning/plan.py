@@ -23,10 +23,10 @@ from pipeline.storage.store import Store
 
 WORKERS = (16, 32, 64, 128, 256, 512, 1024)
 
-# The driver's own time, on 2 cores of an AMD EPYC. Per episode, to dispatch it and receive its result: CPU time of its
-# thread for simulated episodes on 256 Ray workers, all on that machine: 0.11 ms for 4,096 episodes, 0.25 ms for 1,024.
-# Up to 32 workers, where answers come one by one, 0.7 ms. Per generation: CMA-ES with 867 parameters, and a checkpoint
-# in a folder.
+# The driver's own time. Per episode, to dispatch it and receive its result: an assumption between the 0.12 ms of an
+# episode with messages of its own, as `bench fanout` simulates it, and the 0.6 to 0.8 ms of real workers whose answers
+# come one by one (docs/performance.md). Per generation, on 2 cores of an AMD EPYC: CMA-ES with 867 parameters, and a
+# checkpoint in a folder.
 DISPATCH_MS = 0.25
 OVERHEAD_MS = 200.0
 

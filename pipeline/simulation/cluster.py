@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pipeline.base.errors import EpisodeError
-from pipeline.execution.actions import Action, Build, End, GiveUp, Recall, Request, Send
+from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind, hung
+from pipeline.execution.jobs import Ticket
 from pipeline.execution.scheduler import Scheduler
 from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedJob, SimulatedWorker
 
@@ -92,7 +93,8 @@ class SimulatedCluster:
         """
         began, self._step_at = self.now, math.inf
         self.results.clear()
-        self.scheduler.begin(jobs)
+        self._looked_at = self.now  # a pause is no silence of the workers
+        self.scheduler.begin(jobs, self.clock)
         self._wake(self.now)
         while self.scheduler.jobs and len(self.results) < most:
             self._next_event()
@@ -138,13 +140,13 @@ class SimulatedCluster:
         """Build a worker."""
         self.to_driver(worker, self.handle_built, worker)
 
-    def received(self, worker: SimulatedWorker, jobs: Sequence[SimulatedJob]) -> None:
+    def received(self, worker: SimulatedWorker, tickets: Sequence[Ticket]) -> None:
         """Jobs have arrived at a worker."""
 
-    def begun(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
+    def begun(self, worker: SimulatedWorker, ticket: Ticket) -> None:
         """A worker has begun a job."""
 
-    def ended(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
+    def ended(self, worker: SimulatedWorker) -> None:
         """A worker has ended a job, and keeps the result until it is asked for it."""
 
     def take_answers(self, arrived: list[Answer]) -> list[Answer]:
@@ -177,8 +179,8 @@ class SimulatedCluster:
         """Begin what can begin, and answer if it is time."""
         if not worker.alive:
             return
-        for job in worker.begin(self.now):
-            self.begun(worker, job)
+        for ticket in worker.begin(self.now):
+            self.begun(worker, ticket)
         end_at = worker.lanes.next_end()
         if end_at != worker.end_at:
             worker.end_at = end_at
@@ -200,19 +202,20 @@ class SimulatedCluster:
     def _end(self, worker: SimulatedWorker, end_at: float) -> None:
         if worker.alive and end_at == worker.end_at:
             worker.end_at = math.nan  # so that `move` notes the next one, which may end now as well
-            self.ended(worker, worker.end(self.now))
+            worker.end(self.now)
+            self.ended(worker)
             self.move(worker)
 
     def _receive(
-        self, worker: SimulatedWorker, jobs: Sequence[SimulatedJob], failures: int, hold_s: float | None
+        self, worker: SimulatedWorker, tickets: Sequence[Ticket], failures: int, hold_s: float | None
     ) -> None:
-        worker.post(jobs, failures)
-        self.received(worker, jobs)
+        worker.post(tickets, failures)
+        self.received(worker, tickets)
         if hold_s is not None:
             worker.ask(hold_s)
         self.move(worker)
 
-    def release_jobs(self, worker: SimulatedWorker, ids: Sequence[Hashable]) -> None:
+    def release_jobs(self, worker: SimulatedWorker, ids: Sequence[int]) -> None:
         """A worker is asked to give back the jobs that it has not begun."""
         self.to_driver(worker, self.handle_released, worker, worker.recall(ids), channel=_INBOX)
         self.move(worker)
@@ -270,14 +273,14 @@ class SimulatedCluster:
                     self.start(worker)
             case Build(worker):
                 self._tell(worker, _EXCHANGE, self.build, worker)
-            case Send(worker, jobs, asks, hold_s):
-                self._free_at += self._costs.job_s * len(jobs)
+            case Send(worker, tickets, asks, hold_s):
+                self._free_at += self._costs.job_s * len(tickets)
                 hold = hold_s if asks else None
                 channel = _EXCHANGE if asks else _INBOX
-                self._tell(worker, channel, self._receive, worker, jobs, worker.noted_failures, hold)
+                self._tell(worker, channel, self._receive, worker, tickets, worker.noted_failures, hold)
             case Recall(worker, ids):
                 self._tell(worker, _INBOX, self.release_jobs, worker, ids)
-            case GiveUp(worker):
+            case ReportHung(worker):
                 if not any(arguments[:1] == (worker,) for _, arguments in self._arrived):
                     self._arrive(self._report_hung, (worker,))
             case End(worker):
@@ -314,10 +317,10 @@ class SimulatedCluster:
 
     def handle_results(self, worker: SimulatedWorker, results: Sequence[Result], now: float) -> None:
         """A worker has answered with results."""
-        counts = self.scheduler.results(worker, [(job_id, seconds) for job_id, _, seconds in results], now)
-        self.results += [result[:2] for result, counted in zip(results, counts, strict=True) if counted]
+        jobs = self.scheduler.results(worker, [(ticket_id, seconds) for ticket_id, _, seconds in results], now)
+        self.results += [(job.id, value) for (_, value, _), job in zip(results, jobs, strict=True) if job is not None]
 
-    def handle_released(self, worker: SimulatedWorker, ids: Sequence[Hashable], now: float) -> None:
+    def handle_released(self, worker: SimulatedWorker, ids: Sequence[int], now: float) -> None:
         """A worker has given back jobs."""
         self.scheduler.released(worker, ids)
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from pipeline.execution.jobs import Ticket
 from pipeline.execution.worker_state import ScheduledWorker
 
 
@@ -27,7 +28,7 @@ class SimulatedJob:
     value: Any = None
 
 
-Result: TypeAlias = tuple[Hashable, Any, float]  # ID of the job, its value, and the seconds that it took
+Result: TypeAlias = tuple[int, Any, float]  # ID of the ticket, value of the job, and the seconds that it took
 
 
 class Lanes(Protocol):
@@ -118,10 +119,10 @@ class SimulatedWorker(ScheduledWorker):
         self.kept_since = math.inf
         self.error: BaseException | None = None
         self._name, self._num_lanes = name, num_lanes
-        self._inbox: deque[SimulatedJob] = deque()
-        self._began: dict[Hashable, float] = {}
+        self._inbox: deque[Ticket] = deque()
+        self._taken: dict[Hashable, tuple[int, float]] = {}  # job ID to the ID of its ticket and the time of its start
         self._results: list[Result] = []
-        self._here: set[Hashable] = set()
+        self._here: set[int] = set()
         self._hold_s: float | None = None
         self._fetched = 0.0
 
@@ -130,13 +131,13 @@ class SimulatedWorker(ScheduledWorker):
         return self._name
 
     @property
-    def running(self) -> list[Hashable]:
-        """IDs of the jobs that were begun and have not ended."""
-        return [*self._began]
+    def running(self) -> list[int]:
+        """IDs of the tickets whose jobs were begun and have not ended."""
+        return [ticket_id for ticket_id, _ in self._taken.values()]
 
     @property
-    def inbox(self) -> Sequence[SimulatedJob]:
-        """Jobs that have arrived and were not begun."""
+    def inbox(self) -> Sequence[Ticket]:
+        """Tickets of the jobs that have arrived and were not begun."""
         return self._inbox
 
     @property
@@ -144,18 +145,18 @@ class SimulatedWorker(ScheduledWorker):
         """Results that the driver has not fetched."""
         return self._results
 
-    def post(self, jobs: Iterable[SimulatedJob], failures: int) -> None:
+    def post(self, tickets: Iterable[Ticket], failures: int) -> None:
         """See ``Mailbox.post``."""
         if failures == self.failures:
-            new = [job for job in jobs if job.id not in self._here]
+            new = [ticket for ticket in tickets if ticket.id not in self._here]
             self._inbox.extend(new)
-            self._here.update(job.id for job in new)
+            self._here.update(ticket.id for ticket in new)
 
-    def recall(self, ids: Sequence[Hashable]) -> list[Hashable]:
+    def recall(self, ids: Sequence[int]) -> list[int]:
         """See ``Mailbox.recall``."""
         wanted = set(ids)
-        removed = [job.id for job in self._inbox if job.id in wanted]
-        self._inbox = deque(job for job in self._inbox if job.id not in wanted)
+        removed = [ticket.id for ticket in self._inbox if ticket.id in wanted]
+        self._inbox = deque(ticket for ticket in self._inbox if ticket.id not in wanted)
         self._here.difference_update(removed)
         return removed
 
@@ -163,30 +164,37 @@ class SimulatedWorker(ScheduledWorker):
         """The driver asks for results: see ``Mailbox.fetch``."""
         self._hold_s = hold_s
 
-    def begin(self, now: float) -> list[SimulatedJob]:
-        """Begin jobs on free lanes; returns them."""
+    def begin(self, now: float) -> list[Ticket]:
+        """Begin jobs on free lanes; returns their tickets."""
         begun = []
         while self._inbox and self.lanes.running < self._num_lanes:
-            job = self._inbox.popleft()
-            self._began[job.id] = now
-            self.lanes.begin(job, now)
-            begun.append(job)
+            ticket = self._next()
+            if ticket is None:
+                break
+            self._inbox.remove(ticket)
+            self._taken[ticket.job.id] = ticket.id, now
+            self.lanes.begin(ticket.job, now)
+            begun.append(ticket)
         return begun
 
-    def end(self, now: float) -> SimulatedJob:
-        """End the job that ends now; returns it."""
+    def _next(self) -> Ticket | None:
+        """The next job. Two jobs with the same ID, of two maps, do not run at the same time."""
+        return next((ticket for ticket in self._inbox if ticket.job.id not in self._taken), None)
+
+    def end(self, now: float) -> None:
+        """End the job that ends now."""
         job = self.lanes.end(now)
-        self._results.append((job.id, job.value, now - self._began.pop(job.id)))
+        ticket_id, began = self._taken.pop(job.id)
+        self._results.append((ticket_id, job.value, now - began))
         self.kept_since = min(self.kept_since, now)
-        return job
 
     def fail(self, error: BaseException, lanes: Lanes) -> None:
         """Raise an error: see ``Mailbox.fail``."""
         self.failures += 1
         self.error, self.lanes, self.end_at = error, lanes, math.inf
         self._inbox.clear()
-        self._began.clear()
-        self._here = {job_id for job_id, _, _ in self._results}
+        self._taken.clear()
+        self._here = {ticket_id for ticket_id, _, _ in self._results}
 
     def answer(self, now: float) -> tuple[float, list[Result] | BaseException | None]:
         """The answer to the driver's question, if it is time for it: see ``Mailbox.fetch``.
@@ -198,7 +206,7 @@ class SimulatedWorker(ScheduledWorker):
         if self._hold_s is None:
             return math.inf, None
         due = math.inf
-        if self.error is None and (self._began or self._inbox):
+        if self.error is None and (self._taken or self._inbox):
             if not self._results:
                 return due, None
             due = self._fetched + self._hold_s
@@ -209,6 +217,6 @@ class SimulatedWorker(ScheduledWorker):
             error, self.error = self.error, None
             return math.inf, error
         results, self._results = self._results, []
-        self._here.difference_update([job_id for job_id, _, _ in results])
+        self._here.difference_update([ticket_id for ticket_id, _, _ in results])
         self._fetched, self.kept_since = now, math.inf
         return math.inf, results

@@ -31,6 +31,8 @@ from tests.cluster.toys import (
     Damaged,
     Dying,
     Hanging,
+    Labelled,
+    Labels,
     Number,
     OneSlow,
     Paced,
@@ -78,6 +80,14 @@ def test_a_pool_takes_several_calls(executor: Executor, tmp_path: Path) -> None:
                 i: i * i for i in range(first, first + 3)
             }
         assert list(pool.map([])) == []
+
+
+def test_results_of_a_map_that_was_left_do_not_count_in_the_next(executor: Executor) -> None:
+    with executor.pool(Labels, jobs_at_once=4) as pool:
+        for _ in pool.map([Labelled(number, "first") for number in range(12)]):
+            break
+        second = list(pool.map([Labelled(number, "second") for number in range(12)]))
+    assert sorted(second) == [(number, "second") for number in range(12)]
 
 
 def squares_of(pool: Pool, count: int, folder: Path | None = None) -> bool:
@@ -140,7 +150,7 @@ def test_jobs_with_a_single_try_are_not_split_after_a_failure(tmp_path: Path) ->
     ):
         list(pool.map([Number(i) for i in range(6)]))
     queue = MapJobs([Number(i) for i in range(6)], max_attempts=1)
-    assert queue.take(3) == [Number(0), Number(1), Number(2)]
+    assert [ticket.job for ticket in queue.take(3)] == [Number(0), Number(1), Number(2)]
     with pytest.raises(JobError, match=r"^one of the jobs 0, 1, 2, 3 and 1 more was tried 1 time; the last time it"):
         queue.failed(range(5), "it was unlucky", None)
 
@@ -269,6 +279,7 @@ def test_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) 
         list(pool.map([Number(i) for i in range(12)]))
     assert log_exists(str(caught.value))
     assert len(list(tmp_path.glob("fault-*"))) == 7, "one fault per try"
+    assert all(ends(pid) for pid in hung_processes(tmp_path)), "also the one whose job ended the map"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -39,6 +39,21 @@ class Squares:
             yield job.id, job.id**2
 
 
+@dataclass(frozen=True)
+class Labelled(Number):
+    """A number with a label. Two with the same number have the same ID."""
+
+    label: str
+
+
+class Labels:
+    """Returns the labels of its jobs, in order."""
+
+    def run(self, jobs: Iterable[Labelled]) -> Iterator[tuple[int, str]]:
+        for job in jobs:
+            yield job.id, job.label
+
+
 class Damaged:
     """Raises ``DamagedDataError`` on one job. Notes each try."""
 

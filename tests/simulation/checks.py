@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from pipeline.execution.actions import Action, End, Recall, Request, Send
 from pipeline.simulation.cluster import TICK_S, SimulatedCluster
@@ -128,20 +128,21 @@ class Checks:
         life = self._truth.lives.get(action.worker)
         if life is None:
             raise Violated(f"{action.worker.where()} was ended, and gets a message")
-        new = [job for job in action.jobs if life.held.get(job.id) != job]
+        jobs = [ticket.id for ticket in action.tickets]
+        new = [job for job in jobs if job not in life.held]
         if new and life.leaves_at < math.inf:
             raise Violated(f"{life.worker.where()} must leave its node, and gets {_names(new)}")
         if new and life.copied:
             raise Violated(f"{life.worker.where()} has not answered since its jobs were copied, and gets {_names(new)}")
-        known = [job for job in action.jobs if life.held.get(job.id) == job and job.id not in life.recalled]
+        known = [job for job in jobs if job in life.held and job not in life.recalled]
         if known and not life.empty_answer:
             raise Violated(f"{life.worker.where()} gets {_names(known)}, which it has")
         for job in new:
             for other in self._truth.holders(job):
-                if other is not life and not other.unreachable and job.id not in other.recalled:
+                if other is not life and not other.unreachable and job not in other.recalled:
                     other.copied = True
                     self._truth.explained[job] += 1
-        self._truth.sent(life, action.jobs)
+        self._truth.sent(life, action.tickets)
 
     def _check_end(self, worker: SimulatedWorker) -> None:
         life = self._truth.lives.get(worker)
@@ -150,10 +151,10 @@ class Checks:
         if life.up and not life.unreachable:
             if life.leaves_at == math.inf:
                 raise Violated(f"{worker.where()} is ended for no reason")
-            kept = [job for job_id, job in life.held.items() if job_id not in life.recalled]
+            kept = [job for job in life.held if job not in life.recalled]
             if kept:
                 raise Violated(f"{worker.where()} is ended, and has {_names(kept)}")
-        self._truth.ended(worker)
+        self._truth.ended(life)
 
     # ---- at each tick
 
@@ -195,8 +196,8 @@ class Checks:
             job
             for life in (truth.lives.values() if vacant else ())
             if not life.unreachable and clock - life.heard_at > limit + (_HOLD_S if life.worker.inbox else 0.0)
-            for job in life.begun.values()
-            if truth.is_missing(job) and len(truth.holders(job)) == 1 and truth.begins[job] == 1
+            for job in life.begun
+            if job in truth.missing and len(truth.holders(job)) == 1 and truth.begins[job] == 1
         ]
         if self._is_due("slow", bool(slow)):
             raise Violated(f"{_names(slow)}: the worker has been silent for long, another one idles")
@@ -228,16 +229,16 @@ class Checks:
         if kept_s > _HOLD_S + self.lag_s:
             raise Violated(f"{life.worker.where()} has results, and nobody has asked for them for {kept_s:.1f} s")
 
-    def begun(self, life: Life, job: SimulatedJob) -> None:
+    def begun(self, life: Life, job: int) -> None:
         """Check a job that was just begun."""
         if not self._case.orderly:
             return
         left_s = self._cluster.clock - life.leaves_at
         if left_s > 2 * TICK_S + self.lag_s and self._cluster.now > self._truth.excused_until + left_s:
-            raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job.id}")
+            raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job}")
         runs = [each for each in self._truth.runs(job) if not each.unreachable]
         if len(runs) > 2:
-            raise Violated(f"job {job.id} runs on {len(runs)} workers at once")
+            raise Violated(f"job {job} runs on {len(runs)} workers at once")
 
     # ---- the end of a map
 
@@ -247,12 +248,11 @@ class Checks:
         if case.orderly:
             for job, begins in truth.begins.items():
                 if begins > 1 + truth.explained[job]:
-                    raise Violated(f"job {job.id} was begun {begins} times, for which there was no reason")
+                    raise Violated(f"job {job} was begun {begins} times, for which there was no reason")
         if case.calm and 2 * case.delay_s * case.lanes < 0.2 and truth.ends >= _ENOUGH:
             if truth.ran_dry > truth.ends / 2:
                 raise Violated(f"{truth.ran_dry} of {truth.ends} jobs ended before workers without another one")
 
 
-def _names(jobs: Iterable[SimulatedJob]) -> str:
-    ids = [job.id for job in jobs]
-    return f"{len(ids)} job{'s' if len(ids) > 1 else ''} ({', '.join(map(str, ids[:4]))})"
+def _names(jobs: Sequence[int]) -> str:
+    return f"{len(jobs)} job{'s' if len(jobs) > 1 else ''} ({', '.join(map(str, jobs[:4]))})"

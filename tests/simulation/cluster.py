@@ -10,10 +10,11 @@ from pipeline.base.errors import EpisodeError, JobError
 from pipeline.bench.simulated_fanout import RAY_COSTS
 from pipeline.execution.actions import Action, Recall, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
+from pipeline.execution.jobs import Ticket
 from pipeline.execution.node_watch import Nodes
 from pipeline.execution.scheduler import Scheduler
 from pipeline.simulation.cluster import Answer, SimulatedCluster
-from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedJob, SimulatedWorker
+from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedWorker
 from tests.simulation.blame import Blame
 from tests.simulation.cases import FEW, Case, SimulatedMap, case_of
 from tests.simulation.checks import Checks
@@ -57,7 +58,7 @@ class FaultyCluster(SimulatedCluster):
         self._on: dict[SimulatedWorker, str] = {}
         self._poison = dict(case.poison)
         self._failed_starts = case.failed_starts
-        self._ticks = False
+        self._ticks = self._was_stopped = False
 
     def run_case(self) -> None:
         """Run the case and check how it ends.
@@ -67,9 +68,8 @@ class FaultyCluster(SimulatedCluster):
         """
         self._plan_harm()
         for each in self._case.maps:
-            if each.pause_s:
-                self._checks.excuse(each.pause_s)
-                self.pause(each.pause_s)
+            self._checks.excuse(each.pause_s)
+            self.pause(each.pause_s)
             try:
                 self._run_map(each)
             except JobError as error:
@@ -79,7 +79,8 @@ class FaultyCluster(SimulatedCluster):
             raise Violated("a job always fails, or each worker does, and nobody said so")
 
     def _run_map(self, each: SimulatedMap) -> None:
-        self._truth.map_begins(each.jobs)
+        first = self.scheduler.jobs.next
+        self._truth.map_begins([Ticket(first + place, job) for place, job in enumerate(each.jobs)])
         self._checks.map_begins(each.jobs)
         self.run(each.jobs, len(each.jobs) + 1 if each.most is None else each.most)
         expected = {job.id: job.value for job in each.jobs}
@@ -148,25 +149,25 @@ class FaultyCluster(SimulatedCluster):
             return self._rng.uniform(0, 1)
         return self._rng.uniform(0.1, 1) * self._case.delay_s
 
-    def received(self, worker: SimulatedWorker, jobs: Sequence[SimulatedJob]) -> None:
-        self._truth.received(worker, jobs)
+    def received(self, worker: SimulatedWorker, tickets: Sequence[Ticket]) -> None:
+        self._truth.received(self._truth.lives[worker], tickets)
 
-    def begun(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
-        self._truth.begun(worker, job)
-        self._checks.begun(self._truth.lives[worker], job)
-        assert isinstance(job.id, int)
-        how, left = self._poison.get(job.id, ("", 0))
-        if self._case.fatal is not None and job.id == self._case.fatal[0]:
+    def begun(self, worker: SimulatedWorker, ticket: Ticket) -> None:
+        life, job_id = self._truth.lives[worker], ticket.job.id
+        self._truth.begun(life, ticket.id)
+        self._checks.begun(life, ticket.id)
+        how, left = self._poison.get(job_id, ("", 0))
+        if self._case.fatal is not None and job_id == self._case.fatal[0]:
             how, left = self._case.fatal[1], 1
         elif left:
-            self._poison[job.id] = how, left - 1
+            self._poison[job_id] = how, left - 1
         if left:
-            self.at(self.now + self._rng.uniform(0, 0.4), self._suffer, worker, job, how)
+            self.at(self.now + self._rng.uniform(0, 0.4), self._suffer, life, ticket, how)
 
-    def ended(self, worker: SimulatedWorker, job: SimulatedJob) -> None:
-        self._truth.done(worker)
+    def ended(self, worker: SimulatedWorker) -> None:
+        self._truth.done(self._truth.lives[worker])
 
-    def release_jobs(self, worker: SimulatedWorker, ids: Sequence[Hashable]) -> None:
+    def release_jobs(self, worker: SimulatedWorker, ids: Sequence[int]) -> None:
         if self._rng.random() >= self._case.lost_recalls:
             super().release_jobs(worker, ids)
             return
@@ -178,13 +179,10 @@ class FaultyCluster(SimulatedCluster):
     # ---- the driver
 
     def take_answers(self, arrived: list[Answer]) -> list[Answer]:
-        if self._case.one_by_one and len(self.workers) <= _TAKES_ONE and arrived:
+        stopped, self._was_stopped = self._was_stopped, False
+        if self._case.one_by_one and len(self.workers) <= _TAKES_ONE and arrived and not stopped:
             return [arrived.pop(0)]
         return super().take_answers(arrived)
-
-    def stop_driver(self, seconds: float) -> None:
-        self._checks.excuse(seconds)
-        super().stop_driver(seconds)
 
     def before_tick(self) -> None:
         self._see_nodes()
@@ -209,14 +207,14 @@ class FaultyCluster(SimulatedCluster):
         self._checks.after_decision(tick=ticks)
 
     def handle_up(self, worker: SimulatedWorker, node_id: str, now: float) -> None:
-        if worker in self._truth.lives:
-            self._truth.came_up(worker)
+        if (life := self._truth.lives.get(worker)) is not None:
+            self._truth.came_up(life)
         super().handle_up(worker, node_id, now)
         self._see_nodes()
 
     def handle_built(self, worker: SimulatedWorker, now: float) -> None:
-        if worker in self._truth.lives:
-            self._truth.was_built(worker)
+        if (life := self._truth.lives.get(worker)) is not None:
+            self._truth.was_built(life)
             self._blame.was_built()
         super().handle_built(worker, now)
 
@@ -224,29 +222,31 @@ class FaultyCluster(SimulatedCluster):
         life = self._truth.lives.get(worker)
         if life is not None and life.unreachable:
             return  # nobody listens to this answer: the worker is pinged
-        num_results = len(self.results)
+        before, missing = len(self.results), dict(self._truth.missing)
         super().handle_results(worker, results, now)
-        counted = {result[0] for result in self.results[num_results:]}
-        if not counted <= self._truth.missing.keys() or len(counted) < len(self.results) - num_results:
-            raise Violated(f"a job has two results: {counted}")
-        self._truth.results(worker, results, [result[0] in counted for result in results])
+        counted = self.results[before:]
+        counts = [(missing[job].id, value) in counted if job in missing else False for job, value, _ in results]
+        if sum(counts) != len(counted):
+            raise Violated(f"results of another map, or second ones, count: {counted}")
+        self._truth.results(life, results, counts)
 
-    def handle_released(self, worker: SimulatedWorker, ids: Sequence[Hashable], now: float) -> None:
-        self._truth.released(worker, ids)
+    def handle_released(self, worker: SimulatedWorker, ids: Sequence[int], now: float) -> None:
+        if (life := self._truth.lives.get(worker)) is not None:
+            self._truth.released(life, ids)
         super().handle_released(worker, ids, now)
 
     def handle_failed(self, worker: SimulatedWorker, failure: Failure, now: float) -> None:
         self._see_nodes()
-        stays = isinstance(failure.cause, EpisodeError)
-        lost = self._on[worker] in self._known_gone
-        if failure.kind is FailureKind.HUNG:
-            self._truth.freeze(worker)
-        handle = partial(super().handle_failed, worker, failure, now)
-        self._blame.check(worker, failure, handle, lost=lost)
-        self._truth.failed(worker, stays=stays)
+        life, handle = self._truth.lives.get(worker), partial(super().handle_failed, worker, failure, now)
+        if life is not None:
+            self._truth.freeze(life)  # if it is not: the scheduler gives up a worker that is only slow
+        self._blame.check(life, failure, handle, lost=self._on[worker] in self._known_gone)
+        if life is not None:
+            self._truth.failed(life, stays=isinstance(failure.cause, EpisodeError))
 
     def _handle_unreachable(self, worker: SimulatedWorker, now: float) -> None:
-        self._truth.is_unreachable(worker)
+        if (life := self._truth.lives.get(worker)) is not None and not life.unreachable:
+            life.unreachable_at = now
         self.scheduler.unreachable(worker, _LOST_CONNECTION, now)
 
     # ---- harm
@@ -265,49 +265,51 @@ class FaultyCluster(SimulatedCluster):
             for _ in range(times):
                 self.at(self._rng.uniform(0, last), harm)
 
-    def _one(self) -> SimulatedWorker | None:
-        living = [life.worker for life in self._truth.lives.values() if life.worker.alive and not life.frozen]
+    def _one(self) -> Life | None:
+        living = [life for life in self._truth.lives.values() if life.worker.alive and not life.frozen]
         return self._rng.choice(living) if living else None
 
-    def _freeze(self, worker: SimulatedWorker) -> None:
-        self._truth.freeze(worker)
-        self._checks.excuse(self._checks.no_answer_s)  # it may have been asked to give back jobs
+    def _freeze(self, life: Life, seconds: float, lost_workers: int = 1) -> None:
+        """Something happens to a worker, of which the driver will know after some seconds."""
+        self._truth.freeze(life)
+        self._checks.allow(seconds, lost_workers)
+        self._checks.excuse(self._checks.no_answer_s)  # it may have been asked to release jobs
 
     def _kill_one(self) -> None:
-        if (worker := self._one()) is not None:
-            self._die(worker)
+        if (life := self._one()) is not None:
+            self._die(life, self._rng.choice([0.0, 0.5, 4.0]))
 
     def _hang_one(self) -> None:
-        worker = self._one()
-        if worker is not None and self._truth.lives[worker].up:  # else it counts as one that waits for a node
-            self._hang(worker)
+        life = self._one()
+        if life is not None and life.up:  # else it counts as one that waits for a node
+            self._hang(life)
 
-    def _hang(self, worker: SimulatedWorker) -> None:
-        self._freeze(worker)
-        self._checks.allow(self._case.timeout_s + 1.0, 1)
-        worker.alive = False
+    def _hang(self, life: Life) -> None:
+        self._freeze(life, self._case.timeout_s + 1.0)
+        life.worker.alive = False
 
     def _stop(self) -> None:
         seconds = self._rng.uniform(0.5, 10)
         self._checks.allow(seconds, redone=0)
+        self._checks.excuse(seconds)
+        self._was_stopped = True
         self.stop_driver(seconds)
 
     def _disconnect_one(self, seconds: float) -> None:
         """A worker is unreachable, and after a while it answers again."""
-        if (worker := self._one()) is not None:
-            self._freeze(worker)
-            self._checks.allow(seconds, 1)
-            self.to_driver(worker, self._handle_unreachable, worker)
-            self.at(self.now + seconds, self.to_driver, worker, self.handle_failed, worker, _LOST_CONNECTION)
+        if (life := self._one()) is not None:
+            self._freeze(life, seconds)
+            self.to_driver(life.worker, self._handle_unreachable, life.worker)
+            event = self.to_driver, life.worker, self.handle_failed, life.worker, _LOST_CONNECTION
+            self.at(self.now + seconds, *event)
 
-    def _die(self, worker: SimulatedWorker, known_after_s: float | None = None) -> None:
-        after_s = self._rng.choice([0.0, 0.5, 4.0]) if known_after_s is None else known_after_s
-        self._freeze(worker)
-        self._checks.allow(after_s, 1)
-        worker.alive = False
+    def _die(self, life: Life, after_s: float) -> None:
+        """A worker dies, which is known after a while."""
+        self._freeze(life, after_s)
+        life.worker.alive = False
         if after_s:
-            self.to_driver(worker, self._handle_unreachable, worker)
-        self.at(self.now + after_s, self.to_driver, worker, self.handle_failed, worker, _DIED)
+            self.to_driver(life.worker, self._handle_unreachable, life.worker)
+        self.at(self.now + after_s, self.to_driver, life.worker, self.handle_failed, life.worker, _DIED)
 
     def _lose_node(self) -> None:
         self._let_go(self._rng.choice([node for node in self._nodes if node not in self._dead] or [GPU_NODE]))
@@ -318,31 +320,32 @@ class FaultyCluster(SimulatedCluster):
             return
         self._dead.add(node)
         after_s = self._rng.uniform(0, _NODE_LOSS_S)
-        self._checks.allow(after_s, self._case.workers)
+        self._checks.allow(after_s)
         self.at(self.now + after_s, self._known_gone.add, node)
-        for worker in [*self.workers]:
-            if self._on.get(worker) == node and worker.alive and self._truth.lives[worker].up:
-                self._die(worker, after_s + 0.01)
+        for life in [*self._truth.lives.values()]:
+            if self._on[life.worker] == node and life.worker.alive and life.up:
+                self._die(life, after_s + 0.01)
 
     def _drain_node(self) -> None:
         node = self._rng.choice(self._nodes)
         self._draining.add(node)
         self._known_gone.add(node)
-        self._checks.allow(1.0, self._case.workers)
+        self._checks.allow(1.0, sum(1 for life in self._truth.lives.values() if self._on[life.worker] == node))
         self.at(self.now + self._rng.uniform(1, 60), self._let_go, node)
 
-    def _suffer(self, worker: SimulatedWorker, job: SimulatedJob, how: str) -> None:
-        life = self._truth.lives.get(worker)
-        if not worker.alive or job.id not in worker.running or life is None or life.frozen:
+    def _suffer(self, life: Life, ticket: Ticket, how: str) -> None:
+        """A job does harm to its worker."""
+        worker = life.worker
+        if not worker.alive or ticket.id not in worker.running or life.frozen:
             return
         if how == "kill":
-            self._die(worker, 0.0)
+            self._die(life, 0.0)
         elif how == "hang":
-            self._hang(worker)
+            self._hang(life)
         else:
-            self._freeze(worker)
-            self._checks.allow(0.0, 0 if how == "name" else 1)
-            worker.fail(EpisodeError("it raised", job.id) if how == "name" else ZeroDivisionError(), self.make_lanes())
+            self._freeze(life, 0.0, lost_workers=how == "raise")
+            error = EpisodeError("it raised", ticket.job.id) if how == "name" else ZeroDivisionError()
+            worker.fail(error, self.make_lanes())
             self.move(worker)
 
 
@@ -353,7 +356,7 @@ def _text(action: Action) -> str:
         return f"{name} {action.count}"
     more = ""
     if isinstance(action, Send):
-        more = f" {[job.id for job in action.jobs]}{' asks' if action.asks else ''}"
+        more = f" {[ticket.id for ticket in action.tickets]}{' asks' if action.asks else ''}"
     elif isinstance(action, Recall):
         more = f" {list(action.ids)}"
     return f"{name} {action.worker.where()} ({action.worker.state.name}){more}"

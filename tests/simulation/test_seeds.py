@@ -15,7 +15,7 @@ from pipeline.execution.idle import IdleAndFull
 from pipeline.execution.jobs import MapJobs
 from pipeline.execution.node_watch import NodeWatch
 from pipeline.execution.scheduler import Scheduler
-from pipeline.execution.worker_state import ScheduledWorker, WorkerState
+from pipeline.execution.worker_state import ScheduledWorker
 from tests.simulation.faults import Violated, case_of, run_seed
 
 SEEDS, AT_ONCE = 3000, 250
@@ -67,8 +67,8 @@ def test_seeds_draw_every_kind_of_harm() -> None:
 # ---- mutations: the simulation notices a scheduler that is wrong
 
 
-def forgets_what_was_given_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Scheduler, "_requeue_unshared", lambda self, jobs: None)
+def forgets_released_jobs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scheduler, "_remove_jobs", lambda self, worker, ids: worker.remove_jobs(ids) and [])
 
 
 def counts_no_tries(patch: pytest.MonkeyPatch) -> None:
@@ -76,15 +76,17 @@ def counts_no_tries(patch: pytest.MonkeyPatch) -> None:
 
 
 def gives_jobs_to_draining_workers(patch: pytest.MonkeyPatch) -> None:
-    def takes(worker: ScheduledWorker) -> bool:
-        return worker.state in (WorkerState.READY, WorkerState.DRAINING) and worker.built and not worker.exclusive
-
-    patch.setattr(ScheduledWorker, "takes_jobs", property(takes))
+    patch.setattr(ScheduledWorker, "mark_draining", lambda self: None)
 
 
 def takes_every_result(patch: pytest.MonkeyPatch) -> None:
     finish = Scheduler._finish
-    patch.setattr(Scheduler, "_finish", lambda self, *arguments: finish(self, *arguments) or True)
+
+    def take(self: Scheduler, worker: ScheduledWorker, ticket_id: int, seconds: float) -> Any:
+        ticket = worker.jobs.get(ticket_id)
+        return finish(self, worker, ticket_id, seconds) or (ticket and ticket.job)
+
+    patch.setattr(Scheduler, "_finish", take)
 
 
 def leaves_jobs_before_busy_workers(patch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def blames_nobody_alone(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "mutate",
     [
-        forgets_what_was_given_back,
+        forgets_released_jobs,
         counts_no_tries,
         gives_jobs_to_draining_workers,
         takes_every_result,

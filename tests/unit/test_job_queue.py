@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from pipeline.execution.jobs import MapJobs, batch_for_worker
+from pipeline.execution.jobs import MapJobs, Ticket, batch_for_worker
 from tests.cluster.toys import Number
 
 
+def made(count: int, max_attempts: int = 3, first: int = 0) -> MapJobs:
+    return MapJobs([Number(number) for number in range(count)], max_attempts, first)
+
+
+def ids(tickets: Sequence[Ticket]) -> list[int]:
+    return [ticket.id for ticket in tickets]
+
+
 def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
-    queue = MapJobs([Number(i) for i in range(10)], max_attempts=3)
+    queue = made(10)
     for _ in range(2):
-        call = {job.id: job for job in queue.take(4)}
-        assert list(call) == [0, 1, 2, 3]
+        taken = queue.take(4)
+        assert ids(taken) == [0, 1, 2, 3]
         queue.failed([1], "it was unlucky", None)
-        queue.requeue([*call.values()])
-    assert [job.id for job in queue.take(4)] == [0, 2, 3, 4]
-    assert [job.id for job in queue.take(2, has_others=True)] == [5, 6]
-    assert [[job.id for job in queue.take(4)] for _ in range(2)] == [[1], [7, 8, 9]]
+        queue.requeue(taken)
+    assert ids(queue.take(4)) == [0, 2, 3, 4]
+    assert ids(queue.take(2, has_others=True)) == [5, 6]
+    assert ids(queue.take(4)) == [1]
+    last = queue.take(4)
+    assert ids(last) == [7, 8, 9]
     assert queue.take(4) == []
 
     queue.failed([9], "it was unlucky", None)
     queue.failed([9], "it was unlucky", None)
-    queue.requeue([Number(9)])
+    queue.requeue(last[2:])
     assert queue.take(4, has_others=True) == [] and queue.num_waiting == 1
-    assert queue.goes_alone(Number(9)) and not queue.goes_alone(Number(7))
+    assert queue.goes_alone(last[2]) and not queue.goes_alone(last[0])
 
 
 def test_the_first_result_of_a_job_counts_and_ends_its_copies() -> None:
-    jobs = MapJobs([Number(i) for i in range(3)], max_attempts=3)
+    jobs = made(3, first=5)
     taken = jobs.take(2)
+    assert ids(taken) == [5, 6] and jobs.next == 8
     assert jobs.requeue(taken, alone=True) == taken and jobs.num_waiting == 3
-    assert jobs.finish(0) and not jobs.finish(0) and not jobs.finish("of an earlier map")
-    assert len(jobs) == 2 and 0 not in jobs and 1 in jobs
-    assert jobs.requeue([Number(0), Number(7)]) == [], "neither a finished job nor one of an earlier map is queued"
-    assert [jobs.take(3) for _ in range(2)] == [[Number(1)], [Number(2)]]
+    assert jobs.finish(5) == Number(0) and jobs.finish(5) is None
+    assert len(jobs) == 2 and 5 not in jobs and 6 in jobs
+    earlier = Ticket(0, Number(1))
+    assert jobs.requeue([taken[0], earlier]) == [], "neither a finished job nor one of an earlier map is queued"
+    assert jobs.finish(earlier.id) is None
+    assert [ids(jobs.take(3)) for _ in range(2)] == [[6], [7]]
+
+
+def test_jobs_are_selected_by_the_number_of_their_holders() -> None:
+    jobs = made(3)
+    first, second, queued = jobs.take(3)
+    jobs.requeue([queued])
+    jobs.note_held([first, second])
+    jobs.note_held([second])
+    assert jobs.with_holders(1, [first, second, queued]) == [first]
+    jobs.note_dropped(first)
+    assert jobs.with_holders(0, [first, second, queued]) == [first], "the third waits in the queue"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +75,7 @@ def test_the_first_result_of_a_job_counts_and_ends_its_copies() -> None:
         (100, 356, 256, 0, 1, 1),
         (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
         (1024, 1024, 2, 0, 16, 24),  # not many ahead while others may wait for their first ones
-        (1024, 1040, 2, 16, 16, 128),  # then no more ahead than so many times what it can begin
+        (1024, 1040, 2, 16, 16, 128),  # then no more ahead than this multiple of the jobs that it can begin
         (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair
         (2, 20, 2, 12, 16, 0),
         (0, 20, 2, 3, 16, 0),

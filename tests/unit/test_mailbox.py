@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from actors.mailbox import Mailbox
+from pipeline.execution.jobs import Ticket
 
 LONG_S = 3600.0
 
@@ -20,8 +21,8 @@ class Job:
     id: int
 
 
-def jobs(*ids: int) -> list[Job]:
-    return [Job(job_id) for job_id in ids]
+def tickets(*ids: int) -> list[Ticket]:
+    return [Ticket(number, Job(number)) for number in ids]
 
 
 def fetching(mailbox: Mailbox, batching_delay_s: float) -> Future[list[Any]]:
@@ -30,7 +31,7 @@ def fetching(mailbox: Mailbox, batching_delay_s: float) -> Future[list[Any]]:
 
     def fetch() -> None:
         try:
-            answer.set_result([job_id for job_id, _, _ in mailbox.fetch(batching_delay_s)])
+            answer.set_result([ticket_id for ticket_id, _, _ in mailbox.fetch(batching_delay_s)])
         except Exception as error:
             answer.set_exception(error)
 
@@ -45,7 +46,7 @@ def finish(mailbox: Mailbox) -> None:
 
 def test_results_are_batched_until_the_last_job_begins() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2, 3), failures=0)
+    mailbox.post(tickets(1, 2, 3), failures=0)
     answer = fetching(mailbox, LONG_S)
     finish(mailbox)
     finish(mailbox)
@@ -58,22 +59,22 @@ def test_results_are_batched_until_the_last_job_begins() -> None:
 @pytest.mark.parametrize("batching_delay_s", [0.0, 0.05])
 def test_results_wait_at_most_the_given_time(batching_delay_s: float) -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2, 3), failures=0)
+    mailbox.post(tickets(1, 2, 3), failures=0)
     finish(mailbox)
     assert fetching(mailbox, batching_delay_s).result(10) == [1]
 
 
 def test_result_has_the_time_since_its_job_was_taken() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1), failures=0)
+    mailbox.post(tickets(1), failures=0)
     finish(mailbox)
-    ((job_id, result, seconds),) = mailbox.fetch(0)
-    assert (job_id, result) == (1, "result 1") and 0 <= seconds < 10
+    ((ticket_id, result, seconds),) = mailbox.fetch(0)
+    assert (ticket_id, result) == (1, "result 1") and 0 <= seconds < 10
 
 
-def test_job_is_taken_back_only_before_it_begins() -> None:
+def test_job_is_released_only_before_it_begins() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2, 3), failures=0)
+    mailbox.post(tickets(1, 2, 3), failures=0)
     next(mailbox)
     assert mailbox.recall([1, 2, 7]) == [2], "1 is at work, and 7 was never here"
     assert [job.id for job in mailbox] == [3]
@@ -81,16 +82,30 @@ def test_job_is_taken_back_only_before_it_begins() -> None:
 
 def test_duplicate_job_is_ignored() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2, 3), failures=0)
+    mailbox.post(tickets(1, 2, 3), failures=0)
     finish(mailbox)
     next(mailbox)
-    mailbox.post(jobs(1, 2, 3, 4), failures=0)
+    mailbox.post(tickets(1, 2, 3, 4), failures=0)
     assert [job.id for job in mailbox] == [3, 4], "the first has a result, the second is at work"
+
+
+def test_jobs_of_two_maps_with_the_same_id_run_one_after_the_other() -> None:
+    mailbox = Mailbox()
+    mailbox.post([Ticket(7, Job(1))], failures=0)
+    next(mailbox)
+    mailbox.post([Ticket(8, Job(1)), Ticket(9, Job(2))], failures=0)
+    assert [job.id for job in mailbox] == [2], "the first job 1 is still at work"
+    mailbox.put_result(2, "two")
+    mailbox.put_result(1, "of the first map")
+    assert next(mailbox).id == 1
+    mailbox.put_result(1, "of the second map")
+    results = [(ticket_id, result) for ticket_id, result, _ in mailbox.fetch(0)]
+    assert results == [(9, "two"), (7, "of the first map"), (8, "of the second map")]
 
 
 def test_fetch_without_remaining_jobs_ends() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1), failures=0)
+    mailbox.post(tickets(1), failures=0)
     answer = fetching(mailbox, LONG_S)
     mailbox.recall([1])
     assert answer.result(10) == []
@@ -99,11 +114,11 @@ def test_fetch_without_remaining_jobs_ends() -> None:
 def test_recalled_job_can_be_sent_again() -> None:
     """The job arrives again after the fetches have ended."""
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2), failures=0)
+    mailbox.post(tickets(1, 2), failures=0)
     mailbox.recall([2])
     finish(mailbox)
     assert [fetching(mailbox, LONG_S).result(10) for _ in range(2)] == [[1], []]
-    mailbox.post(jobs(2), failures=0)
+    mailbox.post(tickets(2), failures=0)
     finish(mailbox)
     assert fetching(mailbox, LONG_S).result(10) == [2]
 
@@ -119,22 +134,22 @@ def test_fetch_waits_for_later_jobs() -> None:
     threading.Thread(target=wait, daemon=True).start()
     with pytest.raises(TimeoutError):
         waited.result(0.1)
-    mailbox.post(jobs(1), failures=0)
+    mailbox.post(tickets(1), failures=0)
     waited.result(10)
 
 
 def test_jobs_sent_before_a_failure_was_known_are_ignored() -> None:
     mailbox = Mailbox()
-    mailbox.post(jobs(1, 2, 3), failures=0)
+    mailbox.post(tickets(1, 2, 3), failures=0)
     finish(mailbox)
     next(mailbox)
     mailbox.fail(ValueError("of job 2"))
-    mailbox.post(jobs(4), failures=0)
+    mailbox.post(tickets(4), failures=0)
     assert fetching(mailbox, LONG_S).result(10) == [1], "earlier results are not lost"
     with pytest.raises(ValueError, match="of job 2"):
         mailbox.fetch(LONG_S)
     assert [job.id for job in mailbox] == []
-    mailbox.post(jobs(2, 3), failures=1)
+    mailbox.post(tickets(2, 3), failures=1)
     assert [job.id for job in mailbox] == [2, 3]
 
 
@@ -151,7 +166,7 @@ def test_concurrent_messages_lose_and_duplicate_no_job() -> None:
 
     def feed(first: int) -> None:
         for job_id in range(first, count, 2):
-            mailbox.post(jobs(job_id), failures=0)
+            mailbox.post(tickets(job_id), failures=0)
 
     def start(target: Callable[..., None], *arguments: int) -> threading.Thread:
         thread = threading.Thread(target=target, args=arguments, daemon=True)

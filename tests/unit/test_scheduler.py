@@ -1,0 +1,129 @@
+"""Decisions of the scheduler, by events and actions alone: moments that once went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.execution.actions import Action, End, Recall, ReportHung, Request, Send
+from pipeline.execution.failures import Failure, FailureKind
+from pipeline.execution.node_watch import Nodes
+from pipeline.execution.scheduler import Scheduler
+from pipeline.execution.worker_state import ScheduledWorker, WorkerState
+from tests.cluster.toys import Number
+
+CONNECTION_LOST = Failure(FailureKind.UNREACHABLE, "its connection failed", None)
+
+
+class Driver:
+    """A driver with workers that are ready at once, each on a node of its own."""
+
+    def __init__(self, workers: int, lanes: int = 1, **settings: Any) -> None:
+        self.scheduler = Scheduler(max_attempts=3, jobs_at_once=lanes, max_workers=workers, **settings)
+        self.workers = [ScheduledWorker(lanes) for _ in range(workers)]
+        for number, worker in enumerate(self.workers):
+            self.scheduler.requested(worker)
+            self.scheduler.up(worker, f"node {number}", 0.0)
+            self.scheduler.built(worker, 0.0)
+        self.nodes = frozenset(f"node {number}" for number in range(workers))
+        self.scheduler.see_nodes(Nodes(known=self.nodes), 0.0)
+        self.scheduler.decide(0.0)
+
+    def begin(self, *ids: int, now: float = 0.0) -> list[Action]:
+        self.scheduler.begin([Number(job_id) for job_id in ids], now)
+        return self.scheduler.decide(now)
+
+    def finish(self, worker: ScheduledWorker, now: float, count: int = 1) -> list[Any]:
+        """The worker answers with its first jobs; returns the jobs whose results count."""
+        jobs = self.scheduler.results(worker, [(ticket_id, 0.1) for ticket_id in [*worker.jobs][:count]], now)
+        self.scheduler.decide(now)
+        return jobs
+
+    def tick(self, now: float) -> list[Action]:
+        self.scheduler.tick(now)
+        return self.scheduler.decide(now)
+
+
+def sent(actions: list[Action]) -> list[tuple[Any, list[int]]]:
+    """Worker and job IDs of each message with jobs."""
+    sends = [action for action in actions if isinstance(action, Send) and action.tickets]
+    return [(send.worker, [ticket.job.id for ticket in send.tickets]) for send in sends]
+
+
+def test_a_long_job_is_copied_once_and_not_to_one_worker_after_another() -> None:
+    driver = Driver(6)
+    driver.begin(*range(6))
+    slow = driver.workers[0]
+    for worker in driver.workers[1:]:
+        assert driver.finish(worker, 0.1)
+    copies = [sent(driver.tick(float(now))) for now in range(1, 60)]
+    assert sum(map(len, copies)) == 1 and driver.scheduler.copies == 1
+    assert slow.state is WorkerState.SLOW
+    assert [ids for _, ids in sent(driver.begin(*range(6, 10), now=60.0))] == [[6], [7], [8], [9]]
+
+
+def test_late_result_of_an_earlier_map_does_not_count_for_a_job_with_the_same_id() -> None:
+    driver = Driver(2)
+    driver.begin(1, 2)
+    late, other = driver.workers
+    (of_first_map,) = [*late.jobs]
+    driver.scheduler.unreachable(late, CONNECTION_LOST, 0.0)
+    driver.finish(other, 1.0)
+    driver.tick(3.0)  # the job of the unreachable worker is requeued
+    assert driver.finish(other, 4.0) == [Number(1)]
+    driver.begin(1, now=5.0)
+    assert driver.scheduler.results(late, [(of_first_map, 9.0)], 5.1) == [None]
+    assert driver.finish(other, 6.0) == [Number(1)]
+
+
+def test_same_jobs_can_be_mapped_again_while_a_worker_still_has_one() -> None:
+    driver = Driver(2)
+    driver.begin(1, 2)
+    slow, other = driver.workers
+    driver.finish(other, 0.1)
+    driver.tick(10.0)  # its job also runs on the other worker
+    assert driver.finish(other, 10.5) == [Number(1)]
+    assert sent(driver.begin(1, now=11.0)) == [(other, [1])]
+    lost = Failure(FailureKind.WORKER_LOST, "its worker died", None)
+    driver.scheduler.failed(slow, lost, 12.0)
+    driver.scheduler.failed(other, lost, 13.0)
+    assert driver.scheduler.jobs.num_waiting == 1
+
+
+def test_jobs_of_an_earlier_map_that_did_not_begin_are_recalled() -> None:
+    driver = Driver(1)
+    driver.begin(*range(8))
+    assert len(driver.workers[0].jobs) > 1
+    recalls = [action for action in driver.begin(9, now=1.0) if isinstance(action, Recall)]
+    assert [len(recall.ids) for recall in recalls] == [len(driver.workers[0].jobs) - 1]
+
+
+def test_draining_workers_do_not_count_in_the_fair_share() -> None:
+    driver = Driver(8, lanes=16)
+    healthy = driver.workers[0]
+    driver.scheduler.see_nodes(Nodes(known=driver.nodes, gone=driver.nodes, leave=driver.nodes - {"node 0"}), 0.0)
+    driver.begin(*range(20))
+    assert len(healthy.jobs) >= 16
+
+
+def test_connections_that_fail_at_the_start_are_no_failed_starts() -> None:
+    scheduler = Scheduler(max_attempts=3, max_workers=1)
+    scheduler.begin([Number(1)], 0.0)
+    for now in range(5):
+        (request,) = scheduler.decide(now)
+        assert request == Request(1)
+        worker = ScheduledWorker(1)
+        scheduler.requested(worker)
+        scheduler.see_nodes(Nodes(known=frozenset({"node"})), now)
+        scheduler.up(worker, "node", now)
+        scheduler.decide(now)
+        scheduler.unreachable(worker, CONNECTION_LOST, now)
+        scheduler.failed(worker, CONNECTION_LOST, now + 0.5)
+        assert [action for action in scheduler.decide(now) if isinstance(action, End)]
+        scheduler.tick(now + 1.0)
+
+
+def test_silent_worker_is_reported_after_the_limit() -> None:
+    driver = Driver(1, timeout_s=100.0)
+    driver.begin(1)
+    assert not [action for action in driver.tick(99.0) if isinstance(action, ReportHung)]
+    assert driver.tick(100.0)[0] == ReportHung(driver.workers[0])
