@@ -85,7 +85,7 @@ class Blame:
 
     def _ran(self, life: Life, failure: Failure) -> set[int]:
         """IDs of the jobs that surely caused a failure, or ran when it happened, as the driver can know."""
-        ran = {job for job in life.ran_when_frozen if job in self._truth.missing}
+        ran = {job for job in life.ran_when_frozen if job in self._truth.missing and not life.maybe_slow}
         if isinstance(failure.cause, EpisodeError):
             return {job for job in ran if self._is_named(job, failure.cause)}
         # A worker that kept results was thought to run their jobs; the same if jobs came in another order.
@@ -105,8 +105,9 @@ class Blame:
         innocent = [job for job in blamed if job not in life.held_when_frozen or job in waiting]
         if innocent:
             raise Violated(f"{where} had not begun the jobs {innocent}, which are blamed")
-        if isinstance(failure.cause, EpisodeError) and any(job != failure.cause.job_id for job in blamed):
-            raise Violated(f"job {failure.cause.job_id} raised, and the jobs {blamed} are blamed")
+        cause = failure.cause
+        if isinstance(cause, EpisodeError) and not all(self._is_named(job, cause) for job in blamed):
+            raise Violated(f"job {cause.job_id} raised, and the jobs {blamed} are blamed")
         missed = self._ran(life, failure) - set(blamed)
         if missed:
             raise Violated(f"{where} ran the jobs {missed}, and the jobs {blamed} are blamed")

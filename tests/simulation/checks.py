@@ -45,6 +45,7 @@ class Checks:
             self._idle_s += self.no_answer_s + longest * self.slowness
         self._due: Counter[object] = Counter()
         self._deadline = math.inf
+        self._longest, self._workers = 0.0, 1  # of the present map: its longest job, and the workers that it needs
         self._requested = 0  # by actions that were not done yet
 
     @property
@@ -68,12 +69,14 @@ class Checks:
         """A map begins: by when must it have ended, if nothing happens?"""
         left = [sum(job.size for job in life.held.values()) for life in self._truth.lives.values()]
         sizes = [job.size for job in jobs]
-        workers = min(self._case.workers, len(sizes))
-        work = (sum(sizes) + sum(left)) / (workers * self._case.lanes)
+        self._workers = min(self._case.workers, len(sizes))
+        work = (sum(sizes) + sum(left)) / (self._workers * self._case.lanes)
         self._deadline = self._cluster.now + 1.0 + self.restart_s
         self._deadline += (1.05 * work + max(sizes) + max(left, default=0.0)) * self.slowness
         self._longest = max(sizes)
-        self.excuse(0.0)
+        for life in self._truth.lives.values():
+            if life.frozen:  # since an earlier map, and the driver may not know it
+                self.allow(life.known_in_s, 1)
 
     def allow(self, seconds: float, lost_workers: float = 0.0, redone: int = 1) -> None:
         """Allow a map to take longer, because of a fault.
@@ -84,7 +87,7 @@ class Checks:
             redone: Number of jobs that are run again one after the other.
         """
         again = redone * 2 * self._longest * self.slowness
-        self._deadline += seconds + self.lag_s + again + self.restart_s * min(1.0, lost_workers / self._case.workers)
+        self._deadline += seconds + self.lag_s + again + self.restart_s * min(1.0, lost_workers / self._workers)
 
     def excuse(self, seconds: float) -> None:
         """Workers may idle for some time."""
@@ -104,8 +107,9 @@ class Checks:
         elif isinstance(action, Recall):
             if (life := self._truth.lives.get(action.worker)) is not None:
                 life.recalled.update(action.ids)
-                if life.frozen:  # idle workers wait for its answer, until that is late
+                if life.frozen:  # idle workers wait for its answer; then jobs are run elsewhere, also if it began them
                     self.excuse(self.no_answer_s)
+                    self._truth.explained.update(action.ids)
         elif isinstance(action, End):
             self._check_end(action.worker)
 
@@ -197,7 +201,7 @@ class Checks:
             for life in (truth.lives.values() if vacant else ())
             if not life.unreachable and clock - life.heard_at > limit + (_HOLD_S if life.worker.inbox else 0.0)
             for job in life.begun
-            if job in truth.missing and len(truth.holders(job)) == 1 and truth.begins[job] == 1
+            if job in truth.missing and len(truth.holders(job)) == 1 and not truth.explained[job]
         ]
         if self._is_due("slow", bool(slow)):
             raise Violated(f"{_names(slow)}: the worker has been silent for long, another one idles")
@@ -236,7 +240,8 @@ class Checks:
         left_s = self._cluster.clock - life.leaves_at
         if left_s > 2 * TICK_S + self.lag_s and self._cluster.now > self._truth.excused_until + left_s:
             raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job}")
-        runs = [each for each in self._truth.runs(job) if not each.unreachable]
+        runs = [each for each in self._truth.runs(job) if job in each.worker.running]
+        runs = [each for each in runs if not each.unreachable and job not in each.recalled]
         if len(runs) > 2:
             raise Violated(f"job {job} runs on {len(runs)} workers at once")
 
@@ -249,9 +254,9 @@ class Checks:
             for job, begins in truth.begins.items():
                 if begins > 1 + truth.explained[job]:
                     raise Violated(f"job {job} was begun {begins} times, for which there was no reason")
-        if case.calm and 2 * case.delay_s * case.lanes < 0.2 and truth.ends >= _ENOUGH:
-            if truth.ran_dry > truth.ends / 2:
-                raise Violated(f"{truth.ran_dry} of {truth.ends} jobs ended before workers without another one")
+        prompt = case.calm and 2 * case.delay_s * case.lanes < 0.2 and truth.ends >= _ENOUGH
+        if prompt and truth.ran_dry > truth.ends / 2:
+            raise Violated(f"{truth.ran_dry} of {truth.ends} jobs ended at workers without another one")
 
 
 def _names(jobs: Sequence[int]) -> str:

@@ -56,6 +56,7 @@ class FaultyCluster(SimulatedCluster):
         self._dead: set[str] = set()
         self._known_gone: set[str] = set()
         self._on: dict[SimulatedWorker, str] = {}
+        self._started: set[SimulatedWorker] = set()
         self._poison = dict(case.poison)
         self._failed_starts = case.failed_starts
         self._ticks = self._was_stopped = False
@@ -128,6 +129,7 @@ class FaultyCluster(SimulatedCluster):
         if self._on[worker] in self._dead and worker.alive:
             self.start(worker)  # the cluster starts it elsewhere
         else:
+            self._started.add(worker)
             self.come_up(worker, self._on[worker])
 
     def build(self, worker: SimulatedWorker) -> None:
@@ -209,8 +211,8 @@ class FaultyCluster(SimulatedCluster):
     def handle_up(self, worker: SimulatedWorker, node_id: str, now: float) -> None:
         if (life := self._truth.lives.get(worker)) is not None:
             self._truth.came_up(life)
-        super().handle_up(worker, node_id, now)
         self._see_nodes()
+        super().handle_up(worker, node_id, now)
 
     def handle_built(self, worker: SimulatedWorker, now: float) -> None:
         if (life := self._truth.lives.get(worker)) is not None:
@@ -246,7 +248,7 @@ class FaultyCluster(SimulatedCluster):
 
     def _handle_unreachable(self, worker: SimulatedWorker, now: float) -> None:
         if (life := self._truth.lives.get(worker)) is not None and not life.unreachable:
-            life.unreachable_at = now
+            self._truth.is_unreachable(life)
         self.scheduler.unreachable(worker, _LOST_CONNECTION, now)
 
     # ---- harm
@@ -272,6 +274,7 @@ class FaultyCluster(SimulatedCluster):
     def _freeze(self, life: Life, seconds: float, lost_workers: int = 1) -> None:
         """Something happens to a worker, of which the driver will know after some seconds."""
         self._truth.freeze(life)
+        life.known_in_s = seconds
         self._checks.allow(seconds, lost_workers)
         self._checks.excuse(self._checks.no_answer_s)  # it may have been asked to release jobs
 
@@ -281,7 +284,7 @@ class FaultyCluster(SimulatedCluster):
 
     def _hang_one(self) -> None:
         life = self._one()
-        if life is not None and life.up:  # else it counts as one that waits for a node
+        if life is not None and life.worker in self._started:  # else it waits for a node
             self._hang(life)
 
     def _hang(self, life: Life) -> None:
@@ -323,7 +326,7 @@ class FaultyCluster(SimulatedCluster):
         self._checks.allow(after_s)
         self.at(self.now + after_s, self._known_gone.add, node)
         for life in [*self._truth.lives.values()]:
-            if self._on[life.worker] == node and life.worker.alive and life.up:
+            if self._on[life.worker] == node and life.worker.alive and life.worker in self._started:
                 self._die(life, after_s + 0.01)
 
     def _drain_node(self) -> None:

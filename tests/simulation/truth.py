@@ -36,6 +36,7 @@ class Life:
         disordered: Whether jobs have overtaken each other on their way.
         frozen: Whether the worker has died, raised or lost its connection, which the driver may not know.
         ran_when_frozen: Jobs that ran then.
+        known_in_s: Seconds from then until the driver knows.
         held_when_frozen: Jobs that the worker had then, or that were sent to it later.
         kept_when_frozen: Whether the worker had results then.
         up: Whether the driver knows that the process is up.
@@ -63,7 +64,7 @@ class Life:
         self.disordered = self.kept_when_frozen = self.frozen = self.up = self.built = self.exclusive = False
         self.maybe_slow = self.copied = self.empty_answer = False
         self.free_since = self.vacant_since = self.unreachable_at = self.leaves_at = math.inf
-        self.heard_at = 0.0
+        self.heard_at = self.known_in_s = 0.0
 
     @property
     def unreachable(self) -> bool:
@@ -161,6 +162,11 @@ class Truth:
             self._note_run(life, job)
         life.held_when_frozen = set(life.begun)
 
+    def is_unreachable(self, life: Life) -> None:
+        """The driver hears that a connection failed: jobs are run elsewhere before their fate is known."""
+        life.unreachable_at = self._cluster.clock
+        self.explained.update([*life.held])
+
     def expire(self) -> None:
         """Time has passed: the jobs of unreachable workers are free."""
         for life in self.lives.values():
@@ -200,7 +206,11 @@ class Truth:
                 life.held_when_frozen.add(job)
 
     def received(self, life: Life, tickets: Sequence[Ticket]) -> None:
-        """Jobs have arrived at a worker."""
+        """Jobs have arrived at a worker. One that runs for an earlier map must end before it begins anew."""
+        running = {life.held[job].id for job in life.worker.running if job in life.held}
+        for job, content in tickets:
+            if content.id in running:
+                self._note_run(life, job)
         jobs = [job for job, _ in tickets]
         if life.on_way[: len(jobs)] == jobs:
             del life.on_way[: len(jobs)]
