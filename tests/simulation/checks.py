@@ -230,7 +230,7 @@ class Checks:
     def _check_kept(self, life: Life) -> None:
         """No result is kept for long."""
         kept_s = self._cluster.now - max(life.worker.kept_since, self._truth.excused_until)
-        if kept_s > _HOLD_S + self.lag_s:
+        if kept_s > _HOLD_S + self.lag_s and any(result[0] not in life.recalled for result in life.worker.kept):
             raise Violated(f"{life.worker.where()} has results, and nobody has asked for them for {kept_s:.1f} s")
 
     def begun(self, life: Life, job: int) -> None:

@@ -48,7 +48,7 @@ class Life:
         maybe_slow: Whether the worker was silent for so long that it may count as slow, until it answers.
         copied: Whether a job of the worker was sent to another as well, until it answers.
         empty_answer: Whether the last answer had no results, so that the worker may be told again what it has.
-        recalled: All jobs that the worker was ever asked to release.
+        recalled: Jobs that the worker was asked to release, and of which the driver may think that it did.
         unreachable_at: Time of the driver's clock at which it heard that the connection failed.
         leaves_at: Time of the driver's clock at which it saw that the worker must leave its node.
     """
@@ -265,6 +265,8 @@ class Truth:
         """The driver has handled the answer to a recall."""
         for job in jobs:
             self._no_longer_held(life, job)
+        if self._case.orderly:  # no answer is so late that the driver has given it up
+            life.recalled.clear()
 
     # ---- bookkeeping
 
