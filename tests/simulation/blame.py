@@ -22,11 +22,11 @@ class Blame:
 
     def __init__(self, case: Case, scheduler: Scheduler, truth: Truth) -> None:
         self._case, self._scheduler, self._truth = case, scheduler, truth
-        self._retries = self._failed_starts = 0
+        self._retries = self._failed_starts = self._raised_starts = 0
 
     def was_built(self) -> None:
         """A worker is built: failed starts are counted anew."""
-        self._failed_starts = 0
+        self._failed_starts = self._raised_starts = 0
 
     def no_failure(self) -> None:
         """Check that nothing was counted since the last failure, unless a worker is unreachable."""
@@ -72,7 +72,7 @@ class Blame:
             self._check_blamed(life, failure, blamed, lost=lost)
             self._check_gives_up(max((after[job] for job in blamed), default=0), error)
         else:
-            self._check_failed_start(blamed, error, lost=lost)
+            self._check_failed_start(failure, blamed, error, lost=lost)
         if error is None:
             self._check_retries(life, failure, blamed, self._retries - retries, lost=lost)
         for job in blamed:
@@ -121,10 +121,15 @@ class Blame:
         if error is not None and tries < self._case.max_attempts:
             raise Violated(f"no job was tried {self._case.max_attempts} times, but: {error}")
 
-    def _check_failed_start(self, blamed: list[int], error: JobError | None, *, lost: bool) -> None:
+    def _check_failed_start(
+        self, failure: Failure, blamed: list[int], error: JobError | None, *, lost: bool
+    ) -> None:
         if blamed:
             raise Violated(f"a worker was not built, and the jobs {blamed} are blamed")
-        self._failed_starts += not lost
+        self._failed_starts += not lost and failure.kind is not FailureKind.UNREACHABLE
+        self._raised_starts += failure.kind is FailureKind.RAISED
+        if error is None and self._raised_starts >= self._case.max_attempts:
+            raise Violated(f"{self._raised_starts} workers failed to start, and nobody says so")
         if error is not None and self._failed_starts < self._case.max_attempts:
             raise Violated(f"{self._failed_starts} workers failed to start, but: {error}")
 

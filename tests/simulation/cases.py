@@ -106,13 +106,13 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
         most_workers: Maximum number of workers. With more than ``FEW``, there are so many.
     """
     rng = random.Random(seed)
-    workers, lanes = max(1, int(most_workers ** rng.random())), rng.choice([1, 1, 1, 2, 3, 16])
+    workers, lanes = max(1, int(most_workers ** rng.random())), rng.choice([1, 1, 1, 2, 3, 16, 16])
     if most_workers > FEW:
         workers = most_workers
     kind = rng.randrange(6)
     maps = _draw_maps(rng, workers, lanes, alone=kind == 1)
     case = Case(
-        seed, workers, lanes, maps, rng.randint(1, 4), rng.uniform(30, 90), late_s=rng.choice([0.1, 3, 30]),
+        seed, workers, lanes, maps, rng.randint(1, 4), rng.uniform(30, 90), late_s=rng.choice([0.1, 3, 3, 30]),
         delay_s=rng.choice([0.005, 0.005, 0.005, 0.05, 0.2]), one_by_one=rng.random() < 0.5,
     )  # fmt: skip
     jobs = maps[0].jobs
@@ -148,7 +148,7 @@ def _draw_harm(rng: random.Random, case: Case, ids: Sequence[int], *, anything: 
 
 def _draw_maps(rng: random.Random, workers: int, lanes: int, *, alone: bool) -> list[SimulatedMap]:
     count = int(workers * lanes * rng.choice([0.3, 1, 2, 4, 8]))
-    most = _MOST_JOBS if workers > FEW else 4 * FEW + 40
+    most = _MOST_JOBS if workers > FEW else 120 + 12 * lanes
     maps = [SimulatedMap(_draw_jobs(rng, 0, range(max(1, min(most, count)))))]
     while not alone and len(maps) < 4 and rng.random() < 0.3:
         number, before = len(maps), maps[-1]

@@ -37,14 +37,14 @@ class Checks:
     ) -> None:
         self._case, self._cluster, self._truth, self._can_stay = case, cluster, truth, can_stay
         delay_s = case.longest_delay_s
-        # A driver that feeds many workers answers one of them later.
+        # A driver that feeds many workers answers one of them later. Jobs are recalled in two or three rounds.
         self.lag_s = 8 * delay_s + 0.05 + 5e-4 * case.workers
-        self._idle_s = self.lag_s
+        self._idle_s = 9 * delay_s + 3e-4 * case.workers
         if not case.orderly:
             longest = max(job.size for each in case.maps for job in each.jobs)
             self._idle_s += self.no_answer_s + longest * self.slowness
         self._due: Counter[object] = Counter()
-        self._deadline = math.inf
+        self._deadline, self._stopped_until = math.inf, 0.0
         self._longest, self._workers = 0.0, 1  # of the present map: its longest job, and the workers that it needs
         self._requested = 0  # by actions that were not done yet
 
@@ -88,6 +88,11 @@ class Checks:
         """
         again = redone * 2 * self._longest * self.slowness
         self._deadline += seconds + self.lag_s + again + self.restart_s * min(1.0, lost_workers / self._workers)
+
+    def stop(self, seconds: float) -> None:
+        """The driver is stopped for some time."""
+        self._stopped_until = self._cluster.now + seconds
+        self.excuse(seconds)
 
     def excuse(self, seconds: float) -> None:
         """Workers may idle for some time."""
@@ -222,10 +227,14 @@ class Checks:
         truth, now = self._truth, self._cluster.now
         waits = min(truth.fresh_since, truth.again_since)
         vacant_s = now - max(life.vacant_since, waits, truth.excused_until)
-        free_s = now - max(life.free_since, truth.fresh_since, truth.excused_until)
-        if max(vacant_s, free_s) > self._idle_s and self._is_fit(life):
-            jobs = [*truth.fresh, *truth.again]
-            raise Violated(f"{life.worker.where()} idles for {max(vacant_s, free_s):.3f} s while {_names(jobs)} wait")
+        free_s = now - max(life.free_since, truth.fresh_since, truth.excused_until, truth.shared_until)
+        idle_s = max(vacant_s, free_s)
+        if idle_s <= self._idle_s or not self._is_fit(life):
+            return
+        if vacant_s <= self._idle_s and truth.has_leftovers():
+            return  # jobs of an earlier map count in the shares of lanes
+        jobs = [*truth.fresh, *truth.again]
+        raise Violated(f"{life.worker.where()} idles for {idle_s:.3f} s while {_names(jobs)} wait")
 
     def _check_kept(self, life: Life) -> None:
         """No result is kept for long."""
@@ -237,8 +246,8 @@ class Checks:
         """Check a job that was just begun."""
         if not self._case.orderly:
             return
-        left_s = self._cluster.clock - life.leaves_at
-        if left_s > 2 * TICK_S + self.lag_s and self._cluster.now > self._truth.excused_until + left_s:
+        left_s, late_s = self._cluster.clock - life.leaves_at, 2 * TICK_S + self.lag_s
+        if left_s > late_s and not life.frozen and self._cluster.now > self._stopped_until + late_s:
             raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job}")
         runs = [each for each in self._truth.runs(job) if job in each.worker.running]
         runs = [each for each in runs if not each.unreachable and job not in each.recalled]

@@ -69,7 +69,7 @@ class FaultyCluster(SimulatedCluster):
         """
         self._plan_harm()
         for each in self._case.maps:
-            self._checks.excuse(each.pause_s)
+            self._checks.stop(each.pause_s)
             self.pause(each.pause_s)
             try:
                 self._run_map(each)
@@ -294,7 +294,7 @@ class FaultyCluster(SimulatedCluster):
     def _stop(self) -> None:
         seconds = self._rng.uniform(0.5, 10)
         self._checks.allow(seconds, redone=0)
-        self._checks.excuse(seconds)
+        self._checks.stop(seconds)
         self._was_stopped = True
         self.stop_driver(seconds)
 

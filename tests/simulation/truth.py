@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from pipeline.execution.jobs import Ticket
@@ -41,7 +41,7 @@ class Life:
         kept_when_frozen: Whether the worker had results then.
         up: Whether the driver knows that the process is up.
         built: Whether the driver knows that the worker is built.
-        free_since: Time since which the worker could begin a job that needs no worker of its own.
+        free: Times since which lanes are free for a job that needs no worker of its own. The oldest is taken first.
         vacant_since: Time since which the worker could begin any job.
         exclusive: Whether a job runs that may need the worker for itself.
         heard_at: Time of the driver's clock at which results last came, or the worker got its first jobs.
@@ -63,8 +63,14 @@ class Life:
         self.recalled: set[int] = set()
         self.disordered = self.kept_when_frozen = self.frozen = self.up = self.built = self.exclusive = False
         self.maybe_slow = self.copied = self.empty_answer = False
-        self.free_since = self.vacant_since = self.unreachable_at = self.leaves_at = math.inf
+        self.free: deque[float] = deque()
+        self.vacant_since = self.unreachable_at = self.leaves_at = math.inf
         self.heard_at = self.known_in_s = 0.0
+
+    @property
+    def free_since(self) -> float:
+        """Time since which the lane is free that has been free for longest."""
+        return self.free[0] if self.free else math.inf
 
     @property
     def unreachable(self) -> bool:
@@ -92,6 +98,7 @@ class Truth:
         explained: Number of times that each job had to be begun again.
         seconds: Durations of the jobs that have results, in ascending order.
         excused_until: Time until which nobody can be blamed for idle workers.
+        shared_until: Time at which a worker last had a job of an earlier map, and has none now.
         ends: Number of jobs that ended while many were waiting.
         ran_dry: Number of jobs among these whose worker had no other one.
     """
@@ -108,8 +115,9 @@ class Truth:
         self.explained: Counter[int] = Counter()
         self.tries: Counter[int] = Counter()
         self.seconds: list[float] = []
-        self.excused_until = 0.0
+        self.excused_until = self.shared_until = 0.0
         self.ran_dry = self.ends = 0
+        self._first = 0  # job of the present map
         self._runs: dict[int, set[Life]] = {}
         self._holders: dict[int, set[Life]] = {}
 
@@ -123,6 +131,10 @@ class Truth:
         """Workers to which a job was sent, and which may still bring its result, as the driver knows."""
         return self._holders.get(job, set())
 
+    def has_leftovers(self) -> bool:
+        """Whether a worker has a job of an earlier map."""
+        return any(job < self._first for life in self.lives.values() for job in life.held)
+
     def slow_after_s(self, *, surely: bool) -> float:
         """Silence after which a worker may be slow, or surely is; infinite before the first result."""
         if not self.seconds:
@@ -135,6 +147,7 @@ class Truth:
     def map_begins(self, tickets: Sequence[Ticket]) -> None:
         """A map begins. Workers may still have jobs of earlier ones, whose results do not count."""
         self.missing = dict(tickets)
+        self._first = tickets[0].id
         self.unsent = dict.fromkeys(self.missing)
         self.fresh, self.fresh_since = dict(self.unsent), self._cluster.now
         self.again, self.again_since = {}, math.inf
@@ -149,7 +162,7 @@ class Truth:
     def was_built(self, life: Life) -> None:
         """The driver hears that a worker is built."""
         life.built = True
-        life.free_since = life.vacant_since = self._cluster.now
+        self._is_vacant(life)
 
     def freeze(self, life: Life) -> None:
         """A worker dies, hangs, raises or loses its connection: the driver does not know what becomes of its jobs."""
@@ -184,7 +197,8 @@ class Truth:
         life.frozen = life.disordered = life.maybe_slow = life.copied = life.exclusive = False
         life.held.clear()
         life.on_way.clear()
-        life.free_since = life.vacant_since = self._cluster.now
+        life.free.clear()
+        self._is_vacant(life)
 
     def ended(self, life: Life) -> None:
         """A worker was ended."""
@@ -222,8 +236,10 @@ class Truth:
         """A worker has begun a job."""
         life.exclusive = life.exclusive or job not in self.fresh
         life.vacant_since = math.inf
-        if life.exclusive or life.worker.lanes.running >= self._case.lanes:
-            life.free_since = math.inf
+        if life.exclusive:
+            life.free.clear()
+        elif life.free:
+            life.free.popleft()
         self.begins[job] += 1
         self._note_run(life, job)
 
@@ -231,14 +247,12 @@ class Truth:
         """A worker has ended a job, and not yet begun another one."""
         many = len(self.unsent) > self._case.workers and len(self.missing) > 2 * self._case.workers * self._case.lanes
         self.ends += many
-        if life.worker.inbox:
-            return
-        self.ran_dry += many
-        if not life.worker.running:
+        self.ran_dry += many and not life.worker.inbox
+        if not (life.exclusive or life.frozen):
+            life.free.append(self._cluster.now)
+        if not (life.worker.running or life.worker.inbox):
             life.exclusive = False
-            life.vacant_since = self._cluster.now
-        if not life.exclusive:
-            life.free_since = min(life.free_since, self._cluster.now)
+            self._is_vacant(life)
 
     def results(self, life: Life | None, results: Sequence[Result], counts: Sequence[bool]) -> None:
         """The driver has handled results."""
@@ -258,7 +272,7 @@ class Truth:
         if life.maybe_slow or life.copied:  # it takes jobs again from now on
             life.maybe_slow = life.copied = False
             now = self._cluster.now
-            life.free_since = now if life.free_since < math.inf else math.inf
+            life.free = deque(now for _ in life.free)
             life.vacant_since = now if life.vacant_since < math.inf else math.inf
 
     def released(self, life: Life, jobs: Sequence[int]) -> None:
@@ -269,6 +283,11 @@ class Truth:
             life.recalled.clear()
 
     # ---- bookkeeping
+
+    def _is_vacant(self, life: Life) -> None:
+        life.vacant_since = self._cluster.now
+        while len(life.free) < self._case.lanes:
+            life.free.append(self._cluster.now)
 
     def _note_run(self, life: Life, job: int) -> None:
         life.begun.add(job)
@@ -299,6 +318,8 @@ class Truth:
 
     def _no_longer_held(self, life: Life, job: int) -> None:
         life.held.pop(job, None)
+        if job < self._first:
+            self.shared_until = self._cluster.now
         self.holders(job).discard(life)
 
     def _finish(self, job: int) -> None:
