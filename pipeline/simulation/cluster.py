@@ -206,9 +206,7 @@ class SimulatedCluster:
             self.ended(worker)
             self.move(worker)
 
-    def _receive(
-        self, worker: SimulatedWorker, tickets: Sequence[Ticket], failures: int, hold_s: float | None
-    ) -> None:
+    def _receive(self, worker: SimulatedWorker, tickets: Sequence[Ticket], failures: int, hold_s: float | None) -> None:
         worker.post(tickets, failures)
         self.received(worker, tickets)
         if hold_s is not None:

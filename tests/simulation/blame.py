@@ -121,9 +121,7 @@ class Blame:
         if error is not None and tries < self._case.max_attempts:
             raise Violated(f"no job was tried {self._case.max_attempts} times, but: {error}")
 
-    def _check_failed_start(
-        self, failure: Failure, blamed: list[int], error: JobError | None, *, lost: bool
-    ) -> None:
+    def _check_failed_start(self, failure: Failure, blamed: list[int], error: JobError | None, *, lost: bool) -> None:
         if blamed:
             raise Violated(f"a worker was not built, and the jobs {blamed} are blamed")
         self._failed_starts += not lost and failure.kind is not FailureKind.UNREACHABLE
@@ -133,9 +131,7 @@ class Blame:
         if error is not None and self._failed_starts < self._case.max_attempts:
             raise Violated(f"{self._failed_starts} workers failed to start, but: {error}")
 
-    def _check_retries(
-        self, life: Life, failure: Failure, blamed: list[int], retries: int, *, lost: bool
-    ) -> None:
+    def _check_retries(self, life: Life, failure: Failure, blamed: list[int], retries: int, *, lost: bool) -> None:
         """The jobs that ran and that nobody else has are tried again, and counted."""
         if retries > (self._case.lanes if lost else len(blamed)):
             raise Violated(f"{retries} jobs are tried again; the jobs {blamed} are blamed")

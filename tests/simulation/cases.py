@@ -10,7 +10,7 @@ from pipeline.simulation.workers import SimulatedJob
 
 FEW = 24  # workers of most cases, at most
 _IDS = 100_000  # more than any map has jobs
-_MOST_JOBS = 10_000
+_FEW_JOBS, _MORE_JOBS, _MANY_JOBS = 140, 400, 10_000  # of a map, at most
 
 
 @dataclass
@@ -56,6 +56,7 @@ class Case:
         failed_starts: Number of workers that raise while they are built.
         poison: Jobs (by ID) that do harm to their worker: ``kill``, ``hang``, ``name`` or ``raise``, and how often.
         fatal: Job that does harm at each attempt, and which; None in most cases.
+        unlucky: Whether a job may fail for the last time by bad luck.
         no_start: Whether each worker raises while it is built.
     """
 
@@ -82,6 +83,7 @@ class Case:
     failed_starts: int = 0
     poison: dict[int, tuple[str, int]] = field(default_factory=dict)
     fatal: tuple[int, str] | None = None
+    unlucky: bool = False
     no_start: bool = False
 
     @property
@@ -106,13 +108,17 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
         most_workers: Maximum number of workers. With more than ``FEW``, there are so many.
     """
     rng = random.Random(seed)
-    workers, lanes = max(1, int(most_workers ** rng.random())), rng.choice([1, 1, 1, 2, 3, 16, 16])
+    workers, lanes = max(1, int(most_workers ** rng.random())), rng.choice([1, 1, 1, 2, 3, 16])
+    kind, late_s, per_lane = rng.randrange(6), rng.choice([0.1, 3, 30]), rng.choice([0.3, 1, 2, 4, 8])
+    most = _FEW_JOBS
     if most_workers > FEW:
-        workers = most_workers
-    kind = rng.randrange(6)
-    maps = _draw_maps(rng, workers, lanes, alone=kind == 1)
+        workers, most = most_workers, _MANY_JOBS
+    elif kind == 0 and rng.random() < 0.5:  # workers with many lanes join while all jobs lie before others
+        workers, lanes, late_s, per_lane, most = rng.randint(5, 12), 16, 3, 2, _MORE_JOBS
+    count = max(1, min(most, int(workers * lanes * per_lane)))
+    maps = _draw_maps(rng, count, alone=kind == 1)
     case = Case(
-        seed, workers, lanes, maps, rng.randint(1, 4), rng.uniform(30, 90), late_s=rng.choice([0.1, 3, 3, 30]),
+        seed, workers, lanes, maps, rng.randint(1, 4), rng.uniform(30, 90), late_s=late_s,
         delay_s=rng.choice([0.005, 0.005, 0.005, 0.05, 0.2]), one_by_one=rng.random() < 0.5,
     )  # fmt: skip
     jobs = maps[0].jobs
@@ -141,15 +147,15 @@ def _draw_harm(rng: random.Random, case: Case, ids: Sequence[int], *, anything: 
         case.lost_recalls = rng.choice([0, 0, 0, 0.1, 0.5])
         for job in rng.sample(ids, min(len(ids), rng.choice([0, 0, 1]))):
             case.poison[job] = "hang", 1
-    # However unlucky a job is, it does not fail for the last time.
+    # Whatever befalls a job, it does not fail for the last time, in most cases.
     harm = case.kills + case.hangs + case.disconnections + case.long_disconnections + case.failed_starts
     case.max_attempts = harm + sum(times for _, times in case.poison.values()) + rng.randint(1, 3)
+    if anything and rng.random() < 0.2:
+        case.unlucky, case.max_attempts = True, rng.randint(1, 3)
 
 
-def _draw_maps(rng: random.Random, workers: int, lanes: int, *, alone: bool) -> list[SimulatedMap]:
-    count = int(workers * lanes * rng.choice([0.3, 1, 2, 4, 8]))
-    most = _MOST_JOBS if workers > FEW else 120 + 12 * lanes
-    maps = [SimulatedMap(_draw_jobs(rng, 0, range(max(1, min(most, count)))))]
+def _draw_maps(rng: random.Random, count: int, *, alone: bool) -> list[SimulatedMap]:
+    maps = [SimulatedMap(_draw_jobs(rng, 0, range(count)))]
     while not alone and len(maps) < 4 and rng.random() < 0.3:
         number, before = len(maps), maps[-1]
         if rng.random() < 0.5:

@@ -14,6 +14,7 @@ from tests.simulation.truth import Life, Truth, Violated
 
 _HOLD_S = 2.0  # a worker keeps results for so long
 _RECALL_S = 0.5  # a recall without an answer counts as refused after so long, which is noticed at a tick
+_REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
 _TICKS = 3  # whatever is due at a tick must not be due at so many in a row
 _BUILD_S = 2.0  # a worker is built within this time
 _ENOUGH = 20  # jobs that say how often workers run dry
@@ -38,8 +39,8 @@ class Checks:
         self._case, self._cluster, self._truth, self._can_stay = case, cluster, truth, can_stay
         delay_s = case.longest_delay_s
         # A driver that feeds many workers answers one of them later. Jobs are recalled in two or three rounds.
-        self.lag_s = 8 * delay_s + 0.05 + 5e-4 * case.workers
-        self._idle_s = 9 * delay_s + 3e-4 * case.workers
+        self.lag_s = 8 * delay_s + 0.05 + 1e-3 * case.workers
+        self._idle_s = 9 * delay_s + (3e-4 if case.workers <= FEW else 1e-3) * case.workers
         if not case.orderly:
             longest = max(job.size for each in case.maps for job in each.jobs)
             self._idle_s += self.no_answer_s + longest * self.slowness
@@ -147,11 +148,22 @@ class Checks:
         if known and not life.empty_answer:
             raise Violated(f"{life.worker.where()} gets {_names(known)}, which it has")
         for job in new:
+            self._check_last_try(job)
             for other in self._truth.holders(job):
                 if other is not life and not other.unreachable and job not in other.recalled:
                     other.copied = True
                     self._truth.explained[job] += 1
         self._truth.sent(life, action.tickets)
+
+    def _check_last_try(self, job: int) -> None:
+        """A job on its last try is not begun elsewhere before the fate of a lost worker is known, or is late."""
+        if self._truth.tries[job] != self._case.max_attempts - 1 or not self._case.orderly:
+            return
+        for life in self._truth.holders(job):
+            silent_s = self._cluster.clock - life.unreachable_at
+            known = life.kept_when_frozen or life.disordered or life.maybe_slow or job not in life.ran_when_frozen
+            if not known and 0 <= silent_s < _REPORT_S:
+                raise Violated(f"job {job} gets another last try {silent_s:.1f} s after {life.worker.where()} was lost")
 
     def _check_end(self, worker: SimulatedWorker) -> None:
         life = self._truth.lives.get(worker)
@@ -193,6 +205,8 @@ class Checks:
                 continue
             if self._is_due((life, "end"), not life.held):
                 raise Violated(f"{life.worker.where()} must leave its node, has no jobs and is not ended")
+            if self._is_due((life, "recall"), bool(life.worker.inbox) and not life.frozen and self._case.orderly):
+                raise Violated(f"{life.worker.where()} must leave its node, and no jobs are recalled from it")
 
     def _check_slow(self) -> None:
         """A job on a worker that was silent for long is run elsewhere as well, if a worker has nothing to do."""
@@ -214,7 +228,7 @@ class Checks:
     def _is_due(self, what: Hashable, due: bool) -> bool:
         """Whether something has been due at too many ticks in a row."""
         self._due[what] = self._due[what] + 1 if due else 0
-        return self._due[what] > _TICKS and self._cluster.now > self._truth.excused_until + _TICKS * TICK_S
+        return self._due[what] > _TICKS and self._cluster.now > self._stopped_until + _TICKS * TICK_S
 
     # ---- workers
 
@@ -246,9 +260,6 @@ class Checks:
         """Check a job that was just begun."""
         if not self._case.orderly:
             return
-        left_s, late_s = self._cluster.clock - life.leaves_at, 2 * TICK_S + self.lag_s
-        if left_s > late_s and not life.frozen and self._cluster.now > self._stopped_until + late_s:
-            raise Violated(f"{life.worker.where()} has known for {left_s:.1f} s that it must leave, and begins {job}")
         runs = [each for each in self._truth.runs(job) if job in each.worker.running]
         runs = [each for each in runs if not each.unreachable and job not in each.recalled]
         if len(runs) > 2:

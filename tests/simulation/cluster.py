@@ -55,6 +55,7 @@ class FaultyCluster(SimulatedCluster):
         self._draining: set[str] = set()
         self._dead: set[str] = set()
         self._known_gone: set[str] = set()
+        self._seen = Nodes()
         self._on: dict[SimulatedWorker, str] = {}
         self._started: set[SimulatedWorker] = set()
         self._poison = dict(case.poison)
@@ -98,6 +99,8 @@ class FaultyCluster(SimulatedCluster):
 
     def _check_error(self, message: str) -> None:
         case = self._case
+        if case.unlucky:
+            return  # whether there was reason for it has been checked
         if case.no_start:
             if not message.startswith(f"{case.max_attempts} workers failed to start"):
                 raise Violated(f"no worker starts, but: {message}")
@@ -192,12 +195,20 @@ class FaultyCluster(SimulatedCluster):
         self._ticks = True
 
     def _see_nodes(self) -> None:
+        """The driver looks at the nodes."""
         leave = frozenset(self._draining - self._dead) | {GPU_NODE}
         known = frozenset(self._nodes) | {GPU_NODE}
+        seen = Nodes(known, frozenset(self._known_gone), leave, frozenset({GPU_NODE}))
+        if seen == self._seen:
+            return
+        self._seen = seen
+        self.scheduler.see_nodes(seen, self.clock)
         for life in self._truth.lives.values():
-            if life.up and self._on[life.worker] in leave:
-                life.leaves_at = min(life.leaves_at, self.clock)
-        self.scheduler.see_nodes(Nodes(known, frozenset(self._known_gone), leave, frozenset({GPU_NODE})), self.clock)
+            self._note_leaving(life)
+
+    def _note_leaving(self, life: Life) -> None:
+        if life.up and self._on[life.worker] in self._seen.leave:
+            life.leaves_at = min(life.leaves_at, self.clock)
 
     def decided(self, actions: Sequence[Action]) -> None:
         ticks, self._ticks = self._ticks, False
@@ -209,9 +220,10 @@ class FaultyCluster(SimulatedCluster):
         self._checks.after_decision(tick=ticks)
 
     def handle_up(self, worker: SimulatedWorker, node_id: str, now: float) -> None:
+        self._see_nodes()
         if (life := self._truth.lives.get(worker)) is not None:
             self._truth.came_up(life)
-        self._see_nodes()
+            self._note_leaving(life)
         super().handle_up(worker, node_id, now)
 
     def handle_built(self, worker: SimulatedWorker, now: float) -> None:
@@ -224,10 +236,10 @@ class FaultyCluster(SimulatedCluster):
         life = self._truth.lives.get(worker)
         if life is not None and life.unreachable:
             return  # nobody listens to this answer: the worker is pinged
-        before, missing = len(self.results), dict(self._truth.missing)
+        before, missing = len(self.results), self._truth.missing
         super().handle_results(worker, results, now)
         counted = self.results[before:]
-        counts = [(missing[job].id, value) in counted if job in missing else False for job, value, _ in results]
+        counts = [job in missing and (missing[job].id, value) in counted for job, value, _ in results]
         if sum(counts) != len(counted):
             raise Violated(f"results of another map, or second ones, count: {counted}")
         self._truth.results(life, results, counts)

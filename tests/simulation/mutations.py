@@ -198,6 +198,10 @@ def ignores_unreachable_workers(patch: Patch) -> None:
     patch.setattr(Scheduler, "_check_unreachable", _nothing)
 
 
+def repeats_last_tries(patch: Patch) -> None:
+    patch.setattr(MapJobs, "is_on_last_try", lambda self, ticket_id: False)
+
+
 def waits_long_for_unreachable_workers(patch: Patch) -> None:
     patch.setattr(module, "_UNREACHABLE_S", 20.0)
 
@@ -240,6 +244,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     blames_jobs_that_were_not_begun,
     blames_nobody_alone,
     ignores_unreachable_workers,
+    repeats_last_tries,
     waits_long_for_unreachable_workers,
     starts_workers_for_ever,
 )
