@@ -8,7 +8,7 @@ from pipeline.base.errors import SessionEnded
 from pipeline.base.formatting import counted, duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
-from pipeline.data.quality import held_out_quality, predicted_ends
+from pipeline.data.quality import controller_names, held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, encoded_rounds, rounds_of, shards_of
 from pipeline.evolution.state import read_progress
 from pipeline.stages.table import Stage, stages_of
@@ -62,7 +62,7 @@ def describe_run(store: Store) -> str:
         )
         if state["best_validation"] is not None:
             lines.append(
-                f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
+                f"  {controller_names(config.evolve.select)['best']} {state['best_validation']:.1f}, generation "
                 f"{state['best_generation']}{f' ({recall})' if config.evolve.select == 'dream' else ''}"
             )
     checkpoint = _newest_checkpoint(config, store)
@@ -110,7 +110,6 @@ def _newest_checkpoint(config: RunConfig, store: Store) -> str | None:
     return f"{newest.title}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
-_SELECTED_BY = {"game": "on validation", "dream": "in dreams"}
 _ENDINGS = {
     "complete": "ended",
     "interrupted": "was interrupted",
@@ -188,7 +187,7 @@ def summarise_scores(store: Store) -> str:
     """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
     config = saved_config(store)
-    names = {"agent": config.evaluate.agent, "mean": "CMA mean", "best": f"best {_SELECTED_BY[config.evolve.select]}"}
+    names = {"agent": config.evaluate.agent, **controller_names(config.evolve.select)}
     for at in rounds_of(config):
         evaluation = read_manifest(store, at.folder(EVALUATION))
         if evaluation is None:

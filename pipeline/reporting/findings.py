@@ -18,14 +18,17 @@ from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     HISTORY,
     MDNRNN,
     MDNRNN_WEIGHTS,
     ROLLOUTS,
     SUMMARY,
+    SUMMARY_END,
     TEST_EPISODES,
     VAE,
     VAE_WEIGHTS,
+    VIDEO_END,
     newest_record,
 )
 from pipeline.data.quality import Assessment, held_out_quality
@@ -247,7 +250,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         seed=config.seed,
         # Never a path of this machine: the page may be published.
         directory=store.locate() if "://" in store.locate() else ".",
-        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(".json"),
+        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(SUMMARY_END),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
@@ -258,7 +261,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         mdnrnn=read_losses(store, last.folder(MDNRNN)),
         mdnrnn_init=config.mdnrnn.init,
         mdnrnn_held_out=held_out_quality(manifests[MDNRNN].info, config.dream.end_probability),
-        drive=_drive(newest(evaluation, DRIVE, ".mp4")),
+        drive=_drive(newest(evaluation, DRIVE, VIDEO_END)),
         files=_files(manifests),
         stages=[_stage(folder, manifest) for folder, manifest in everything.items()],
         rounds=round_rows(config, store, everything, best.get("reconstruction")),
@@ -306,8 +309,8 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
         "the controllers": newest(evolution, CONTROLLERS),
         "every generation": newest(evolution, HISTORY),
         "every test episode": newest(evaluation, TEST_EPISODES),
-        "the drive as a GIF": newest(evaluation, DRIVE, ".gif"),
-        "the drive as a video": newest(evaluation, DRIVE, ".mp4"),
+        "the drive as a GIF": newest(evaluation, DRIVE, GIF_END),
+        "the drive as a video": newest(evaluation, DRIVE, VIDEO_END),
     }
     return {
         what: posixpath.join(record.run, record.key)

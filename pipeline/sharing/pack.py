@@ -28,6 +28,7 @@ from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     HISTORY,
     MDNRNN,
     MDNRNN_WEIGHTS,
@@ -220,7 +221,7 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     unused = [
         record
         for name, record in read_records(target, prefix).items()
-        if name.startswith(DRIVE) and name.endswith(".gif")
+        if name.startswith(DRIVE) and name.endswith(GIF_END)
     ]
     for record in unused:
         target.delete(record_key(prefix, record.name))

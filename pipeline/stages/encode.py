@@ -24,7 +24,7 @@ from pipeline.models.precision import resolved
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records, sealed_records
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
-from pipeline.training.held_out import held_out_of_round
+from pipeline.training.held_out import HELD_OUT_OF_V, held_out_of_round
 
 SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
 
@@ -148,7 +148,7 @@ def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generato
     from pipeline.models.weights import load_vae
 
     vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
-    held_out = held_out_of_round(config, at, config.vae.validation_fraction, "vae/held-out")
+    held_out = held_out_of_round(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
     size, total, count = config.vae.batch_size, 0.0, 0
     generator = torch.Generator().manual_seed(seeding.derive(config.seed, "encode/reconstruction", at.number))

@@ -27,9 +27,12 @@ from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     MDNRNN,
     SUMMARY,
+    SUMMARY_END,
     TEST_EPISODES,
+    VIDEO_END,
     controllers_of,
     controllers_record,
     mdnrnn_weights,
@@ -131,12 +134,12 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     }
     # Not the one that is better on the test tracks: nothing is selected on them.
     shown = min(jobs)  # "best" before "mean"
-    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "mp4")} - read_records(store, prefix).keys()
+    names = {f"{DRIVE}{tag}{end}" for end in (GIF_END, VIDEO_END)} - read_records(store, prefix).keys()
     if names and subject.film is not None:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))
     commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, prefix, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
+    commit(store, prefix, f"{SUMMARY}{tag}{SUMMARY_END}", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}
 
@@ -188,7 +191,7 @@ def _film(
     with Progress("film a drive", "drive") as show:
         made = executor.run(film, *arguments, resources=Resources(), on_update=show)
     for name in sorted(names):
-        data = made.gif if name.endswith(".gif") else made.video
+        data = made.gif if name.endswith(GIF_END) else made.video
         commit(store, prefix, name, data, folder="files", controller=controller, **made.info)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.base.progress import Progress
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT
+from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT, VIDEO_END
 from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
@@ -38,7 +38,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
     last = rounds_of(config)[-1]
-    drive = _picture(store, last.folder(EVALUATION), DRIVE, ".mp4")
+    drive = _picture(store, last.folder(EVALUATION), DRIVE, VIDEO_END)
     reconstructions = _picture(store, vae_folder(config, last), RECONSTRUCTIONS)
     page = make_page(config, findings, film, drive, reconstructions)
     figures = json.dumps(

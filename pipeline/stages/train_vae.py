@@ -31,7 +31,7 @@ from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, training_precision
-from pipeline.training.held_out import held_out_so_far
+from pipeline.training.held_out import HELD_OUT_OF_V, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
 _PICTURE_FRAMES = 12
@@ -163,7 +163,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     prefix, before = at.folder(VAE), at.previous
     description = describe_vae(config)
     records = sealed_records(store, (each.folder(ROLLOUTS) for each in at.so_far))
-    held_out = held_out_so_far(config, at, config.vae.validation_fraction, "vae/held-out")
+    held_out = held_out_so_far(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     stream = frame_stream(config.agent, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
     start = None if before is None else vae_weights(store, vae_folder(config, before))

@@ -82,7 +82,7 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 def stage_seconds(store: Store, stage: str) -> float:
     """Duration of a stage in seconds over all sessions; a killed session counts until its last heartbeat."""
-    keys = [key for key in own_keys(store, SESSIONS) if key.endswith(f"/{stage}.json")]
+    keys = [key for key in own_keys(store, SESSIONS) if key == session_key(session_number(key), stage)]
     return sum(_seconds(store, session_number(key), key) for key in keys)
 
 

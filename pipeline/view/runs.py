@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.base.errors import DamagedDataError, StorageError, WorldModelsError
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
-from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE
+from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
 from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
 from pipeline.stages.table import Stage, stages_of
 from pipeline.storage.layout import CONFIG
@@ -218,7 +218,7 @@ _Found = tuple[str, Any]
 
 
 def _film(config: RunConfig, store: Store) -> _Found | None:
-    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, ".mp4")
+    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, VIDEO_END)
 
 
 def _picture(config: RunConfig, store: Store) -> _Found | None:

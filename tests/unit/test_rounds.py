@@ -34,7 +34,7 @@ from pipeline.stages.table import STAGES, stages_of
 from pipeline.storage.layout import own_keys
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records, require_manifest
-from pipeline.training.held_out import held_out_of_round, held_out_so_far
+from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round, held_out_so_far
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 SECOND = Round(2)
@@ -155,7 +155,7 @@ def test_m_continues_from_its_weights_and_c_from_the_last_mean(store: LocalStore
 
 def test_held_out_episodes_stay_held_out() -> None:
     config = config_of(3)
-    arguments = (0.3, "mdnrnn/held-out")
+    arguments = (0.3, HELD_OUT_OF_M)
     first, second = (held_out_so_far(config, at, *arguments) for at in (FIRST, SECOND))
     assert set(first) < set(second)
     assert second[: len(second) - len(first)] == held_out_of_round(config, SECOND, *arguments)
