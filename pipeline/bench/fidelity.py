@@ -142,9 +142,10 @@ def _row(
 
 
 def _with_precision(config: RunConfig, engine: str, precision: str) -> RunConfig:
-    rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
-    env = config.env.model_copy(update={"rendering": "texture"})
-    return config.model_copy(update={"rollouts": rollouts, "env": env})
+    values = config.model_dump()
+    values["rollouts"] |= {"engine": engine, "precision": precision}
+    values["env"] |= {"rendering": "texture"}
+    return RunConfig.model_validate(values)
 
 
 def _some_frames(store: Store) -> NDArray[np.uint8]:

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from pipeline.config.section import Section, growable, runtime
 
+# Keys that only episodes in the environment follow, as they are in an evolution without such episodes.
+ONLY_DREAMS: dict[str, Any] = {"replayed_tracks": 0, "episode_steps": None, "stall_steps": None}
+
 
 class EpisodesFrom(Section):
     """Another number of episodes per candidate from a generation on."""

@@ -12,7 +12,7 @@ from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig, RunConfig
 from pipeline.data.rounds import episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
@@ -62,11 +62,11 @@ class StageEstimate:
         return sum(self.memory.values())
 
 
-def num_workers(config: RunConfig) -> int:
+def num_workers(execution: ExecutionConfig) -> int:
     """Number of workers of a run on this machine."""
-    if config.execution.executor == "in-process":
+    if execution.executor == "in-process":
         return 1
-    return config.execution.workers or num_cores()
+    return execution.workers or num_cores()
 
 
 def estimate(
@@ -128,7 +128,7 @@ class _Episodes:
 
 def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) -> list[StageEstimate]:
     """Estimate the stages of a round, and the report."""
-    workers = num_workers(config)
+    workers = num_workers(config.execution)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
@@ -229,7 +229,9 @@ def describe(
 ) -> str:
     """Write the estimates as a table; arguments as for ``estimate``."""
     rows = estimate(config, env_rate, collected_actions)
-    workers = f"{counted(num_workers(config), 'worker')} here" if not _on_a_cluster(config) else "the cluster's workers"
+    workers = "the cluster's workers"
+    if not _on_a_cluster(config.execution):
+        workers = f"{counted(num_workers(config.execution), 'worker')} here"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
@@ -268,7 +270,7 @@ def check(config: RunConfig, run_dir: str, collected_actions: float | None = Non
         check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
-    if _on_a_cluster(config):
+    if _on_a_cluster(config.execution):
         return  # each worker checks its own node
     check_thread_limit(max(config.vae.threads, config.mdnrnn.threads))
     memory = memory_bytes()
@@ -296,8 +298,8 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
         )
 
 
-def _on_a_cluster(config: RunConfig) -> bool:
-    return joins_cluster(config.execution.executor, config.execution.ray_address)
+def _on_a_cluster(execution: ExecutionConfig) -> bool:
+    return joins_cluster(execution.executor, execution.ray_address)
 
 
 def _present_bytes(folder: Path) -> int:

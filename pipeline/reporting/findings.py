@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import CollectConfig, RunConfig
 from pipeline.data.artifacts import (
     CONTROLLERS,
     DRIVE,
@@ -255,7 +255,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
         history=[Generation(**row) for row in json.loads(read_verified(store, history))],
-        baseline=_baseline(config, everything[ROLLOUTS].records),
+        baseline=_baseline(config.collect, everything[ROLLOUTS].records),
         frames=sum(r.rows for at in last.so_far for r in everything[at.folder(ROLLOUTS)].records.values()),
         vae=vae,
         mdnrnn=read_losses(store, last.folder(MDNRNN)),
@@ -285,12 +285,12 @@ def read_test_returns(store: Store, record: Record | None) -> dict[str, list[flo
     return returns
 
 
-def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
+def _baseline(collect: CollectConfig, records: Mapping[str, Record]) -> Baseline:
     returns = [float(value) for record in records.values() for value in record.info["returns"]]
     return Baseline(
-        policy=config.collect.policy,
-        episode_steps=config.collect.episode_steps,
-        exploring_starts=config.collect.exploring_starts,
+        policy=collect.policy,
+        episode_steps=collect.episode_steps,
+        exploring_starts=collect.exploring_starts,
         returns=returns,
         mean=float(np.mean(returns)),
         sd=float(np.std(returns, ddof=min(1, len(returns) - 1))),

@@ -32,7 +32,7 @@ from pipeline.storage.local import LocalStore
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 PAPER = load_config("paper", [])
-SPEED = WorkerSpeed.from_rates(PAPER, 2184.0, 900.0)
+SPEED = WorkerSpeed.from_rates(PAPER.rollouts, 2184.0, 900.0)
 TWO_LANES = WorkerSpeed(lanes=2, micro_batch=2, all_lanes=1.0, batch_s=1.0, lane_s=0.5)
 
 Lengths = st.lists(st.integers(1, 50), min_size=1, max_size=120)
@@ -58,14 +58,14 @@ def test_speed_reproduces_its_two_measured_rates() -> None:
 
 @pytest.mark.parametrize("override", ["rollouts.lanes=1", "rollouts.micro_batch=1"])
 def test_lanes_cost_the_same_if_each_is_a_micro_batch(override: str) -> None:
-    speed = WorkerSpeed.from_rates(load_config("paper", [override]), 500.0, 480.0)
+    speed = WorkerSpeed.from_rates(load_config("paper", [override]).rollouts, 500.0, 480.0)
     assert [n / speed.step_s(n) for n in (1, 7, 16)] == pytest.approx([500] * 3)
 
 
 @pytest.mark.parametrize("rates", [(900.0, 901.0), (7300.0, 900.0)])
 def test_impossible_rates_are_refused_with_the_expected_ones(rates: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=f"between {rates[1]:,.0f} and {8 * rates[1]:,.0f} were expected"):
-        WorkerSpeed.from_rates(PAPER, *rates)
+        WorkerSpeed.from_rates(PAPER.rollouts, *rates)
 
 
 def test_one_worker_matches_a_hand_calculation() -> None:
@@ -90,7 +90,7 @@ def test_simulation_takes_the_steps_of_a_real_worker(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worker, "act", noted)
     assert len(list(worker.run(jobs))) == 21
     assert len(set(active)) > 1, "lanes end one after the other"
-    speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
+    speed = WorkerSpeed.from_rates(config.rollouts, 1000.0, 500.0)
     lengths = [episode_length(job.track, config.env.max_episode_steps) for job in jobs]
     assert simulate_rollouts(lengths, 1, speed, dispatch_s=0.0).seconds == pytest.approx(sum(map(speed.step_s, active)))
 
@@ -137,7 +137,7 @@ def test_more_workers_are_faster_and_more_expensive() -> None:
 
 def test_evolution_is_the_sum_of_generations_validation_and_overhead() -> None:
     config = small(generations=5, validate_every=2, episodes_from=[{"generation": 3, "episodes": 5}], episode_steps=7)
-    speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
+    speed = WorkerSpeed.from_rates(config.rollouts, 1000.0, 500.0)
     plan = Estimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
     few, many = (simulate_rollouts([7] * 4 * episodes, 3, speed, 0.01).seconds for episodes in (2, 5))
     validation = simulate_rollouts([16] * 3, 3, speed, 0.01).seconds

@@ -236,6 +236,16 @@ def test_stage_command_runs_in_the_first_round_without_the_stage(store: LocalSto
         run_stages(config, store, InProcessExecutor(), stages_for(config, store, "train-mdnrnn"))
 
 
+def test_later_round_has_a_valid_config_also_after_an_evolution_that_ended_in_the_environment() -> None:
+    episodes = {"evolve.stall_steps": 9, "evolve.episode_steps": 9, "evolve.replayed_tracks": 1}
+    in_dreams: dict[str, Any] = {"evolve.environment": "dream", "evolve.game_from": 2, "mdnrnn.done_weight": 1.0}
+    evolve = config_of(**in_dreams, **episodes).in_round(2).evolve
+    assert all(map(evolve.dreams_at, range(1, evolve.generations + 1)))
+    assert (evolve.stall_steps, evolve.episode_steps, evolve.replayed_tracks) == (None, None, 0)
+    evolve = config_of(**episodes).in_round(2).evolve
+    assert (evolve.stall_steps, evolve.episode_steps, evolve.replayed_tracks) == (9, 9, 1)
+
+
 def test_estimate_includes_later_rounds() -> None:
     names = [row.stage for row in preflight.estimate(config_of(3))]
     assert names[-1] == "report" and "2: collect" in names and "3: evolve" in names and "2: train-vae" not in names
