@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.table import AGENT
 from pipeline.config.schema import RunConfig
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import traits_of
@@ -59,7 +60,7 @@ def bench_agent(seconds: float) -> Comparison:
     *others, fastest = native
     with num_threads(1):
         return compare(
-            "agent",
+            AGENT,
             "agent-steps/s/core",
             Side(
                 "batch 1, torch float32, Gymnasium's rendering",

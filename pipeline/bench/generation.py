@@ -13,6 +13,7 @@ from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.agent import naive_loop
 from pipeline.bench.measure import Comparison
+from pipeline.bench.table import GENERATION
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import traits_of
@@ -75,7 +76,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
         more_steps, more_seconds = _for_seconds(naive, seconds / 2)
     naive_rate = (naive_steps + more_steps) / (naive_seconds + more_seconds)
     return Comparison(
-        "generation",
+        GENERATION,
         "agent-steps/s",
         f"the naive loop, one core's rate x {workers}",
         f"{_POPULATION} x {_EPISODES} episodes on {workers} Ray workers: {took:.0f} s, {steps:,} steps, "

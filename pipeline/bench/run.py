@@ -16,7 +16,19 @@ from pipeline.bench.generation import bench_generation
 from pipeline.bench.measure import Comparison
 from pipeline.bench.stages import bench_collect, bench_dream
 from pipeline.bench.storage import bench_storage
-from pipeline.bench.table import FANOUT, FIDELITY, GENERATION, NEED_A_RUN
+from pipeline.bench.table import (
+    AGENT,
+    COLLECT,
+    DREAM,
+    ENV,
+    FANOUT,
+    FIDELITY,
+    GENERATION,
+    NEED_A_RUN,
+    STORAGE,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+)
 from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config.identity import cpu_kind
@@ -25,13 +37,13 @@ from pipeline.execution.protocol import Executor
 from pipeline.storage.store import Store
 
 BENCHES: dict[str, Callable[[float], Comparison]] = {
-    "env": bench_env,
-    "agent": bench_agent,
-    "collect": bench_collect,
-    "train-vae": bench_train_vae,
-    "train-mdnrnn": bench_train_mdnrnn,
-    "dream": bench_dream,
-    "storage": bench_storage,
+    ENV: bench_env,
+    AGENT: bench_agent,
+    COLLECT: bench_collect,
+    TRAIN_VAE: bench_train_vae,
+    TRAIN_MDNRNN: bench_train_mdnrnn,
+    DREAM: bench_dream,
+    STORAGE: bench_storage,
 }
 
 

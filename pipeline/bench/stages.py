@@ -14,6 +14,7 @@ import torch
 from pipeline.base import seeding
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.table import COLLECT, DREAM
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import FIRST, shard_episodes, shards_of
 from pipeline.envs.car_racing import CarRacing
@@ -71,7 +72,7 @@ def bench_collect(seconds: float) -> Comparison:
         worker = CollectWorker(config, LocalStore(folder))
         shards = count()
         return compare(
-            "collect",
+            COLLECT,
             "steps/s/core",
             Side("the environment alone", bare()),
             Side(
@@ -91,7 +92,7 @@ def bench_dream(seconds: float) -> Comparison:
     small, paper = _dream_config({}), _dream_config(_TAKE_COVER)
     with num_threads(1):
         found = compare(
-            "dream",
+            DREAM,
             "steps/s/core",
             Side("one dream at a time", _one_dream(small)),
             Side("64 x 16 dreams, z 32, LSTM 256", _generation(small)),

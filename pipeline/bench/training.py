@@ -10,6 +10,7 @@ import torch
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.table import TRAIN_MDNRNN, TRAIN_VAE
 from pipeline.config.schema import RunConfig
 from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import mixture_nll
@@ -67,7 +68,7 @@ def bench_train_vae(seconds: float) -> Comparison:
 
     with num_threads(config.vae.threads):
         return compare(
-            "train-vae",
+            TRAIN_VAE,
             "frames/s",
             Side("torch float32, plain Adam", reference),
             Side(f"the pipeline's, {precision_name(objective.precision)}", _steps(objective, lambda: frames, size)),
@@ -112,7 +113,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
 
     with num_threads(config.mdnrnn.threads):
         return compare(
-            "train-mdnrnn",
+            TRAIN_MDNRNN,
             "windows/s",
             Side("torch float32, plain Adam", reference),
             Side(

@@ -21,7 +21,7 @@ from pipeline.cli.arguments import (
 )
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import EVALUATE, MAKE_REPORT, STAGES
 from pipeline.storage.layout import CONFIG, SESSIONS, occupying_keys
 from pipeline.storage.saved_config import require_run, saved_config
 
@@ -40,8 +40,8 @@ def add_parsers(commands: Commands) -> None:
         **{s.name: s.help for s in STAGES},
     }.items():
         command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-        add_config(command, optional=name == "evaluate")
-        if name == "evaluate":
+        add_config(command, optional=name == EVALUATE)
+        if name == EVALUATE:
             add_agent(command)
         command.add_argument(
             "--run-dir",
@@ -155,7 +155,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
                 run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
     finally:
         executor.close()
-    if command in ("run", "report") or config.evaluate.agent is not None:
+    if command in ("run", MAKE_REPORT) or config.evaluate.agent is not None:
         print(summarise_scores(store))
     return 0
 

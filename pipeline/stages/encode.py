@@ -21,6 +21,7 @@ from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.stage_progress import watched
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
+from pipeline.stages.table import ENCODE
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records, sealed_records
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
@@ -110,7 +111,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
     rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
-    with watched(executor, "encode", "frame") as show, MetricsLog(store, folder, rows) as metrics:
+    with watched(executor, ENCODE, "frame") as show, MetricsLog(store, folder, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
             with executor.pool(

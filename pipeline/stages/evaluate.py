@@ -50,6 +50,7 @@ from pipeline.models.precision import resolved
 from pipeline.rollouts.film import film
 from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
+from pipeline.stages.table import EVALUATE
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.metrics import MetricsLog, MetricsRow
@@ -281,7 +282,7 @@ def _run_test_episodes(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with watched(executor, "evaluate", "episode") as show, MetricsLog(store, prefix, rows) as metrics:
+    with watched(executor, EVALUATE, "episode") as show, MetricsLog(store, prefix, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:

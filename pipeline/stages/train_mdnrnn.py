@@ -24,6 +24,7 @@ from pipeline.models import weights
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
 from pipeline.stages.description import describe_mdnrnn
+from pipeline.stages.table import TRAIN_MDNRNN
 from pipeline.storage.manifest import Record, commit, sealed_records
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
@@ -157,7 +158,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         stream,
         objective,
         Schedule.of(config.mdnrnn),
-        "train-mdnrnn",
+        TRAIN_MDNRNN,
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
         continues=at.previous is not None,
@@ -184,5 +185,5 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
-    with watched(executor, "train-mdnrnn", "step") as show:
+    with watched(executor, TRAIN_MDNRNN, "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

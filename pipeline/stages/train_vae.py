@@ -26,6 +26,7 @@ from pipeline.execution.stage_progress import watched
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae
+from pipeline.stages.table import TRAIN_VAE
 from pipeline.storage.manifest import Record, commit, read_records, sealed_records
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
@@ -174,7 +175,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         stream,
         objective,
         Schedule.of(config.vae),
-        "train-vae",
+        TRAIN_VAE,
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
         continues=at.previous is not None,
@@ -217,5 +218,5 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
-    with watched(executor, "train-vae", "step") as show:
+    with watched(executor, TRAIN_VAE, "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

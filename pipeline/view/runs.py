@@ -13,7 +13,7 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
 from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
-from pipeline.stages.table import Stage, stages_of
+from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, TRAIN_MDNRNN, TRAIN_VAE, Stage, stages_of
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
@@ -137,17 +137,17 @@ def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
     at, rows = stage.round, read_metrics(store, stage.prefix)
     of_round = config.in_round(at.number)
     unit, total, done_at = "steps", None, _steps(rows)
-    if stage.name == "collect":
+    if stage.name == COLLECT:
         unit, total = "episodes", len(episodes_of(config, at))
-    elif stage.name == "encode":
+    elif stage.name == ENCODE:
         unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded_rounds(config, at))
         done_at = [(row["time"], row["shards"]) for row in rows]
-    elif stage.name in ("train-vae", "train-mdnrnn"):
-        section = of_round.vae if stage.name == "train-vae" else of_round.mdnrnn
+    elif stage.name in (TRAIN_VAE, TRAIN_MDNRNN):
+        section = of_round.vae if stage.name == TRAIN_VAE else of_round.mdnrnn
         unit, total, done_at = "epochs", section.epochs, _epochs(rows)
-    elif stage.name == "evolve":
+    elif stage.name == EVOLVE:
         unit, total = "generations", of_round.evolve.generations
-    elif stage.name == "evaluate":
+    elif stage.name == EVALUATE:
         evolved = read_manifest(store, at.folder(EVOLUTION))
         validated = evolved is not None and evolved.info.get("best_validation") is not None
         controllers = 2 if validated and config.evaluate.controllers == "both" else 1
