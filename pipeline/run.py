@@ -202,8 +202,9 @@ def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapp
         config_before, upstream_before = before["config"], before["upstream"]
     except (DamagedDataError, KeyError) as error:
         raise DamagedDataError(
-            f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
-            f"{store.locate(stage.prefix)} to run the stage from scratch"
+            f"{store.locate(key)}, the record of a stage's inputs, is damaged",
+            resume_after="restore it from a copy, or remove "
+            f"{store.locate(stage.prefix)} to run the stage from scratch",
         ) from error
     if lines := diff(config_before, begun["config"]):
         raise ConfigError(

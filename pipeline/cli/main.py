@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "terminated" if terminated else "interrupted"
         saved = ""
         if options.command in _RESUMABLE:
-            saved = f". Completed work is saved. To resume: {_resume_hint(options, arguments)}"
+            saved = f". Completed work is saved. To resume{_resume_hint(options, arguments)}"
         print(f"\nworld-models: {how}{saved}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
@@ -138,8 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
-    """How to resume: by the same command or, for a job of a cluster, by submitting the same job again."""
+    """The rest of "To resume": by the same command or, for a job of a cluster, by submitting the same job again."""
     if is_job():
-        return "submit the same run again"
-    resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
-    return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"
+        return ": submit the same run again"
+    resume = f" (or: world-models resume {shlex.quote(options.run_dir)})" if options.command == "run" else ""
+    return f", run: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

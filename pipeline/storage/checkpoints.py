@@ -92,8 +92,8 @@ class Checkpoints:
                 )
         if names:
             raise DamagedDataError(
-                f"every checkpoint under {self.store.locate(self.prefix)} is damaged. Restore one from a copy, or "
-                "remove that folder to run this stage from scratch."
+                f"every checkpoint under {self.store.locate(self.prefix)} is damaged",
+                resume_after="restore one from a copy, or remove that folder to run this stage from scratch",
             )
         return None
 

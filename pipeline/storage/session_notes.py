@@ -94,7 +94,7 @@ def _seconds(store: Store, session: int, key: str) -> float:
         seconds = row["seconds"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(
-            f"{store.locate(key)} is damaged ({error}): remove it; it holds only a duration"
+            f"{store.locate(key)} is damaged ({error}); it holds only a duration", resume_after="remove it"
         ) from error
     if seconds is None:
         seconds = (
