@@ -256,7 +256,7 @@ class Agent:
     def begin_dream(
         self, temperature: float = 1.0, *, samples: int = 1, seed: int = 0, row: int = 0, moment: Moment | None = None
     ) -> SteeredDream:
-        """Begin dreams that go on step by step, by the controller or by somebody else; the episode is not changed.
+        """Begin dreams that advance step by step, by the controller or by somebody else; the episode is not changed.
 
         Args:
             temperature: Uncertainty of the dream; it can change between steps.

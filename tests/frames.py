@@ -41,7 +41,7 @@ class Picture:
 
     Attributes:
         observation: (96, 96, 3) uint8.
-        without: By part, the same observation without that part; empty for most pictures.
+        without: Same observation without a part, by part; empty for most pictures.
     """
 
     observation: Pixels

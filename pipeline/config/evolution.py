@@ -61,7 +61,7 @@ class EvolveConfig(Section):
         None, ge=2, description="generation from which candidates are scored in the environment, after dreams before it"
     )
     select: Literal["game", "dream"] = Field(
-        "game", description="returns by which the best controller is chosen: of validation episodes, or of dreams"
+        "game", description="how the best controller is chosen: by returns in validation episodes, or in dreams"
     )
     validation_dreams: int = Field(1024, ge=1, description="dreams of a validation, if candidates are scored in dreams")
     population_size: int = Field(64, ge=3, description="candidates in a generation; CMA-ES needs three")

@@ -238,7 +238,7 @@ def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tupl
 
 
 def _verdict(run: Findings, paper: PublishedScale) -> str:
-    """How far the run and the paper's can be compared, in words."""
+    """Scale of the run against the paper's, in words."""
     steps = run.history[-1].env_steps
     share = 100 * steps / paper.env_steps
     much = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"

@@ -30,7 +30,7 @@ _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class ForeignAgent(Protocol):
-    """What a class needs to be evaluated. It is made without arguments, once in each worker."""
+    """Interface of a class to be evaluated. It is made without arguments, once in each worker."""
 
     def reset(self) -> None:
         """Begin an episode. If it takes an argument ``seed``, it gets the track's seed."""

@@ -217,7 +217,7 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     """Play the test episodes with the packed weights and seal them; returns the facts of the stage."""
     prefix, began = at.folder(EVALUATION), time.monotonic()
     info = evaluate.run(config_in(config, at), target, executor, at)
-    # The film as a GIF takes more than all weights, and checkpoints and curves serve only a run that goes on.
+    # The film as a GIF takes more than all weights, and checkpoints and curves serve only a run that is resumed.
     unused = [
         record
         for name, record in read_records(target, prefix).items()

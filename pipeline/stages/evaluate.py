@@ -97,7 +97,7 @@ class _TestedAgent:
 
 
 def agent_identity(config: RunConfig) -> dict[str, str]:
-    """What identifies the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
+    """Identity of the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
 
     Raises:
         WorldModelsError: There is no such agent.

@@ -35,7 +35,7 @@ class Stage:
         help: One-line description for ``--help``.
         may_grow: Prefixes of ``reads`` that may grow after the completion of this stage, which is then resumed.
         round: Round that it belongs to.
-        outside: What its output depends on beyond the config and the run, by a name for messages.
+        outside: Further inputs of its output, beyond the config and the run, by a name for messages.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Stage:
         return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """What decides its output, by dotted key: identity keys of the config of its round, and ``outside``."""
+        """Identity of its output, by dotted key: identity keys of the config of its round, and ``outside``."""
         return {**flatten(config, "identity", self.keys), **self.outside}
 
     def manifest(self, config: RunConfig, upstream: Mapping[str, str]) -> Manifest:

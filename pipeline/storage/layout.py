@@ -25,13 +25,13 @@ REFERRERS = "referrers/"
 TRACKERS = "trackers/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
-PAGE, FIGURES = "index.html", "report.json"
+PAGE, NUMBERS = "index.html", "report.json"
 SESSION_BEGUN, HEARTBEAT = "begun", "heartbeat"
 TEMPERATURE, GAME = "temperature-", "game"
 ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, FIGURES)))
+_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, NUMBERS)))
 _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
@@ -150,7 +150,7 @@ def tracker_key(name: str) -> str:
 
 
 def view_key(prefix: str, name: str) -> str:
-    """Key of a view of the committed report: ``PAGE`` or ``FIGURES``."""
+    """Key of a view of the committed report: ``PAGE`` or ``NUMBERS``."""
     return f"{prefix}/{name}"
 
 

@@ -62,7 +62,7 @@ class Manifest:
 
     Attributes:
         stage: Name of the stage.
-        config: What decides the output of the stage, by dotted key, see ``Stage.identity``.
+        config: Identity keys of the stage, by dotted key, see ``Stage.identity``.
         grown: Growable keys of the stage, dotted key to the value it reached.
         upstream: Manifest digest of each stage that it read, by prefix.
         records: Records of the stage by name.

@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
 from pipeline.view.finite import without_nan
 
-_FRESH_S = 1.5  # seconds for which a description is kept, whatever the number of viewers that ask
+_FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured
 _MOST_POINTS = 300  # of a curve
 
@@ -133,7 +133,7 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
-    """How far a stage is: done and total in a unit, units per second lately, and seconds left."""
+    """Progress of a stage: done and total in a unit, units per second lately, and seconds left."""
     at, rows = stage.round, read_metrics(store, stage.prefix)
     of_round = config.in_round(at.number)
     unit, total, done_at = "steps", None, _steps(rows)

@@ -69,7 +69,7 @@ class Temperature(_Strict):
 
 
 class Pause(_Strict):
-    """Stand still or go on."""
+    """Pause or resume."""
 
     do: Literal["pause"]
     on: bool

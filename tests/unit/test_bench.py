@@ -193,7 +193,7 @@ def test_the_table_of_many_workers_is_the_same_each_time_but_for_the_schedulers_
 def test_workers_are_as_busy_as_greedy_scheduling_keeps_them(
     workers: int, lanes: int, jobs_per_lane: int, durations: str
 ) -> None:
-    """In virtual time: a figure of the scheduler, not of this machine."""
+    """In virtual time: a number of the scheduler, not of this machine."""
     row = simulated_fanout.simulated_row(simulated_fanout.Setting(workers, lanes, jobs_per_lane, durations))
     assert row.of_greedy >= (0.99 if jobs_per_lane >= 8 else 0.97)
     assert row.busy >= 0.99 * row.actor_pool

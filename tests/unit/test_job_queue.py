@@ -49,7 +49,7 @@ def test_the_first_result_of_a_job_counts_and_ends_its_copies() -> None:
         (100, 356, 256, 0, 1, 1),
         (1024, 1024, 128, 0, 16, 8),  # a fair share, of which all are begun at once
         (1024, 1024, 2, 0, 16, 24),  # not many ahead while others may wait for their first ones
-        (1024, 1040, 2, 16, 16, 128),  # then no more ahead than so many times what it can begin
+        (1024, 1040, 2, 16, 16, 128),  # then at most this multiple of what it can begin
         (3, 20, 2, 8, 16, 2),  # towards the end as much as is fair
         (2, 20, 2, 12, 16, 0),
         (0, 20, 2, 3, 16, 0),
