@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.agent import naive_loop
-from pipeline.bench.measure import Comparison
+from pipeline.bench.measure import BenchResult
 from pipeline.bench.table import GENERATION
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
@@ -27,7 +27,7 @@ _POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
 _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
 
 
-def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> Comparison:
+def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> BenchResult:
     """Measure 64 candidates x 16 episodes from a run's last search distribution, on the pool of ``evolve``.
 
     The reference is the naive loop with the mean controller: its speed on one core without other load, times the
@@ -75,7 +75,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     with num_threads(1):
         more_steps, more_seconds = _for_seconds(naive, seconds / 2)
     naive_rate = (naive_steps + more_steps) / (naive_seconds + more_seconds)
-    return Comparison(
+    return BenchResult(
         GENERATION,
         "agent-steps/s",
         f"the naive loop, one core's rate x {workers}",

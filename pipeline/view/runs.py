@@ -175,16 +175,16 @@ def _curves(config: RunConfig, store: Store) -> list[dict[str, Any]]:
     """Learning curves of V, M and C of all rounds, each with its validation."""
     curves = []
     for at in rounds_of(config):
-        of = "" if config.rounds.count == 1 else f", round {at.number}"
+        suffix = "" if config.rounds.count == 1 else f", round {at.number}"
         if vae_round(config, at) == at:
             rows = read_metrics(store, at.folder(VAE))
-            curves.append(_curve(f"V{of}: loss", "step", rows, {"training": "loss", "held out": "held_out_loss"}))
+            curves.append(_curve(f"V{suffix}: loss", "step", rows, {"training": "loss", "held out": "held_out_loss"}))
         rows = read_metrics(store, at.folder(MDNRNN))
         names = {"training": "nll", "held out": "held_out_nll"}
-        curves.append(_curve(f"M{of}: nats per dimension", "step", rows, names))
+        curves.append(_curve(f"M{suffix}: nats per dimension", "step", rows, names))
         rows = read_metrics(store, at.folder(EVOLUTION))
         names = {"best candidate": "fitness_max", "mean": "fitness_mean", "validation": "validation_mean"}
-        curves.append(_curve(f"C{of}: return", "generation", rows, names))
+        curves.append(_curve(f"C{suffix}: return", "generation", rows, names))
     return [curve for curve in curves if curve["series"]]
 
 

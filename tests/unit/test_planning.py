@@ -22,7 +22,7 @@ from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.planning import plan as planning
-from pipeline.planning.plan import Costs, Estimate
+from pipeline.planning.plan import Costs, EvolutionEstimate
 from pipeline.planning.simulation import WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
@@ -124,7 +124,7 @@ def test_driver_dispatches_one_episode_after_the_other() -> None:
 
 def test_more_workers_are_faster_and_more_expensive() -> None:
     costs = Costs(SPEED, None, dispatch_s=1e-3, overhead_s=0.2)
-    plans = [Estimate(PAPER, costs, workers) for workers in (1, *planning.WORKERS)]
+    plans = [EvolutionEstimate(PAPER, costs, workers) for workers in (1, *planning.WORKERS)]
     seconds = [plan.seconds for plan in plans]
     assert seconds == sorted(seconds, reverse=True)
     efficiencies = [plan.efficiency for plan in plans]
@@ -138,7 +138,7 @@ def test_more_workers_are_faster_and_more_expensive() -> None:
 def test_evolution_is_the_sum_of_generations_validation_and_overhead() -> None:
     config = small(generations=5, validate_every=2, episodes_from=[{"generation": 3, "episodes": 5}], episode_steps=7)
     speed = WorkerSpeed.from_rates(config.rollouts, 1000.0, 500.0)
-    plan = Estimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
+    plan = EvolutionEstimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
     few, many = (simulate_rollouts([7] * 4 * episodes, 3, speed, 0.01).seconds for episodes in (2, 5))
     validation = simulate_rollouts([16] * 3, 3, speed, 0.01).seconds
     assert [plan.seconds_until(n) for n in (1, 2, 5)] == pytest.approx(
@@ -178,8 +178,8 @@ def test_drawn_lengths_have_the_mean_and_end_at_the_limit(mean: float) -> None:
 
 def test_plan_with_drawn_lengths_is_reproducible() -> None:
     costs = Costs(SPEED, 700.0, dispatch_s=1e-3, overhead_s=0.2)
-    first, second = (Estimate(PAPER, costs, 64).seconds for _ in range(2))
-    assert first == second < Estimate(PAPER, Costs(SPEED, None, 1e-3, 0.2), 64).seconds
+    first, second = (EvolutionEstimate(PAPER, costs, 64).seconds for _ in range(2))
+    assert first == second < EvolutionEstimate(PAPER, Costs(SPEED, None, 1e-3, 0.2), 64).seconds
 
 
 def put_run(store: LocalStore, config: RunConfig, env_steps: list[int]) -> None:
@@ -216,7 +216,7 @@ def test_command_shows_a_table_its_assumptions_and_json(capsys: pytest.CaptureFi
     found = json.loads(lines[-1])
     assert [row["workers"] for row in found["rows"]] == [64, 2048]
     assert (found["price"], found["dispatch_ms"], found["overhead_ms"]) == (0.04, 2, 0)
-    plan = Estimate(PAPER, Costs(SPEED, None, 2e-3, 0.0), 64)
+    plan = EvolutionEstimate(PAPER, Costs(SPEED, None, 2e-3, 0.0), 64)
     last = found["rows"][0]["until"][-1]
     assert (last["generation"], last["published"]) == (1800, 900.5)
     assert last["seconds"] == pytest.approx(plan.seconds_until(1800))
