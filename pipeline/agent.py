@@ -343,8 +343,8 @@ class Agent:
                 raise ValueError(f"the action taken in row {row} is not finite: {value}")
             if not (due[row] or np.array_equal(vectors[row], self._chosen[row])):
                 raise ValueError(
-                    f"the action {value} in row {row}: env.action_repeat is {self._repeat}, and the action that was "
-                    f"taken is held for {-self._calls[row] % self._repeat} more calls. Take it again, or None"
+                    f"row {row}: the last action is held for {-self._calls[row] % self._repeat} more calls "
+                    f"(env.action_repeat {self._repeat}), but {value} was given. Pass the last action or None"
                 )
         return vectors
 

@@ -165,8 +165,8 @@ def check_environment(config: RunConfig) -> None:
         )
     if collect.policy == "brownian" and traits.actions.discrete:
         raise ConfigError(
-            f"collect.policy = 'brownian': {env.id} has discrete actions, of which a random walk means nothing. Choose "
-            "repeat (an action held for some steps), white or random-controller"
+            f"collect.policy = 'brownian': {env.id} has discrete actions; a random walk over them is meaningless. "
+            "Choose repeat (an action held for some steps), white or random-controller"
         )
 
 

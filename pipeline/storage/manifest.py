@@ -124,8 +124,8 @@ def commit(
         present = read_record(store, record_key(prefix, name))
         if present.sha256 != sha256:
             raise StorageError(
-                f"{store.locate(record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
-                f"computed now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
+                f"{store.locate(record_key(prefix, name))} holds other bytes ({present.sha256[:12]}) than the ones "
+                f"just computed ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
                 "the same package versions; was this run begun on another machine? Both objects are kept",
                 resume_after=f"to keep the new one, remove {store.locate(record_key(prefix, name))}",
             ) from None
