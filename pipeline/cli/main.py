@@ -48,10 +48,10 @@ examples:
   world-models view runs/laptop                           watch the agent, take the wheel, drive in its dream
   world-models watch runs/laptop --dream                  write a video of an episode, with M's dream of it
   world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
-  world-models baselines runs/takecover-laptop            compare with policies that look at nothing
+  world-models baselines runs/takecover-laptop            compare with blind policies
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
   world-models compare runs/a runs/b                      compare runs on the same test tracks
-  world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an agent of others on the same tracks
+  world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an external agent on the same tracks
   world-models pack runs/laptop --name carracing          pack the agent into a small folder to share
   world-models push carracing --to hf://my-name/carracing                   upload it to the Hugging Face Hub
   world-models export runs/laptop --onnx agent            write the agent as ONNX files, for other programs

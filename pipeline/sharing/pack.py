@@ -113,7 +113,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
     """
     config = saved_config(source)
     if config.evaluate.agent is not None:
-        raise ConfigError(f"{source.locate()} evaluates the agent of others: pack the run of that agent")
+        raise ConfigError(f"{source.locate()} evaluates an external agent: pack the run of that agent")
     at = latest_round(config, source, EVALUATION)
     own = read_test_returns(source, newest_record(source, at.folder(EVALUATION), TEST_EPISODES))
     shown = min(own)  # "best" before "mean"

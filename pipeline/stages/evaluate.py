@@ -47,8 +47,8 @@ from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor, Pool, Resources
 from pipeline.execution.stage_progress import watched
 from pipeline.models.precision import resolved
+from pipeline.rollouts.external_agents import ExternalWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.film import film
-from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.stages.table import EVALUATE
 from pipeline.storage.checkpoints import Checkpoints
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
 
-AGENT = "agent"  # the controller of an agent that is not the run's own
+AGENT = "agent"  # the controller of an external agent
 
 _ROWS_DESCRIPTION = {
     "rows": "A row is one test episode. generation is the generation of the evolution that the controller is from. A "
@@ -163,9 +163,9 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
             resolved(config.rollouts, exact=config.execution.exact),
         )
     if names_class(agent):
-        foreign = partial(executor.pool, ForeignWorker, agent, config.env, jobs_at_once=2)
+        external = partial(executor.pool, ExternalWorker, agent, config.env, jobs_at_once=2)
         digest, none = source_digest(agent), np.zeros(0, np.float32)
-        return _TestedAgent({AGENT: none}, 0, config.seed, digest, foreign, None, {"agent": agent, "source": digest})
+        return _TestedAgent({AGENT: none}, 0, config.seed, digest, external, None, {"agent": agent, "source": digest})
     trained = TrainedAgent.read(open_other(agent))
     theirs, weights = trained.config, trained.digest()
     env = environment_for(theirs, config)

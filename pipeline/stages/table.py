@@ -92,10 +92,10 @@ def cost_of_run(config: RunConfig, store: Store) -> dict[str, float]:
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """All stages of a run, in order: those of each round, then the report; or the evaluation of a foreign agent."""
+    """All stages of a run, in order: those of each round, then the report; or the evaluation of an external agent."""
     if config.evaluate.agent is not None:
         keys = ("seed", "env", "tracks.test", "rollouts", "evaluate")
-        return [Stage(EVALUATE, EVALUATION, (), keys, "evaluate a foreign agent on the test tracks")]
+        return [Stage(EVALUATE, EVALUATION, (), keys, "evaluate an external agent on the test tracks")]
     of_rounds = [stage for at in rounds_of(config) for stage in _round(config, at)]
     reads = tuple(stage.prefix for stage in of_rounds)
     return [*of_rounds, Stage(MAKE_REPORT, REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
