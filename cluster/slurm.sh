@@ -88,7 +88,7 @@ else
     # `symmetric-run` hides that a Ray did not start. A driver that never ended has not succeeded.
     if [ "$code" -eq 0 ]; then code=1; fi
 fi
-# Only what was stopped goes on later: a run that failed would fail again.
+# Only an interrupted job is resumed: a run that failed would fail again.
 if [ -n "$time_is_up" ] && { [ "$code" -eq 143 ] || [ ! -s "$STATE/exit" ]; }; then
     echo "slurm.sh: the time is up; job $SLURM_JOB_ID waits for nodes again, and then resumes the run"
     scontrol requeue "$SLURM_JOB_ID"

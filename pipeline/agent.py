@@ -256,7 +256,7 @@ class Agent:
     def begin_dream(
         self, temperature: float = 1.0, *, samples: int = 1, seed: int = 0, row: int = 0, moment: Moment | None = None
     ) -> SteeredDream:
-        """Begin dreams that go on step by step, by the controller or by somebody else; the episode is not changed.
+        """Begin dreams that advance step by step, by the controller or by somebody else; the episode is not changed.
 
         Args:
             temperature: Uncertainty of the dream; it can change between steps.
@@ -343,8 +343,8 @@ class Agent:
                 raise ValueError(f"the action taken in row {row} is not finite: {value}")
             if not (due[row] or np.array_equal(vectors[row], self._chosen[row])):
                 raise ValueError(
-                    f"the action {value} in row {row}: env.action_repeat is {self._repeat}, and the action that was "
-                    f"taken is held for {-self._calls[row] % self._repeat} more calls. Take it again, or None"
+                    f"row {row}: the last action is held for {-self._calls[row] % self._repeat} more calls "
+                    f"(env.action_repeat {self._repeat}), but {value} was given. Pass the last action or None"
                 )
         return vectors
 

@@ -16,7 +16,18 @@ from pipeline.data.artifacts import REPORT
 from pipeline.data.rounds import Round, config_in
 from pipeline.execution.protocol import Executor
 from pipeline.stages import collect, encode, evaluate, evolve, report, train_mdnrnn, train_vae
-from pipeline.stages.table import Stage, stage_filling, stages_of
+from pipeline.stages.table import (
+    COLLECT,
+    ENCODE,
+    EVALUATE,
+    EVOLVE,
+    MAKE_REPORT,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+    Stage,
+    stage_filling,
+    stages_of,
+)
 from pipeline.storage import sealed_json
 from pipeline.storage.layout import begun_key, manifest_key
 from pipeline.storage.manifest import read_manifest, read_records, seal, stale_inputs, supersede
@@ -28,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 
 RUN: Mapping[str, Callable[[RunConfig, Store, Executor, Round], Mapping[str, Any]]] = {
-    "collect": collect.run,
-    "train-vae": train_vae.run,
-    "encode": encode.run,
-    "train-mdnrnn": train_mdnrnn.run,
-    "evolve": evolve.run,
-    "evaluate": evaluate.run,
-    "report": report.run,
+    COLLECT: collect.run,
+    TRAIN_VAE: train_vae.run,
+    ENCODE: encode.run,
+    TRAIN_MDNRNN: train_mdnrnn.run,
+    EVOLVE: evolve.run,
+    EVALUATE: evaluate.run,
+    MAKE_REPORT: report.run,
 }
 
 
@@ -55,7 +66,7 @@ def run_stages(
         reuse: Other runs, to whose equal stages the run refers instead of making them again.
     """
     for stage in stages_of(config) if stages is None else stages:
-        if stage.name == "evaluate":
+        if stage.name == EVALUATE:
             stage = replace(stage, outside=evaluate.agent_identity(config))
         _refer_to_inputs(config, store, stage, reuse)
         of_round = config_in(config, stage.round)
@@ -191,8 +202,9 @@ def _record_inputs(config: RunConfig, store: Store, stage: Stage, upstream: Mapp
         config_before, upstream_before = before["config"], before["upstream"]
     except (DamagedDataError, KeyError) as error:
         raise DamagedDataError(
-            f"{store.locate(key)} is damaged ({error}): restore it from a copy; or remove "
-            f"{store.locate(stage.prefix)} to run the stage from scratch"
+            f"{store.locate(key)}, the record of a stage's inputs, is damaged",
+            resume_after="restore it from a copy, or remove "
+            f"{store.locate(stage.prefix)} to run the stage from scratch",
         ) from error
     if lines := diff(config_before, begun["config"]):
         raise ConfigError(

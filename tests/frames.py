@@ -41,7 +41,7 @@ class Picture:
 
     Attributes:
         observation: (96, 96, 3) uint8.
-        without: By part, the same observation without that part; empty for most pictures.
+        without: Same observation without a part, by part; empty for most pictures.
     """
 
     observation: Pixels
@@ -49,8 +49,8 @@ class Picture:
 
 
 @dataclass
-class Drive:
-    """A recorded drive.
+class RecordedFrames:
+    """Frames of a recorded drive, and its actions.
 
     Attributes:
         track: Seed of the track.
@@ -64,8 +64,8 @@ class Drive:
     actions: list[Any]
     pictures: dict[int, Picture]
 
-    def until(self, step: int) -> Drive:
-        return Drive(
+    def until(self, step: int) -> RecordedFrames:
+        return RecordedFrames(
             self.track, self.options, self.actions[:step], {at: p for at, p in self.pictures.items() if at <= step}
         )
 
@@ -151,10 +151,12 @@ def sparsely(step: int) -> Wanted:
     return "whole" if step % 25 == 0 else "nothing"
 
 
-def record(track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = densely, **options: Any) -> Drive:
+def record(
+    track: int, driver: Driver, steps: int, wanted: Callable[[int], Wanted] = densely, **options: Any
+) -> RecordedFrames:
     """Run an episode of at most ``steps`` steps with Gymnasium's own drawing, and keep the wanted pictures."""
     env = PartedCarRacing(**options)
-    drive = Drive(track, options, [], {})
+    drive = RecordedFrames(track, options, [], {})
     env.wanted = wanted(0)
     env.reset(seed=track)
     for step in range(steps + 1):
@@ -176,12 +178,12 @@ class Frames:
     """The frames that an environment under test shows for a recorded drive.
 
     Attributes:
-        drive: Drive whose actions were replayed.
+        drive: Recorded drive whose actions were replayed.
         view: View of the frames.
         frames: Frames by step, as the drive's pictures.
     """
 
-    drive: Drive
+    drive: RecordedFrames
     view: View
     frames: dict[int, Pixels]
 
@@ -206,7 +208,7 @@ class Frames:
         return sum(int(mask.sum()) for step, _, mask, _ in self.part(name) if step >= ZOOM_STEPS)
 
 
-def replay_actions(env: Any, drive: Drive, view: View) -> Frames:
+def replay_actions(env: Any, drive: RecordedFrames, view: View) -> Frames:
     observation, _ = env.reset(seed=drive.track)
     frames = {0: observation}
     for step, action in enumerate(drive.actions, 1):

@@ -143,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def faults_of_card(text: str) -> list[str]:
-    """What the hub refuses in the header of a card: licences by other names, results of another form."""
+    """Header fields that the hub refuses in a card: licences by other names, results of another form."""
     found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if found is None:
         return ["the card has no header"]

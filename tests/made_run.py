@@ -1,4 +1,4 @@
-"""A small complete run, put together through the storage API: real models and shards, made-up figures."""
+"""A small complete run, put together through the storage API: real models and shards, made-up numbers."""
 
 from __future__ import annotations
 
@@ -222,9 +222,9 @@ def put_data(
     """Frames and latents; returns the episodes' returns.
 
     Args:
-        store, config: of the run.
-        lengths: of the episodes.
-        seen: (T, 64, 64, 3), the frames of every episode; None for noise.
+        store, config: Store and config of the run.
+        lengths: Lengths of the episodes.
+        seen: Frames of every episode, (T, 64, 64, 3); None for noise.
     """
     rng = np.random.default_rng(0)
     steps = list(lengths)

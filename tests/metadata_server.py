@@ -120,7 +120,7 @@ class GcpServer(MetadataServer):
     """The metadata service of Compute Engine.
 
     Attributes:
-        values: of the instance, by name.
+        values: Values of the instance, by name.
     """
 
     variable = "GCE_METADATA_HOST"

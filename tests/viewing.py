@@ -78,7 +78,7 @@ def wait(chrome: Chrome, condition: Callable[[Chrome], Any]) -> Any:
 
 
 class Page:
-    """What a person sees and does on the page."""
+    """The page in a browser, with a person's actions on it."""
 
     def __init__(self, chrome: Chrome) -> None:
         self.chrome = chrome

@@ -15,7 +15,7 @@ def import_extra(module: str, extra: str, needed_by: str) -> ModuleType:
     Args:
         module: Module to import.
         extra: Extra of this project that installs it.
-        needed_by: What needs it, for the message.
+        needed_by: Feature that needs the module, for the message.
 
     Raises:
         ConfigError: It cannot be imported; names the command that installs it.

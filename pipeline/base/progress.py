@@ -11,6 +11,8 @@ from typing import Any, Literal, Self
 
 from tqdm import tqdm
 
+from pipeline.base.formatting import duration
+
 _LINE_EVERY_S = 10.0
 
 # Counters: the increase since the last update.
@@ -101,7 +103,7 @@ class Progress:
         self._printed = update
         elapsed = self._last_line - self._began
         rate = (update.done - update.restored) / elapsed if elapsed > 0 else 0.0
-        left = tqdm.format_interval((update.total - update.done) / rate) if rate > 0 else "?"
+        left = duration((update.total - update.done) / rate) if rate > 0 else "?"
         shown = "".join(f", {name} {value}" for name, value in update.shown.items())
         print(
             f"{self.title}: {update.done:,} of {update.total:,} {self.unit}s, {rate:,.1f}/s, {left} left{shown}",

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
+from pipeline.bench.table import AGENT
 from pipeline.config.schema import RunConfig
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import traits_of
@@ -30,7 +31,7 @@ _EPISODES_PER_LANE = 4
 _ENGINES = {"openvino": "OpenVINO", "torch": "torch"}
 
 
-def bench_agent(seconds: float) -> Comparison:
+def bench_agent(seconds: float) -> BenchResult:
     """Compare the naive agent loop (batch 1, float32, encoder only) with a rollout worker at every native precision."""
     config = RunConfig.model_validate(
         {
@@ -59,7 +60,7 @@ def bench_agent(seconds: float) -> Comparison:
     *others, fastest = native
     with num_threads(1):
         return compare(
-            "agent",
+            AGENT,
             "agent-steps/s/core",
             Side(
                 "batch 1, torch float32, Gymnasium's rendering",

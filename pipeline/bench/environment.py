@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.base.threads import num_threads
 from pipeline.bench.drives import RecordedDrive, record_drive
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
+from pipeline.bench.table import ENV
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.car_racing import ID, CarRacing, forget_tracks
 
@@ -20,7 +21,7 @@ _POPULATION = 16  # consecutive episodes on one track, one candidate each
 _REFERENCE_STEPS = 100  # steps per call of the slow sides
 
 
-def bench_env(seconds: float) -> Comparison:
+def bench_env(seconds: float) -> BenchResult:
     """Compare Gymnasium with the pipeline's environment on whole laps, including resets."""
     drives = [record_drive(track) for track in range(_TRACKS)]
     shared = cycle(drive for drive in drives for _ in range(_POPULATION))
@@ -49,7 +50,7 @@ def bench_env(seconds: float) -> Comparison:
         others.append(Side("EnvPool CarRacing-v3 (C++)", _envpool(drives[0])))
     with num_threads(1):
         return compare(
-            "env",
+            ENV,
             "steps/s/core",
             Side("Gymnasium CarRacing-v3", _replay(gymnasium.make("CarRacing-v3", disable_env_checker=True), drives)),
             Side(f"ours at 64x64, {_POPULATION} episodes a track", lap(shared)),

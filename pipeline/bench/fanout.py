@@ -156,7 +156,7 @@ def check_workers(workers: int) -> None:
         if most < _MOST:
             reason = f"more than {_MOST_PER_CORE} for each of its {num_cores()} cores stall this machine"
         raise ConfigError(
-            f"--workers {workers}: use at most {most}; {reason}. Without --workers, `bench fanout` simulates up to 2,048"
+            f"--workers {workers}: use at most {most}; {reason}. Without it, `bench fanout` simulates up to 2,048"
         )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError
 from pipeline.base.statistics import summarise
 from pipeline.base.threads import num_threads
+from pipeline.bench.table import FIDELITY
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, ROLLOUTS, TEST_EPISODES
@@ -104,7 +105,7 @@ def fidelity_to_json(rows: list[Fidelity]) -> dict[str, object]:
     """Convert to JSON values; the reference is Gymnasium's drawing, ours the run's own precision."""
     ours = next(row for row in rows[1:] if (row.engine, row.precision) == (rows[0].engine, rows[0].precision))
     return {
-        "bench": "fidelity",
+        "bench": FIDELITY,
         "unit": "mean return",
         "reference": rows[0].mean,
         "ours": ours.mean,
@@ -142,9 +143,10 @@ def _row(
 
 
 def _with_precision(config: RunConfig, engine: str, precision: str) -> RunConfig:
-    rollouts = config.rollouts.model_copy(update={"engine": engine, "precision": precision})
-    env = config.env.model_copy(update={"rendering": "texture"})
-    return config.model_copy(update={"rollouts": rollouts, "env": env})
+    values = config.model_dump()
+    values["rollouts"] |= {"engine": engine, "precision": precision}
+    values["env"] |= {"rendering": "texture"}
+    return RunConfig.model_validate(values)
 
 
 def _some_frames(store: Store) -> NDArray[np.uint8]:

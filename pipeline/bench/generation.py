@@ -12,7 +12,8 @@ import numpy as np
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.agent import naive_loop
-from pipeline.bench.measure import Comparison
+from pipeline.bench.measure import BenchResult
+from pipeline.bench.table import GENERATION
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
 from pipeline.envs.registry import traits_of
@@ -26,7 +27,7 @@ _POPULATION, _EPISODES, _EPISODE_STEPS = 64, 16, 1000
 _PAPER_SECONDS, _PAPER_CORES = 2237.0, 64
 
 
-def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> Comparison:
+def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunConfig], Executor]) -> BenchResult:
     """Measure 64 candidates x 16 episodes from a run's last search distribution, on the pool of ``evolve``.
 
     The reference is the naive loop with the mean controller: its speed on one core without other load, times the
@@ -37,12 +38,17 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
         run: Trained run.
         executor: Factory of executors.
     """
-    config = _paper_size(run.config)
+    config = run.config
+    # The run's own networks and lanes, with the paper's whole episodes.
+    env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS, "action_repeat": 1})
     search = run.search
     population = generator(0, "bench").multivariate_normal(
         search.mean, search.sigma**2 * search.covariance, _POPULATION, method="cholesky"
     )
-    jobs = training_jobs(config, 1, population)
+    jobs = [
+        replace(job, max_steps=_EPISODE_STEPS, stall_steps=None)
+        for job in training_jobs(config, 1, population, episodes=_EPISODES)
+    ]
     returns: list[float] = []
     steps = 0
 
@@ -54,9 +60,9 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     naive = _naive_loop(config, run)
     with num_threads(1):
         naive_steps, naive_seconds = _for_seconds(naive, seconds / 2)
-    on = executor(config)
+    on = executor(_on_ray(config))
     try:
-        with open_rollout_pool(on, config.env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
+        with open_rollout_pool(on, env, config.agent, run.vae_weights, run.mdnrnn_weights) as pool:
             # Wait until every worker is up, as in all generations after the first.
             warm_up = [replace(job, purpose="warm-up", max_steps=1) for job in jobs]
             run_episodes(pool, warm_up, lambda *_: None, require_finite=True)
@@ -69,8 +75,8 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     with num_threads(1):
         more_steps, more_seconds = _for_seconds(naive, seconds / 2)
     naive_rate = (naive_steps + more_steps) / (naive_seconds + more_seconds)
-    return Comparison(
-        "generation",
+    return BenchResult(
+        GENERATION,
         "agent-steps/s",
         f"the naive loop, one core's rate x {workers}",
         f"{_POPULATION} x {_EPISODES} episodes on {workers} Ray workers: {took:.0f} s, {steps:,} steps, "
@@ -89,20 +95,10 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
     )
 
 
-def _paper_size(config: RunConfig) -> RunConfig:
-    """Config with the run's own networks and lanes, the paper's population and whole episodes."""
-    evolve = config.evolve.model_copy(
-        update={
-            "population_size": _POPULATION,
-            "episodes": _EPISODES,
-            "episodes_from": [],
-            "episode_steps": None,
-            "stall_steps": None,
-        }
-    )
-    env = config.env.model_copy(update={"max_episode_steps": _EPISODE_STEPS, "action_repeat": 1})
-    execution = config.execution.model_copy(update={"executor": "ray"})
-    return config.model_copy(update={"evolve": evolve, "env": env, "execution": execution})
+def _on_ray(config: RunConfig) -> RunConfig:
+    values = config.model_dump()
+    values["execution"] |= {"executor": "ray"}
+    return RunConfig.model_validate(values)
 
 
 def _naive_loop(config: RunConfig, run: TrainedRun) -> Callable[[], int]:

@@ -62,15 +62,15 @@ def worker_rates(config: RunConfig, seconds: float) -> tuple[float, float]:
 
 def _rate(worker: RolloutWorker, config: RunConfig, lanes: int, seconds: float) -> float:
     """Measure agent-steps/s on a new track for each episode, so that no track is reused."""
-    evolve = config.evolve.model_copy(update={"episodes": lanes, "episodes_from": []})
-    config = config.model_copy(update={"evolve": evolve})
     shape = ControllerShape.of_agent(config.agent, traits_of(config.env).actions.size)
     candidate = generator(0, "bench").normal(0, 0.1, (1, shape.num_parameters))
-    list(worker.run([replace(job, max_steps=_WARM_UP_STEPS) for job in training_jobs(config, 1, candidate)]))
+    warm_up = training_jobs(config, 1, candidate, episodes=lanes)
+    list(worker.run([replace(job, max_steps=_WARM_UP_STEPS) for job in warm_up]))
     steps = 0
     began = time.process_time()
     for generation in count(2):
-        steps += sum(result.steps for _, result in worker.run(training_jobs(config, generation, candidate)))
+        jobs = training_jobs(config, generation, candidate, episodes=lanes)
+        steps += sum(result.steps for _, result in worker.run(jobs))
         elapsed = time.process_time() - began
         if elapsed >= seconds:
             break

@@ -24,7 +24,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BenchResult:
     """Result of a bench.
 
     Attributes:
@@ -64,7 +64,7 @@ def compare(
     seconds: float,
     threads: int,
     others: Sequence[Side] = (),
-) -> Comparison:
+) -> BenchResult:
     """Run each side in turns, after a warm-up of one piece of work each.
 
     Args:
@@ -89,7 +89,7 @@ def compare(
             totals[side.what][0] += units
             totals[side.what][1] += time.perf_counter() - began
     rate = {what: units / spent for what, (units, spent) in totals.items()}
-    return Comparison(
+    return BenchResult(
         bench,
         unit,
         reference.what,

@@ -13,10 +13,22 @@ from pipeline.bench.agent import bench_agent
 from pipeline.bench.environment import bench_env
 from pipeline.bench.fidelity import bench_fidelity, fidelity_lines, fidelity_to_json
 from pipeline.bench.generation import bench_generation
-from pipeline.bench.measure import Comparison
+from pipeline.bench.measure import BenchResult
 from pipeline.bench.stages import bench_collect, bench_dream
 from pipeline.bench.storage import bench_storage
-from pipeline.bench.table import FANOUT, FIDELITY, GENERATION, NEED_A_RUN
+from pipeline.bench.table import (
+    AGENT,
+    COLLECT,
+    DREAM,
+    ENV,
+    FANOUT,
+    FIDELITY,
+    GENERATION,
+    NEED_A_RUN,
+    STORAGE,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+)
 from pipeline.bench.trained import TrainedRun
 from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config.identity import cpu_kind
@@ -24,14 +36,14 @@ from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor
 from pipeline.storage.store import Store
 
-BENCHES: dict[str, Callable[[float], Comparison]] = {
-    "env": bench_env,
-    "agent": bench_agent,
-    "collect": bench_collect,
-    "train-vae": bench_train_vae,
-    "train-mdnrnn": bench_train_mdnrnn,
-    "dream": bench_dream,
-    "storage": bench_storage,
+BENCHES: dict[str, Callable[[float], BenchResult]] = {
+    ENV: bench_env,
+    AGENT: bench_agent,
+    COLLECT: bench_collect,
+    TRAIN_VAE: bench_train_vae,
+    TRAIN_MDNRNN: bench_train_mdnrnn,
+    DREAM: bench_dream,
+    STORAGE: bench_storage,
 }
 
 
@@ -105,7 +117,7 @@ def _fanout(workers: int | None, machine: str, executor: Callable[[RunConfig], E
     return fanout.fanout_to_json(fanout.bench_fanout(workers, executor, show))
 
 
-def table_rows(result: Comparison) -> list[str]:
+def table_rows(result: BenchResult) -> list[str]:
     """Write rows of a Markdown table: the comparison, then the further sides."""
     start = f"| {result.bench} | {result.unit} | {result.threads} | {result.reference_what} | {result.reference:,.0f} "
     lines = [f"{start}| {result.ours_what} | {result.ours:,.0f} | {result.ratio:.2f} |"]
@@ -114,7 +126,7 @@ def table_rows(result: Comparison) -> list[str]:
     return lines
 
 
-def _to_json(result: Comparison) -> dict[str, object]:
+def _to_json(result: BenchResult) -> dict[str, object]:
     values = asdict(result)
     more = values.pop("more")
     return {**values, **more}

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.base import seeding
 from pipeline.base.threads import num_threads
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
+from pipeline.bench.table import COLLECT, DREAM
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import FIRST, shard_episodes, shards_of
 from pipeline.envs.car_racing import CarRacing
@@ -36,7 +37,7 @@ _TAKE_COVER: dict[str, Any] = {
 }
 
 
-def bench_collect(seconds: float) -> Comparison:
+def bench_collect(seconds: float) -> BenchResult:
     """Compare the environment under the random policy, without storage, with the collecting worker."""
     config = RunConfig.model_validate(
         {
@@ -71,7 +72,7 @@ def bench_collect(seconds: float) -> Comparison:
         worker = CollectWorker(config, LocalStore(folder))
         shards = count()
         return compare(
-            "collect",
+            COLLECT,
             "steps/s/core",
             Side("the environment alone", bare()),
             Side(
@@ -83,7 +84,7 @@ def bench_collect(seconds: float) -> Comparison:
         )
 
 
-def bench_dream(seconds: float) -> Comparison:
+def bench_dream(seconds: float) -> BenchResult:
     """Compare one dream at a time with a worker that scores a generation in dreams: M, sampling and controllers.
 
     A generation is the paper's, 64 candidates with 16 dreams each, with dreams of equal length.
@@ -91,7 +92,7 @@ def bench_dream(seconds: float) -> Comparison:
     small, paper = _dream_config({}), _dream_config(_TAKE_COVER)
     with num_threads(1):
         found = compare(
-            "dream",
+            DREAM,
             "steps/s/core",
             Side("one dream at a time", _one_dream(small)),
             Side("64 x 16 dreams, z 32, LSTM 256", _generation(small)),

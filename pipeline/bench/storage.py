@@ -15,8 +15,9 @@ import numpy as np
 
 from pipeline.base import seeding
 from pipeline.base.threads import num_threads
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
 from pipeline.bench.s3_server import S3Server, server_program
+from pipeline.bench.table import STORAGE
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS
 from pipeline.data.episodes import Episode
@@ -46,7 +47,7 @@ _RUN = RunConfig.model_validate(
 _TRAINING_STEPS = 30
 
 
-def bench_storage(seconds: float) -> Comparison:
+def bench_storage(seconds: float) -> BenchResult:
     """Write and read frames: compare raw NumPy files with shards, which are compressed, checksummed and sealed.
 
     Also measures the same shards in a bucket on a real S3 server on this machine, if its package is installed, and the
@@ -70,7 +71,7 @@ def bench_storage(seconds: float) -> Comparison:
         sides = [Side(what, _write_and_read(store, episode)) for what, store in stores.items()]
         with num_threads(1):
             result = compare(
-                "storage",
+                STORAGE,
                 "frames/s written and read",
                 Side("numpy files", plain),
                 sides[0],

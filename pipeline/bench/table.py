@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-GENERATION, FIDELITY, FANOUT = "generation", "fidelity", "fanout"
+ENV, AGENT, GENERATION, FIDELITY = "env", "agent", "generation", "fidelity"
+COLLECT, TRAIN_VAE, TRAIN_MDNRNN = "collect", "train-vae", "train-mdnrnn"
+DREAM, STORAGE, FANOUT = "dream", "storage", "fanout"
 
 # Benches that measure the controllers of a run.
 NEED_A_RUN = {GENERATION, FIDELITY}
 
 HELP = {
-    "env": "Gymnasium's CarRacing-v3 and ours, on one core",
-    "agent": "the naive agent loop and a rollout worker, on one core",
+    ENV: "Gymnasium's CarRacing-v3 and ours, on one core",
+    AGENT: "the naive agent loop and a rollout worker, on one core",
     GENERATION: "one generation of 64 x 16 episodes on all cores, from the search distribution of a run",
     FIDELITY: "the best controller of a run with both renderings and at every precision of V's encoder",
-    "collect": "the environment alone and collecting frames into shards, on one core",
-    "train-vae": "a plain training step of V and the pipeline's",
-    "train-mdnrnn": "a plain training step of M and the pipeline's",
-    "dream": "one dream at a time and many in lockstep, on one core",
-    "storage": "NumPy files and shards",
+    COLLECT: "the environment alone and collecting frames into shards, on one core",
+    TRAIN_VAE: "a plain training step of V and the pipeline's",
+    TRAIN_MDNRNN: "a plain training step of M and the pipeline's",
+    DREAM: "one dream at a time and many in lockstep, on one core",
+    STORAGE: "NumPy files and shards",
     FANOUT: "utilisation of up to 2,048 simulated workers by the scheduler, or of real ones (--workers)",
 }

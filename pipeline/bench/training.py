@@ -9,7 +9,8 @@ import torch
 
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
+from pipeline.bench.table import TRAIN_MDNRNN, TRAIN_VAE
 from pipeline.config.schema import RunConfig
 from pipeline.data.episodes import LatentEpisode
 from pipeline.models.mdnrnn import mixture_nll
@@ -46,7 +47,7 @@ def _steps(
     return work
 
 
-def bench_train_vae(seconds: float) -> Comparison:
+def bench_train_vae(seconds: float) -> BenchResult:
     """Compare a plain float32 step with the pipeline's, at batch size 100."""
     config = RunConfig.model_validate({"vae": {"device": "cpu"}})
     size = config.vae.batch_size
@@ -67,7 +68,7 @@ def bench_train_vae(seconds: float) -> Comparison:
 
     with num_threads(config.vae.threads):
         return compare(
-            "train-vae",
+            TRAIN_VAE,
             "frames/s",
             Side("torch float32, plain Adam", reference),
             Side(f"the pipeline's, {precision_name(objective.precision)}", _steps(objective, lambda: frames, size)),
@@ -76,7 +77,7 @@ def bench_train_vae(seconds: float) -> Comparison:
         )
 
 
-def bench_train_mdnrnn(seconds: float) -> Comparison:
+def bench_train_mdnrnn(seconds: float) -> BenchResult:
     """Compare a plain float32 step with the pipeline's, on 32 windows of 128 steps."""
     config = RunConfig.model_validate({"mdnrnn": {"device": "cpu", "window": 128, "batch_size": 32}})
     size, window, z_size = config.mdnrnn.batch_size, config.mdnrnn.window, config.vae.z_size
@@ -112,7 +113,7 @@ def bench_train_mdnrnn(seconds: float) -> Comparison:
 
     with num_threads(config.mdnrnn.threads):
         return compare(
-            "train-mdnrnn",
+            TRAIN_MDNRNN,
             "windows/s",
             Side("torch float32, plain Adam", reference),
             Side(

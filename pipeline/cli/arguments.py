@@ -59,7 +59,7 @@ def add_agent(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--agent",
         metavar="AGENT",
-        help="agent of others to evaluate, on the tracks of CONFIG: module:Class, a class with reset() and "
+        help="external agent to evaluate, on the tracks of CONFIG: module:Class, a class with reset() and "
         "act(observation), or a run, whose config is the default of CONFIG. Needs --run-dir, for the result",
     )
 

@@ -24,7 +24,7 @@ examples:
 
 def add_parser(commands: Commands) -> None:
     """Add ``baselines``."""
-    text = "compare a run's controller with policies that look at nothing, on the same test tracks"
+    text = "compare a run's controller with blind policies, on the same test tracks"
     command = commands.add_parser(
         "baselines",
         help=text,

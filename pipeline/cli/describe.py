@@ -8,10 +8,10 @@ from pipeline.base.errors import SessionEnded
 from pipeline.base.formatting import counted, duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
-from pipeline.data.quality import held_out_quality, predicted_ends
+from pipeline.data.quality import controller_names, held_out_quality, predicted_ends
 from pipeline.data.rounds import FIRST, Round, encoded_rounds, rounds_of, shards_of
 from pipeline.evolution.state import read_progress
-from pipeline.stages.table import Stage, stages_of
+from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, Stage, stages_of
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.layout import GAME, PAGE, TEMPERATURE, view_key
 from pipeline.storage.manifest import read_manifest, read_records, stale_inputs
@@ -40,7 +40,7 @@ def describe_run(store: Store) -> str:
             lines.append(
                 f"  {stage.name:<13} complete  {duration(manifest.info['seconds']):>11}  {_facts(manifest.info)}"
             )
-            if stage.name == "evolve" and config.evolve.select == "dream":
+            if stage.name == EVOLVE and config.evolve.select == "dream":
                 lines[-1] += f"; best_validation is in dreams ({_recall(config, store, stage.round)})"
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
@@ -62,7 +62,7 @@ def describe_run(store: Store) -> str:
         )
         if state["best_validation"] is not None:
             lines.append(
-                f"  best {_SELECTED_BY[config.evolve.select]} {state['best_validation']:.1f}, generation "
+                f"  {controller_names(config.evolve.select)['best']} {state['best_validation']:.1f}, generation "
                 f"{state['best_generation']}{f' ({recall})' if config.evolve.select == 'dream' else ''}"
             )
     checkpoint = _newest_checkpoint(config, store)
@@ -106,11 +106,10 @@ def _newest_checkpoint(config: RunConfig, store: Store) -> str | None:
         return None
     # Of equal ages, which some stores give by the second, the later stage's.
     newest = min(reversed(ages), key=ages.__getitem__)
-    unit = {"evolve": "generation", "evaluate": "episode"}.get(newest.name, "step")
+    unit = {EVOLVE: "generation", EVALUATE: "episode"}.get(newest.name, "step")
     return f"{newest.title}, {unit} {checkpoints[newest].steps()[-1]:,}, {_ago(ages[newest])}"
 
 
-_SELECTED_BY = {"game": "on validation", "dream": "in dreams"}
 _ENDINGS = {
     "complete": "ended",
     "interrupted": "was interrupted",
@@ -145,9 +144,9 @@ def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
     steps = Checkpoints(store, stage.prefix).steps()
     if steps:
         return f"unfinished             checkpoint at {steps[-1]:,}"
-    if records and stage.name in ("collect", "encode"):
+    if records and stage.name in (COLLECT, ENCODE):
         at = stage.round
-        shown = encoded_rounds(config, at) if stage.name == "encode" else [at]
+        shown = encoded_rounds(config, at) if stage.name == ENCODE else [at]
         shards = sum(len(shards_of(config, each)) for each in shown)
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
@@ -188,7 +187,7 @@ def summarise_scores(store: Store) -> str:
     """Describe the scores of a complete run, round by round, and the location of its report."""
     lines = []
     config = saved_config(store)
-    names = {"agent": config.evaluate.agent, "mean": "CMA mean", "best": f"best {_SELECTED_BY[config.evolve.select]}"}
+    names = {"agent": config.evaluate.agent, **controller_names(config.evolve.select)}
     for at in rounds_of(config):
         evaluation = read_manifest(store, at.folder(EVALUATION))
         if evaluation is None:

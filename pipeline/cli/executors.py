@@ -27,8 +27,8 @@ def make_executor(config: RunConfig) -> Executor:
 
 def prepare_local_ray(execution: ExecutionConfig) -> None:
     """Set the environment of a local Ray of our own, before Ray is imported."""
-    # Servers on loopback only: by default Ray picks an address that other machines can reach. No tokens, whatever the
-    # user's environment says about clusters. Workers have the configured priority: at Ray's default, nice 15, one busy
+    # Servers on loopback only: by default Ray picks an address that other machines can reach. No tokens, regardless of
+    # the user's settings for clusters. Workers have the configured priority: at Ray's default, nice 15, one busy
     # program starves them.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_AUTH_MODE"] = "disabled"

@@ -48,10 +48,10 @@ examples:
   world-models view runs/laptop                           watch the agent, take the wheel, drive in its dream
   world-models watch runs/laptop --dream                  write a video of an episode, with M's dream of it
   world-models temperatures runs/takecover-laptop         compare returns in dreams and in the game
-  world-models baselines runs/takecover-laptop            compare with policies that look at nothing
+  world-models baselines runs/takecover-laptop            compare with blind policies
   world-models study tiny --vary mdnrnn.init=trained,random --seeds 1,2,3   run six configs, and compare them
   world-models compare runs/a runs/b                      compare runs on the same test tracks
-  world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an agent of others on the same tracks
+  world-models evaluate laptop --agent my_agents:Ppo --run-dir runs/ppo     put an external agent on the same tracks
   world-models pack runs/laptop --name carracing          pack the agent into a small folder to share
   world-models push carracing --to hf://my-name/carracing                   upload it to the Hugging Face Hub
   world-models export runs/laptop --onnx agent            write the agent as ONNX files, for other programs
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "terminated" if terminated else "interrupted"
         saved = ""
         if options.command in _RESUMABLE:
-            saved = f". Completed work is saved. To resume: {_resume_hint(options, arguments)}"
+            saved = f". Completed work is saved. To resume{_resume_hint(options, arguments)}"
         print(f"\nworld-models: {how}{saved}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
@@ -138,8 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
-    """How to resume: by the same command or, for a job of a cluster, by submitting the same job again."""
+    """The rest of "To resume": by the same command or, for a job of a cluster, by submitting the same job again."""
     if is_job():
-        return "submit the same run again"
-    resume = f", or world-models resume {shlex.quote(options.run_dir)}" if options.command == "run" else ""
-    return f"run the same command again: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"
+        return ": submit the same run again"
+    resume = f" (or: world-models resume {shlex.quote(options.run_dir)})" if options.command == "run" else ""
+    return f", run: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

@@ -108,12 +108,12 @@ def _plan(options: argparse.Namespace) -> int:
         logger.info("measuring a worker's speed, twice for %g s; pass --steps-per-s to skip", options.seconds)
         rates = measure_rates(config, options.seconds, cores)
     costs = planning.Costs(
-        speed=WorkerSpeed.from_rates(config, *rates),
+        speed=WorkerSpeed.from_rates(config.rollouts, *rates),
         episode_steps=episode_steps,
         dispatch_s=(planning.DISPATCH_MS if options.dispatch_ms is None else options.dispatch_ms) / 1e3,
         overhead_s=(planning.OVERHEAD_MS if options.overhead_ms is None else options.overhead_ms) / 1e3,
     )
-    estimates = [planning.Estimate(config, costs, workers) for workers in options.workers or planning.WORKERS]
+    estimates = [planning.EvolutionEstimate(config, costs, workers) for workers in options.workers or planning.WORKERS]
     print("\n".join(planning.describe(estimates, options.price, speed_from)))
     if options.json:
         print(json.dumps(planning.to_json(estimates, options.price, speed_from)))

@@ -21,7 +21,7 @@ from pipeline.cli.arguments import (
 )
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import EVALUATE, MAKE_REPORT, STAGES
 from pipeline.storage.layout import CONFIG, SESSIONS, occupying_keys
 from pipeline.storage.saved_config import require_run, saved_config
 
@@ -40,8 +40,8 @@ def add_parsers(commands: Commands) -> None:
         **{s.name: s.help for s in STAGES},
     }.items():
         command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-        add_config(command, optional=name == "evaluate")
-        if name == "evaluate":
+        add_config(command, optional=name == EVALUATE)
+        if name == EVALUATE:
             add_agent(command)
         command.add_argument(
             "--run-dir",
@@ -61,19 +61,19 @@ def add_parsers(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> int:
     agent = getattr(options, "agent", None)
     if agent is None and options.preset is None:
-        raise ConfigError("CONFIG is missing: name a preset, a YAML file or -; or an agent of others with --agent")
+        raise ConfigError("CONFIG is missing: name a preset, a YAML file or -; or an external agent with --agent")
     config = load_config(options.preset, options.override) if agent is None else _config_for(agent, options)
     options.run_dir = options.run_dir or f"runs/{config.name}"
     return run_config(config, options.run_dir, options.command, options.reuse)
 
 
 def _config_for(agent: str, options: argparse.Namespace) -> RunConfig:
-    """Config of the evaluation of a foreign agent: as given, or else that of the run that the agent is from.
+    """Config of the evaluation of an external agent: as given, or else that of the run that the agent is from.
 
     Raises:
         ConfigError: There is no config, or no run directory.
     """
-    from pipeline.rollouts.foreign_agents import names_class
+    from pipeline.rollouts.external_agents import names_class
     from pipeline.storage.run_dir import absolute_location, open_store
 
     if options.run_dir is None:
@@ -112,7 +112,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     from pipeline.planning import preflight
     from pipeline.planning.episode_length import collected_actions
     from pipeline.planning.growth import check_growth
-    from pipeline.rollouts.foreign_agents import check_agent
+    from pipeline.rollouts.external_agents import check_agent
     from pipeline.storage.run_dir import open_store
     from pipeline.storage.session_notes import check_machine, lease_for
     from pipeline.storage.sessions import refuse_if_owned
@@ -155,7 +155,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
                 run_stages(config, fenced, executor, stages_for(config, fenced, command), others)
     finally:
         executor.close()
-    if command in ("run", "report") or config.evaluate.agent is not None:
+    if command in ("run", MAKE_REPORT) or config.evaluate.agent is not None:
         print(summarise_scores(store))
     return 0
 

@@ -132,6 +132,7 @@ def config_at(config: RunConfig, temperature: float | None, generations: int | N
     Raises:
         ConfigError: The run's M cannot be dreamt with, or no generation would be validated.
     """
+    from pipeline.config.evolution import ONLY_DREAMS
     from pipeline.config.presets import validate
 
     values = config.model_dump()
@@ -144,14 +145,7 @@ def config_at(config: RunConfig, temperature: float | None, generations: int | N
         values["evolve"] |= {"environment": "game", "select": "game"}
     else:
         values["dream"]["temperature"] = temperature
-        values["evolve"] |= {
-            "environment": "dream",
-            "select": "dream",
-            # Parts of an evolution in the environment.
-            "replayed_tracks": 0,
-            "episode_steps": None,
-            "stall_steps": None,
-        }
+        values["evolve"] |= {"environment": "dream", "select": "dream", **ONLY_DREAMS}
     values["evaluate"] |= {"controllers": "best", "episodes": episodes or config.evaluate.episodes}
     found = validate(values, branch_name(temperature))
     if found.evolve.generations < found.evolve.validate_every:

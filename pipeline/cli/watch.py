@@ -54,7 +54,7 @@ def _watch(options: argparse.Namespace) -> int:
     from pipeline.envs.registry import traits_of
     from pipeline.rollouts.video import encode_video
     from pipeline.storage.run_dir import open_store
-    from pipeline.view.drive import Shot, drive
+    from pipeline.view.episode import Shot, episode_shots
 
     store = open_store(options.run_dir)
     trained = TrainedAgent.read(store)
@@ -69,7 +69,9 @@ def _watch(options: argparse.Namespace) -> int:
     with Progress("watch", "step") as show:
 
         def pictures() -> Iterator[NDArray[np.uint8]]:
-            for shot in drive(trained, track, dream=options.dream, every=every, temperature=options.temperature):
+            for shot in episode_shots(
+                trained, track, dream=options.dream, every=every, temperature=options.temperature
+            ):
                 show(Update(shot.steps, config.env.max_episode_steps, {"return": f"{shot.episode_return:.1f}"}))
                 seen[:] = [shot]
                 yield shot.picture

@@ -35,7 +35,7 @@ class RunResult:
         config: Config of the run.
         controller: Compared controller: ``"best"``, which validation chose, or else ``"mean"``; ``"agent"`` of others.
         returns: Its returns on the test tracks, in their order, (T,) float64.
-        history: Generations of the evolution of the last round; empty for an agent of others.
+        history: Generations of the evolution of the last round; empty for an external agent.
         env_steps: Environment steps of all stages.
         seconds: Time of all stages in seconds.
     """
@@ -82,14 +82,14 @@ def read_result(store: Store) -> RunResult:
     last = latest_round(config, store, EVALUATION)
     evaluation = read_manifest(store, last.folder(EVALUATION))
     evolution = read_manifest(store, last.folder(EVOLUTION))
-    foreign = config.evaluate.agent is not None
-    if evaluation is None or (evolution is None and not foreign):
+    external = config.evaluate.agent is not None
+    if evaluation is None or (evolution is None and not external):
         raise StorageError(
             f"{store.locate()} has no scores yet: it is not evaluated. Finish it: world-models resume {store.locate()}"
         )
     scores = read_test_returns(store, newest_record(store, last.folder(EVALUATION), TEST_EPISODES))
     history = []
-    if not foreign:
+    if not external:
         rows = json.loads(read_verified(store, newest_record(store, last.folder(EVOLUTION), HISTORY)))
         history = [Generation(**row) for row in rows]
     controller = min(scores)  # "best" before "mean"

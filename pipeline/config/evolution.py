@@ -8,6 +8,9 @@ from pydantic import Field, field_validator
 
 from pipeline.config.section import Section, growable, runtime
 
+# Keys that only episodes in the environment follow, as they are in an evolution without such episodes.
+ONLY_DREAMS: dict[str, Any] = {"replayed_tracks": 0, "episode_steps": None, "stall_steps": None}
+
 
 class EpisodesFrom(Section):
     """Another number of episodes per candidate from a generation on."""
@@ -58,7 +61,7 @@ class EvolveConfig(Section):
         None, ge=2, description="generation from which candidates are scored in the environment, after dreams before it"
     )
     select: Literal["game", "dream"] = Field(
-        "game", description="returns by which the best controller is chosen: of validation episodes, or of dreams"
+        "game", description="how the best controller is chosen: by returns in validation episodes, or in dreams"
     )
     validation_dreams: int = Field(1024, ge=1, description="dreams of a validation, if candidates are scored in dreams")
     population_size: int = Field(64, ge=3, description="candidates in a generation; CMA-ES needs three")

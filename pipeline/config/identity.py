@@ -121,7 +121,7 @@ def refuse_other_identity(saved: RunConfig, config: RunConfig, free: Iterable[st
     if lines := diff(fixed(saved), fixed(config)):
         allowed = f"keys of {', '.join(free)} and " if free else ""
         raise ConfigError(
-            f"{command} takes these keys as the run has them:\n"
+            f"{command} keeps the run's values of these keys:\n"
             + "\n".join(lines)
             + f"\nWith -o, only {allowed}runtime keys can be set."
         )

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.agent import AgentConfig, ControllerConfig, MdnRnnConfig, RolloutsConfig, VaeConfig
 from pipeline.config.consistency import check_consistency
-from pipeline.config.evolution import DreamConfig, EvolveConfig
+from pipeline.config.evolution import ONLY_DREAMS, DreamConfig, EvolveConfig
 from pipeline.config.rounds import RoundsConfig
 from pipeline.config.section import Section, growable, runtime
 
@@ -253,9 +253,10 @@ class RunConfig(Section):
         """Config of a round, the first being 1: in later ones, the keys of ``rounds`` replace those of the stages."""
         if number == 1:
             return self
-        rounds, evolve = self.rounds, self.evolve
-        training = {"epochs": rounds.mdnrnn_epochs, "learning_rate": rounds.mdnrnn_learning_rate}
-        search = {
+        rounds, evolve, values = self.rounds, self.evolve, self.model_dump()
+        values["vae"] |= {"epochs": max(1, rounds.vae_epochs), "learning_rate": rounds.vae_learning_rate}
+        values["mdnrnn"] |= {"epochs": rounds.mdnrnn_epochs, "learning_rate": rounds.mdnrnn_learning_rate}
+        values["evolve"] |= {
             "generations": rounds.generations,
             "sigma": rounds.sigma,
             "sigma_from": [],
@@ -263,15 +264,9 @@ class RunConfig(Section):
             "episodes": evolve.episodes_at(evolve.generations),
             "episodes_from": [],
         }
-        return self.model_copy(
-            update={
-                "vae": self.vae.model_copy(
-                    update={"epochs": max(1, rounds.vae_epochs), "learning_rate": rounds.vae_learning_rate}
-                ),
-                "mdnrnn": self.mdnrnn.model_copy(update=training),
-                "evolve": evolve.model_copy(update=search),
-            }
-        )
+        if evolve.environment == "dream":
+            values["evolve"] |= ONLY_DREAMS
+        return RunConfig.model_validate(values)
 
     @property
     def test_env(self) -> EnvConfig:

@@ -27,7 +27,9 @@ class EarlyStoppingConfig(Section):
     """Early stopping of arms with low validation returns, by asynchronous successive halving (ASHA)."""
 
     grace_generations: int = Field(ge=1, description="generations before the first decision on a run")
-    reduction_factor: float = Field(3, gt=1, description="of the runs that reach a decision, one in this many goes on")
+    reduction_factor: float = Field(
+        3, gt=1, description="of the runs that reach a decision, one in this many continues"
+    )
 
 
 class StudyConfig(Section):
@@ -62,7 +64,8 @@ def load_study(
         study: Name of a study that ships with the project, path of a study's YAML file, or a preset or the path of a
             config. A relative ``base`` in a file is relative to the file's folder.
         overrides: Settings of all arms, ``key=value``; they win over those of the file.
-        varied: Keys with their values, ``key=a,b,c``: of a preset or a config, an arm for each combination of values.
+        varied: Keys with their values, ``key=a,b,c``; each combination becomes an arm. For presets and run configs
+            only.
         seeds: Seeds of each arm; None for those of the file, or for seed 1.
 
     Raises:

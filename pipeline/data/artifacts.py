@@ -26,6 +26,8 @@ MDNRNN_WEIGHTS = "mdnrnn.safetensors"
 # Starts of names that end with a generation, or with a generation and a number of test episodes.
 CONTROLLERS, HISTORY = "controllers-", "history-"
 TEST_EPISODES, SUMMARY, DRIVE = "episodes-", "summary-", "drive-"
+# Ends of names: of a summary, and of the two films of a drive.
+SUMMARY_END, VIDEO_END, GIF_END = ".json", ".mp4", ".gif"
 
 
 def shard_name(index: int) -> str:

@@ -54,6 +54,15 @@ class Assessment:
         return replace(self, end_recall=recall, end_precision=precision, end_threshold=float(name))
 
 
+def controller_names(selected_by: str) -> dict[str, str]:
+    """Names of the controllers of a run for people, by their names in the run.
+
+    Args:
+        selected_by: Returns by which the best was chosen, ``evolve.select``.
+    """
+    return {"mean": "CMA mean", "best": "best in dreams" if selected_by == "dream" else "best on validation"}
+
+
 def held_out_quality(info: Mapping[str, Any], end_probability: float) -> Assessment | None:
     """Quality of M from the manifest of train-mdnrnn.
 

@@ -75,7 +75,7 @@ def _new_fingerprint(config: EnvConfig, track: int, actions: Actions) -> bytes:
 
 
 def _fingerprint(config: EnvConfig, env: Environment, track: int, actions: Actions) -> bytes:
-    """Digest of the steps with these actions: of a track's episode, and if it ends, of every second track after it.
+    """Digest of the steps of one track's episode and, once it ends, of every second track after it.
 
     Raises:
         ConfigError: The environment raised; names the step and the error.

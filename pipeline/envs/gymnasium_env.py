@@ -183,7 +183,7 @@ def make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
 
 
 def _engines(game: gymnasium.Env[Any, Any]) -> AbstractContextManager[None]:
-    """Guard of the engine that an environment starts in its first reset, whatever its id; only ViZDoom's do."""
+    """Guard of the engine that an environment starts in its first reset, regardless of its ID; only ViZDoom's do."""
     packages = {kind.__module__.partition(".")[0] for kind in type(game.unwrapped).__mro__}
     return starting_engines() if "vizdoom" in packages else nullcontext()
 

@@ -73,7 +73,7 @@ def rows_of(observation: Any) -> list[Any] | None:
 
 
 def _image_in(observation: Mapping[str, Any], env: EnvConfig) -> Any:
-    """The image in a Dict observation: that of ``env.frame_key``, or else the only array of 8-bit numbers."""
+    """Image in a Dict observation: the entry ``env.frame_key``, or else the only array of 8-bit numbers."""
     if env.frame_key is not None:
         if env.frame_key not in observation:
             raise ValueError(f"the observation has no entry {env.frame_key!r}: it has {', '.join(observation)}")

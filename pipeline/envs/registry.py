@@ -165,8 +165,8 @@ def check_environment(config: RunConfig) -> None:
         )
     if collect.policy == "brownian" and traits.actions.discrete:
         raise ConfigError(
-            f"collect.policy = 'brownian': {env.id} has discrete actions, of which a random walk means nothing. Choose "
-            "repeat (an action held for some steps), white or random-controller"
+            f"collect.policy = 'brownian': {env.id} has discrete actions; a random walk over them is meaningless. "
+            "Choose repeat (an action held for some steps), white or random-controller"
         )
 
 
@@ -175,13 +175,13 @@ def _check_keys(config: RunConfig) -> None:
     env = config.env
     ours, gymnasiums = env.id == CAR_RACING, is_of_gymnasium(env.id)
     default = EnvConfig()
-    for keys, apply, of in (
+    for keys, apply, owner in (
         (_CAR_RACING_KEYS, ours, CAR_RACING),
         (_GYMNASIUM_KEYS, gymnasiums, "IDs of Gymnasium"),
     ):
         changed = [key for key in keys if getattr(env, key) != getattr(default, key)]
         if changed and not apply:
-            raise ConfigError(f"env.{changed[0]} is a key of {of} only: {env.id} does not know it. Remove it.")
+            raise ConfigError(f"env.{changed[0]} is a key of {owner} only: {env.id} does not know it. Remove it.")
     if config.evaluate.rendering != EvaluateConfig().rendering and not ours:
         raise ConfigError(f"evaluate.rendering is a key of {CAR_RACING} only: {env.id} does not know it. Remove it.")
     if env.options and not (gymnasiums or env.id in ENVIRONMENTS):

@@ -61,7 +61,7 @@ class TakeCover:
         config: Section ``env`` of a config. ``options`` may set ``resolution``, such as ``640x480``.
 
     Attributes:
-        draws: Whether steps draw the game. If not, all frames are the first one, for policies that look at nothing.
+        draws: Whether steps draw the game. If not, all frames are the first one, for blind policies.
 
     Raises:
         ConfigError: ViZDoom is not installed, or an option is unknown.

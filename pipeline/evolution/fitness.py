@@ -21,6 +21,7 @@ def training_jobs(
     candidates: NDArray[np.float64],
     replayed: Sequence[int] = (),
     *seed_indices: int,
+    episodes: int | None = None,
 ) -> list[RolloutJob]:
     """Create the jobs of a generation: the last episodes on the ``replayed`` tracks, the others on new tracks.
 
@@ -33,14 +34,16 @@ def training_jobs(
         candidates: Parameters of the candidates, (population_size, n) float64.
         replayed: Track seeds to run again.
         *seed_indices: Further indices of the seeds, which keep rounds apart.
+        episodes: Number of episodes of each candidate; None for the config's in this generation.
     """
     jobs = []
+    episodes = config.evolve.episodes_at(generation) if episodes is None else episodes
     max_steps = config.evolve.episode_steps or config.env.max_episode_steps
     if config.evolve.dreams_at(generation):
         max_steps = config.dream.max_steps
-    first_replayed = config.evolve.episodes_at(generation) - len(replayed)
+    first_replayed = episodes - len(replayed)
     for candidate, parameters in enumerate(candidates.astype(np.float32)):
-        for episode in range(config.evolve.episodes_at(generation)):
+        for episode in range(episodes):
             indices = (*seed_indices, generation, episode)
             if not config.evolve.common_tracks:
                 indices = (*indices, candidate)

@@ -236,7 +236,7 @@ class EvolutionWorkers:
 
 
 def read_starts(config: RunConfig, store: Store, at: Round = FIRST, start: str | None = None) -> Starts:
-    """Read the latents from which dreams begin: of all first frames, or of frames drawn from all episodes.
+    """Read the starts of dreams: the latents of all first frames, or of frames drawn from all episodes.
 
     Args:
         config: Config of the run.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamagedDataError
+from pipeline.storage.layout import SESSION_BEGUN, session_key
 
 
 class _Normal:
@@ -114,6 +115,6 @@ class Search:
             raise DamagedDataError(
                 f"pycma's state in the checkpoint cannot be restored by cma {cma.__version__}: {error!r}",
                 resume_after="install the versions that the run was started with (listed in "
-                "RUN_DIR/sessions/000001/begun.json)",
+                f"RUN_DIR/{session_key(1, SESSION_BEGUN)})",
             ) from error
         return search

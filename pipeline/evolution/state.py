@@ -103,7 +103,7 @@ class EvolutionState:
         """Serialise as a numpy ``.npz``: mean, sigma and C for any reader, the full state for ``from_bytes``."""
         progress: dict[str, Any] = {
             "history": [asdict(row) for row in self.history],
-            "driven": [asdict(track) for track in self.played],
+            "played": [asdict(track) for track in self.played],
             "best_generation": self.best_generation,
             "best_validation": self.best_validation,
             "env_steps": self.env_steps,
@@ -132,7 +132,7 @@ class EvolutionState:
             return cls(
                 search=Search.from_bytes(arrays["pycma"].tobytes()),
                 history=progress["history"],
-                played=progress["driven"],
+                played=progress["played"],
                 means=[*arrays["means"]],
                 best=arrays["best"] if len(arrays["best"]) else None,
                 best_generation=progress["best_generation"],
@@ -148,11 +148,11 @@ def read_progress(data: bytes) -> dict[str, Any]:
     """Read an evolution's progress from a checkpoint, without unpickling anything.
 
     Returns:
-        Dictionary with the keys ``history`` (list of ``Generation``), ``driven`` (list of ``PlayedTrack``),
+        Dictionary with the keys ``history`` (list of ``Generation``), ``played`` (list of ``PlayedTrack``),
         ``best_generation``, ``best_validation``, ``env_steps``, ``seconds`` and ``dream_steps``.
     """
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         progress: dict[str, Any] = json.loads(arrays["progress"].tobytes())
     progress["history"] = [Generation(**row) for row in progress["history"]]
-    progress["driven"] = [PlayedTrack(**track) for track in progress["driven"]]
+    progress["played"] = [PlayedTrack(**track) for track in progress["played"]]
     return progress

@@ -96,7 +96,7 @@ def mdnrnn_step(arrays: Arrays, config: MdnRnnConfig, z_size: int, action_size: 
 
 
 def controller(shape: ControllerShape, parameters: Array, actions: Actions, sizes: Mapping[str, int]) -> Graph:
-    """Build a controller: those of ``z``, ``h`` and ``c`` that are its features, to ``action``, (N, A), as M sees it.
+    """Build a controller, which maps its features among ``z``, ``h`` and ``c`` to ``action``, (N, A), as M sees it.
 
     Args:
         shape: Shape of the controller.

@@ -40,8 +40,8 @@ def squash(graph: Graph, x: str, actions: Actions) -> str:
         return graph.add("Where", graph.add("IsNaN", x), x, on)
     kind = type(actions)
     raise ConfigError(
-        f"{kind.__module__}:{kind.__name__}.squash is a function of Python, which ONNX cannot hold: the actions of an "
-        "exported agent are those of pipeline/envs/actions.py, CarRacing and TakeCover"
+        f"{kind.__module__}:{kind.__name__}.squash is a Python function, which ONNX cannot contain. Exportable: the "
+        "actions of pipeline/envs/actions.py, CarRacing, TakeCover"
     )
 
 

@@ -1,4 +1,4 @@
-"""Dreams that go on step by step from one moment of an episode, steered by the controller or by somebody else."""
+"""Dreams that advance step by step from one moment of an episode, steered by the controller or by somebody else."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class SteeredDream:
     """N dreams that begin at one moment and differ in their noise.
 
     Args:
-        step: M's step for N dreams, with torch, because its temperature can change while the dreams go on.
+        step: M's step for N dreams, with torch, because its temperature can change during a dream.
         choose: Controller: actions as M sees them, (N, A) float32, from z, h and c of all dreams.
         moment: Moment at which the dreams begin.
         seeds: Seeds of the noise, one for each dream.

@@ -69,7 +69,7 @@ class TorchDreamStep:
         temperature: Uncertainty of the dream; 1.0 is M's own density, and the paper trains TakeCover at 1.15.
 
     Attributes:
-        temperature: Uncertainty of the next step; it may be set while a dream goes on.
+        temperature: Uncertainty of the next step; it may be set during a dream.
 
     Raises:
         ValueError: The temperature is not above 0.

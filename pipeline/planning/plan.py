@@ -51,7 +51,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class EvolutionEstimate:
     """Estimate of an evolution on a number of workers.
 
     Attributes:
@@ -195,7 +195,7 @@ def goals(config: RunConfig) -> list[tuple[float | None, int]]:
     return [(None, evolve.generations)]
 
 
-def describe(estimates: Sequence[Estimate], price: float | None, speed_from: str) -> list[str]:
+def describe(estimates: Sequence[EvolutionEstimate], price: float | None, speed_from: str) -> list[str]:
     """Write the plan in Markdown.
 
     Args:
@@ -219,7 +219,7 @@ def describe(estimates: Sequence[Estimate], price: float | None, speed_from: str
     ]
 
 
-def table(estimates: Sequence[Estimate], price: float | None) -> list[str]:
+def table(estimates: Sequence[EvolutionEstimate], price: float | None) -> list[str]:
     """Write the plan's table, one row per estimate; arguments as in ``describe``."""
     marks = goals(estimates[0].config)
     heads = ["workers", "s/generation", *(["$/generation"] if price is not None else []), "busy", "of full speed"]
@@ -302,7 +302,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
     return lines
 
 
-def to_json(estimates: Sequence[Estimate], price: float | None, speed_from: str) -> dict[str, Any]:
+def to_json(estimates: Sequence[EvolutionEstimate], price: float | None, speed_from: str) -> dict[str, Any]:
     """Convert the plan to JSON values; arguments as in ``describe``."""
     config, costs = estimates[0].config, estimates[0].costs
 

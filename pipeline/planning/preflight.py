@@ -12,10 +12,11 @@ from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig, RunConfig
 from pipeline.data.rounds import episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
+from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, MAKE_REPORT, TRAIN_MDNRNN, TRAIN_VAE
 from pipeline.storage.run_dir import check_lasting
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
@@ -62,11 +63,11 @@ class StageEstimate:
         return sum(self.memory.values())
 
 
-def num_workers(config: RunConfig) -> int:
+def num_workers(execution: ExecutionConfig) -> int:
     """Number of workers of a run on this machine."""
-    if config.execution.executor == "in-process":
+    if execution.executor == "in-process":
         return 1
-    return config.execution.workers or num_cores()
+    return execution.workers or num_cores()
 
 
 def estimate(
@@ -86,7 +87,7 @@ def estimate(
     first = _Episodes(collected, collected, frames, frames, frames, config.collect.policy, collected_actions)
     *rows, report = _estimate(config, first, env_rate)
     if config.evaluate.agent is not None:
-        return [row for row in rows if row.stage == "evaluate"]
+        return [row for row in rows if row.stage == EVALUATE]
     for at in rounds_of(config)[1:]:
         so_far, new = episodes_of(config, at).stop, config.rounds.episodes
         new_frames = new * limit
@@ -95,7 +96,7 @@ def estimate(
         # An agent collects about as slowly as random controllers do.
         episodes = _Episodes(new, so_far, new_frames, frames, encoded_frames, "random-controller", None)
         for row in _estimate(config.in_round(at.number), episodes, env_rate)[:-1]:
-            if row.stage != "train-vae" or config.rounds.vae_epochs:
+            if row.stage != TRAIN_VAE or config.rounds.vae_epochs:
                 rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
     return [*rows, report]
 
@@ -128,7 +129,7 @@ class _Episodes:
 
 def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) -> list[StageEstimate]:
     """Estimate the stages of a round, and the report."""
-    workers = num_workers(config)
+    workers = num_workers(config.execution)
     cores = min(workers, num_cores())
     collect, vae, rnn, evolve = config.collect, config.vae, config.mdnrnn, config.evolve
     episode_frames = config.env.actions_in(collect.episode_steps)
@@ -170,12 +171,12 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
         StageEstimate(
-            "collect", f"{episodes.new:,} episodes {length}",
+            COLLECT, f"{episodes.new:,} episodes {length}",
             new_frames / collect_rate / cores, new_frames * _FRAME_BYTES, {**of_workers, **of_shards},
             episodes.at_most,
         ),
         StageEstimate(
-            "train-vae", f"{frames:,.0f} frames, up to {vae.epochs} epochs",
+            TRAIN_VAE, f"{frames:,.0f} frames, up to {vae.epochs} epochs",
             frames * vae.epochs / _VAE_FRAMES_PER_S / min(vae.threads, num_cores()),
             3 * 4 * 4 * _VAE_PARAMETERS,
             {
@@ -187,12 +188,12 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
             episodes.at_most,
         ),
         StageEstimate(
-            "encode", f"{encoded_frames:,.0f} frames",
+            ENCODE, f"{encoded_frames:,.0f} frames",
             encoded_frames / _ENCODED_FRAMES_PER_S / cores, encoded_frames * latent_bytes, {**of_workers, **of_shards},
             episodes.at_most,
         ),
         StageEstimate(
-            "train-mdnrnn", f"{frames:,.0f} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
+            TRAIN_MDNRNN, f"{frames:,.0f} steps, up to {rnn.epochs} epochs" if rnn_steps else "initial weights",
             rnn_steps / _RNN_STEPS_PER_S / min(rnn.threads, num_cores()),
             3 * 4 * 4 * _RNN_PARAMETERS,
             {
@@ -203,16 +204,16 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
             episodes.at_most and rnn_steps > 0,
         ),
         StageEstimate(
-            "evolve",
+            EVOLVE,
             f"{evolve.generations:,} generations of {evolve.population_size} x {evolve.episodes} {scored_in}",
             (evolve_steps / rate[config.env.rendering] + dream_s) / cores,
             (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers, True,
         ),
         StageEstimate(
-            "evaluate", f"{counted(num_controllers, 'controller')} x {counted(config.evaluate.episodes, 'track')}",
+            EVALUATE, f"{counted(num_controllers, 'controller')} x {counted(config.evaluate.episodes, 'track')}",
             evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers, True,
         ),
-        StageEstimate("report", "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
+        StageEstimate(MAKE_REPORT, "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
     ]  # fmt: skip
     start = _START_S[config.execution.executor]
     return [replace(stage, seconds=stage.seconds + start) for stage in stages]
@@ -229,7 +230,9 @@ def describe(
 ) -> str:
     """Write the estimates as a table; arguments as for ``estimate``."""
     rows = estimate(config, env_rate, collected_actions)
-    workers = f"{counted(num_workers(config), 'worker')} here" if not _on_a_cluster(config) else "the cluster's workers"
+    workers = "the cluster's workers"
+    if not _on_a_cluster(config.execution):
+        workers = f"{counted(num_workers(config.execution), 'worker')} here"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
         f"run directory {run_dir}",
@@ -268,7 +271,7 @@ def check(config: RunConfig, run_dir: str, collected_actions: float | None = Non
         check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
-    if _on_a_cluster(config):
+    if _on_a_cluster(config.execution):
         return  # each worker checks its own node
     check_thread_limit(max(config.vae.threads, config.mdnrnn.threads))
     memory = memory_bytes()
@@ -296,8 +299,8 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
         )
 
 
-def _on_a_cluster(config: RunConfig) -> bool:
-    return joins_cluster(config.execution.executor, config.execution.ray_address)
+def _on_a_cluster(execution: ExecutionConfig) -> bool:
+    return joins_cluster(execution.executor, execution.ray_address)
 
 
 def _present_bytes(folder: Path) -> int:

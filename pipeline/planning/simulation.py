@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 
 from pipeline.base.errors import ConfigError
-from pipeline.config.schema import RunConfig
+from pipeline.config.agent import RolloutsConfig
 from pipeline.execution.scheduler import Scheduler
 from pipeline.simulation.cluster import DriverCosts, SimulatedCluster
 from pipeline.simulation.workers import SimulatedJob
@@ -38,13 +38,18 @@ class WorkerSpeed:
     lane_s: float
 
     @classmethod
-    def from_rates(cls, config: RunConfig, all_lanes: float, one_lane: float) -> WorkerSpeed:
+    def from_rates(cls, rollouts: RolloutsConfig, all_lanes: float, one_lane: float) -> WorkerSpeed:
         """Compute the speed from agent-steps/s with all lanes active and with one.
+
+        Args:
+            rollouts: Section ``rollouts`` of a config.
+            all_lanes: Agent-steps/s with all lanes active.
+            one_lane: Agent-steps/s with one.
 
         Raises:
             ConfigError: No worker can have these two rates.
         """
-        lanes, micro_batch = config.rollouts.lanes, config.rollouts.micro_batch
+        lanes, micro_batch = rollouts.lanes, rollouts.micro_batch
         batches = ceil(lanes / micro_batch)
         if lanes == batches:  # every lane is its own micro-batch: the number of active lanes makes no difference
             return cls(lanes, micro_batch, all_lanes, 0.0, 1 / all_lanes)

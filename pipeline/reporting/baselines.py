@@ -1,4 +1,4 @@
-"""A run's controller compared with policies that look at nothing, paired by test track."""
+"""A run's controller compared with blind policies, paired by test track."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def table(rows: Sequence[BaselineRow], tracks: range) -> list[str]:
         verdict = "scores more than"
     elif best.difference_high < 0:
         verdict = "scores less than"
-    lines += ["", f"The controller {verdict} the best policy that looks at nothing ({best.policy})."]
+    lines += ["", f"The controller {verdict} the best blind policy ({best.policy})."]
     return lines
 
 

@@ -26,7 +26,7 @@ from pipeline.models.weights import load_mdnrnn, load_vae
 from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
-from pipeline.training.held_out import held_out_of_round
+from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round
 
 Frames = NDArray[np.uint8]
 
@@ -140,7 +140,7 @@ def _choose(config: RunConfig, at: Round, rollouts: Mapping[str, Record]) -> tup
     unseen = {episode for record in rollouts.values() for episode in episode_steps(record)}
     if config.mdnrnn.init == "trained":
         # The same draw as in training.
-        unseen = set(held_out_of_round(config, at, config.mdnrnn.validation_fraction, "mdnrnn/held-out"))
+        unseen = set(held_out_of_round(config, at, config.mdnrnn.validation_fraction, HELD_OUT_OF_M))
     candidates = sorted(unseen & episodes.keys()) or sorted(episodes)
     if not candidates:
         return None

@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import CollectConfig, RunConfig
 from pipeline.data.artifacts import (
     CONTROLLERS,
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     HISTORY,
     MDNRNN,
     MDNRNN_WEIGHTS,
     ROLLOUTS,
     SUMMARY,
+    SUMMARY_END,
     TEST_EPISODES,
     VAE,
     VAE_WEIGHTS,
+    VIDEO_END,
     newest_record,
 )
 from pipeline.data.quality import Assessment, held_out_quality
@@ -247,18 +250,18 @@ def gather(config: RunConfig, store: Store) -> Findings:
         seed=config.seed,
         # Never a path of this machine: the page may be published.
         directory=store.locate() if "://" in store.locate() else ".",
-        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(".json"),
+        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(SUMMARY_END),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
         history=[Generation(**row) for row in json.loads(read_verified(store, history))],
-        baseline=_baseline(config, everything[ROLLOUTS].records),
+        baseline=_baseline(config.collect, everything[ROLLOUTS].records),
         frames=sum(r.rows for at in last.so_far for r in everything[at.folder(ROLLOUTS)].records.values()),
         vae=vae,
         mdnrnn=read_losses(store, last.folder(MDNRNN)),
         mdnrnn_init=config.mdnrnn.init,
         mdnrnn_held_out=held_out_quality(manifests[MDNRNN].info, config.dream.end_probability),
-        drive=_drive(newest(evaluation, DRIVE, ".mp4")),
+        drive=_drive(newest(evaluation, DRIVE, VIDEO_END)),
         files=_files(manifests),
         stages=[_stage(folder, manifest) for folder, manifest in everything.items()],
         rounds=round_rows(config, store, everything, best.get("reconstruction")),
@@ -282,12 +285,12 @@ def read_test_returns(store: Store, record: Record | None) -> dict[str, list[flo
     return returns
 
 
-def _baseline(config: RunConfig, records: Mapping[str, Record]) -> Baseline:
+def _baseline(collect: CollectConfig, records: Mapping[str, Record]) -> Baseline:
     returns = [float(value) for record in records.values() for value in record.info["returns"]]
     return Baseline(
-        policy=config.collect.policy,
-        episode_steps=config.collect.episode_steps,
-        exploring_starts=config.collect.exploring_starts,
+        policy=collect.policy,
+        episode_steps=collect.episode_steps,
+        exploring_starts=collect.exploring_starts,
         returns=returns,
         mean=float(np.mean(returns)),
         sd=float(np.std(returns, ddof=min(1, len(returns) - 1))),
@@ -306,8 +309,8 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
         "the controllers": newest(evolution, CONTROLLERS),
         "every generation": newest(evolution, HISTORY),
         "every test episode": newest(evaluation, TEST_EPISODES),
-        "the drive as a GIF": newest(evaluation, DRIVE, ".gif"),
-        "the drive as a video": newest(evaluation, DRIVE, ".mp4"),
+        "the drive as a GIF": newest(evaluation, DRIVE, GIF_END),
+        "the drive as a video": newest(evaluation, DRIVE, VIDEO_END),
     }
     return {
         what: posixpath.join(record.run, record.key)

@@ -17,13 +17,14 @@ from pipeline.base.formatting import duration, fact, number, size
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SIZE
-from pipeline.data.quality import Assessment, predicted_ends
+from pipeline.data.quality import Assessment, controller_names, predicted_ends
 from pipeline.data.rounds import config_in, rounds_of
 from pipeline.reporting import alt_texts, figures
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm
 from pipeline.reporting.findings import Findings, LossCurve, Score
 from pipeline.reporting.published import PublishedScale
 from pipeline.rollouts.video import still_of
+from pipeline.storage.layout import CONFIG
 from pipeline.training.assessment import DREAM_STEPS
 
 UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
@@ -70,7 +71,7 @@ def make_page(
         "css": Markup((package / "page.css").read_text("utf-8")),
         "script": Markup((package / "page.js").read_text("utf-8")),
         "run": run,
-        "names": _names(run),
+        "names": controller_names(run.selected_by),
         "differs": {score.controller: _differs(of_round, run, score) for score in run.scores},
         "best_validation": run.best_validation,
         "scale": _scale(of_round, run, scale) if scale else [],
@@ -116,11 +117,6 @@ def _game_from(run: Findings) -> dict[str, int] | None:
     return {"generation": generation, "dream_steps": before.dream_steps, "env_steps": before.env_steps}
 
 
-def _names(run: Findings) -> dict[str, str]:
-    """Names of the controllers."""
-    return {"mean": "CMA mean", "best": "best in dreams" if run.selected_by == "dream" else "best on validation"}
-
-
 def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
     """Rows of the table of M's quality: quantity, value, comparison."""
     rows: list[tuple[str, str, str]] = []
@@ -152,7 +148,7 @@ def _held_out(found: Assessment) -> list[tuple[str, str, str]]:
 
 
 def _figures(run: Findings) -> dict[str, Markup | None]:
-    names = _names(run)
+    names = controller_names(run.selected_by)
     rows: list[tuple[str, list[float], tuple[float, float] | None]] = [
         (f"{names[score.controller]} ({score.episodes:,})", run.returns[score.controller], (score.low, score.high))
         for score in run.scores
@@ -217,7 +213,9 @@ def _differs(config: RunConfig, run: Findings, score: Score) -> str:
     text = f"{where}; after {number(len(run.history))} generations of {population} episodes"
     if len(run.scores) > 1:
         return text
-    return text + (f"; also the {_names(run)['best']}" if run.validations else "; never validated")
+    if not run.validations:
+        return f"{text}; never validated"
+    return f"{text}; also the {controller_names(run.selected_by)['best']}"
 
 
 def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tuple[str, str, str]]:
@@ -240,7 +238,7 @@ def _scale(config: RunConfig, run: Findings, paper: PublishedScale) -> list[tupl
 
 
 def _verdict(run: Findings, paper: PublishedScale) -> str:
-    """How far the run and the paper's can be compared, in words."""
+    """Scale of the run against the paper's, in words."""
     steps = run.history[-1].env_steps
     share = 100 * steps / paper.env_steps
     much = f"{share:.2g} %" if share >= 0.001 else "less than 0.001 %"
@@ -277,7 +275,7 @@ def _commands(config: RunConfig, directory: str) -> list[str]:
         more = f"rounds.count={config.rounds.count + 1}"
     return [
         f"world-models status {place}",
-        f"world-models run {shlex.quote(directory + '/config.yaml')} --run-dir {place} -o {more}",
+        f"world-models run {shlex.quote(f'{directory}/{CONFIG}')} --run-dir {place} -o {more}",
         f"tensorboard --logdir {place}",
     ]
 

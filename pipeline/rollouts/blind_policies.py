@@ -1,4 +1,7 @@
-"""Policies that look at nothing, as a baseline: a controller that scores no more has learned no more than to move."""
+"""Blind policies, which ignore the screen, as a baseline.
+
+A controller that scores no more than they do has learned no more than to move.
+"""
 
 from __future__ import annotations
 

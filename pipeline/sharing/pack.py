@@ -28,6 +28,7 @@ from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     HISTORY,
     MDNRNN,
     MDNRNN_WEIGHTS,
@@ -112,7 +113,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
     """
     config = saved_config(source)
     if config.evaluate.agent is not None:
-        raise ConfigError(f"{source.locate()} evaluates the agent of others: pack the run of that agent")
+        raise ConfigError(f"{source.locate()} evaluates an external agent: pack the run of that agent")
     at = latest_round(config, source, EVALUATION)
     own = read_test_returns(source, newest_record(source, at.folder(EVALUATION), TEST_EPISODES))
     shown = min(own)  # "best" before "mean"
@@ -216,11 +217,11 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     """Play the test episodes with the packed weights and seal them; returns the facts of the stage."""
     prefix, began = at.folder(EVALUATION), time.monotonic()
     info = evaluate.run(config_in(config, at), target, executor, at)
-    # The film as a GIF takes more than all weights, and checkpoints and curves serve only a run that goes on.
+    # The film as a GIF takes more than all weights, and checkpoints and curves serve only a run that is resumed.
     unused = [
         record
         for name, record in read_records(target, prefix).items()
-        if name.startswith(DRIVE) and name.endswith(".gif")
+        if name.startswith(DRIVE) and name.endswith(GIF_END)
     ]
     for record in unused:
         target.delete(record_key(prefix, record.name))

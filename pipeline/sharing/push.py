@@ -8,10 +8,12 @@ from pathlib import Path
 
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.extras import import_extra
-from pipeline.storage.layout import CARD, CONFIG, own_keys
+from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, VAE
+from pipeline.storage.layout import CARD, CONFIG, ROUND, own_keys
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import Store
 
+_FOLDERS = (VAE, MDNRNN, EVOLUTION, EVALUATION)  # of a pack
 _URL = re.compile(r"hf://([\w.-]+/[\w.-]+)", re.ASCII)
 
 
@@ -58,7 +60,7 @@ def push(store: Store, repository: str, *, private: bool) -> str:
                 repo_id=repository,
                 folder_path=folder,
                 commit_message="Upload an agent of world-models-ray",
-                delete_patterns=[CARD, CONFIG, "vae/*", "mdnrnn/*", "evolution/*", "evaluation/*", "round-*"],
+                delete_patterns=[CARD, CONFIG, *(f"{folder}/*" for folder in _FOLDERS), f"{ROUND}*"],
             )
         except Exception as error:  # of the hub, of its protocol and of the network
             raise StorageError(

@@ -36,6 +36,7 @@ from pipeline.models.controller import ControllerShape
 from pipeline.models.precision import resolved
 from pipeline.rollouts.policies import ControllerPolicy, EvolvedAgent, Policy, make_policy
 from pipeline.rollouts.recording import record_episode
+from pipeline.stages.table import COLLECT
 from pipeline.storage.manifest import (
     Record,
     commit,
@@ -161,7 +162,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     done = sum(len(record.info["episodes"]) for record in present.values())
     total = len(episodes_of(config, at))
     rows = _metrics_rows(present.values(), repeat)
-    with watched(executor, "collect", "episode") as show, MetricsLog(store, prefix, rows) as metrics:
+    with watched(executor, COLLECT, "episode") as show, MetricsLog(store, prefix, rows) as metrics:
         show(Update(done, total, restored=done))
         before = done
         if missing:

@@ -21,10 +21,11 @@ from pipeline.execution.protocol import Executor, Resources
 from pipeline.execution.stage_progress import watched
 from pipeline.models.forward import encode_all, make_encoder
 from pipeline.models.precision import resolved
+from pipeline.stages.table import ENCODE
 from pipeline.storage.manifest import Record, commit, read_records, require_manifest, require_records, sealed_records
 from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
-from pipeline.training.held_out import held_out_of_round
+from pipeline.training.held_out import HELD_OUT_OF_V, held_out_of_round
 
 SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
 
@@ -110,7 +111,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     total = sum(record.rows for record in frames.values())
     done = restored = total - sum(job.record.rows for job in missing)
     rows = [{"step": restored, "time": time.time(), "shards": len(present)}]
-    with watched(executor, "encode", "frame") as show, MetricsLog(store, folder, rows) as metrics:
+    with watched(executor, ENCODE, "frame") as show, MetricsLog(store, folder, rows) as metrics:
         show(Update(done, total, restored=restored))
         if missing:
             with executor.pool(
@@ -148,7 +149,7 @@ def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generato
     from pipeline.models.weights import load_vae
 
     vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
-    held_out = held_out_of_round(config, at, config.vae.validation_fraction, "vae/held-out")
+    held_out = held_out_of_round(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
     size, total, count = config.vae.batch_size, 0.0, 0
     generator = torch.Generator().manual_seed(seeding.derive(config.seed, "encode/reconstruction", at.number))

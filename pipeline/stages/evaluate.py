@@ -27,9 +27,12 @@ from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
     EVOLUTION,
+    GIF_END,
     MDNRNN,
     SUMMARY,
+    SUMMARY_END,
     TEST_EPISODES,
+    VIDEO_END,
     controllers_of,
     controllers_record,
     mdnrnn_weights,
@@ -44,9 +47,10 @@ from pipeline.evolution.pools import open_rollout_pool
 from pipeline.execution.protocol import Executor, Pool, Resources
 from pipeline.execution.stage_progress import watched
 from pipeline.models.precision import resolved
+from pipeline.rollouts.external_agents import ExternalWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.film import film
-from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, names_class, source_digest
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
+from pipeline.stages.table import EVALUATE
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.metrics import MetricsLog, MetricsRow
@@ -57,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
 
-AGENT = "agent"  # the controller of an agent that is not the run's own
+AGENT = "agent"  # the controller of an external agent
 
 _ROWS_DESCRIPTION = {
     "rows": "A row is one test episode. generation is the generation of the evolution that the controller is from. A "
@@ -93,7 +97,7 @@ class _TestedAgent:
 
 
 def agent_identity(config: RunConfig) -> dict[str, str]:
-    """What identifies the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
+    """Identity of the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
 
     Raises:
         WorldModelsError: There is no such agent.
@@ -131,12 +135,12 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     }
     # Not the one that is better on the test tracks: nothing is selected on them.
     shown = min(jobs)  # "best" before "mean"
-    names = {f"{DRIVE}{tag}.{kind}" for kind in ("gif", "mp4")} - read_records(store, prefix).keys()
+    names = {f"{DRIVE}{tag}{end}" for end in (GIF_END, VIDEO_END)} - read_records(store, prefix).keys()
     if names and subject.film is not None:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))
     commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, prefix, f"{SUMMARY}{tag}.json", json.dumps(summary, indent=1).encode(), folder="files")
+    commit(store, prefix, f"{SUMMARY}{tag}{SUMMARY_END}", json.dumps(summary, indent=1).encode(), folder="files")
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}
 
@@ -159,9 +163,9 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
             resolved(config.rollouts, exact=config.execution.exact),
         )
     if names_class(agent):
-        foreign = partial(executor.pool, ForeignWorker, agent, config.env, jobs_at_once=2)
+        external = partial(executor.pool, ExternalWorker, agent, config.env, jobs_at_once=2)
         digest, none = source_digest(agent), np.zeros(0, np.float32)
-        return _TestedAgent({AGENT: none}, 0, config.seed, digest, foreign, None, {"agent": agent, "source": digest})
+        return _TestedAgent({AGENT: none}, 0, config.seed, digest, external, None, {"agent": agent, "source": digest})
     trained = TrainedAgent.read(open_other(agent))
     theirs, weights = trained.config, trained.digest()
     env = environment_for(theirs, config)
@@ -188,7 +192,7 @@ def _film(
     with Progress("film a drive", "drive") as show:
         made = executor.run(film, *arguments, resources=Resources(), on_update=show)
     for name in sorted(names):
-        data = made.gif if name.endswith(".gif") else made.video
+        data = made.gif if name.endswith(GIF_END) else made.video
         commit(store, prefix, name, data, folder="files", controller=controller, **made.info)
 
 
@@ -278,7 +282,7 @@ def _run_test_episodes(
         checkpoints.save(len(done), json.dumps(table).encode())
         saved = time.monotonic()
 
-    with watched(executor, "evaluate", "episode") as show, MetricsLog(store, prefix, rows) as metrics:
+    with watched(executor, EVALUATE, "episode") as show, MetricsLog(store, prefix, rows) as metrics:
         show(Update(restored, len(wanted), restored=restored))
 
         def take(job: RolloutJob, result: RolloutResult) -> None:

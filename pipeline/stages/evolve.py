@@ -43,6 +43,7 @@ from pipeline.models.metadata import Description, to_metadata
 from pipeline.models.precision import resolved
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.stages.description import describe_controller
+from pipeline.stages.table import EVOLVE
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.manifest import commit
 from pipeline.storage.metrics import MetricsLog
@@ -158,7 +159,7 @@ def _evolve(
     restored = done = _episodes_until(config, state.generation)
     shown: dict[str, str] = {}
     lengths: dict[int, int] = {}
-    with watched(executor, "evolve", "episode") as show:
+    with watched(executor, EVOLVE, "episode") as show:
 
         def tick(result: RolloutResult) -> None:
             nonlocal done

@@ -11,12 +11,12 @@ from typing import Any
 
 from pipeline.base.progress import Progress
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT
+from pipeline.data.artifacts import DRIVE, EVALUATION, RECONSTRUCTIONS, REPORT, VIDEO_END
 from pipeline.data.rounds import FIRST, Round, rounds_of, vae_folder
 from pipeline.execution.protocol import Executor, Resources
 from pipeline.reporting.dream_film import TEMPERATURE, DreamFilm, film_dream
 from pipeline.reporting.findings import gather
-from pipeline.storage.layout import FIGURES, PAGE, view_key
+from pipeline.storage.layout import NUMBERS, PAGE, view_key
 from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
@@ -38,16 +38,16 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
     last = rounds_of(config)[-1]
-    drive = _picture(store, last.folder(EVALUATION), DRIVE, ".mp4")
+    drive = _picture(store, last.folder(EVALUATION), DRIVE, VIDEO_END)
     reconstructions = _picture(store, vae_folder(config, last), RECONSTRUCTIONS)
     page = make_page(config, findings, film, drive, reconstructions)
-    figures = json.dumps(
-        {"format_version": 1, **findings.to_json(), "dream": _dream_figures(film)}, indent=1, allow_nan=False
+    numbers = json.dumps(
+        {"format_version": 1, **findings.to_json(), "dream": _dream_numbers(film)}, indent=1, allow_nan=False
     ).encode()
     _commit(store, PAGE, findings.tag, page.at("../.."))
-    _commit(store, FIGURES, findings.tag, figures)
+    _commit(store, NUMBERS, findings.tag, numbers)
     store.write(view_key(PREFIX, PAGE), page.at(".."))
-    store.write(view_key(PREFIX, FIGURES), figures)
+    store.write(view_key(PREFIX, NUMBERS), numbers)
     return {"evaluation": findings.tag}
 
 
@@ -56,7 +56,7 @@ def _picture(store: Store, prefix: str, start: str, end: str = "") -> bytes | No
     return None if record is None else read_verified(store, record)
 
 
-def _dream_figures(film: DreamFilm | None) -> dict[str, Any] | None:
+def _dream_numbers(film: DreamFilm | None) -> dict[str, Any] | None:
     if film is None:
         return None
     values = {name: value for name, value in asdict(film).items() if name not in ("real", "decoded", "video")}

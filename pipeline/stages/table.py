@@ -16,6 +16,10 @@ from pipeline.data.rounds import FIRST, Round, encoded_rounds, latents_rounds, r
 from pipeline.storage.manifest import Manifest, read_manifest
 from pipeline.storage.store import Store
 
+# Names of the stages.
+COLLECT, TRAIN_VAE, ENCODE, TRAIN_MDNRNN = "collect", "train-vae", "encode", "train-mdnrnn"
+EVOLVE, EVALUATE, MAKE_REPORT = "evolve", "evaluate", "report"
+
 WHOLE_RUN = "whole_run"  # in the facts of a pack's evaluation: the cost of the run that it was made from
 
 
@@ -31,7 +35,7 @@ class Stage:
         help: One-line description for ``--help``.
         may_grow: Prefixes of ``reads`` that may grow after the completion of this stage, which is then resumed.
         round: Round that it belongs to.
-        outside: What its output depends on beyond the config and the run, by a name for messages.
+        outside: Further inputs of its output, beyond the config and the run, by a name for messages.
     """
 
     name: str
@@ -56,7 +60,7 @@ class Stage:
         return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """What decides its output, by dotted key: identity keys of the config of its round, and ``outside``."""
+        """Identity of its output, by dotted key: identity keys of the config of its round, and ``outside``."""
         return {**flatten(config, "identity", self.keys), **self.outside}
 
     def manifest(self, config: RunConfig, upstream: Mapping[str, str]) -> Manifest:
@@ -88,13 +92,13 @@ def cost_of_run(config: RunConfig, store: Store) -> dict[str, float]:
 
 
 def stages_of(config: RunConfig) -> list[Stage]:
-    """All stages of a run, in order: those of each round, then the report; or the evaluation of a foreign agent."""
+    """All stages of a run, in order: those of each round, then the report; or the evaluation of an external agent."""
     if config.evaluate.agent is not None:
         keys = ("seed", "env", "tracks.test", "rollouts", "evaluate")
-        return [Stage("evaluate", EVALUATION, (), keys, "evaluate a foreign agent on the test tracks")]
+        return [Stage(EVALUATE, EVALUATION, (), keys, "evaluate an external agent on the test tracks")]
     of_rounds = [stage for at in rounds_of(config) for stage in _round(config, at)]
     reads = tuple(stage.prefix for stage in of_rounds)
-    return [*of_rounds, Stage("report", REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
+    return [*of_rounds, Stage(MAKE_REPORT, REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
 
 
 # A round's own limits are those of its stages: the number of rounds concerns none of them.
@@ -113,43 +117,43 @@ def _round(config: RunConfig, at: Round) -> list[Stage]:
     encoded = tuple(each.folder(ROLLOUTS) for each in encoded_rounds(config, at))
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
-        grows = (at.folder(EVOLUTION),) if name == "evaluate" else ()
+        grows = (at.folder(EVOLUTION),) if name == EVALUATE else ()
         return Stage(name, at.folder(folder), reads, keys if at.number == 1 else (*keys, *_ROUND_KEYS), text, grows, at)
 
     stages = [
         stage(
-            "collect", ROLLOUTS, agent_before,
+            COLLECT, ROLLOUTS, agent_before,
             ("seed", "env", "tracks.training", "collect")
             + (agent_sizes if config.collect.policy == "random-controller" or before is not None else ())
             + (("rollouts.engine", "rollouts.precision") if before is not None else ()),
             "1: run episodes with a random policy and write them to shards",
         ),
-        stage("train-vae", VAE, (*rollouts, *agent_before[:1]), ("seed", "vae"), "2: train the VAE (V) on the frames"),
+        stage(TRAIN_VAE, VAE, (*rollouts, *agent_before[:1]), ("seed", "vae"), "2: train the VAE (V) on the frames"),
         stage(
-            "encode", LATENTS, (*encoded, v), ("encode", "rollouts.engine", "rollouts.precision"),
+            ENCODE, LATENTS, (*encoded, v), ("encode", "rollouts.engine", "rollouts.precision"),
             "3: encode the frames to latents",
         ),
         stage(
-            "train-mdnrnn", MDNRNN, (*latents, *agent_before[1:2]), ("seed", "mdnrnn"),
+            TRAIN_MDNRNN, MDNRNN, (*latents, *agent_before[1:2]), ("seed", "mdnrnn"),
             "4: train the MDN-RNN (M) on latents and actions",
         ),
         stage(
-            "evolve", EVOLUTION, (v, *latents, at.folder(MDNRNN), *agent_before[2:]),
+            EVOLVE, EVOLUTION, (v, *latents, at.folder(MDNRNN), *agent_before[2:]),
             ("seed", "env", "tracks.training", "tracks.validation", "controller", "rollouts", "evolve", "dream"),
             "5: evolve the controller (C) by CMA-ES",
         ),
         stage(
-            "evaluate", EVALUATION, (v, at.folder(MDNRNN), at.folder(EVOLUTION)),
+            EVALUATE, EVALUATION, (v, at.folder(MDNRNN), at.folder(EVOLUTION)),
             ("seed", "env", "tracks.test", "rollouts", "evaluate"),
             "6: evaluate the controllers on the test tracks",
         ),
     ]  # fmt: skip
-    return [each for each in stages if each.name != "train-vae" or v == at.folder(VAE)]
+    return [each for each in stages if each.name != TRAIN_VAE or v == at.folder(VAE)]
 
 
 def branch_stages(config: RunConfig, at: Round) -> list[Stage]:
     """Evolution and evaluation of a branch, with V and M of its round."""
-    return [stage for stage in _round(config, at) if stage.name in ("evolve", "evaluate")]
+    return [stage for stage in _round(config, at) if stage.name in (EVOLVE, EVALUATE)]
 
 
 # The stages of a run with one round.

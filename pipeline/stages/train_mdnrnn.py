@@ -24,13 +24,14 @@ from pipeline.models import weights
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import sample_z
 from pipeline.stages.description import describe_mdnrnn
+from pipeline.stages.table import TRAIN_MDNRNN
 from pipeline.storage.manifest import Record, commit, sealed_records
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.assessment import assess
 from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import check_lstm, gpus_for, precision_name, resolve_device, training_precision
-from pipeline.training.held_out import held_out_of_round, held_out_so_far
+from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 from pipeline.training.windows import WindowBlock, Windows, num_windows
 
@@ -125,9 +126,9 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         return {"steps": 0, "init": "random"}
 
     episodes = [episode for record in records.values() for episode in episode_steps(record)]
-    fraction, purpose = config.mdnrnn.validation_fraction, "mdnrnn/held-out"
-    left_out = set(held_out_so_far(config, at, fraction, purpose))
-    assessed = set(held_out_of_round(config, at, fraction, purpose))
+    fraction = config.mdnrnn.validation_fraction
+    left_out = set(held_out_so_far(config, at, fraction, HELD_OUT_OF_M))
+    assessed = set(held_out_of_round(config, at, fraction, HELD_OUT_OF_M))
 
     def read(block: Sequence[Record], wanted: set[int], seed: int) -> WindowBlock:
         episodes = read_latents(store, *records_with_episodes(block, wanted))
@@ -148,7 +149,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         found = read_latents(store, *records_with_episodes(list(records.values()), assessed))
         return [episode for episode in found if episode.id in assessed]
 
-    held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, "mdnrnn/held-out"))
+    held_out_windows = read(list(records.values()), left_out, seeding.derive(config.seed, HELD_OUT_OF_M))
     start = None if before is None else mdnrnn_weights(store, before.folder(MDNRNN))
     objective = MdnRnnObjective(config.agent, action_size, held_out_windows, start)
     fit = Fit(
@@ -157,7 +158,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         stream,
         objective,
         Schedule.of(config.mdnrnn),
-        "train-mdnrnn",
+        TRAIN_MDNRNN,
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
         continues=at.previous is not None,
@@ -184,5 +185,5 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     resources = Resources(config.mdnrnn.threads, gpus_for(config.mdnrnn.device, executor))
-    with watched(executor, "train-mdnrnn", "step") as show:
+    with watched(executor, TRAIN_MDNRNN, "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

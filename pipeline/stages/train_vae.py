@@ -26,12 +26,13 @@ from pipeline.execution.stage_progress import watched
 from pipeline.models import weights
 from pipeline.models.vae import frames_to_input, output_to_frames, vae_loss
 from pipeline.stages.description import describe_vae
+from pipeline.stages.table import TRAIN_VAE
 from pipeline.storage.manifest import Record, commit, read_records, sealed_records
 from pipeline.storage.store import Store
 from pipeline.training.adam import Adam
 from pipeline.training.blocks import BlockStream
 from pipeline.training.hardware import gpus_for, precision_name, resolve_device, training_precision
-from pipeline.training.held_out import held_out_so_far
+from pipeline.training.held_out import HELD_OUT_OF_V, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
 _PICTURE_FRAMES = 12
@@ -163,7 +164,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     prefix, before = at.folder(VAE), at.previous
     description = describe_vae(config)
     records = sealed_records(store, (each.folder(ROLLOUTS) for each in at.so_far))
-    held_out = held_out_so_far(config, at, config.vae.validation_fraction, "vae/held-out")
+    held_out = held_out_so_far(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     stream = frame_stream(config.agent, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
     start = None if before is None else vae_weights(store, vae_folder(config, before))
@@ -174,7 +175,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         stream,
         objective,
         Schedule.of(config.vae),
-        "train-vae",
+        TRAIN_VAE,
         hardware=f"{objective.device.type} {objective.precision}",
         exact=config.execution.exact,
         continues=at.previous is not None,
@@ -217,5 +218,5 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         at: Round of the stage.
     """
     resources = Resources(config.vae.threads, gpus_for(config.vae.device, executor))
-    with watched(executor, "train-vae", "step") as show:
+    with watched(executor, TRAIN_VAE, "step") as show:
         return executor.run(train, config, store, at, resources=resources, on_update=show)

@@ -13,6 +13,7 @@ from pipeline.storage.layout import (
     checkpoint_name,
     checkpoints_prefix,
     object_key,
+    object_prefix,
     own_keys,
     record_key,
     records_prefix,
@@ -54,9 +55,8 @@ class Checkpoints:
         name = checkpoint_name(step, self.store.session)
         key = object_key(self.prefix, "data", name, sha256)
         record = Record(name, key, len(data), sha256, session=self.store.session)
-        replaced = self.store.list(
-            f"{self.prefix}/data/{name}-"
-        )  # one step can be saved twice, e.g. at the end of an epoch
+        # One step can be saved twice, e.g. at the end of an epoch.
+        replaced = self.store.list(object_prefix(self.prefix, "data", name))
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
         self.store.write(record_key(self.prefix, name), sealed_json.to_bytes(asdict(record)))
@@ -92,8 +92,8 @@ class Checkpoints:
                 )
         if names:
             raise DamagedDataError(
-                f"every checkpoint under {self.store.locate(self.prefix)} is damaged. Restore one from a copy, or "
-                "remove that folder to run this stage from scratch."
+                f"every checkpoint under {self.store.locate(self.prefix)} is damaged",
+                resume_after="restore one from a copy, or remove that folder to run this stage from scratch",
             )
         return None
 

@@ -25,13 +25,13 @@ REFERRERS = "referrers/"
 TRACKERS = "trackers/"
 MANIFEST = "MANIFEST.json"
 BEGUN = "BEGUN.json"
-PAGE, FIGURES = "index.html", "report.json"
+PAGE, NUMBERS = "index.html", "report.json"
 SESSION_BEGUN, HEARTBEAT = "begun", "heartbeat"
 TEMPERATURE, GAME = "temperature-", "game"
-_ROUND = "round-"
+ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, FIGURES)))
+_NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, NUMBERS)))
 _CONTENT = "(data|files)"  # folders of committed objects
 _OWN = re.compile(
     rf"""
@@ -40,7 +40,7 @@ _OWN = re.compile(
     | sessions/\d{{6}}/[a-z0-9.-]+\.json
     | referrers/[0-9a-f]{{12}}\.json
     | trackers/[a-z]+\.json
-    | ({_ROUND}\d{{3}}/)?(({TEMPERATURE}[0-9.]+|{GAME})/)?[a-z]+/(
+    | ({ROUND}\d{{3}}/)?(({TEMPERATURE}[0-9.]+|{GAME})/)?[a-z]+/(
         {_NOTES} | metrics\.jsonl
         | records/{_NAME}\.json
         | {_CONTENT}/{_NAME}-[0-9a-f]{{12}}(\.[a-z0-9]+)?
@@ -58,7 +58,7 @@ _CLUTTER = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
 
 def round_folder(number: int) -> str:
     """Folder of a round after the first."""
-    return f"{_ROUND}{number:03d}"
+    return f"{ROUND}{number:03d}"
 
 
 def temperature_folder(temperature: float) -> str:
@@ -106,6 +106,11 @@ def record_key(prefix: str, name: str) -> str:
     return f"{prefix}/records/{name}.json"
 
 
+def object_prefix(prefix: str, folder: str, name: str) -> str:
+    """Common prefix of the keys that an object of this name has, by its content; arguments as in ``object_key``."""
+    return f"{prefix}/{folder}/{PurePosixPath(name).stem}-"
+
+
 def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
     """Key of a committed object, unique to its content.
 
@@ -115,8 +120,7 @@ def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
         name: Name of the object.
         sha256: SHA-256 (hex) of the object.
     """
-    path = PurePosixPath(name)
-    return f"{prefix}/{folder}/{path.stem}-{sha256[:12]}{path.suffix}"
+    return f"{object_prefix(prefix, folder, name)}{sha256[:12]}{PurePosixPath(name).suffix}"
 
 
 def checkpoints_prefix(prefix: str) -> str:
@@ -146,7 +150,7 @@ def tracker_key(name: str) -> str:
 
 
 def view_key(prefix: str, name: str) -> str:
-    """Key of a view of the committed report: ``PAGE`` or ``FIGURES``."""
+    """Key of a view of the committed report: ``PAGE`` or ``NUMBERS``."""
     return f"{prefix}/{name}"
 
 

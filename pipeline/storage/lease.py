@@ -141,7 +141,8 @@ class Lease:
         if last.seen_alive:
             raise owned_error(self._store, last)
         logger.info(
-            "%s has not ended, and its last sign of life was %.0f s ago: taking over unless it gives another",
+            "%s has not ended, and its last sign of life was %.0f s ago: taking over when the lease expires, unless "
+            "there is another sign of life",
             last.owner,
             last.age_s,
         )

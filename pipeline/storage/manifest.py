@@ -62,7 +62,7 @@ class Manifest:
 
     Attributes:
         stage: Name of the stage.
-        config: What decides the output of the stage, by dotted key, see ``Stage.identity``.
+        config: Identity keys of the stage, by dotted key, see ``Stage.identity``.
         grown: Growable keys of the stage, dotted key to the value it reached.
         upstream: Manifest digest of each stage that it read, by prefix.
         records: Records of the stage by name.
@@ -124,8 +124,8 @@ def commit(
         present = read_record(store, record_key(prefix, name))
         if present.sha256 != sha256:
             raise StorageError(
-                f"{store.locate(record_key(prefix, name))} commits other bytes ({present.sha256[:12]}) than were "
-                f"computed now ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
+                f"{store.locate(record_key(prefix, name))} holds other bytes ({present.sha256[:12]}) than the ones "
+                f"just computed ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
                 "the same package versions; was this run begun on another machine? Both objects are kept",
                 resume_after=f"to keep the new one, remove {store.locate(record_key(prefix, name))}",
             ) from None

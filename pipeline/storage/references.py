@@ -136,7 +136,10 @@ def _note_referrer(source: Store, store: Store) -> None:
         source.write(key, sealed_json.to_bytes({"run": relative_run(source.locate(), store.locate())}))
     except StorageError as error:
         logger.warning(
-            "%s does not note that %s refers to it: keep it whole (%s)", source.locate(), store.locate(), error
+            "cannot note in %s that %s refers to it; do not move or delete the former (%s)",
+            source.locate(),
+            store.locate(),
+            error,
         )
 
 

@@ -37,12 +37,13 @@ def read(store: Store, key: str, what: str) -> dict[str, Any]:
     try:
         content = json.loads(store.read(key))
         found = content.pop("checksum", None)
-        version = content.pop("format_version", 1)
+        version = content.pop("format_version", None)
     except (ValueError, TypeError, AttributeError) as error:
         raise damaged(store, key, what, error) from error
     if version != FORMAT_VERSION:
+        format_found = "no run format" if version is None else f"run format {version}"
         raise StorageError(
-            f"{store.locate(key)} has run format {version}; this version reads format {FORMAT_VERSION}. "
+            f"{store.locate(key)} has {format_found}; this version reads format {FORMAT_VERSION}. "
             "Use the version that wrote the run, or choose a new --run-dir."
         )
     if found != checksum({"format_version": version, **content}):

@@ -82,7 +82,7 @@ def timed(store: Store, stage: str) -> Iterator[None]:
 
 def stage_seconds(store: Store, stage: str) -> float:
     """Duration of a stage in seconds over all sessions; a killed session counts until its last heartbeat."""
-    keys = [key for key in own_keys(store, SESSIONS) if key.endswith(f"/{stage}.json")]
+    keys = [key for key in own_keys(store, SESSIONS) if key == session_key(session_number(key), stage)]
     return sum(_seconds(store, session_number(key), key) for key in keys)
 
 
@@ -94,7 +94,7 @@ def _seconds(store: Store, session: int, key: str) -> float:
         seconds = row["seconds"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataError(
-            f"{store.locate(key)} is damaged ({error}): remove it; it holds only a duration"
+            f"{store.locate(key)} is damaged ({error}); it holds only a duration", resume_after="remove it"
         ) from error
     if seconds is None:
         seconds = (

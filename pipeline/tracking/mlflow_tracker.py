@@ -63,7 +63,7 @@ def make(*, project: str, run: str, run_id: str, config: Mapping[str, Any]) -> M
         client.update_run(own_id, status="RUNNING")
     else:
         own_id, present = client.create_run(experiment_id, tags={_RUN_ID: run_id}, run_name=run).info.run_id, {}
-    # A parameter cannot change: of keys that have grown, the first value stays.
+    # A parameter cannot change; a grown key keeps its first value.
     parameters = [Param(key, str(value)[:_MAX_VALUE]) for key, value in config.items() if key not in present]
     for start in range(0, len(parameters), _MAX_PARAMETERS):
         client.log_batch(own_id, params=parameters[start : start + _MAX_PARAMETERS])

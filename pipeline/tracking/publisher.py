@@ -87,12 +87,12 @@ class Publisher:
             return
         self._stop.set()
         # A stop waits for no server, and a driver that has lost its run writes nothing more. The next session publishes
-        # what is missing.
+        # the missing points.
         if isinstance(error, KeyboardInterrupt | LeaseError):
             return
         self._thread.join(_PATIENCE_S)
         if self._thread.is_alive():
-            logger.warning("a tracker does not answer: what is missing is published by the next session")
+            logger.warning("a tracker does not answer; the next session publishes the missing points")
             return
         self._publish()
         for name, session in self._sessions.items():
@@ -123,7 +123,7 @@ class Publisher:
                 marks[metric] = max(step, marks.get(metric, step))
         except Exception as error:  # trackers raise errors of many classes
             raise WorldModelsError(
-                f"metrics.trackers: {name} does not begin the run: {error}. Check its address and its login, or run "
+                f"metrics.trackers: {name} cannot start the run: {error}. Check its address and its login, or run "
                 "without it: -o metrics.trackers=[]"
             ) from error
         self._sessions[name] = _Session(tracker, known["id"], marks, known["scored"])
@@ -137,7 +137,7 @@ class Publisher:
         try:
             points = [point for stage in stages_of(self._config) for point in self._points(stage.prefix)]
         except Exception as failure:  # storage that does not answer now may do so later
-            logger.warning("the metrics could not be read to be published, trying again later: %s", failure)
+            logger.warning("cannot read the metrics for publishing; trying again later: %s", failure)
             return
         for name, session in self._sessions.items():
             new = [point for point in points if point.step > session.marks.get(point.metric, -1)]

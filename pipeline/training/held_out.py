@@ -10,6 +10,9 @@ from pipeline.base.seeding import generator
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import Round, episodes_of
 
+# Purposes of the random streams that draw the held-out episodes.
+HELD_OUT_OF_V, HELD_OUT_OF_M = "vae/held-out", "mdnrnn/held-out"
+
 
 def held_out_of_round(config: RunConfig, at: Round, fraction: float, purpose: str) -> list[int]:
     """Draw the held-out episodes of a round, in the order of drawing.

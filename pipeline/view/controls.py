@@ -64,7 +64,7 @@ def checked(actions: Actions, values: Sequence[float]) -> Vector:
     if len(values) != actions.size:
         raise ValueError(f"an action of {len(values)} numbers: expected {actions.size}")
     vector = np.clip(np.asarray(values, np.float32), actions.low, actions.high)
-    # A choice is one of a block, and a switch is on or off, whatever the page sent.
+    # A choice is one of a block, and a switch is on or off, regardless of what the page sent.
     return actions.vector(actions.native(vector.round())) if actions.discrete else vector
 
 

@@ -22,7 +22,7 @@ _LARGEST = 64.0  # standard deviation of a colour value at which the glow is ful
 
 @dataclass(frozen=True)
 class Ahead:
-    """What M expects of the next steps.
+    """Expectation of M for the next steps.
 
     Attributes:
         frames: V's pictures of the first samples, (ROWS, len(SHOWN), 64, 64, 3) uint8 RGB.

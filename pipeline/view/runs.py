@@ -11,9 +11,9 @@ from typing import Any
 from pipeline.base.errors import DamagedDataError, StorageError, WorldModelsError
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
-from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE
+from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
 from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
-from pipeline.stages.table import Stage, stages_of
+from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, TRAIN_MDNRNN, TRAIN_VAE, Stage, stages_of
 from pipeline.storage.layout import CONFIG
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
 from pipeline.view.finite import without_nan
 
-_FRESH_S = 1.5  # seconds for which a description is kept, whatever the number of viewers that ask
+_FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured
 _MOST_POINTS = 300  # of a curve
 
@@ -133,21 +133,21 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
-    """How far a stage is: done and total in a unit, units per second lately, and seconds left."""
+    """Progress of a stage: done and total in a unit, units per second lately, and seconds left."""
     at, rows = stage.round, read_metrics(store, stage.prefix)
     of_round = config.in_round(at.number)
     unit, total, done_at = "steps", None, _steps(rows)
-    if stage.name == "collect":
+    if stage.name == COLLECT:
         unit, total = "episodes", len(episodes_of(config, at))
-    elif stage.name == "encode":
+    elif stage.name == ENCODE:
         unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded_rounds(config, at))
         done_at = [(row["time"], row["shards"]) for row in rows]
-    elif stage.name in ("train-vae", "train-mdnrnn"):
-        section = of_round.vae if stage.name == "train-vae" else of_round.mdnrnn
+    elif stage.name in (TRAIN_VAE, TRAIN_MDNRNN):
+        section = of_round.vae if stage.name == TRAIN_VAE else of_round.mdnrnn
         unit, total, done_at = "epochs", section.epochs, _epochs(rows)
-    elif stage.name == "evolve":
+    elif stage.name == EVOLVE:
         unit, total = "generations", of_round.evolve.generations
-    elif stage.name == "evaluate":
+    elif stage.name == EVALUATE:
         evolved = read_manifest(store, at.folder(EVOLUTION))
         validated = evolved is not None and evolved.info.get("best_validation") is not None
         controllers = 2 if validated and config.evaluate.controllers == "both" else 1
@@ -175,16 +175,16 @@ def _curves(config: RunConfig, store: Store) -> list[dict[str, Any]]:
     """Learning curves of V, M and C of all rounds, each with its validation."""
     curves = []
     for at in rounds_of(config):
-        of = "" if config.rounds.count == 1 else f", round {at.number}"
+        suffix = "" if config.rounds.count == 1 else f", round {at.number}"
         if vae_round(config, at) == at:
             rows = read_metrics(store, at.folder(VAE))
-            curves.append(_curve(f"V{of}: loss", "step", rows, {"training": "loss", "held out": "held_out_loss"}))
+            curves.append(_curve(f"V{suffix}: loss", "step", rows, {"training": "loss", "held out": "held_out_loss"}))
         rows = read_metrics(store, at.folder(MDNRNN))
         names = {"training": "nll", "held out": "held_out_nll"}
-        curves.append(_curve(f"M{of}: nats per dimension", "step", rows, names))
+        curves.append(_curve(f"M{suffix}: nats per dimension", "step", rows, names))
         rows = read_metrics(store, at.folder(EVOLUTION))
         names = {"best candidate": "fitness_max", "mean": "fitness_mean", "validation": "validation_mean"}
-        curves.append(_curve(f"C{of}: return", "generation", rows, names))
+        curves.append(_curve(f"C{suffix}: return", "generation", rows, names))
     return [curve for curve in curves if curve["series"]]
 
 
@@ -218,7 +218,7 @@ _Found = tuple[str, Any]
 
 
 def _film(config: RunConfig, store: Store) -> _Found | None:
-    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, ".mp4")
+    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, VIDEO_END)
 
 
 def _picture(config: RunConfig, store: Store) -> _Found | None:

@@ -183,7 +183,7 @@ class Viewer:
                 return
             case wire.Wheel(driver=driver):
                 world.hand_to(driver)
-            case wire.Dream(on=on):
+            case wire.Sleep(on=on):
                 if on:
                     world.fall_asleep()
                 else:

@@ -54,7 +54,7 @@ class Wheel(_Strict):
     driver: Literal["controller", "person"]
 
 
-class Dream(_Strict):
+class Sleep(_Strict):
     """Fall asleep or wake up."""
 
     do: Literal["dream"]
@@ -69,7 +69,7 @@ class Temperature(_Strict):
 
 
 class Pause(_Strict):
-    """Stand still or go on."""
+    """Pause or resume."""
 
     do: Literal["pause"]
     on: bool
@@ -102,7 +102,7 @@ class Hold(_Strict):
     z: list[Number] | None = Field(max_length=_MOST_NUMBERS)
 
 
-Message = Seen | Drive | Wheel | Dream | Temperature | Pause | Step | Speed | Track | Hold
+Message = Seen | Drive | Wheel | Sleep | Temperature | Pause | Step | Speed | Track | Hold
 
 _ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="do")])
 

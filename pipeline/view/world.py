@@ -23,7 +23,7 @@ Driver = Literal["controller", "person"]
 
 @dataclass(frozen=True)
 class Picture:
-    """What a viewer sees at one moment.
+    """View of one moment.
 
     Attributes:
         status: Facts in plain values, for the page.
@@ -51,8 +51,8 @@ class World:
         trained: Weights and controllers of a run.
 
     Attributes:
-        agent: Agent, whose M follows whoever drives.
-        driver: Who has the wheel.
+        agent: Agent, whose M follows the driver, controller or person.
+        driver: Holder of the wheel, controller or person.
         track: Seed of the track.
         over: Whether the episode, or the dream, has ended; the next step begins another.
         steps_per_second: Steps of the world per second of the game's own clock: one for each action.
@@ -122,13 +122,13 @@ class World:
         return self._dream is not None
 
     def fall_asleep(self) -> None:
-        """Go on in M's dream from the present moment; the game stands still."""
+        """Continue in M's dream from the present moment; the game stands still."""
         if self._dream is None:
             self._woken_at = self._moment()
             self._begin_dream()
 
     def wake_up(self) -> None:
-        """Go on in the game, where it was left."""
+        """Resume the game where it stopped."""
         self._dream = self._dreamt = None
         self.over = self._game_over
 

@@ -43,9 +43,9 @@ class Command:
     Not in a pipe: Ray's processes would hold it open for a while after the command was killed.
 
     Args:
-        arguments: On its command line.
+        arguments: Arguments of its command line.
         environment: Variables to set in addition to this process's.
-        module: What is run, as by ``python -m``.
+        module: Module to run, as by ``python -m``.
         from_scratch: Whether a new interpreter runs it. Otherwise it is forked from a process that has imported
             everything, unless imports read a variable of ``environment``. Forks share their hash seed. A reference
             run is therefore started from scratch, which reveals a result that depends on the order of a set.

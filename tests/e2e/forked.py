@@ -33,7 +33,7 @@ class ForkedProcess:
     """A forked command, with the part of the interface of ``subprocess.Popen`` that tests use.
 
     Args:
-        arguments: Of ``world-models``.
+        arguments: Arguments of ``world-models``.
         environment: All variables.
         folder: The working directory.
         log: The file for both outputs.

@@ -1,4 +1,4 @@
-"""On a real GPU: `make gpu` runs this and prints its figures as JSON. Skipped where torch finds no CUDA device.
+"""On a real GPU: `make gpu` runs this and prints its numbers as JSON. Skipped where torch finds no CUDA device.
 
 V and M have the paper's sizes for TakeCover. Shards are CarRacing's at random, whose frames cost as much to train on.
 """
@@ -54,9 +54,9 @@ CONFIG = RunConfig.model_validate(
 )
 
 
-def say(**figures: Any) -> None:
-    """Print figures; with -s they are seen."""
-    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}))
+def say(**numbers: Any) -> None:
+    """Print numbers; with -s they are seen."""
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in numbers.items()}))
 
 
 @contextmanager

@@ -26,5 +26,5 @@ def gcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[GcpServer]:
 def lead_to(server: MetadataServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    # The service is asked directly, whatever the environment says.
+    # The service is asked directly, regardless of the environment.
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")

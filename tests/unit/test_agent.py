@@ -182,14 +182,14 @@ def test_the_examples_of_the_documentation_run(
 ) -> None:
     put_trained(LocalStore(tmp_path / "runs/laptop"), make_trained())
     monkeypatch.chdir(tmp_path)
-    first, batch, foreign = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    first, batch, external = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     short = first.replace('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})')
     assert short != first
     exec(short, {})
     assert float(capsys.readouterr().out) == evaluated(make_trained(), [0])[0]
     exec(batch.replace("range(10)", "range(2)"), {})
     names: dict[str, Any] = {}
-    exec(foreign, names)
+    exec(external, names)
     agent = names["FullGas"]()
     agent.reset(seed=1)
     assert agent.act(None) == [0.0, 1.0, 0.0]
@@ -259,7 +259,7 @@ def test_an_action_taken_is_held_like_the_controllers() -> None:
     observation = images(1, rng)[0]
     for held in (straight, left):
         np.testing.assert_array_equal(agent.act(observation, held), held)
-        with pytest.raises(ValueError, match="action_repeat is 3, and the action that was taken is held for 2 more"):
+        with pytest.raises(ValueError, match=r"the last action is held for 2 more calls \(env.action_repeat 3\)"):
             agent.act(observation, held + 0.5)
         np.testing.assert_array_equal(agent.act(observation, held), held)
         np.testing.assert_array_equal(agent.act(observation), held)

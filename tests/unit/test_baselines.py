@@ -65,7 +65,7 @@ def test_difference_is_paired_and_the_verdict_follows_its_interval() -> None:
     assert rows[1].difference == pytest.approx((better - tracks).mean())
     assert rows[1].difference_low is not None and rows[1].difference_low > 15
     assert rows[0].high - rows[0].low > 60, "an unpaired interval would be too wide"
-    verdict = "The controller scores {} the best policy that looks at nothing (theirs)."
+    verdict = "The controller scores {} the best blind policy (theirs)."
     assert table(rows, range(200))[-1] == verdict.format("more than")
     for ours, theirs, words in ((equal, tracks, "about as much as"), (tracks, better, "less than")):
         rows = baseline_rows("ours", ours.tolist(), {"theirs": theirs.tolist()}, 1)
@@ -98,7 +98,7 @@ def test_command_compares_on_the_test_tracks_of_the_run(run: Path, capsys: pytes
 
 def test_tracks_outside_the_test_tracks_of_the_run_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["baselines", str(run), "-o", "tracks.test.start=500"]) == 2
-    assert "baselines takes these keys as the run has them:\n  tracks.test.start: 0 -> 500" in capsys.readouterr().err
+    assert "baselines keeps the run's values of these keys:\n  tracks.test.start: 0 -> 500" in capsys.readouterr().err
 
 
 class Breaks:

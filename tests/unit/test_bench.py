@@ -15,7 +15,7 @@ import pytest
 from pipeline.base.errors import ConfigError
 from pipeline.bench import fanout, run, simulated_fanout, table
 from pipeline.bench.drives import record_drive
-from pipeline.bench.measure import Comparison, Side, compare
+from pipeline.bench.measure import BenchResult, Side, compare
 from pipeline.cli import bench as bench_command
 from pipeline.cli import main as cli
 from pipeline.execution.in_process import InProcessExecutor
@@ -46,7 +46,7 @@ def test_sides_alternate_and_have_separate_rates(monkeypatch: pytest.MonkeyPatch
 def test_last_line_is_one_json_object_with_the_ratio(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    comparison = Comparison("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
+    comparison = BenchResult("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
     run.run_benches(
         ["env"], seconds=1, workers=1, as_json=True, store=None, executor=lambda config: InProcessExecutor()
@@ -104,7 +104,7 @@ def test_tiny_runs_first_if_there_is_no_run(
     monkeypatch.setattr(
         bench_command, "run_config", lambda config, run_dir, command: ran.append((config.name, run_dir, command))
     )
-    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: Comparison("env", "u", "a", "b", 1.0, 2.0, 1))
+    monkeypatch.setitem(run.BENCHES, "env", lambda seconds: BenchResult("env", "u", "a", "b", 1.0, 2.0, 1))
     assert cli.main(["bench", "env"]) == 0
     assert ran == []
     assert cli.main(["bench", "generation"]) == 2
@@ -193,7 +193,7 @@ def test_the_table_of_many_workers_is_the_same_each_time_but_for_the_schedulers_
 def test_workers_are_as_busy_as_greedy_scheduling_keeps_them(
     workers: int, lanes: int, jobs_per_lane: int, durations: str
 ) -> None:
-    """In virtual time: a figure of the scheduler, not of this machine."""
+    """In virtual time: a number of the scheduler, not of this machine."""
     row = simulated_fanout.simulated_row(simulated_fanout.Setting(workers, lanes, jobs_per_lane, durations))
     assert row.of_greedy >= (0.99 if jobs_per_lane >= 8 else 0.97)
     assert row.busy >= 0.99 * row.actor_pool

@@ -176,7 +176,7 @@ def test_gpu_task_runs_all_dreams_in_equal_batches(monkeypatch: pytest.MonkeyPat
         reward="model", end_probability=0.7, micro_batch=GPU_BATCH, lanes=12, **{"rollouts.engine": "torch"}
     )
     assert found == dict(worker_of(whole, mdnrnn).run(jobs))
-    assert dict(pool.map(jobs[3:5])) == {job.id: found[job.id] for job in jobs[3:5]}, "whatever their number"
+    assert dict(pool.map(jobs[3:5])) == {job.id: found[job.id] for job in jobs[3:5]}, "regardless of their number"
     assert list(pool.map([])) == [] and (pool.num_workers, pool.retries) == (1, 0)
 
 

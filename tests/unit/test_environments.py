@@ -61,7 +61,7 @@ def test_environment_runs_through_all_stages(
         return
     page = local_store.read("report/index.html").decode()
     assert env_id in page
-    assert "CarRacing" not in page, "no figures of another game"
+    assert "CarRacing" not in page, "no numbers of another game"
 
 
 def test_estimates_of_another_game_use_its_own_speed(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:

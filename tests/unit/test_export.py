@@ -191,7 +191,7 @@ def test_custom_action_functions_are_refused() -> None:
         def squash(self, output: NDArray[np.float32]) -> NDArray[np.float32]:
             return output**2
 
-    with pytest.raises(ConfigError, match=r"Squared\.squash is a function of Python"):
+    with pytest.raises(ConfigError, match=r"Squared\.squash is a Python function"):
         squashed(Squared([0.0], [1.0]), np.zeros((1, 1), np.float32))
 
 

@@ -69,6 +69,12 @@ def test_every_candidate_gets_each_episode_once_with_its_parameters() -> None:
         np.testing.assert_array_equal(job.parameters, CANDIDATES[job.candidate].astype(np.float32))
 
 
+def test_number_of_episodes_can_be_another_than_that_of_the_config() -> None:
+    jobs = training_jobs(counting_config({"evolve.episodes": 3}), 1, CANDIDATES, episodes=5)
+    assert [job.episode for job in jobs] == [*range(5)] * 4
+    assert {job.track for job in jobs} > {job.track for job in jobs_of(**{"evolve.episodes": 3})}
+
+
 def test_later_generations_use_the_number_of_episodes_of_the_config() -> None:
     later = [{"generation": 9, "episodes": 1}, {"generation": 4, "episodes": 5}]
     overrides = {"evolve.episodes": 2, "evolve.episodes_from": later}

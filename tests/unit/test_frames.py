@@ -14,10 +14,21 @@ from pipeline.envs.car_racing import FastCarRacing, forget_tracks
 from pipeline.envs.car_sprites import CarSprites, StatusBar
 from pipeline.envs.track_texture import EpisodeTexture, TrackTexture
 from tests.car_drivers import Driver, GoodDriver, RandomDriver, straight_on
-from tests.frames import CHECKS, PARTS, ZOOM_STEPS, Drive, Frames, View, record, rejecting, replay_actions, sparsely
+from tests.frames import (
+    CHECKS,
+    PARTS,
+    ZOOM_STEPS,
+    Frames,
+    RecordedFrames,
+    View,
+    record,
+    rejecting,
+    replay_actions,
+    sparsely,
+)
 
 VIEWS: tuple[View, ...] = get_args(View)
-DRIVES: dict[str, Callable[[], Drive]] = {
+DRIVES: dict[str, Callable[[], RecordedFrames]] = {
     "well": lambda: record(3, GoodDriver(), 330),
     "at random": lambda: record(7, RandomDriver(1), 240),
     "off the playfield": lambda: record(11, straight_on, 300),
@@ -27,13 +38,13 @@ DRIVES: dict[str, Callable[[], Drive]] = {
 
 
 @pytest.fixture(scope="module")
-def drives() -> dict[str, Drive]:
+def drives() -> dict[str, RecordedFrames]:
     """Recorded once: Gymnasium draws some 1,500 pictures."""
     return {name: drive() for name, drive in DRIVES.items()}
 
 
 @pytest.fixture(scope="module", params=[(name, view) for name in DRIVES for view in VIEWS], ids=" in view ".join)
-def frames(request: pytest.FixtureRequest, drives: dict[str, Drive]) -> Frames:
+def frames(request: pytest.FixtureRequest, drives: dict[str, RecordedFrames]) -> Frames:
     name, view = request.param
     return replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
 
@@ -56,7 +67,7 @@ def test_whole_frames_are_close_to_gymnasiums_on_many_tracks(first: int) -> None
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", ["well", "in random colours"])
-def test_good_drives_show_every_part(drives: dict[str, Drive], view: View, name: str) -> None:
+def test_good_drives_show_every_part(drives: dict[str, RecordedFrames], view: View, name: str) -> None:
     frames = replay_actions(FastCarRacing(view=view, **drives[name].options), drives[name], view)
     seen = {part: frames.seen(part) for part in PARTS}
     absent = {"status bar"} if view == "playfield" else set()
@@ -64,7 +75,7 @@ def test_good_drives_show_every_part(drives: dict[str, Drive], view: View, name:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_random_drive_shows_turning_wheels(drives: dict[str, Drive], view: View) -> None:
+def test_random_drive_shows_turning_wheels(drives: dict[str, RecordedFrames], view: View) -> None:
     assert replay_actions(FastCarRacing(view=view), drives["at random"], view).seen("steering") > 60
 
 
@@ -212,13 +223,15 @@ def mutable(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         if view != "playfield" or fault.checks != {"status bar"}
     ],
 )
-def test_faulty_frames_are_rejected(drives: dict[str, Drive], mutable: Any, fault: str, view: View) -> None:
+def test_faulty_frames_are_rejected(drives: dict[str, RecordedFrames], mutable: Any, fault: str, view: View) -> None:
     mutant, checks, drive = FAULTS[fault]
     found = rejecting(replay_actions(mutant(mutable)(view=view), drives[drive].until(240), view))
     assert checks <= set(found), found
 
 
-def test_sound_environment_passes_the_checks_that_reject_faulty_ones(drives: dict[str, Drive], mutable: Any) -> None:
+def test_sound_environment_passes_the_checks_that_reject_faulty_ones(
+    drives: dict[str, RecordedFrames], mutable: Any
+) -> None:
     for view in VIEWS:
         assert rejecting(replay_actions(FastCarRacing(view=view), drives["well"].until(240), view)) == {}
 

@@ -14,6 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import psutil
@@ -204,11 +205,18 @@ def test_committed_records_hold_the_session_number(store: Store) -> None:
 def test_heartbeats_continue_after_temporary_store_failures(
     local_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    failures: Queue[None] = Queue()
+
+    def fails(*_: Any) -> None:
+        failures.put(None)
+        raise StorageError("the disk is away")
+
     with new_lease(local_store, heartbeat_s=0.02):
         _wait_for_heartbeats(local_store, 3)
         with monkeypatch.context() as patch:
-            patch.setattr(type(local_store), "write", _fails)
-            time.sleep(0.1)
+            patch.setattr(type(local_store), "write", fails)
+            for _ in range(3):
+                failures.get(timeout=30)
         _wait_for_heartbeats(local_store, sessions.read_session(local_store, 1).heartbeats + 3)
     assert sessions.read_session(local_store, 1).ended == "complete"
 
@@ -305,10 +313,6 @@ def test_running_heartbeat_does_not_shorten_the_wait_for_the_last_one(tmp_path: 
     with new_lease(store, heartbeat_s=0.01, expiry_s=600.0):
         store.trying.wait(600)  # each of these is late at once, and dropped
     assert sessions.read_session(store, 2).ended == "complete"
-
-
-def _fails(*_: Any) -> None:
-    raise StorageError("the disk is away")
 
 
 def _wait_for_heartbeats(store: Store, count: int) -> None:

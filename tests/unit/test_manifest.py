@@ -192,9 +192,9 @@ def test_another_format_version_is_refused_with_its_number(store: Store) -> None
         read_manifest(store, "stage")
 
 
-def test_object_without_a_format_has_the_first_format(store: Store) -> None:
+def test_object_without_a_format_is_refused(store: Store) -> None:
     store.write(KEY, b'{"stage": "collect"}')
-    with pytest.raises(StorageError, match="run format 1; this version reads format"):
+    with pytest.raises(StorageError, match="has no run format; this version reads format"):
         read_manifest(store, "stage")
 
 

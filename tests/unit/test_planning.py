@@ -22,7 +22,7 @@ from pipeline.evolution.state import EvolutionState, Generation
 from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.planning import plan as planning
-from pipeline.planning.plan import Costs, Estimate
+from pipeline.planning.plan import Costs, EvolutionEstimate
 from pipeline.planning.simulation import WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
@@ -32,7 +32,7 @@ from pipeline.storage.local import LocalStore
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 PAPER = load_config("paper", [])
-SPEED = WorkerSpeed.from_rates(PAPER, 2184.0, 900.0)
+SPEED = WorkerSpeed.from_rates(PAPER.rollouts, 2184.0, 900.0)
 TWO_LANES = WorkerSpeed(lanes=2, micro_batch=2, all_lanes=1.0, batch_s=1.0, lane_s=0.5)
 
 Lengths = st.lists(st.integers(1, 50), min_size=1, max_size=120)
@@ -58,14 +58,14 @@ def test_speed_reproduces_its_two_measured_rates() -> None:
 
 @pytest.mark.parametrize("override", ["rollouts.lanes=1", "rollouts.micro_batch=1"])
 def test_lanes_cost_the_same_if_each_is_a_micro_batch(override: str) -> None:
-    speed = WorkerSpeed.from_rates(load_config("paper", [override]), 500.0, 480.0)
+    speed = WorkerSpeed.from_rates(load_config("paper", [override]).rollouts, 500.0, 480.0)
     assert [n / speed.step_s(n) for n in (1, 7, 16)] == pytest.approx([500] * 3)
 
 
 @pytest.mark.parametrize("rates", [(900.0, 901.0), (7300.0, 900.0)])
 def test_impossible_rates_are_refused_with_the_expected_ones(rates: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=f"between {rates[1]:,.0f} and {8 * rates[1]:,.0f} were expected"):
-        WorkerSpeed.from_rates(PAPER, *rates)
+        WorkerSpeed.from_rates(PAPER.rollouts, *rates)
 
 
 def test_one_worker_matches_a_hand_calculation() -> None:
@@ -90,7 +90,7 @@ def test_simulation_takes_the_steps_of_a_real_worker(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(worker, "act", noted)
     assert len(list(worker.run(jobs))) == 21
     assert len(set(active)) > 1, "lanes end one after the other"
-    speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
+    speed = WorkerSpeed.from_rates(config.rollouts, 1000.0, 500.0)
     lengths = [episode_length(job.track, config.env.max_episode_steps) for job in jobs]
     assert simulate_rollouts(lengths, 1, speed, dispatch_s=0.0).seconds == pytest.approx(sum(map(speed.step_s, active)))
 
@@ -124,7 +124,7 @@ def test_driver_dispatches_one_episode_after_the_other() -> None:
 
 def test_more_workers_are_faster_and_more_expensive() -> None:
     costs = Costs(SPEED, None, dispatch_s=1e-3, overhead_s=0.2)
-    plans = [Estimate(PAPER, costs, workers) for workers in (1, *planning.WORKERS)]
+    plans = [EvolutionEstimate(PAPER, costs, workers) for workers in (1, *planning.WORKERS)]
     seconds = [plan.seconds for plan in plans]
     assert seconds == sorted(seconds, reverse=True)
     efficiencies = [plan.efficiency for plan in plans]
@@ -137,8 +137,8 @@ def test_more_workers_are_faster_and_more_expensive() -> None:
 
 def test_evolution_is_the_sum_of_generations_validation_and_overhead() -> None:
     config = small(generations=5, validate_every=2, episodes_from=[{"generation": 3, "episodes": 5}], episode_steps=7)
-    speed = WorkerSpeed.from_rates(config, 1000.0, 500.0)
-    plan = Estimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
+    speed = WorkerSpeed.from_rates(config.rollouts, 1000.0, 500.0)
+    plan = EvolutionEstimate(config, Costs(speed, None, dispatch_s=0.01, overhead_s=100.0), 3)
     few, many = (simulate_rollouts([7] * 4 * episodes, 3, speed, 0.01).seconds for episodes in (2, 5))
     validation = simulate_rollouts([16] * 3, 3, speed, 0.01).seconds
     assert [plan.seconds_until(n) for n in (1, 2, 5)] == pytest.approx(
@@ -178,8 +178,8 @@ def test_drawn_lengths_have_the_mean_and_end_at_the_limit(mean: float) -> None:
 
 def test_plan_with_drawn_lengths_is_reproducible() -> None:
     costs = Costs(SPEED, 700.0, dispatch_s=1e-3, overhead_s=0.2)
-    first, second = (Estimate(PAPER, costs, 64).seconds for _ in range(2))
-    assert first == second < Estimate(PAPER, Costs(SPEED, None, 1e-3, 0.2), 64).seconds
+    first, second = (EvolutionEstimate(PAPER, costs, 64).seconds for _ in range(2))
+    assert first == second < EvolutionEstimate(PAPER, Costs(SPEED, None, 1e-3, 0.2), 64).seconds
 
 
 def put_run(store: LocalStore, config: RunConfig, env_steps: list[int]) -> None:
@@ -216,7 +216,7 @@ def test_command_shows_a_table_its_assumptions_and_json(capsys: pytest.CaptureFi
     found = json.loads(lines[-1])
     assert [row["workers"] for row in found["rows"]] == [64, 2048]
     assert (found["price"], found["dispatch_ms"], found["overhead_ms"]) == (0.04, 2, 0)
-    plan = Estimate(PAPER, Costs(SPEED, None, 2e-3, 0.0), 64)
+    plan = EvolutionEstimate(PAPER, Costs(SPEED, None, 2e-3, 0.0), 64)
     last = found["rows"][0]["until"][-1]
     assert (last["generation"], last["published"]) == (1800, 900.5)
     assert last["seconds"] == pytest.approx(plan.seconds_until(1800))

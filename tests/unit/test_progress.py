@@ -39,14 +39,14 @@ def test_line_has_rate_time_left_and_metrics(clock: Clock, capsys: pytest.Captur
     with Progress("train-vae", "step") as show:
         clock.now += 20
         show(Update(1000, 4000, {"loss": "0.5"}))
-    assert capsys.readouterr().err == "train-vae: 1,000 of 4,000 steps, 50.0/s, 01:00 left, loss 0.5\n"
+    assert capsys.readouterr().err == "train-vae: 1,000 of 4,000 steps, 50.0/s, 1 min 0 s left, loss 0.5\n"
 
 
 def test_rate_ignores_the_work_of_earlier_sessions(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("evolve", "generation") as show:
         clock.now += 20
         show(Update(110, 200, restored=100))
-    assert capsys.readouterr().err == "evolve: 110 of 200 generations, 0.5/s, 03:00 left\n"
+    assert capsys.readouterr().err == "evolve: 110 of 200 generations, 0.5/s, 3 min 0 s left\n"
 
 
 def test_last_line_is_not_printed_twice(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ from pipeline.stages.table import STAGES, stages_of
 from pipeline.storage.layout import own_keys
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records, require_manifest
-from pipeline.training.held_out import held_out_of_round, held_out_so_far
+from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round, held_out_so_far
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 SECOND = Round(2)
@@ -155,7 +155,7 @@ def test_m_continues_from_its_weights_and_c_from_the_last_mean(store: LocalStore
 
 def test_held_out_episodes_stay_held_out() -> None:
     config = config_of(3)
-    arguments = (0.3, "mdnrnn/held-out")
+    arguments = (0.3, HELD_OUT_OF_M)
     first, second = (held_out_so_far(config, at, *arguments) for at in (FIRST, SECOND))
     assert set(first) < set(second)
     assert second[: len(second) - len(first)] == held_out_of_round(config, SECOND, *arguments)
@@ -234,6 +234,16 @@ def test_stage_command_runs_in_the_first_round_without_the_stage(store: LocalSto
     assert len(read_records(store, "round-003/rollouts")) == 2
     with pytest.raises(StorageError, match=r"round 3, train-mdnrnn reads the output of encode in .*round-003/latents"):
         run_stages(config, store, InProcessExecutor(), stages_for(config, store, "train-mdnrnn"))
+
+
+def test_later_round_has_a_valid_config_also_after_an_evolution_that_ended_in_the_environment() -> None:
+    episodes = {"evolve.stall_steps": 9, "evolve.episode_steps": 9, "evolve.replayed_tracks": 1}
+    in_dreams: dict[str, Any] = {"evolve.environment": "dream", "evolve.game_from": 2, "mdnrnn.done_weight": 1.0}
+    evolve = config_of(**in_dreams, **episodes).in_round(2).evolve
+    assert all(map(evolve.dreams_at, range(1, evolve.generations + 1)))
+    assert (evolve.stall_steps, evolve.episode_steps, evolve.replayed_tracks) == (None, None, 0)
+    evolve = config_of(**episodes).in_round(2).evolve
+    assert (evolve.stall_steps, evolve.episode_steps, evolve.replayed_tracks) == (9, 9, 1)
 
 
 def test_estimate_includes_later_rounds() -> None:

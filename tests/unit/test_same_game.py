@@ -53,7 +53,7 @@ class Pair:
     """FastCarRacing and Gymnasium's CarRacing in step; their results and states are compared.
 
     Args:
-        options: of both.
+        options: Options of both.
     """
 
     def __init__(self, **options: Any) -> None:

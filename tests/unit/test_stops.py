@@ -35,7 +35,7 @@ sys.exit(cli.main(["status", "nowhere"]))
 @pytest.mark.parametrize(
     ("name", "code", "command", "said"),
     [
-        ("SIGTERM", 143, "temperatures", "terminated. Completed work is saved. To resume: run the same command again"),
+        ("SIGTERM", 143, "temperatures", "terminated. Completed work is saved. To resume, run: world-models status"),
         ("SIGINT", 130, "status", "interrupted"),
     ],
 )

@@ -100,7 +100,7 @@ def test_run_unfit_for_dreams_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_keys_of_completed_stages_cannot_be_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["temperatures", str(run), "-o", "mdnrnn.hidden_size=9"]) == 2
-    assert "temperatures takes these keys as the run has them:\n  mdnrnn.hidden_size: " in capsys.readouterr().err
+    assert "temperatures keeps the run's values of these keys:\n  mdnrnn.hidden_size: " in capsys.readouterr().err
     assert main(["temperatures", str(run), "--at", "0.123"]) == 2
     assert "temperature 0.123: at most two decimals" in capsys.readouterr().err
 

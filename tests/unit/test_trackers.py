@@ -201,7 +201,7 @@ def test_stop_does_not_wait_for_a_tracker(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_refusing_tracker_ends_the_run_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "unknown://place")
-    with pytest.raises(WorldModelsError, match=r"mlflow does not begin the run.*metrics.trackers=\[\]"):
+    with pytest.raises(WorldModelsError, match=r"mlflow cannot start the run.*metrics.trackers=\[\]"):
         run_config(config_of("mlflow"), str(tmp_path / "run"), "run")
     assert not (tmp_path / "run" / "rollouts").exists()
 

@@ -104,7 +104,7 @@ def test_a_picture_tells_the_drive_whose_effect_it_shows(monkeypatch: pytest.Mon
     taken = [0.5, 0.5]
     drive = wire.Drive(do="drive", number=7, action=taken)
     wheel = wire.Wheel(do="wheel", driver="person")
-    begins = [(0.1, wire.Dream(do="dream", on=True))] if dreams else []
+    begins = [(0.1, wire.Sleep(do="dream", on=True))] if dreams else []
     page = Page(leaves_at=1.0, sends=deque([(0.0, wheel), *begins, (0.5, drive)]))
     world = make_world(env__max_episode_steps=1000)
     began: list[int] = []  # number of the step that took the drive first
@@ -131,7 +131,7 @@ def test_a_picture_tells_the_drive_whose_effect_it_shows(monkeypatch: pytest.Mon
 
 
 def test_neither_dream_nor_game_waits_for_the_end_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    asleep, awake = wire.Dream(do="dream", on=True), wire.Dream(do="dream", on=False)
+    asleep, awake = wire.Sleep(do="dream", on=True), wire.Sleep(do="dream", on=False)
     # Each step of the dream is an end, which is shown for 2 s.
     page = Page(leaves_at=1.0, sends=deque([(0.1, asleep), (0.5, awake)]))
     world = make_world(env__max_episode_steps=1000, dream__end_probability=1e-6)

@@ -14,7 +14,7 @@ from pipeline.agent import Agent
 from pipeline.cli.main import main
 from pipeline.envs.registry import make_environment
 from pipeline.storage.local import LocalStore
-from pipeline.view.drive import HEIGHT, drive
+from pipeline.view.episode import HEIGHT, episode_shots
 from tests.made_run import evaluated, put_trained
 from tests.unit.test_agent import STEPS, make_trained
 
@@ -22,7 +22,7 @@ from tests.unit.test_agent import STEPS, make_trained
 def test_the_drive_is_that_of_the_evaluation_and_its_tiles_are_the_agents() -> None:
     trained = make_trained()
     track = trained.config.tracks.test.start + 2
-    moments = list(drive(trained, track, dream=True))
+    moments = list(episode_shots(trained, track, dream=True))
     assert [moment.steps for moment in moments] == list(range(STEPS + 1))
     assert moments[-1].episode_return == evaluated(trained, [2])[0]
     side = HEIGHT // 3

@@ -116,7 +116,7 @@ function showStatus(header) {
   set("dream-end", dream && dream.end_probability !== null ? `${(100 * dream.end_probability).toFixed(0)} %` : "–");
   byId("hand").firstElementChild.textContent = mine ? "Hand the wheel back" : "Take the wheel";
   byId("dream").firstElementChild.textContent = dream ? "Wake up" : "Fall asleep here";
-  byId("pause").firstElementChild.textContent = header.paused ? "Go on" : "Pause";
+  byId("pause").firstElementChild.textContent = header.paused ? "Resume" : "Pause";
   byId("step").disabled = !header.paused;
   const ended = byId("ended");
   ended.hidden = !header.over;
@@ -209,7 +209,7 @@ addEventListener("keydown", (event) => {
 addEventListener("keyup", (event) => wheel?.key(event, false));
 addEventListener("blur", () => wheel?.letGo());
 
-// Whoever moved a slider or chose by mouse drives on: the keys are the wheel's again.
+// After a slider or a mouse choice, the keys steer again.
 addEventListener("pointerup", ({ target }) => { if (target.matches?.("input[type=range]")) target.blur(); });
 byId("speed").onchange = ({ target }) => { connection.send("speed", { value: Number(target.value) }); target.blur(); };
 byId("temperature").oninput = ({ target }) => {

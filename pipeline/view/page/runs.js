@@ -9,7 +9,7 @@ const COLOURS = {
 const SVG = "http://www.w3.org/2000/svg";
 
 let timer = null;
-const media = new Map(); // films and pictures by their address: they are loaded once, and go on playing
+const media = new Map(); // films and pictures by their address: they are loaded once, and keep playing
 
 function element(name, facts = {}, ...children) {
   const made = document.createElement(name);

@@ -1,4 +1,4 @@
-"""Agents of others on the test tracks: classes, and the agents of other runs."""
+"""External agents on the test tracks: classes, and the agents of other runs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.rollouts.foreign_agents import ForeignWorker, environment_for, make_foreign_agent, names_class
+from pipeline.rollouts.external_agents import ExternalWorker, environment_for, make_external_agent, names_class
 from pipeline.rollouts.jobs import RolloutJob
 from pipeline.run import run_stages
 from pipeline.stages.table import STAGES
 from pipeline.storage.layout import CONFIG, manifest_key
 from pipeline.storage.local import LocalStore
 from tests.counting import counting_config, episode_length, reward_of
-from tests.foreign_agents import Seeded, Straight
+from tests.external_agents import Seeded, Straight
 from tests.made_run import returns_of
 
 HERE = ("-o", "execution.executor=in-process")
@@ -48,7 +48,7 @@ def job(track: int, max_steps: int) -> RolloutJob:
 def test_a_class_acts_in_gymnasiums_own_game(name: str) -> None:
     config = EnvConfig(id="CarRacing-v3", view="playfield", max_episode_steps=25)
     jobs = [job(3, 25)]
-    ((_, result),) = ForeignWorker(f"tests.foreign_agents:{name}", config).run(jobs)
+    ((_, result),) = ExternalWorker(f"tests.external_agents:{name}", config).run(jobs)
     env, agent, total = gymnasium.make("CarRacing-v3"), Straight(), 0.0
     observation, _ = env.reset(seed=3)
     for _ in range(25):
@@ -63,7 +63,7 @@ def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
 ) -> None:
     theirs = tmp_path / "theirs"
     saved = str(run / CONFIG)
-    assert main(["evaluate", saved, "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     config = counting_config()
     tracks = range(config.tracks.test.start, config.tracks.test.start + config.evaluate.episodes)
     expected = []
@@ -75,12 +75,12 @@ def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
         expected.append(total)
     assert returns_of(theirs) == {"agent": expected}
     output = capsys.readouterr().out
-    assert f"tests.foreign_agents:Seeded: return {np.mean(expected):.1f}" in output
+    assert f"tests.external_agents:Seeded: return {np.mean(expected):.1f}" in output
 
-    assert main(["evaluate", saved, "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     assert main(["compare", str(run), str(theirs), "--out", str(tmp_path / "compared")]) == 0
     rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert [arm["name"] for arm in rows["arms"]][1] == "evaluate.agent=tests.foreign_agents:Seeded"
+    assert [arm["name"] for arm in rows["arms"]][1] == "evaluate.agent=tests.external_agents:Seeded"
     assert main(["status", str(theirs)]) == 0
     assert "evaluate      complete" in capsys.readouterr().out
 
@@ -96,15 +96,15 @@ def test_the_agent_of_another_run_scores_what_it_does_there_to_the_bit(run: Path
 
 def test_it_resumes_where_it_was_stopped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs, played = tmp_path / "theirs", []
-    real = ForeignWorker.run
+    real = ExternalWorker.run
 
-    def counted(self: ForeignWorker, jobs: Any) -> Any:
+    def counted(self: ExternalWorker, jobs: Any) -> Any:
         for found in real(self, jobs):
             played.append(found[0])
             yield found
 
-    monkeypatch.setattr(ForeignWorker, "run", counted)
-    command = ["evaluate", str(run / CONFIG), "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(theirs)]
+    monkeypatch.setattr(ExternalWorker, "run", counted)
+    command = ["evaluate", str(run / CONFIG), "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]
     assert main([*command, "-o", "evaluate.episodes=2"]) == 0
     before = returns_of(theirs)["agent"]
     assert main([*command, "-o", "evaluate.episodes=4"]) == 0
@@ -169,7 +169,7 @@ def test_a_class_acts_at_every_step_of_an_environment_that_repeats_actions() -> 
     config = counting_config().env.model_copy(update={"action_repeat": 3})
     for track in (3, 4):
         jobs = [job(track, config.max_episode_steps)]
-        ((_, result),) = ForeignWorker("tests.foreign_agents:Seeded", config).run(jobs)
+        ((_, result),) = ExternalWorker("tests.external_agents:Seeded", config).run(jobs)
         agent, total = Seeded(), 0.0
         agent.reset(track)
         length = episode_length(track, config.max_episode_steps)
@@ -204,7 +204,7 @@ def test_the_agent_of_another_run_that_cannot_act_or_see_here_is_refused() -> No
     small = {"collect": {"episode_steps": 50, "policy": "white"}, "mdnrnn": {"window": 5}}
     discrete = RunConfig.model_validate({**small, "env": lander})
     continuous = RunConfig.model_validate({**small, "env": {**lander, "options": {"continuous": True}}})
-    with pytest.raises(ConfigError, match=r"takes actions of Discrete\(4\), and those of LunarLander-v3 .* are Box"):
+    with pytest.raises(ConfigError, match=r"has action space Discrete\(4\); LunarLander-v3 with .* has Box"):
         environment_for(discrete, continuous)
     keyed = cartpole(frame_key="screen")
     with pytest.raises(ConfigError, match=r"in the environment of this evaluation: env.frame_key = 'screen'"):
@@ -214,17 +214,17 @@ def test_the_agent_of_another_run_that_cannot_act_or_see_here_is_refused() -> No
 @pytest.mark.parametrize(
     ("agent", "words"),
     [
-        ("tests.foreign_agents:Absent", "tests.foreign_agents has no class Absent"),
+        ("tests.external_agents:Absent", "tests.external_agents has no class Absent"),
         ("nowhere_at_all:Agent", "importing nowhere_at_all failed.*PYTHONPATH=FOLDER"),
-        ("tests.foreign_agents:NeedsArguments", "cannot be made without arguments"),
-        ("tests.foreign_agents:Unfinished", r"has no method reset: expected reset\(\) and act\(observation\)"),
+        ("tests.external_agents:NeedsArguments", "cannot be made without arguments"),
+        ("tests.external_agents:Unfinished", r"has no method reset: expected reset\(\) and act\(observation\)"),
     ],
 )
 def test_a_class_that_is_no_agent_is_refused_before_anything_is_written(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: str, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        make_foreign_agent(agent)
+        make_external_agent(agent)
     place = tmp_path / "theirs"
     assert main(["evaluate", str(run / CONFIG), "--agent", agent, "--run-dir", str(place)]) == 2
     assert "evaluate.agent" in capsys.readouterr().err
@@ -234,7 +234,7 @@ def test_a_class_that_is_no_agent_is_refused_before_anything_is_written(
 def test_an_agent_that_raises_ends_the_evaluation_with_its_error(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", str(run / CONFIG), "--agent", "tests.foreign_agents:Raising"]
+    command = ["evaluate", str(run / CONFIG), "--agent", "tests.external_agents:Raising"]
     assert main([*command, "--run-dir", str(tmp_path / "theirs")]) == 1
     error = capsys.readouterr().err
     assert "in step 3" in error and "out of ideas" in error
@@ -243,7 +243,7 @@ def test_an_agent_that_raises_ends_the_evaluation_with_its_error(
 def test_a_command_that_says_too_little_is_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", "--agent", "tests.foreign_agents:Seeded", "--run-dir", str(tmp_path / "x")]) == 2
+    assert main(["evaluate", "--agent", "tests.external_agents:Seeded", "--run-dir", str(tmp_path / "x")]) == 2
     assert "needs CONFIG" in capsys.readouterr().err
     assert main(["evaluate", str(run / CONFIG), "--agent", str(run)]) == 2
     assert "needs --run-dir" in capsys.readouterr().err

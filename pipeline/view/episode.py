@@ -1,4 +1,4 @@
-"""An episode as pictures: the scene, what V sees, V's reconstruction, and M's dream of the same drive."""
+"""An episode as pictures: the scene, what V sees, V's reconstruction, and M's dream of the same episode."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Shot:
     episode_return: float
 
 
-def drive(
+def episode_shots(
     trained: TrainedAgent, track: int, *, dream: bool, every: int = 1, temperature: float = 1.0
 ) -> Iterator[Shot]:
     """Run an episode as the evaluation does and yield its pictures.

@@ -1,4 +1,4 @@
-"""Agents of others on the test tracks: classes with ``reset()`` and ``act(observation)``, and agents of other runs."""
+"""External agents on the test tracks: classes with ``reset()`` and ``act(observation)``, and agents of other runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _AGENTS_OWN = ("view", "frame_key", "crop", "action_repeat")
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-class ForeignAgent(Protocol):
-    """What a class needs to be evaluated. It is made without arguments, once in each worker."""
+class ExternalAgent(Protocol):
+    """Interface of a class to be evaluated. It is made without arguments, once in each worker."""
 
     def reset(self) -> None:
         """Begin an episode. If it takes an argument ``seed``, it gets the track's seed."""
@@ -55,7 +55,7 @@ def check_agent(config: RunConfig) -> None:
     if agent is None:
         return
     if names_class(agent):
-        make_foreign_agent(agent)
+        make_external_agent(agent)
         source_digest(agent)
     else:
         environment_for(saved_config(open_other(agent)), config)
@@ -84,8 +84,8 @@ def environment_for(theirs: RunConfig, config: RunConfig) -> EnvConfig:
     there = traits_of(theirs.env).actions
     if here.space != there.space:
         raise ConfigError(
-            f"evaluate.agent {agent} takes actions of {there.space}, and those of {env.id} with env.options "
-            f"{env.options} are {here.space}. Evaluate it with the options of its run: env.options={theirs.env.options}"
+            f"evaluate.agent {agent} has action space {there.space}; {env.id} with env.options {env.options} has "
+            f"{here.space}. Evaluate it with the options of its run: env.options={theirs.env.options}"
         )
     return env
 
@@ -103,7 +103,7 @@ def source_digest(agent: str) -> str:
         raise ConfigError(f"evaluate.agent = {agent!r}: expected a class that a file defines ({error})") from error
 
 
-def make_foreign_agent(agent: str) -> ForeignAgent:
+def make_external_agent(agent: str) -> ExternalAgent:
     """Make an agent from ``module:Class``.
 
     Raises:
@@ -112,7 +112,7 @@ def make_foreign_agent(agent: str) -> ForeignAgent:
     where = f"evaluate.agent = {agent!r}"
     found = _import(agent)
     try:
-        made: ForeignAgent = found()
+        made: ExternalAgent = found()
     except Exception as error:
         raise ConfigError(f"{where} cannot be made without arguments: {type(error).__name__}: {error}") from error
     if lacking := [method for method in ("reset", "act") if not callable(getattr(made, method, None))]:
@@ -136,8 +136,8 @@ def _import(agent: str) -> Any:
     return found
 
 
-class ForeignWorker:
-    """Runs episodes of a foreign agent in the game itself; the plain class behind an actor.
+class ExternalWorker:
+    """Runs episodes of an external agent in the game itself; the plain class behind an actor.
 
     The agent sees what the game returns: CarRacing-v3's (96, 96, 3), not the frames of V. Each episode has a new
     instance of the game, and the agent acts at every step.
@@ -148,7 +148,7 @@ class ForeignWorker:
     """
 
     def __init__(self, agent: str, config: EnvConfig) -> None:
-        self._agent, self._config = make_foreign_agent(agent), config
+        self._agent, self._config = make_external_agent(agent), config
         self._takes_seed = "seed" in inspect.signature(self._agent.reset).parameters
 
     def run(self, jobs: Iterable[RolloutJob]) -> Iterator[tuple[JobId, RolloutResult]]:
@@ -193,7 +193,7 @@ def _make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
         from pipeline.envs.gymnasium_env import make_game
 
         return make_game(config)
-    # A held action would be for several steps, and a foreign agent acts at every step.
+    # A held action would be for several steps, and an external agent acts at every step.
     return _OwnGame(make_environment(config.model_copy(update={"action_repeat": 1})))
 
 
