@@ -150,8 +150,8 @@ def _draw_harm(rng: random.Random, case: Case, ids: Sequence[int], *, anything: 
     # Whatever befalls a job, it does not fail for the last time, in most cases.
     harm = case.kills + case.hangs + case.disconnections + case.long_disconnections + case.failed_starts
     case.max_attempts = harm + sum(times for _, times in case.poison.values()) + rng.randint(1, 3)
-    if anything and rng.random() < 0.2:
-        case.unlucky, case.max_attempts = True, rng.randint(1, 3)
+    if anything and rng.random() < 0.3:
+        case.unlucky, case.max_attempts = True, rng.choice([1, 1, 2, 3])
 
 
 def _draw_maps(rng: random.Random, count: int, *, alone: bool) -> list[SimulatedMap]:

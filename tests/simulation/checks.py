@@ -157,12 +157,12 @@ class Checks:
 
     def _check_last_try(self, job: int) -> None:
         """A job on its last try is not begun elsewhere before the fate of a lost worker is known, or is late."""
-        if self._truth.tries[job] != self._case.max_attempts - 1 or not self._case.orderly:
+        if self._truth.tries[job] != self._case.max_attempts - 1:
             return
         for life in self._truth.holders(job):
             silent_s = self._cluster.clock - life.unreachable_at
-            known = life.kept_when_frozen or life.disordered or life.maybe_slow or job not in life.ran_when_frozen
-            if not known and 0 <= silent_s < _REPORT_S:
+            unsure = life.kept_when_frozen or life.disordered or life.maybe_slow or job in life.recalled
+            if job in life.ran_when_frozen and not unsure and 0 <= silent_s < _REPORT_S:
                 raise Violated(f"job {job} gets another last try {silent_s:.1f} s after {life.worker.where()} was lost")
 
     def _check_end(self, worker: SimulatedWorker) -> None:
