@@ -101,7 +101,7 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
     """Draw a case.
 
     Of six cases one is calm, one has a job that always fails (or workers that do), one has only deaths and errors, and
-    three have anything.
+    three have anything. With many workers, all have.
 
     Args:
         seed: Seed.
@@ -112,7 +112,7 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
     kind, late_s, per_lane = rng.randrange(6), rng.choice([0.1, 3, 30]), rng.choice([0.3, 1, 2, 4, 8])
     most = _FEW_JOBS
     if most_workers > FEW:
-        workers, most = most_workers, _MANY_JOBS
+        workers, most, kind = most_workers, _MANY_JOBS, 5
     elif kind == 0 and rng.random() < 0.5:  # workers with many lanes join while all jobs lie before others
         workers, lanes, late_s, per_lane, most = rng.randint(5, 12), 16, 3, 2, _MORE_JOBS
     count = max(1, min(most, int(workers * lanes * per_lane)))
@@ -144,6 +144,7 @@ def _draw_harm(rng: random.Random, case: Case, ids: Sequence[int], *, anything: 
         case.long_disconnections = rng.choice([0, 0, 0, 1])
         case.lost_nodes, case.drains, case.stops = (rng.choice([0, 0, 1, 2]) for _ in range(3))
         case.stragglers, case.far = rng.choice([0, 0, 0, 0.1, 0.3]), rng.choice([0, 0, 0, 0.02, 0.1])
+        case.timeout_s += 100 if case.stragglers else 0  # their longest jobs take as long
         case.lost_recalls = rng.choice([0, 0, 0, 0.1, 0.5])
         for job in rng.sample(ids, min(len(ids), rng.choice([0, 0, 1]))):
             case.poison[job] = "hang", 1
