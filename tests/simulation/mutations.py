@@ -12,7 +12,7 @@ from pipeline.execution import scheduler as module
 from pipeline.execution.actions import Action, Send
 from pipeline.execution.failures import Failure
 from pipeline.execution.idle import IdleAndFull
-from pipeline.execution.jobs import MapJobs, Ticket
+from pipeline.execution.jobs import MapJobs, Ticket, batch_for_worker
 from pipeline.execution.node_watch import NodeWatch
 from pipeline.execution.scheduler import Scheduler
 from pipeline.execution.worker_state import ScheduledWorker, WorkerState
@@ -81,8 +81,10 @@ def sends_no_jobs_ahead(patch: Patch) -> None:
 
 
 def shares_with_workers_that_take_none(patch: Patch) -> None:
-    batch = module.batch_for_worker
-    patch.setattr(module, "batch_for_worker", lambda *, workers, **values: batch(workers=2 * workers, **values))
+    def share(*, workers: int, **values: int) -> int:
+        return batch_for_worker(workers=2 * workers, **values)
+
+    patch.setattr(module, "batch_for_worker", share)
 
 
 def waits_for_lost_recalls(patch: Patch) -> None:
