@@ -94,7 +94,7 @@ def test_a_person_who_takes_the_wheel_and_touches_nothing_is_at_rest() -> None:
     assert steps(world, 1)[0]["action"] == [0.0, 0.0]
 
 
-def test_a_dream_begins_at_this_very_moment_and_the_game_goes_on_where_it_was_left() -> None:
+def test_a_dream_begins_at_this_very_moment_and_the_game_resumes_where_it_stopped() -> None:
     slept, awake = make_world(), make_world()
     steps(slept, 4), steps(awake, 4)
     before = slept.look()
@@ -119,7 +119,7 @@ def test_a_person_drives_in_the_dream_too() -> None:
     assert steps(world, 2)[-1]["action"] == [-0.5, 0.75]
 
 
-def test_the_temperature_of_a_dream_can_change_while_it_goes_on() -> None:
+def test_the_temperature_can_change_during_a_dream() -> None:
     def spread(temperature: float) -> float:
         world = make_world()
         world.fall_asleep()
