@@ -154,7 +154,7 @@ def check_workers(workers: int) -> None:
     if workers > most:
         reason = "more real actors show nothing that fewer do not"
         if most < _MOST:
-            reason = f"more than {_MOST_PER_CORE} for each of its {num_cores()} cores stall this machine"
+            reason = f"more than {_MOST_PER_CORE} for each core stall this machine, which has {num_cores()}"
         raise ConfigError(
             f"--workers {workers}: use at most {most}; {reason}. Without it, `bench fanout` simulates up to 2,048"
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FORMATTER = argparse.RawDescriptionHelpFormatter
 
 RUN_DIR_HELP = "run directory: a folder or s3://bucket/prefix"
+READ_HELP = f"{RUN_DIR_HELP}, or pretrained:NAME for an agent that comes with the package"
 
 EXIT_CODES = """\
 exit codes:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import StorageError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, add_below, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -33,7 +33,7 @@ def add_parser(commands: Commands) -> None:
         formatter_class=FORMATTER,
     )
     command.add_argument(
-        "runs", metavar="RUN_DIR", nargs="+", type=run_dir, help=f"{RUN_DIR_HELP}; or the folder of one study"
+        "runs", metavar="RUN_DIR", nargs="+", type=run_dir, help=f"{READ_HELP}; or the folder of one study"
     )
     command.add_argument(
         "--out",

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.base.extras import import_extra
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -29,7 +29,7 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=READ_HELP)
     command.add_argument(
         "--onnx",
         type=run_dir,

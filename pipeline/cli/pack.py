@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, add_override, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, add_override, run_dir
 from pipeline.cli.executors import make_executor
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=READ_HELP)
     command.add_argument("--name", required=True, type=_name, help="name of the agent: letters, digits, - and _")
     command.add_argument("--out", type=Path, metavar="FOLDER", help="new folder of the pack (default: NAME)")
     command.add_argument(

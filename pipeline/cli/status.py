@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli import signals
-from pipeline.cli.arguments import RUN_DIR_HELP, run_dir
+from pipeline.cli.arguments import READ_HELP, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -16,7 +16,7 @@ def add_parser(commands: Commands) -> None:
     """Add ``status``."""
     text = "show the state of a run: stages, evolution, time left, driver"
     status = commands.add_parser("status", help=text, description=text)
-    status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    status.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=READ_HELP)
     status.add_argument(
         "--watch", action="store_true", help="live view, until the run is over or Ctrl-C; also of the folder of a study"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, RUN_DIR_HELP, positive, run_dir
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.storage.saved_config import saved_config
 
@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
     actions = storage.add_subparsers(dest="action", required=True, metavar="ACTION")
     text = "read everything and verify manifests, records, sizes, checksums and row counts; exit code 1 on damage"
     check = actions.add_parser("check", help=text, description=text)
-    check.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    check.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=READ_HELP)
     text = "list unreferenced objects and old checkpoints; with --delete, remove them"
     gc = actions.add_parser("gc", help=text, description=text)
     gc.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
@@ -33,8 +33,8 @@ def add_parser(commands: Commands) -> None:
     )
     text = "copy a run to another location and verify every byte; run it again to resume an interrupted copy"
     copy = actions.add_parser("copy", help=text, description=text)
-    copy.add_argument("source", metavar="FROM", type=run_dir, help=f"{RUN_DIR_HELP}, to copy from")
-    copy.add_argument("target", metavar="TO", type=run_dir, help=f"{RUN_DIR_HELP}, to copy to")
+    copy.add_argument("source", metavar="FROM", type=run_dir, help=f"{READ_HELP}; to copy from")
+    copy.add_argument("target", metavar="TO", type=run_dir, help=f"{RUN_DIR_HELP}; to copy to")
     storage.set_defaults(perform=_storage)
 
 

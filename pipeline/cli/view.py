@@ -6,13 +6,14 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pipeline.cli import signals
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, port, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, port, positive, run_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
 
 _EXAMPLES = """\
 examples:
+  world-models view pretrained:carracing            an agent that comes with the package
   world-models view runs/laptop                     print the address of a page on this machine; Ctrl-C ends it
   world-models view runs/ablation                   the runs of a study beside each other
   world-models view s3://bucket/run --port 8000     a run in a bucket, at a fixed port
@@ -31,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    view.add_argument("run_dir", metavar="RUN", type=run_dir, help=f"{RUN_DIR_HELP}; or the folder of a study")
+    view.add_argument("run_dir", metavar="RUN", type=run_dir, help=f"{READ_HELP}; or the folder of a study")
     view.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"
     )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, run_dir, seed
+from pipeline.cli.arguments import FORMATTER, READ_HELP, above_zero, run_dir, seed
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
 
 _EXAMPLES = """\
 examples:
+  world-models watch pretrained:carracing --out drive.mp4        an agent that comes with the package
   world-models watch runs/laptop                                 the first test track, into laptop-0.mp4
   world-models watch runs/laptop --track 17 --dream              M's dream of the same drive beside it
   world-models watch s3://bucket/laptop --out drive.mp4
@@ -32,7 +33,7 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    command.add_argument("run_dir", metavar="RUN", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument("run_dir", metavar="RUN", type=run_dir, help=READ_HELP)
     command.add_argument("--track", type=seed, metavar="SEED", help="track seed (default: the first test track)")
     command.add_argument(
         "--dream", action="store_true", help="show M's dream of the same drive, begun again every 50 actions"

@@ -161,13 +161,17 @@ def test_fanout_shows_each_row_and_its_json_has_the_last_row(
     assert len(last["rows"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("cores", "most", "reason"),
+    [(1, 16, "more than 16 for each core stall this machine, which has 1"), (8, 32, "more real actors show nothing")],
+)
 def test_too_many_real_workers_for_the_machine_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cores: int, most: int, reason: str
 ) -> None:
-    monkeypatch.setattr(fanout, "num_cores", lambda: 2)
-    assert cli.main(["bench", "fanout", "--workers", "33"]) == 2
-    assert "--workers 33: this machine has 2 cores" in capsys.readouterr().err
-    fanout.check_workers(32)
+    monkeypatch.setattr(fanout, "num_cores", lambda: cores)
+    assert cli.main(["bench", "fanout", "--workers", str(most + 1)]) == 2
+    assert f"--workers {most + 1}: use at most {most}; {reason}" in capsys.readouterr().err
+    fanout.check_workers(most)
 
 
 SMALL = simulated_fanout.Setting(16, 2, 4, "uniform")

@@ -1,0 +1,50 @@
+"""The agents that come with the package: sound, small, and as good as their cards say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.agent import Agent
+from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
+from pipeline.reporting.findings import read_test_returns
+from pipeline.sharing import pack
+from pipeline.storage.layout import CARD
+from pipeline.storage.maintenance import check_run
+from pipeline.storage.pretrained import folder_of_pretrained, open_pretrained, pretrained_names
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_documented_agents_come_with_the_package() -> None:
+    text = "".join(path.read_text() for path in (README, *(README.parent / "docs").glob("*.md")))
+    named = {name for name in re.findall(r"pretrained:(\w+)", text) if name.islower()}
+    assert "carracing" in named and named <= {*pretrained_names()}
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_agent_is_sound_and_small_and_its_card_has_its_score(name: str) -> None:
+    store = open_pretrained(name)
+    assert check_run(store).problems == []
+    folder = folder_of_pretrained() / name
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < pack.MAX_BYTES
+    returns = read_test_returns(store, newest_record(store, EVALUATION, TEST_EPISODES))
+    shown = returns[min(returns)]
+    text = store.read(CARD).decode()
+    assert f"{np.mean(shown):.1f} +- {np.std(shown, ddof=1):.1f}" in text
+    assert f'Agent.load("pretrained:{name}")' in text
+
+
+def test_example_of_the_readme_drives_gymnasiums_car() -> None:
+    """Not to the bit: that holds on one kind of CPU. A lost car would earn a few hundred."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "pretrained:carracing" in block]
+    assert len(example.splitlines()) == 10
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert isinstance(names["agent"], Agent)
+    assert names["score"] > 700
