@@ -47,7 +47,7 @@ class Server:
 
 
 @contextmanager
-def viewing(run_dir: Path, *options: str) -> Iterator[Server]:
+def viewing(run_dir: Path | str, *options: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "pipeline", "view", str(run_dir), *options]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:

@@ -189,6 +189,21 @@ def test_a_failure_stays_in_sight_and_the_page_begins_again(server: Server) -> N
         page.until_more("steps")
 
 
+def test_the_agent_of_the_package_is_watched_driven_and_dreams() -> None:
+    with viewing("pretrained:carracing") as server, browser(width=1400) as chrome:
+        page = opened(chrome, server.url)
+        page.until_more("steps", 20)
+        page.press("t")
+        page.until("driver", "person")
+        ActionChains(chrome).key_down(Keys.ARROW_UP).perform()
+        wait(chrome, lambda _: page.gas() == 1.0)
+        ActionChains(chrome).key_up(Keys.ARROW_UP).perform()
+        page.press("m")
+        page.until("asleep", "yes")
+        page.until_more("dream-steps", 10)
+        assert chrome.get_log("browser") == []
+
+
 def test_choices_are_held_by_keys_and_pads(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"env__id": "CartPole-v1", "env__max_episode_steps": 500, "collect__policy": "white"}
     # In float32: V was not calibrated for int8, which is what a CPU with VNNI would choose.
