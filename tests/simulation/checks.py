@@ -72,7 +72,8 @@ class Checks:
         sizes = [job.size for job in jobs]
         self._workers = min(self._case.workers, len(sizes))
         work = (sum(sizes) + sum(left)) / (self._workers * self._case.lanes)
-        self._deadline = self._cluster.now + 1.0 + self.restart_s
+        ready = sum(1 for life in self._truth.lives.values() if life.built and self._is_fit(life))
+        self._deadline = self._cluster.now + 1.0 + (self.restart_s if ready < self._workers else self.lag_s)
         self._deadline += (1.05 * work + max(sizes) + max(left, default=0.0)) * self.slowness
         self._longest = max(sizes)
         for life in self._truth.lives.values():

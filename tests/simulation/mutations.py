@@ -218,6 +218,18 @@ def starts_workers_for_ever(patch: Patch) -> None:
     patch.setattr(Scheduler, "decide", and_forget)
 
 
+def stalls_after_failures(patch: Patch) -> None:
+    failed, decide = Scheduler.failed, Scheduler.decide
+    until: dict[Scheduler, float] = {}
+
+    def fail(self: Scheduler, worker: ScheduledWorker, failure: Failure, now: float) -> None:
+        until[self] = now + 5.0
+        failed(self, worker, failure, now)
+
+    patch.setattr(Scheduler, "failed", fail)
+    patch.setattr(Scheduler, "decide", lambda self, now: [] if now < until.get(self, 0.0) else decide(self, now))
+
+
 MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     forgets_released_jobs,
     counts_each_result,
@@ -249,4 +261,5 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     repeats_last_tries,
     waits_long_for_unreachable_workers,
     starts_workers_for_ever,
+    stalls_after_failures,
 )
