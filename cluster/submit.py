@@ -308,8 +308,9 @@ class Jobs:
 def stage_sources(job: Job, folder: Path) -> None:
     """Copy the sources and the config that the job needs into a folder."""
     root = Path(__file__).parent.parent
+    ignored = shutil.ignore_patterns("__pycache__", "pretrained")  # no job needs the package's agents, which are large
     for package in SOURCES:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(root / package, folder / package, ignore=ignored)
     if job.config is not None:
         (folder / _OWN_CONFIG).write_text(job.config)
 
