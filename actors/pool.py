@@ -244,9 +244,9 @@ class RayPool:
         """Do what the scheduler decides, until it has nothing more to do."""
         self._actions.extend(self._scheduler.decide(self._clock))
         while self._actions:
-            while self._actions:
-                self._do(self._actions.popleft())
-            self._actions.extend(self._scheduler.decide(self._clock))
+            self._do(self._actions.popleft())
+            if not self._actions:
+                self._actions.extend(self._scheduler.decide(self._clock))
         if self._scheduler.num_built != self._exported_workers:
             self._exported_workers = self._scheduler.num_built
             self._telemetry.workers(self._exported_workers)

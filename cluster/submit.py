@@ -25,6 +25,7 @@ from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.config.presets import dump, load_config, preset_names
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import config_of, dump_study, is_study, load_study
+from pipeline.storage.pretrained import folder_of_pretrained
 from pipeline.storage.run_dir import check_lasting
 
 logger = logging.getLogger(__name__)
@@ -308,7 +309,8 @@ class Jobs:
 def stage_sources(job: Job, folder: Path) -> None:
     """Copy the sources and the config that the job needs into a folder."""
     root = Path(__file__).parent.parent
-    ignored = shutil.ignore_patterns("__pycache__", "pretrained")  # no job needs the package's agents, which are large
+    # No job needs the agents of the package, which are large.
+    ignored = shutil.ignore_patterns("__pycache__", folder_of_pretrained().name)
     for package in SOURCES:
         shutil.copytree(root / package, folder / package, ignore=ignored)
     if job.config is not None:

@@ -206,7 +206,7 @@ class MapJobs:
         return entry is not None and self._goes_alone(entry)
 
     def _goes_alone(self, entry: _Entry) -> bool:
-        return entry.alone or (entry.failures > 0 and entry.failures == self._max_attempts - 1)
+        return entry.alone or (entry.failures > 0 and self.is_on_last_try(entry.ticket.id))
 
 
 def _first(queue: deque[_Entry]) -> _Entry | None:
