@@ -248,8 +248,8 @@ class SimulatedCluster:
         self._free_at = self.now + self._costs.look_s * len(self.workers) + self._costs.read_s * len(answers)
         for event, arguments in answers:
             event(*arguments, self.clock)
-        if self.clock >= self._tick_at:
-            self._tick_at = self.clock + TICK_S
+        if self.now >= self._tick_at:
+            self._tick_at = self.now + TICK_S
             self.before_tick()
             self.scheduler.tick(self.clock)
         actions = self.scheduler.decide(self.clock)
@@ -257,7 +257,7 @@ class SimulatedCluster:
         for action in actions:
             self._do(action)
         self.driver_s += self._free_at - self.now
-        self._wake(self.now + max(0.0, self._tick_at - self.clock))
+        self._wake(self._tick_at)
         if self._arrived:
             self._wake(self._free_at)
 

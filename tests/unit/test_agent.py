@@ -183,8 +183,13 @@ def test_the_examples_of_the_documentation_run(
     put_trained(LocalStore(tmp_path / "runs/laptop"), make_trained())
     monkeypatch.chdir(tmp_path)
     first, batch, external = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    short = first.replace('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})')
-    assert short != first
+    short = first
+    for long, brief in (
+        ('make("CarRacing-v3")', f'make("CarRacing-v3", max_episode_steps={STEPS})'),
+        ("pretrained:carracing", "runs/laptop"),
+    ):
+        assert long in short
+        short = short.replace(long, brief)
     exec(short, {})
     assert float(capsys.readouterr().out) == evaluated(make_trained(), [0])[0]
     exec(batch.replace("range(10)", "range(2)"), {})
