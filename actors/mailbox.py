@@ -36,7 +36,7 @@ class Mailbox:
 
     def __next__(self) -> Any:
         with self._changed:
-            ticket = next((ticket for ticket in self._tickets if ticket.job.id not in self._taken), None)
+            ticket = self._next()
             if ticket is None:
                 raise StopIteration
             self._tickets.remove(ticket)
@@ -95,7 +95,7 @@ class Mailbox:
     def fetch(self, batching_delay_s: float) -> list[tuple[int, Any, float]]:
         """Wait for results and take them.
 
-        If no jobs are queued, the first result ends the wait. Otherwise results wait for more of them until the
+        If no queued job can begin, the first result ends the wait. Otherwise results wait for more of them until the
         batching delay since the last fetch is over.
 
         Args:
@@ -118,7 +118,10 @@ class Mailbox:
             self._fetched = time.monotonic()
             return results
 
+    def _next(self) -> Ticket | None:
+        return next((ticket for ticket in self._tickets if ticket.job.id not in self._taken), None)
+
     def _is_time(self, batching_delay_s: float) -> bool:
         if self._failure is not None or not (self._taken or self._tickets):
             return True
-        return bool(self._results) and (not self._tickets or time.monotonic() - self._fetched >= batching_delay_s)
+        return bool(self._results) and (self._next() is None or time.monotonic() - self._fetched >= batching_delay_s)

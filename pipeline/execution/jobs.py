@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline.execution.failures import abandoned_error
 
 logger = logging.getLogger(__name__)
+
+_SLOW_AT_LEAST_S = 1.0
+_SLOW_AFTER = 2.0  # times the 0.9 quantile of job durations: a worker that is silent for longer is slow
 
 
 class Ticket(NamedTuple):
@@ -57,22 +63,26 @@ class MapJobs:
         jobs: Jobs in the order of their dispatch.
         max_attempts: Maximum number of attempts per job.
         first: ID of the first job's ticket; the others follow.
+        num_earlier: Number of jobs of earlier maps that workers still have.
 
     Attributes:
+        first: ID of the first ticket of this map; earlier maps have lower ones.
         next: ID of the first ticket of the next map.
+        num_earlier: Number of jobs of earlier maps that workers still have.
         has_failures: Whether an attempt has failed.
     """
 
-    def __init__(self, jobs: Iterable[Any], max_attempts: int, first: int = 0) -> None:
+    def __init__(self, jobs: Iterable[Any], max_attempts: int, first: int = 0, num_earlier: int = 0) -> None:
         tickets = (Ticket(first + position, job) for position, job in enumerate(jobs))
         self._entries = {ticket.id: _Entry(ticket, position) for position, ticket in enumerate(tickets)}
-        self.next = first + len(self._entries)
+        self.first, self.next, self.num_earlier = first, first + len(self._entries), num_earlier
         self._max_attempts = max_attempts
         # A finished job stays in its queue until it is at the front; `queued` is False then.
         self._waiting = deque(self._entries.values())
         self._alone: deque[_Entry] = deque()
         self._num_waiting = len(self._waiting)
         self._front = -1
+        self._seconds: list[float] = []  # durations of the finished jobs in their workers
         self.has_failures = False
 
     def __len__(self) -> int:
@@ -126,8 +136,10 @@ class MapJobs:
             self._entries[ticket.id].holders += 1
 
     def note_dropped(self, ticket: Ticket) -> None:
-        """Note that one worker less has a job. A job that has a result, or is of another map, is left out."""
-        if ticket.id in self._entries:
+        """Note that one worker less has a job, of this map or an earlier one."""
+        if ticket.id < self.first:
+            self.num_earlier -= 1
+        elif ticket.id in self._entries:
             self._entries[ticket.id].holders -= 1
 
     def with_holders(self, count: int, tickets: Iterable[Ticket]) -> list[Ticket]:
@@ -182,8 +194,12 @@ class MapJobs:
         self._num_waiting += len(entries)
         return [entry.ticket for entry in entries]
 
-    def finish(self, ticket_id: int) -> Any:
+    def finish(self, ticket_id: int, seconds: float) -> Any:
         """Note that a job has a result, and remove it from the queue if it was requeued.
+
+        Args:
+            ticket_id: ID of the ticket.
+            seconds: Duration of the job in its worker.
 
         Returns:
             Job; None if it has a result already or is of another map.
@@ -194,7 +210,14 @@ class MapJobs:
         if entry.queued:
             entry.queued = False
             self._num_waiting -= 1
+        self._seconds.append(seconds)
         return entry.ticket.job
+
+    def slow_after_s(self) -> float:
+        """Seconds of silence after which a worker is slow; infinite while no job has a result."""
+        if not self._seconds:
+            return math.inf
+        return max(_SLOW_AT_LEAST_S, _SLOW_AFTER * float(np.quantile(self._seconds, 0.9)))
 
     def is_on_last_try(self, ticket_id: int) -> bool:
         """Whether the next attempt of a job without a result is its last one."""
@@ -231,7 +254,7 @@ def batch_for_worker(*, waiting: int, missing: int, workers: int, has: int, jobs
 
     Args:
         waiting: Number of queued jobs.
-        missing: Number of jobs without a result, including the jobs that workers have.
+        missing: Number of jobs without a result, including the jobs that workers have, of this map or an earlier one.
         workers: Number of workers that take jobs.
         has: Number of jobs that this worker has.
         jobs_at_once: Maximum number of jobs that the worker has begun and not finished.

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from pipeline.base.errors import EpisodeError, JobError
 from pipeline.execution import node_watch
 from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
@@ -24,8 +22,6 @@ from pipeline.execution.worker_state import ScheduledWorker, WorkerState
 
 logger = logging.getLogger(__name__)
 
-_SLOW_AT_LEAST_S = 1.0
-_SLOW_AFTER = 2.0  # times the 0.9 quantile of job durations: a worker that is silent for longer is slow
 _UNREACHABLE_S = 2.0  # after which an unreachable worker's jobs are requeued
 _RECALL_S = 0.5  # after which a recall without an answer counts as one that was refused
 _HOLD_S = 2.0  # how long a worker with jobs ahead keeps results: one message then brings several
@@ -92,7 +88,6 @@ class Scheduler:
         self._changed: dict[ScheduledWorker, None] = {}
         self._ready: set[ScheduledWorker] = set()
         self._idle_and_full = IdleAndFull()
-        self._seconds: list[float] = []  # durations of the finished jobs of this map in their workers
         self._failed_starts = 0
         self._needs_workers = False
         self._nodes = NodeWatch()
@@ -101,8 +96,8 @@ class Scheduler:
 
     def begin(self, jobs: Iterable[Any], now: float) -> None:
         """A map begins. Workers that have begun jobs of the last one finish them, and their results do not count."""
-        self.jobs = MapJobs(jobs, self._max_attempts, self.jobs.next)
-        self._seconds.clear()
+        num_earlier = sum(len(worker.jobs) for worker in self.workers)
+        self.jobs = MapJobs(jobs, self._max_attempts, self.jobs.next, num_earlier)
         self._changed.update(self.workers)
         for worker in self.workers:
             self._recall(worker, worker.surplus, now)
@@ -261,8 +256,11 @@ class Scheduler:
                     self._idle_and_full.update(worker)
                 self._changed.update(dict.fromkeys(islice(self._idle_and_full.empty, self.jobs.num_waiting)))
         changed, self._changed = self._changed, {}
+        earlier = 0  # jobs of earlier maps on workers that take jobs: they take lanes
+        if self.jobs.num_earlier:
+            earlier = sum(worker.num_before(self.jobs.first) for worker in self._ready)
         for worker in sorted(changed, key=lambda worker: len(worker.jobs)):
-            tickets = self._batch(worker) if worker.takes_jobs else []
+            tickets = self._batch(worker, earlier) if worker.takes_jobs else []
             if tickets:
                 worker.exclusive = self.jobs.goes_alone(tickets[0])
                 if not worker.jobs:
@@ -271,6 +269,7 @@ class Scheduler:
                 self.jobs.note_held(tickets)
             if tickets or (worker.jobs and worker.built and not (worker.asked or worker.unreachable)):
                 self._send(worker, tickets)
+            self._note_ready(worker)
             self._idle_and_full.update(worker)
         if not self.jobs.has_sociable:
             for worker, count in self._idle_and_full.surplus_for_idle():
@@ -278,10 +277,10 @@ class Scheduler:
         actions, self._actions = self._actions, []
         return actions
 
-    def _batch(self, worker: ScheduledWorker) -> list[Ticket]:
+    def _batch(self, worker: ScheduledWorker, earlier: int) -> list[Ticket]:
         count = batch_for_worker(
-            waiting=self.jobs.num_waiting, missing=len(self.jobs), workers=len(self._ready), has=len(worker.jobs),
-            jobs_at_once=self._jobs_at_once,
+            waiting=self.jobs.num_waiting, missing=len(self.jobs) + earlier, workers=len(self._ready),
+            has=len(worker.jobs), jobs_at_once=self._jobs_at_once,
         )  # fmt: skip
         return self.jobs.take(count, has_others=bool(worker.jobs)) if count else []
 
@@ -316,9 +315,9 @@ class Scheduler:
 
     def _copy_slow_jobs(self, now: float) -> None:
         """Run slow workers' jobs on idle workers as well. The first result counts (the same bits on equal CPUs)."""
-        if not self._seconds or not self._idle_and_full.empty:
+        if not self._idle_and_full.empty:
             return
-        limit = max(_SLOW_AT_LEAST_S, _SLOW_AFTER * float(np.quantile(self._seconds, 0.9)))
+        limit = self.jobs.slow_after_s()
         for worker in self.workers:
             if not worker.jobs or worker.copied or worker.unreachable:
                 continue
@@ -375,11 +374,8 @@ class Scheduler:
 
     def _finish(self, worker: ScheduledWorker, ticket_id: int, seconds: float) -> Any:
         """Take a job with a result from its worker; returns the job if the result counts, else None."""
-        worker.remove_jobs([ticket_id])
-        job = self.jobs.finish(ticket_id)
-        if job is not None:
-            self._seconds.append(seconds)
-        return job
+        self._remove_jobs(worker, [ticket_id])
+        return self.jobs.finish(ticket_id, seconds)
 
     def _remove_jobs(self, worker: ScheduledWorker, ids: Iterable[int]) -> list[Ticket]:
         """Remove tickets from a worker's; returns the ones to requeue: without a result, and with no other worker."""
@@ -394,7 +390,10 @@ class Scheduler:
 
     def _note_change(self, worker: ScheduledWorker) -> None:
         self._changed[worker] = None
-        if worker.state is WorkerState.READY:
+        self._note_ready(worker)
+
+    def _note_ready(self, worker: ScheduledWorker) -> None:
+        if worker.takes_jobs:
             self._ready.add(worker)
         else:
             self._ready.discard(worker)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from enum import Enum
-from itertools import islice
+from itertools import islice, takewhile
 
 from pipeline.execution.failures import Failure
 from pipeline.execution.jobs import Ticket
@@ -127,6 +127,10 @@ class ScheduledWorker:
     def begun(self) -> list[int]:
         """IDs of the tickets of the jobs that the worker may have begun: it begins them in order."""
         return list(islice(self.jobs, self._lanes))
+
+    def num_before(self, ticket_id: int) -> int:
+        """Number of tickets with lower IDs: they were sent before."""
+        return sum(1 for _ in takewhile(ticket_id.__gt__, self.jobs))
 
     def tickets_of(self, job_id: Hashable) -> list[int]:
         """IDs of the tickets of a job that the worker may have begun; it has one, or also one of an earlier map."""

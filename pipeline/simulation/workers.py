@@ -141,6 +141,11 @@ class SimulatedWorker(ScheduledWorker):
         return self._inbox
 
     @property
+    def is_blocked(self) -> bool:
+        """Whether a job waits for one with the same ID, of an earlier map, that runs."""
+        return any(ticket.job.id in self._taken for ticket in self._inbox)
+
+    @property
     def kept(self) -> Sequence[Result]:
         """Results that the driver has not fetched."""
         return self._results
@@ -210,7 +215,7 @@ class SimulatedWorker(ScheduledWorker):
             if not self._results:
                 return due, None
             due = self._fetched + self._hold_s
-            if self._inbox and now < due:
+            if self._next() is not None and now < due:
                 return due, None
         self._hold_s = None
         if not self._results and self.error is not None:

@@ -13,6 +13,7 @@ from actors import task as task_module
 from actors.listening import listen
 from actors.pool import RayPool
 from pipeline.base.machine import process_started
+from pipeline.execution import jobs as jobs_module
 from pipeline.execution import scheduler as scheduler_module
 from tests.cluster.toys import hung_processes
 
@@ -58,6 +59,6 @@ def hanging_counts_as_silent(hung: Path | Callable[[], Collection[int]], for_s: 
 def no_copies() -> Iterator[None]:
     """Let no worker count as slow, also in giving jobs back. A stalling machine then changes no count of tries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler_module, "_SLOW_AFTER", 1e9)
+        patch.setattr(jobs_module, "_SLOW_AFTER", 1e9)
         patch.setattr(scheduler_module, "_RECALL_S", 300.0)
         yield

@@ -241,14 +241,14 @@ class Checks:
     def _check_idle(self, life: Life) -> None:
         """No lane is free for long while a job waits that fits, or lies before another worker."""
         truth, now = self._truth, self._cluster.now
+        if life.worker.is_blocked:
+            life.blocked_until = now
         waits = min(truth.fresh_since, truth.again_since)
         vacant_s = now - max(life.vacant_since, waits, truth.excused_until)
-        free_s = now - max(life.free_since, truth.fresh_since, truth.excused_until, truth.shared_until)
+        free_s = now - max(life.free_since, truth.fresh_since, truth.excused_until, life.blocked_until)
         idle_s = max(vacant_s, free_s)
         if idle_s <= self._idle_s or not self._is_fit(life):
             return
-        if vacant_s <= self._idle_s and truth.has_leftovers():
-            return  # jobs of an earlier map count in the shares of lanes
         jobs = [*truth.fresh, *truth.again]
         raise Violated(f"{life.worker.where()} idles for {idle_s:.3f} s while {_names(jobs)} wait")
 

@@ -43,7 +43,7 @@ def counts_each_result(patch: Patch) -> None:
 
 def confuses_maps(patch: Patch) -> None:
     begin = MapJobs.__init__
-    patch.setattr(MapJobs, "__init__", lambda self, jobs, max_attempts, first=0: begin(self, jobs, max_attempts))
+    patch.setattr(MapJobs, "__init__", lambda self, jobs, attempts, *_: begin(self, jobs, attempts))
 
 
 def asks_only_once(patch: Patch) -> None:
@@ -85,6 +85,10 @@ def shares_with_workers_that_take_none(patch: Patch) -> None:
         return batch_for_worker(workers=2 * workers, **values)
 
     patch.setattr(module, "batch_for_worker", share)
+
+
+def forgets_jobs_of_earlier_maps_in_shares(patch: Patch) -> None:
+    patch.setattr(ScheduledWorker, "num_before", lambda self, ticket_id: 0)
 
 
 def waits_for_lost_recalls(patch: Patch) -> None:
@@ -171,7 +175,7 @@ def counts_no_tries(patch: Patch) -> None:
 
 def allows_one_more_try(patch: Patch) -> None:
     begin = MapJobs.__init__
-    patch.setattr(MapJobs, "__init__", lambda self, jobs, most, first=0: begin(self, jobs, most + 1, first))
+    patch.setattr(MapJobs, "__init__", lambda self, jobs, most, *more: begin(self, jobs, most + 1, *more))
 
 
 def counts_no_retries(patch: Patch) -> None:
@@ -240,6 +244,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     recalls_for_one_lane_at_a_time,
     sends_no_jobs_ahead,
     shares_with_workers_that_take_none,
+    forgets_jobs_of_earlier_maps_in_shares,
     waits_for_lost_recalls,
     copies_nothing,
     copies_copies,

@@ -42,6 +42,7 @@ class Life:
         up: Whether the driver knows that the process is up.
         built: Whether the driver knows that the worker is built.
         free: Times since which lanes are free for a job that needs no worker of its own. The oldest is taken first.
+        blocked_until: Time at which a job last waited for one with the same ID, of an earlier map: it may take a lane.
         vacant_since: Time since which the worker could begin any job.
         exclusive: Whether a job runs that may need the worker for itself.
         heard_at: Time of the driver's clock at which results last came, or the worker got its first jobs.
@@ -65,7 +66,7 @@ class Life:
         self.maybe_slow = self.copied = self.empty_answer = False
         self.free: deque[float] = deque()
         self.vacant_since = self.unreachable_at = self.leaves_at = math.inf
-        self.heard_at = self.known_in_s = 0.0
+        self.heard_at = self.known_in_s = self.blocked_until = 0.0
 
     @property
     def free_since(self) -> float:
@@ -98,7 +99,6 @@ class Truth:
         explained: Number of times that each job had to be begun again.
         seconds: Durations of the jobs that have results, in ascending order.
         excused_until: Time until which nobody can be blamed for idle workers.
-        shared_until: Time at which a worker last had a job of an earlier map, and has none now.
         ends: Number of jobs that ended while many were waiting.
         ran_dry: Number of jobs among these whose worker had no other one.
     """
@@ -115,9 +115,8 @@ class Truth:
         self.explained: Counter[int] = Counter()
         self.tries: Counter[int] = Counter()
         self.seconds: list[float] = []
-        self.excused_until = self.shared_until = 0.0
+        self.excused_until = 0.0
         self.ran_dry = self.ends = 0
-        self._first = 0  # job of the present map
         self._runs: dict[int, set[Life]] = {}
         self._holders: dict[int, set[Life]] = {}
 
@@ -131,10 +130,6 @@ class Truth:
         """Workers to which a job was sent, and which may still bring its result, as the driver knows."""
         return self._holders.get(job, set())
 
-    def has_leftovers(self) -> bool:
-        """Whether a worker has a job of an earlier map."""
-        return any(job < self._first for life in self.lives.values() for job in life.held)
-
     def slow_after_s(self, *, surely: bool) -> float:
         """Silence after which a worker may be slow, or surely is; infinite before the first result."""
         if not self.seconds:
@@ -147,7 +142,6 @@ class Truth:
     def map_begins(self, tickets: Sequence[Ticket]) -> None:
         """A map begins. Workers may still have jobs of earlier ones, whose results do not count."""
         self.missing = dict(tickets)
-        self._first = tickets[0].id
         self.unsent = dict.fromkeys(self.missing)
         self.fresh, self.fresh_since = dict(self.unsent), self._cluster.now
         self.again, self.again_since = {}, math.inf
@@ -318,8 +312,6 @@ class Truth:
 
     def _no_longer_held(self, life: Life, job: int) -> None:
         life.held.pop(job, None)
-        if job < self._first:
-            self.shared_until = self._cluster.now
         self.holders(job).discard(life)
 
     def _finish(self, job: int) -> None:

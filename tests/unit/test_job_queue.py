@@ -44,11 +44,11 @@ def test_the_first_result_of_a_job_counts_and_ends_its_copies() -> None:
     taken = jobs.take(2)
     assert ids(taken) == [5, 6] and jobs.next == 8
     assert jobs.requeue(taken, alone=True) == taken and jobs.num_waiting == 3
-    assert jobs.finish(5) == Number(0) and jobs.finish(5) is None
+    assert jobs.finish(5, 1.0) == Number(0) and jobs.finish(5, 1.0) is None
     assert len(jobs) == 2 and 5 not in jobs and 6 in jobs
     earlier = Ticket(0, Number(1))
     assert jobs.requeue([taken[0], earlier]) == [], "neither a finished job nor one of an earlier map is queued"
-    assert jobs.finish(earlier.id) is None
+    assert jobs.finish(earlier.id, 1.0) is None
     assert [ids(jobs.take(3)) for _ in range(2)] == [[6], [7]]
 
 

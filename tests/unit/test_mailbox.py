@@ -95,12 +95,14 @@ def test_jobs_of_two_maps_with_the_same_id_run_one_after_the_other() -> None:
     next(mailbox)
     mailbox.post([Ticket(8, Job(1)), Ticket(9, Job(2))], failures=0)
     assert [job.id for job in mailbox] == [2], "the first job 1 is still at work"
+    answer = fetching(mailbox, LONG_S)
     mailbox.put_result(2, "two")
+    assert answer.result(10) == [9], "nothing that is queued can begin: the result does not wait for more"
     mailbox.put_result(1, "of the first map")
     assert next(mailbox).id == 1
     mailbox.put_result(1, "of the second map")
     results = [(ticket_id, result) for ticket_id, result, _ in mailbox.fetch(0)]
-    assert results == [(9, "two"), (7, "of the first map"), (8, "of the second map")]
+    assert results == [(7, "of the first map"), (8, "of the second map")]
 
 
 def test_fetch_without_remaining_jobs_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.base.errors import EpisodeError
 from pipeline.execution.actions import Action, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.node_watch import Nodes
@@ -95,6 +96,34 @@ def test_jobs_of_an_earlier_map_that_did_not_begin_are_recalled() -> None:
     assert len(driver.workers[0].jobs) > 1
     recalls = [action for action in driver.begin(9, now=1.0) if isinstance(action, Recall)]
     assert [len(recall.ids) for recall in recalls] == [len(driver.workers[0].jobs) - 1]
+
+
+def test_jobs_of_an_earlier_map_take_lanes_but_leave_the_others_busy() -> None:
+    driver = Driver(1, lanes=4)
+    (worker,) = driver.workers
+    driver.begin(1, 2)
+    assert sent(driver.begin(3, 4, now=1.0)) == [(worker, [3, 4])], "two lanes are free"
+    driver = Driver(2, lanes=4)
+    busy, other = driver.workers
+    driver.begin(*range(8))
+    driver.finish(other, 0.5, count=4)
+    assert sent(driver.begin(*range(10, 14), now=1.0)) == [(other, [10, 11, 12, 13])], "the other one has no free lane"
+    assert driver.finish(busy, 2.0, count=4) == [None] * 4
+    assert driver.scheduler.jobs.num_earlier == 0
+
+
+def test_a_worker_with_a_job_that_goes_alone_does_not_count_in_the_fair_share() -> None:
+    driver = Driver(2, lanes=4)
+    alone, other = driver.workers
+    driver.begin(0)
+    for now in (1.0, 2.0):
+        (holder,) = (worker for worker in driver.workers if worker.jobs)
+        error = EpisodeError("it is bad", 0)
+        driver.scheduler.failed(holder, Failure(FailureKind.RAISED, "it raised", error), now)
+        driver.scheduler.decide(now)
+    (alone,) = (worker for worker in driver.workers if worker.exclusive)
+    (other,) = (worker for worker in driver.workers if worker is not alone)
+    assert sent(driver.begin(1, 2, 3, 4, now=3.0)) == [(other, [1, 2, 3, 4])]
 
 
 def test_draining_workers_do_not_count_in_the_fair_share() -> None:
