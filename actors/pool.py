@@ -264,8 +264,8 @@ class RayPool:
                 if self._placement is not None:
                     worker.identity.warn_if_starved(self._driver)
                 worker.build(self._factory, self._arguments)
-            case Send(worker, tickets, asks, hold_s):
-                worker.send(tickets, hold_s if asks else None)
+            case Send(worker, tickets, asks, batching_delay_s):
+                worker.send(tickets, batching_delay_s if asks else None)
             case Recall(worker, ids):
                 worker.recall(ids)
             case ReportHung(worker):

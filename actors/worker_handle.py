@@ -64,12 +64,12 @@ class WorkerHandle(ScheduledWorker):
         """
         self.waiting_for = self.actor.identity.remote()
 
-    def send(self, tickets: Sequence[Ticket], hold_s: float | None) -> None:
-        """Send jobs to the worker, and request results unless ``hold_s`` is None."""
-        if hold_s is None:
+    def send(self, tickets: Sequence[Ticket], batching_delay_s: float | None) -> None:
+        """Send jobs to the worker, and request results unless ``batching_delay_s`` is None."""
+        if batching_delay_s is None:
             self.actor.add.remote(pickle.dumps((tickets, self._failures)))
         else:
-            self.waiting_for = self._exchange.remote(pickle.dumps((tickets, self._failures, hold_s)))
+            self.waiting_for = self._exchange.remote(pickle.dumps((tickets, self._failures, batching_delay_s)))
 
     def recall(self, ids: Sequence[int]) -> None:
         """Recall jobs. The answer has the IDs of the tickets that the worker released."""

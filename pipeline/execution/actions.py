@@ -39,14 +39,14 @@ class Send:
         tickets: Tickets of jobs in the order of their start; maybe none. A ticket that the worker has already is not
             to be added again.
         asks: Whether the worker is asked for its next results. It is asked again only after it has answered.
-        hold_s: Maximum number of seconds that the worker keeps results while it has jobs that it has not begun. It
-            answers without results if it has no jobs.
+        batching_delay_s: Maximum number of seconds that the worker keeps results while it has jobs that it has not
+            begun. It answers without results if it has no jobs.
     """
 
     worker: Any
     tickets: Sequence[Ticket]
     asks: bool
-    hold_s: float
+    batching_delay_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _UNREACHABLE_S = 2.0  # after which an unreachable worker's jobs are requeued
 _RECALL_S = 0.5  # after which a recall without an answer counts as one that was refused
-_HOLD_S = 2.0  # how long a worker with jobs ahead keeps results: one message then brings several
+_BATCHING_DELAY_S = 2.0  # how long a worker with jobs ahead keeps results: one message then brings several
 
 
 class Scheduler:
@@ -286,8 +286,9 @@ class Scheduler:
 
     def _send(self, worker: ScheduledWorker, tickets: Sequence[Ticket]) -> None:
         # Once a job has failed, no results are kept back: that shows which job a worker was running when it died.
-        hold_s = 0.0 if self.jobs.has_failures or self._max_attempts == 1 else min(_HOLD_S, self._timeout_s / 4)
-        self._actions.append(Send(worker, tickets, not worker.asked, hold_s))
+        at_once = self.jobs.has_failures or self._max_attempts == 1
+        delay_s = 0.0 if at_once else min(_BATCHING_DELAY_S, self._timeout_s / 4)
+        self._actions.append(Send(worker, tickets, not worker.asked, delay_s))
         worker.asked = True
 
     def _recall(self, worker: ScheduledWorker, count: int, now: float) -> None:
@@ -322,7 +323,7 @@ class Scheduler:
             if not worker.jobs or worker.copied or worker.unreachable:
                 continue
             silent_s = worker.silent_s(now)
-            if silent_s - (_HOLD_S if worker.surplus else 0.0) <= limit:
+            if silent_s - (_BATCHING_DELAY_S if worker.surplus else 0.0) <= limit:
                 continue
             worker.mark_slow()
             self._note_change(worker)

@@ -206,11 +206,13 @@ class SimulatedCluster:
             self.ended(worker)
             self.move(worker)
 
-    def _receive(self, worker: SimulatedWorker, tickets: Sequence[Ticket], failures: int, hold_s: float | None) -> None:
+    def _receive(
+        self, worker: SimulatedWorker, tickets: Sequence[Ticket], failures: int, batching_delay_s: float | None
+    ) -> None:
         worker.post(tickets, failures)
         self.received(worker, tickets)
-        if hold_s is not None:
-            worker.ask(hold_s)
+        if batching_delay_s is not None:
+            worker.ask(batching_delay_s)
         self.move(worker)
 
     def release_jobs(self, worker: SimulatedWorker, ids: Sequence[int]) -> None:
@@ -271,11 +273,11 @@ class SimulatedCluster:
                     self.start(worker)
             case Build(worker):
                 self._tell(worker, _EXCHANGE, self.build, worker)
-            case Send(worker, tickets, asks, hold_s):
+            case Send(worker, tickets, asks, batching_delay_s):
                 self._free_at += self._costs.job_s * len(tickets)
-                hold = hold_s if asks else None
+                delay_s = batching_delay_s if asks else None
                 channel = _EXCHANGE if asks else _INBOX
-                self._tell(worker, channel, self._receive, worker, tickets, worker.noted_failures, hold)
+                self._tell(worker, channel, self._receive, worker, tickets, worker.noted_failures, delay_s)
             case Recall(worker, ids):
                 self._tell(worker, _INBOX, self.release_jobs, worker, ids)
             case ReportHung(worker):

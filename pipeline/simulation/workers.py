@@ -123,7 +123,7 @@ class SimulatedWorker(ScheduledWorker):
         self._taken: dict[Hashable, tuple[int, float]] = {}  # job ID to the ID of its ticket and the time of its start
         self._results: list[Result] = []
         self._here: set[int] = set()
-        self._hold_s: float | None = None
+        self._batching_delay_s: float | None = None
         self._fetched = 0.0
 
     def where(self) -> str:
@@ -165,9 +165,9 @@ class SimulatedWorker(ScheduledWorker):
         self._here.difference_update(removed)
         return removed
 
-    def ask(self, hold_s: float) -> None:
+    def ask(self, batching_delay_s: float) -> None:
         """The driver asks for results: see ``Mailbox.fetch``."""
-        self._hold_s = hold_s
+        self._batching_delay_s = batching_delay_s
 
     def begin(self, now: float) -> list[Ticket]:
         """Begin jobs on free lanes; returns their tickets."""
@@ -208,16 +208,16 @@ class SimulatedWorker(ScheduledWorker):
             Time until which results are kept, infinite if there is nothing to wait for; and the results, or the error;
             None if it is not time.
         """
-        if self._hold_s is None:
+        if self._batching_delay_s is None:
             return math.inf, None
         due = math.inf
         if self.error is None and (self._taken or self._inbox):
             if not self._results:
                 return due, None
-            due = self._fetched + self._hold_s
+            due = self._fetched + self._batching_delay_s
             if self._next() is not None and now < due:
                 return due, None
-        self._hold_s = None
+        self._batching_delay_s = None
         if not self._results and self.error is not None:
             error, self.error = self.error, None
             return math.inf, error

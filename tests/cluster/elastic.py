@@ -247,17 +247,17 @@ def square_while_a_gpu_node_comes(folder: Path) -> tuple[str, bool]:
 
 
 @contextmanager
-def patched_to_many(as_if_many: bool, hold_s: float = 1.0) -> Iterator[None]:
+def patched_to_many(as_if_many: bool, batching_delay_s: float = 1.0) -> Iterator[None]:
     """Make the pool batch results as with hundreds of workers, and let no worker count as slow.
 
     Args:
         as_if_many: Whether results are batched.
-        hold_s: Seconds for which a worker with jobs ahead keeps results.
+        batching_delay_s: Seconds for which a worker with jobs ahead keeps results.
     """
     with pytest.MonkeyPatch.context() as patch, no_copies():
         if as_if_many:
             patch.setattr(listening, "_FEW", 1)
-            patch.setattr(scheduler_module, "_HOLD_S", hold_s)
+            patch.setattr(scheduler_module, "_BATCHING_DELAY_S", batching_delay_s)
         yield
 
 

@@ -350,7 +350,7 @@ def test_many_workers_batch_their_results_and_lose_none(tmp_path: Path, monkeypa
     monkeypatch.setattr(WorkerHandle, "take_results", counted)
     leave_faults(tmp_path, 2)
     # Results wait until a worker runs out of jobs, even on a slow machine.
-    patient = patched_to_many(True, hold_s=300.0)
+    patient = patched_to_many(True, batching_delay_s=300.0)
     with patient, ray_executor(3).pool(OneSlow, str(tmp_path), 0.01, 1.0, jobs_at_once=8) as pool:
         assert squares_of(pool, 400)
         assert squares_of(pool, 400)

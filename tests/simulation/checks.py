@@ -12,7 +12,7 @@ from pipeline.simulation.workers import SimulatedJob, SimulatedWorker
 from tests.simulation.cases import FEW, Case
 from tests.simulation.truth import Life, Truth, Violated
 
-_HOLD_S = 2.0  # a worker keeps results for so long
+_BATCHING_DELAY_S = 2.0  # a worker keeps results for so long
 _RECALL_S = 0.5  # a recall without an answer counts as refused after so long, which is noticed at a tick
 _REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
 _TICKS = 3  # whatever is due at a tick must not be due at so many in a row
@@ -219,7 +219,8 @@ class Checks:
         slow = [
             job
             for life in (truth.lives.values() if vacant else ())
-            if not life.unreachable and clock - life.heard_at > limit + (_HOLD_S if life.worker.inbox else 0.0)
+            if not life.unreachable
+            and clock - life.heard_at > limit + (_BATCHING_DELAY_S if life.worker.inbox else 0.0)
             for job in life.begun
             if job in truth.missing and len(truth.holders(job)) == 1 and not truth.explained[job]
         ]
@@ -255,7 +256,9 @@ class Checks:
     def _check_kept(self, life: Life) -> None:
         """No result is kept for long."""
         kept_s = self._cluster.now - max(life.worker.kept_since, self._truth.excused_until)
-        if kept_s > _HOLD_S + self.lag_s and any(result[0] not in life.recalled for result in life.worker.kept):
+        if kept_s > _BATCHING_DELAY_S + self.lag_s and any(
+            result[0] not in life.recalled for result in life.worker.kept
+        ):
             raise Violated(f"{life.worker.where()} has results, and nobody has asked for them for {kept_s:.1f} s")
 
     def begun(self, life: Life, job: int) -> None:

@@ -58,7 +58,7 @@ def asks_only_once(patch: Patch) -> None:
 
 
 def has_results_kept(patch: Patch) -> None:
-    patch.setattr(module, "_HOLD_S", 30.0)
+    patch.setattr(module, "_BATCHING_DELAY_S", 30.0)
 
 
 # ---- who gets which jobs
