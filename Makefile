@@ -58,7 +58,7 @@ docs: $(READY)
 	$(BIN)/python -m pipeline.config.reference
 
 bench: $(READY)
-	$(BIN)/world-models bench all
+	$(BIN)/python -m tests.s3_server $(BIN)/world-models bench all --s3 s3://bench/run
 
 # torch keeps its pinned version, without the suffix of a local build: the bare version works on every platform.
 lock: $(READY)

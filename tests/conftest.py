@@ -23,7 +23,6 @@ import pytest
 from hypothesis import settings
 
 from pipeline.base.threads import num_threads
-from pipeline.bench.s3_server import S3Server
 from pipeline.config.schema import RunConfig
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.storage.local import LocalStore
@@ -31,6 +30,7 @@ from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import Store
 from tests.counting import counting_config
 from tests.e2e import command
+from tests.s3_server import S3Server
 
 BUCKET = "runs"
 

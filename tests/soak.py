@@ -20,10 +20,10 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.bench.s3_server import S3Server
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.run_dir import open_store
 from tests.e2e import command
+from tests.s3_server import S3Server
 
 _WORKER_SHARE = 0.3  # share of kills that hit a worker instead of the driver
 _LONGEST_S = 20.0

@@ -34,6 +34,7 @@ from pipeline.bench.training import bench_train_mdnrnn, bench_train_vae
 from pipeline.config.identity import cpu_kind
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor
+from pipeline.storage.run_dir import open_store
 from pipeline.storage.store import Store
 
 BENCHES: dict[str, Callable[[float], BenchResult]] = {
@@ -43,7 +44,6 @@ BENCHES: dict[str, Callable[[float], BenchResult]] = {
     TRAIN_VAE: bench_train_vae,
     TRAIN_MDNRNN: bench_train_mdnrnn,
     DREAM: bench_dream,
-    STORAGE: bench_storage,
 }
 
 
@@ -54,24 +54,29 @@ def run_benches(
     workers: int | None,
     as_json: bool,
     store: Store | None,
+    bucket: str | None,
     executor: Callable[[RunConfig], Executor],
 ) -> None:
     """Run benches; print a Markdown table, then, if requested, one line of JSON per bench.
 
     Args:
-        names: Names from ``BENCHES``, or ``GENERATION``, ``FIDELITY`` or ``FANOUT``.
+        names: Names from ``BENCHES``, or ``GENERATION``, ``FIDELITY``, ``STORAGE`` or ``FANOUT``.
         seconds: Seconds to measure each side, all turns together.
         workers: Largest number of real workers of ``FANOUT``; None: simulate them.
         as_json: Whether to print JSON.
         store: Store of the run whose controllers the benches in ``NEED_A_RUN`` measure; None if there are none of
             them among ``names``.
+        bucket: ``s3://bucket/prefix`` that ``STORAGE`` measures also; None for none.
         executor: Factory of executors.
 
     Raises:
         ConfigError: The run has no evolution yet.
+        StorageError: The bucket does not answer.
     """
     # Checked first, because benches take minutes.
     trained = None if NEED_A_RUN.isdisjoint(names) or store is None else TrainedRun.read(store)
+    if STORAGE in names and bucket is not None:
+        open_store(bucket).list()
     compared = [name for name in names if name not in (FIDELITY, FANOUT)]
     machine = f"{cpu_kind()}, {os.cpu_count()} cores"
     results, notes = [], []
@@ -82,6 +87,8 @@ def run_benches(
         if name == GENERATION:
             assert trained is not None
             result = bench_generation(seconds, trained, executor)
+        elif name == STORAGE:
+            result = bench_storage(seconds, bucket)
         else:
             result = BENCHES[name](seconds)
         for line in table_rows(result):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
 from pipeline.base import seeding
 from pipeline.base.threads import num_threads
 from pipeline.bench.measure import BenchResult, Side, compare
-from pipeline.bench.s3_server import S3Server, server_program
 from pipeline.bench.table import STORAGE
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, ROLLOUTS
@@ -47,20 +46,24 @@ _RUN = RunConfig.model_validate(
 _TRAINING_STEPS = 30
 
 
-def bench_storage(seconds: float) -> BenchResult:
+def bench_storage(seconds: float, bucket: str | None = None) -> BenchResult:
     """Write and read frames: compare raw NumPy files with shards, which are compressed, checksummed and sealed.
 
-    Also measures the same shards in a bucket on a real S3 server on this machine, if its package is installed, and the
-    share of their time that collecting, encoding and training V wait for storage.
+    Also measures the share of their time that collecting, encoding and training V wait for storage.
+
+    Args:
+        seconds: Seconds to measure each side, all turns together.
+        bucket: ``s3://bucket/prefix`` in which the same shards are measured also; None for none. What is written there
+            is deleted again.
     """
     frames = _recorded_frames()
     flags = np.zeros(_STORED_FRAMES, np.bool_)
     actions, rewards = np.zeros((_STORED_FRAMES, 3), np.float32), np.zeros(_STORED_FRAMES, np.float32)
     episode = Episode(0, 0, frames, actions, rewards, flags, flags, final_frame=frames[-1])
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         stores: dict[str, Store] = {"shards, local": LocalStore(Path(folder, "run"))}
-        if server_program() is not None:
-            stores["shards, S3 on loopback"] = servers.enter_context(_bucket(Path(folder, "s3")))
+        if bucket is not None:
+            stores[f"shards, {bucket}"] = opened.enter_context(emptied(f"{bucket}/bench-{uuid4().hex}"))
         raw = Path(folder, "raw.npy")
 
         def plain() -> int:
@@ -98,17 +101,14 @@ def bench_storage(seconds: float) -> BenchResult:
 
 
 @contextmanager
-def _bucket(folder: Path) -> Iterator[Store]:
-    """Start a server with a bucket."""
-    with S3Server(folder) as server:
-        server.create_bucket("bench")
-        before = dict(os.environ)
-        os.environ.update(server.environment)
-        try:
-            yield open_store("s3://bench/run")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+def emptied(location: str) -> Iterator[Store]:
+    """Open a store, and delete all that is in it at the end."""
+    store = open_store(location)
+    try:
+        yield store
+    finally:
+        for key in store.list():
+            store.delete(key)
 
 
 def _recorded_frames() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

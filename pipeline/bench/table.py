@@ -18,6 +18,6 @@ HELP = {
     TRAIN_VAE: "a plain training step of V and the pipeline's",
     TRAIN_MDNRNN: "a plain training step of M and the pipeline's",
     DREAM: "one dream at a time and many in lockstep, on one core",
-    STORAGE: "NumPy files and shards",
+    STORAGE: "NumPy files and shards, in a folder and in a bucket (--s3)",
     FANOUT: "utilisation of up to 2,048 simulated workers by the scheduler, or of real ones (--workers)",
 }

@@ -22,6 +22,7 @@ examples:
   world-models bench env                                  print a table with the ratio
   world-models bench agent --seconds 30 --json            print one JSON object as the last line
   world-models bench generation                           measure a run's controllers (minutes; see --run-dir)
+  world-models bench storage --s3 s3://bucket/bench       also measure your bucket
   world-models bench fanout                               simulate up to 2,048 workers
   world-models bench fanout --workers 16                  measure real Ray actors (about 15 minutes)
   world-models bench all                                  run every bench except fanout
@@ -60,8 +61,21 @@ def add_parser(commands: Commands) -> None:
         help="`fanout` measures real Ray actors on this machine, up to N of them (at most 16 for each core, and 32), "
         "instead of simulating thousands",
     )
+    bench.add_argument(
+        "--s3",
+        type=_bucket,
+        metavar="s3://BUCKET/PREFIX",
+        help="`storage` measures shards in this bucket too, and deletes them again",
+    )
     bench.add_argument("--json", action="store_true", help="print JSON: one object per bench, as the last lines")
     bench.set_defaults(perform=_bench)
+
+
+def _bucket(text: str) -> str:
+    location = run_dir(text)
+    if not location.startswith("s3://"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no bucket: expected s3://bucket/prefix")
+    return location
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -88,6 +102,7 @@ def _bench(options: argparse.Namespace) -> int:
         workers=options.workers,
         as_json=options.json,
         store=None if run_dir is None else open_store(run_dir),
+        bucket=options.s3,
         executor=make_executor,
     )
     return 0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.bench.s3_server import S3Server
 from tests.cluster.head import Head
 from tests.cluster.test_submit import SMALL, job_in
 from tests.conftest import BUCKET
 from tests.e2e import command
+from tests.s3_server import S3Server
 
 TOKEN = secrets.token_hex(32)
 

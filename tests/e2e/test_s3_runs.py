@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from pipeline.base.failpoints import VARIABLE
-from pipeline.bench.s3_server import S3Server
 from pipeline.storage.copying import copy_run
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.run_dir import open_store
 from tests.e2e import command
 from tests.e2e.conftest import STRAIGHT
+from tests.s3_server import S3Server
 from tests.storage.proxy import Exchange, FaultProxy, answer, drop_reply, hang
 
 UNTIL_KILLED = math.inf

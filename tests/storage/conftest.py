@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.bench.s3_server import S3Server
 from pipeline.storage import s3
 from pipeline.storage.s3 import S3Store
+from tests.s3_server import S3Server
 from tests.storage.proxy import FaultProxy
 
 

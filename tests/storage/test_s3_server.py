@@ -1,4 +1,4 @@
-"""The S3 server of tests and benches: its start, the error of a failed start, and its end."""
+"""The S3 server of the tests: its start, the error of a failed start, and its end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.machine import process_started
-from pipeline.bench import s3_server as module
-from pipeline.bench.s3_server import S3Server
+from tests import s3_server as module
+from tests.s3_server import S3Server
 from tests.storage.proxy import wait_until
 
 
@@ -46,7 +46,7 @@ def test_server_takes_other_ports_after_a_port_conflict(
 def test_server_dies_with_its_killed_process(tmp_path: Path) -> None:
     script = f"""
 import time
-from pipeline.bench.s3_server import S3Server
+from tests.s3_server import S3Server
 with S3Server({str(tmp_path / "it")!r}) as server:
     print(server.pid, flush=True)
     time.sleep(600)
@@ -61,7 +61,7 @@ with S3Server({str(tmp_path / "it")!r}) as server:
 
 def test_missing_package_error_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, **named: None)
-    with pytest.raises(ConfigError, match=r"pip install 'world-models-ray\[s3-server\]'"), S3Server(tmp_path / "it"):
+    with pytest.raises(ConfigError, match=r"pip install 'world-models-ray\[dev\]'"), S3Server(tmp_path / "it"):
         pass
 
 

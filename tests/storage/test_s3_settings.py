@@ -14,9 +14,9 @@ import botocore.auth
 import pytest
 
 from pipeline.base.errors import ConfigError, StorageError
-from pipeline.bench.s3_server import S3Server
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
+from tests.s3_server import S3Server
 
 CALLS: dict[str, Callable[[S3Store], object]] = {
     "read": lambda store: store.read("a/k"),

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
-from pipeline.bench.s3_server import S3Server
+from pipeline.bench.storage import emptied
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
 from tests.conftest import BUCKET
+from tests.s3_server import S3Server
 from tests.storage.proxy import wait_until
 
 # ---- the URL
@@ -57,6 +58,15 @@ def test_credentials_in_the_url_are_refused_and_not_shown() -> None:
 
 
 # ---- objects
+
+
+def test_a_bench_of_a_bucket_leaves_nothing_there(s3_url: str, s3_store: S3Store) -> None:
+    s3_store.write("run/config.yaml", b"1")
+    with pytest.raises(KeyboardInterrupt), emptied(f"{s3_url}/bench") as store:
+        store.write("rollouts/shard", b"2")
+        assert s3_store.list() == ["bench/rollouts/shard", "run/config.yaml"]
+        raise KeyboardInterrupt
+    assert s3_store.list() == ["run/config.yaml"]
 
 
 def test_keys_without_a_prefix_are_those_of_the_bucket(s3_server: S3Server, s3_url: str) -> None:
@@ -197,6 +207,7 @@ print(sorted({"boto3", "botocore"} & set(sys.modules)))
 def test_child_forked_during_a_request_creates_its_own_client(s3_url: str) -> None:
     script = f"""
 import os, signal, threading
+from pipeline.bench.storage import emptied
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Store
 

@@ -49,7 +49,13 @@ def test_last_line_is_one_json_object_with_the_ratio(
     comparison = BenchResult("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
     run.run_benches(
-        ["env"], seconds=1, workers=1, as_json=True, store=None, executor=lambda config: InProcessExecutor()
+        ["env"],
+        seconds=1,
+        workers=1,
+        as_json=True,
+        store=None,
+        bucket=None,
+        executor=lambda config: InProcessExecutor(),
     )
     lines = capsys.readouterr().out.splitlines()
     last = json.loads(lines[-1])
@@ -63,7 +69,7 @@ def test_last_line_is_one_json_object_with_the_ratio(
 
 
 def test_command_lists_every_bench() -> None:
-    assert sorted([*run.BENCHES, table.GENERATION, table.FIDELITY, table.FANOUT]) == sorted(table.HELP)
+    assert sorted([*run.BENCHES, table.GENERATION, table.FIDELITY, table.STORAGE, table.FANOUT]) == sorted(table.HELP)
 
 
 def test_run_without_an_evolution_is_refused_before_any_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +82,7 @@ def test_run_without_an_evolution_is_refused_before_any_bench(tmp_path: Path, mo
                 workers=1,
                 as_json=False,
                 store=LocalStore(str(tmp_path)),
+                bucket=None,
                 executor=lambda config: InProcessExecutor(),
             )
 
@@ -148,7 +155,13 @@ def test_fanout_shows_each_row_and_its_json_has_the_last_row(
 
     monkeypatch.setattr(fanout, "bench_fanout", measured)
     run.run_benches(
-        ["fanout"], seconds=1, workers=32, as_json=True, store=None, executor=lambda config: InProcessExecutor()
+        ["fanout"],
+        seconds=1,
+        workers=32,
+        as_json=True,
+        store=None,
+        bucket=None,
+        executor=lambda config: InProcessExecutor(),
     )
     lines = capsys.readouterr().out.splitlines()
     assert "| 32 | 4,096 | 95.0% | 98.0% | 96.9% | 76.0% | 0.60 | 0.15 | 0.30 | 0.40 | 2 |" in lines

@@ -1,4 +1,7 @@
-"""A real S3 server on this machine, for tests and benches: SeaweedFS, from a package."""
+"""A real S3 server on this machine: SeaweedFS, from a package.
+
+``python -m tests.s3_server COMMAND...`` runs a command with a server that has the bucket ``s3://bench``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +75,7 @@ class S3Server:
         """
         program = server_program()
         if program is None:
-            raise ConfigError("the S3 server is not installed: pip install 'world-models-ray[s3-server]'")
+            raise ConfigError("the S3 server is not installed: pip install 'world-models-ray[dev]'")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._configure()
         try:
@@ -225,3 +230,10 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for candidate in sockets:
             candidate.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, S3Server(folder) as server:
+        server.create_bucket("bench")
+        code = subprocess.run(sys.argv[1:], check=False, env=dict(os.environ, **server.environment)).returncode
+    sys.exit(code)
