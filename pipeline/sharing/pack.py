@@ -74,7 +74,7 @@ class Pack:
 
     Attributes:
         name: Name of the agent.
-        config: Config of the run, without its machine.
+        config: Config of the run, with the pack's name and without its machine.
         round: Round of the agent.
         precision: Number format of the weights of V and M: ``float16`` or ``float32``.
         score: Score of the packed agent, see ``pipeline.base.statistics.summarise``.
@@ -111,7 +111,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
         StorageError: The run is not evaluated, or the pack is too large.
         DamagedDataError: Data of the run is missing or changed.
     """
-    config = saved_config(source)
+    config = _as_shared(saved_config(source), name)
     if config.evaluate.agent is not None:
         raise ConfigError(f"{source.locate()} evaluates an external agent: pack the run of that agent")
     at = latest_round(config, source, EVALUATION)
@@ -138,7 +138,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
     made_with = {key: evolution[key] for key in ("cpu", "code_version", "versions")}
     return Pack(
         name,
-        _without_machine(config),
+        config,
         at,
         precision,
         summarise(packed[shown], config.seed),
@@ -188,15 +188,15 @@ def new_folder(out: Path) -> Path:
     return folder
 
 
-def _without_machine(config: RunConfig) -> RunConfig:
-    """Config without the sections of the machine that made the run, which may name its servers."""
-    own = {"execution": {"exact": config.execution.exact}, "metrics": {}, "storage": {}}
+def _as_shared(config: RunConfig, name: str) -> RunConfig:
+    """Config with the pack's name, and without the sections of the machine, which may name its servers."""
+    own = {"name": name, "execution": {"exact": config.execution.exact}, "metrics": {}, "storage": {}}
     return RunConfig.model_validate({**config.model_dump(), **own})
 
 
 def _write_agent(source: Store, target: LocalStore, config: RunConfig, at: Round, precision: str) -> None:
     """Write config, weights, controllers and history, each in the folder that it has in the run."""
-    target.write(CONFIG, dump(_without_machine(config)).encode())
+    target.write(CONFIG, dump(config).encode())
     evolution = at.folder(EVOLUTION)
     for prefix, starts in (
         (vae_folder(config, at), (VAE_WEIGHTS,)),

@@ -244,7 +244,7 @@ def test_weights_too_large_for_half_precision_are_an_error() -> None:
 
 def test_the_config_of_a_pack_is_one_that_runs(packed: Path) -> None:
     config = load_config(str(packed / "config.yaml"), [])
-    assert config.execution.ray_address is None
+    assert config.name == "counter" and config.execution.ray_address is None
     assert config.evolve == counting_config().evolve
 
 
