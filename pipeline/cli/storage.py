@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from pipeline.base.errors import StorageError
+from pipeline.base.formatting import counted
 from pipeline.cli.arguments import FORMATTER, READ_HELP, RUN_DIR_HELP, positive, run_dir
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.storage.saved_config import saved_config
@@ -35,6 +37,12 @@ def add_parser(commands: Commands) -> None:
     copy = actions.add_parser("copy", help=text, description=text)
     copy.add_argument("source", metavar="FROM", type=run_dir, help=f"{READ_HELP}; to copy from")
     copy.add_argument("target", metavar="TO", type=run_dir, help=f"{RUN_DIR_HELP}; to copy to")
+    copy.add_argument(
+        "--results",
+        action="store_true",
+        help="copy only the config, the test episodes and the history of the evolution, about 100 KB, which `compare` "
+        "reads; FROM may also be a study, of which the evaluated runs are copied",
+    )
     storage.set_defaults(perform=_storage)
 
 
@@ -45,8 +53,11 @@ def _storage(options: argparse.Namespace) -> int:
     from pipeline.storage.session_notes import lease_for
 
     if options.action == "copy":
-        source, target = open_store(options.source), open_store(options.target)
         from pipeline.storage.copying import copy_run
+
+        if options.results:
+            return _copy_results(options.source, options.target)
+        source, target = open_store(options.source), open_store(options.target)
 
         print(f"{copy_run(source, target):,} objects are in {target.locate()}, verified")
         return 0
@@ -65,4 +76,30 @@ def _storage(options: argparse.Namespace) -> int:
     else:
         garbage = maintenance.find_garbage(store, keep)
     print("\n".join(maintenance.garbage_lines(garbage, store, deleted=options.delete)))
+    return 0
+
+
+def _copy_results(source_dir: str, target_dir: str) -> int:
+    from pipeline.config.study import saved_study
+    from pipeline.sharing.results import copy_results
+    from pipeline.storage.run_dir import open_store
+    from pipeline.studies.plan import STUDY, trials_of
+    from pipeline.studies.trials import is_evaluated
+
+    source, target = open_store(source_dir), open_store(target_dir)
+    if not source.exists(STUDY):
+        copy_results(source, target)
+        print(f"the results are in {target.locate()}: world-models compare {target.locate()}")
+        return 0
+    trials = trials_of(saved_study(source.read(STUDY).decode(), source.locate(STUDY)))
+    evaluated = [trial.folder for trial in trials if is_evaluated(trial, source.locate())]
+    if not evaluated:
+        raise StorageError(f"no run of the study in {source.locate()} is evaluated yet")
+    for folder in evaluated:
+        copy_results(open_store(f"{source.locate()}/{folder}"), open_store(f"{target.locate()}/{folder}"))
+    target.write(STUDY, source.read(STUDY))
+    print(
+        f"the results of {len(evaluated)} of {counted(len(trials), 'run')} are in {target.locate()}: "
+        f"world-models compare {target.locate()}"
+    )
     return 0

@@ -111,7 +111,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
         StorageError: The run is not evaluated, or the pack is too large.
         DamagedDataError: Data of the run is missing or changed.
     """
-    config = _as_shared(saved_config(source), name)
+    config = as_shared(saved_config(source), name)
     if config.evaluate.agent is not None:
         raise ConfigError(f"{source.locate()} evaluates an external agent: pack the run of that agent")
     at = latest_round(config, source, EVALUATION)
@@ -188,8 +188,8 @@ def new_folder(out: Path) -> Path:
     return folder
 
 
-def _as_shared(config: RunConfig, name: str) -> RunConfig:
-    """Config with the pack's name, and without the sections of the machine, which may name its servers."""
+def as_shared(config: RunConfig, name: str) -> RunConfig:
+    """Config with another name, and without the sections of the machine, which may name its servers."""
     own = {"name": name, "execution": {"exact": config.execution.exact}, "metrics": {}, "storage": {}}
     return RunConfig.model_validate({**config.model_dump(), **own})
 
@@ -210,7 +210,7 @@ def _write_agent(source: Store, target: LocalStore, config: RunConfig, at: Round
                 data = to_half(data)
             folder = record.key.removeprefix(f"{prefix}/").partition("/")[0]
             commit(target, prefix, record.name, data, rows=record.rows, folder=folder, **record.info)
-        _seal(source, target, config, prefix, {"weights": precision} if prefix != evolution else {})
+        seal_stage(source, target, config, prefix, {"weights": precision} if prefix != evolution else {})
 
 
 def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, executor: Executor) -> Mapping[str, Any]:
@@ -230,12 +230,20 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
         for key in target.list(start):
             target.delete(key)
     facts = {**info, "seconds": time.monotonic() - began, WHOLE_RUN: cost_of_run(config, source), **this_machine()}
-    _seal(source, target, config, prefix, facts)
+    seal_stage(source, target, config, prefix, facts)
     return facts
 
 
-def _seal(source: Store, target: LocalStore, config: RunConfig, prefix: str, info: Mapping[str, Any]) -> None:
-    """Seal a stage of the pack, made from the stages that the pack holds, with the facts of the run's own stage."""
+def seal_stage(source: Store, target: Store, config: RunConfig, prefix: str, info: Mapping[str, Any]) -> None:
+    """Seal a stage of a pack, made from the stages that the pack holds, with the facts of the run's own stage.
+
+    Args:
+        source: Store of the run.
+        target: Store of the pack.
+        config: Config of the pack.
+        prefix: Prefix of the stage.
+        info: Facts that replace or extend the ones of the run's stage.
+    """
     stage = next(stage for stage in stages_of(config) if stage.prefix == prefix)
     upstream = {each: found.digest for each in stage.reads if (found := read_manifest(target, each)) is not None}
     theirs = require_manifest(source, prefix)

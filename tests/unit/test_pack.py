@@ -22,6 +22,7 @@ from pipeline.agent import Agent
 from pipeline.base.errors import ConfigError, StorageError
 from pipeline.base.statistics import Estimate, estimate
 from pipeline.cli.main import main
+from pipeline.comparison.arms import read_result
 from pipeline.config.presets import dump, load_config
 from pipeline.data.trained_agent import TrainedAgent
 from pipeline.execution.in_process import InProcessExecutor
@@ -240,6 +241,27 @@ def test_what_cannot_be_packed_is_refused_first(
 def test_weights_too_large_for_half_precision_are_an_error() -> None:
     with pytest.raises(ValueError, match="big reaches 70000"):
         to_half(save({"big": np.full(3, 7e4, np.float32)}))
+
+
+def test_results_alone_can_be_compared_and_are_copied_once(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    for _ in range(2):
+        assert main(["storage", "copy", str(run), str(copy), "--results"]) == 0
+    whole, found = (read_result(LocalStore(folder)) for folder in (run, copy))
+    assert found.history == whole.history and list(found.returns) == list(whole.returns)
+    assert (found.env_steps, found.seconds, found.controller) == (whole.env_steps, whole.seconds, whole.controller)
+    files = [path for path in copy.rglob("*") if path.is_file()]
+    assert len(files) == 7 and all(b"secret" not in path.read_bytes() for path in files)
+    assert check_run(LocalStore(copy)).problems == []
+    for path in (copy / "evaluation/MANIFEST.json", copy / "config.yaml"):  # as after an interruption
+        path.unlink()
+    assert main(["storage", "copy", str(run), str(copy), "--results"]) == 0
+    assert list(read_result(LocalStore(copy)).returns) == list(whole.returns)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["storage", "copy", str(run), str(tmp_path), "--results"]) == 1
+    assert "holds other files" in capsys.readouterr().err
 
 
 def test_the_config_of_a_pack_is_one_that_runs(packed: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.config.study import config_of, dump_study, load_study, study_names
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest
 from pipeline.studies import trials as trials_module
-from pipeline.studies.plan import trials_of
+from pipeline.studies.plan import STUDY, trials_of
 from pipeline.studies.trials import is_evaluated, perform, progress
 from tests.counting import counting_config
 from tests.e2e.command import outcome
@@ -137,7 +137,8 @@ def test_runs_share_stages_up_to_their_first_difference(tmp_path: Path) -> None:
 
 def test_shared_stages_are_computed_once_and_referenced(tmp_path: Path) -> None:
     study_dir = str(tmp_path / "study")
-    trials = trials_of(load_study(study_file(tmp_path), seeds=[1]))
+    study = load_study(study_file(tmp_path), seeds=[1])
+    trials = trials_of(study)
     ran: list[tuple[str, str]] = []
 
     def run(config: Any, location: str, command: str, reuse: list[str]) -> int:
@@ -157,6 +158,13 @@ def test_shared_stages_are_computed_once_and_referenced(tmp_path: Path) -> None:
     straight = tmp_path / "straight"
     run_config(trials[1].config, str(straight), "run")
     assert outcome(straight) == outcome(tmp_path / "study" / trials[1].folder)
+
+    LocalStore(study_dir).write(STUDY, dump_study(study).encode())
+    assert main(["storage", "copy", study_dir, str(tmp_path / "results"), "--results"]) == 0
+    for name in ("study", "results"):
+        assert main(["compare", str(tmp_path / name), "--out", str(tmp_path / f"of-{name}")]) == 0
+    first, second = (tmp_path / f"of-{name}" / "episodes.csv" for name in ("study", "results"))
+    assert first.read_text() == second.read_text().replace(str(tmp_path / "results"), study_dir)
 
 
 def test_added_arms_reuse_stages_of_earlier_runs(tmp_path: Path) -> None:
