@@ -40,6 +40,19 @@ def returns_of(
     )  # fmt: skip
 
 
+def test_the_table_of_the_ablation_in_the_documents_is_that_of_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    assert main(["compare", str(docs / "ablation"), "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    rows = [
+        line for line in shown if line.startswith(("| arm ", "| full ", "| untrained ", "| z-only ", "| z-hidden "))
+    ]
+    assert len(rows) > 2
+    assert "\n".join([rows[0], "|---|" + 9 * "--:|", *rows[1:]]) in (docs / "results.md").read_text()
+
+
 def share_of_studies(low: float, studies: int = STUDIES) -> float:
     """Lower bound of a share over some studies, three standard errors below the true one."""
     return low - 3 * math.sqrt(low * (1 - low) / studies)
