@@ -13,8 +13,18 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
 from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
-from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, TRAIN_MDNRNN, TRAIN_VAE, Stage, stages_of
-from pipeline.storage.layout import CONFIG
+from pipeline.stages.table import (
+    COLLECT,
+    ENCODE,
+    EVALUATE,
+    EVOLVE,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+    WHOLE_RUN,
+    Stage,
+    stages_of,
+)
+from pipeline.storage.layout import CONFIG, begun_key
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
 from pipeline.storage.run_dir import open_store
@@ -104,12 +114,15 @@ def describe(store: Store) -> dict[str, Any]:
     config = saved_config(store)
     session = last_session(store)
     alive = session is not None and not session.over
+    found = [(stage, read_manifest(store, stage.prefix)) for stage in stages_of(config)]
+    shared = any(manifest is not None and WHOLE_RUN in manifest.info for _, manifest in found)
     stages, current = [], None
-    for stage in stages_of(config):
-        manifest = read_manifest(store, stage.prefix)
+    for stage, manifest in found:
         state = "waiting"
         if manifest is not None:
             state = "out of date" if stale_inputs(store, manifest) else "complete"
+        elif shared and not store.exists(begun_key(stage.prefix)):
+            state = "not in this folder"  # a pack, or a copy of results
         elif current is None:
             current, state = stage, "under way" if alive else "stopped"
         seconds = None if manifest is None else manifest.info.get("seconds")
