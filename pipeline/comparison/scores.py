@@ -162,7 +162,8 @@ def table(found: Comparison) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+,.1f}"
+    text = f"{value:+,.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def to_json(found: Comparison) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def test_arms_ignore_names_and_many_differing_keys_use_the_run_name() -> None:
     assert [arm.name for arm in arms] == ["a", "b"]
 
 
+def test_arms_of_external_agents_are_named_by_the_agent_if_that_is_unique() -> None:
+    theirs = result("a", 1, [1.0], **{"evaluate.agent": "mine:Ppo"})
+    assert [arm.name for arm in group([result("a", 1, [1.0]), theirs])] == ["a", "mine:Ppo"]
+    other = result("b", 1, [1.0], **{"evaluate.agent": "mine:Ppo", "vae.z_size": 6})
+    assert [arm.name for arm in group([theirs, other])] == ["vae.z_size=5", "vae.z_size=6"]
+    arms = group([result("a", 1, [1.0]), theirs, other])
+    assert [arm.name for arm in arms] == ["/runs/a-1", "/runs/a-1", "/runs/b-1"]
+
+
+def test_a_difference_that_is_shown_as_zero_has_no_sign() -> None:
+    found = compare(group([result("a", 1, [1.0, 2.0]), result("b", 1, [0.99, 1.99], **{"vae.epochs": 7})]), 500)
+    text = "\n".join(table(found))
+    assert "| 0.0 | 0.0 to 0.0 |" in text and "-0.0" not in text and "+0.0" not in text
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -80,7 +80,7 @@ def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
     assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     assert main(["compare", str(run), str(theirs), "--out", str(tmp_path / "compared")]) == 0
     rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert [arm["name"] for arm in rows["arms"]][1] == "evaluate.agent=tests.external_agents:Seeded"
+    assert [arm["name"] for arm in rows["arms"]] == [config.name, "tests.external_agents:Seeded"]
     assert main(["status", str(theirs)]) == 0
     assert "evaluate      complete" in capsys.readouterr().out
 
