@@ -28,7 +28,7 @@ from pipeline.storage.layout import CONFIG, begun_key
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
 from pipeline.storage.run_dir import open_store
-from pipeline.storage.saved_config import saved_config
+from pipeline.storage.saved_config import hint_of_runs, saved_config
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
@@ -62,8 +62,8 @@ class Runs:
             self._stores = {trial.name: open_store(f"{where}/{trial.folder}") for trial in trials_of(study)}
         elif not store.exists(CONFIG):
             raise StorageError(
-                f"{store.locate()} holds no run and no study: there is no {CONFIG} and no {STUDY}. Start one with "
-                "`world-models run` or `world-models study`"
+                f"{store.locate()} holds no run and no study: there is no {CONFIG} and no {STUDY}. "
+                f"{hint_of_runs(store) or 'Start one with `world-models run` or `world-models study`'}"
             )
         self._lock = threading.Lock()
         self._described: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def _describe_or_say_why(name: str, store: Store) -> dict[str, Any]:
     except WorldModelsError as error:
         # A store that does not answer may do so the next time; damaged data stay damaged.
         passing = isinstance(error, StorageError) and not isinstance(error, DamagedDataError)
-        return {**run, "problem": str(error), "passing": passing}
+        return {**run, "problem": error.for_readers, "passing": passing}
 
 
 def describe(store: Store) -> dict[str, Any]:
