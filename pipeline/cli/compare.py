@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import StorageError
-from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir, written_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     )
     command.add_argument(
         "--out",
-        type=run_dir,
+        type=written_dir,
         metavar="FOLDER",
         help="folder or s3://bucket/prefix for index.html (the page), comparison.json, and episodes.csv (a row for "
         "each test episode)",

@@ -17,7 +17,7 @@ from pipeline.cli.arguments import (
     add_config,
     add_override,
     add_reuse,
-    run_dir,
+    written_dir,
 )
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
@@ -45,14 +45,14 @@ def add_parsers(commands: Commands) -> None:
             add_agent(command)
         command.add_argument(
             "--run-dir",
-            type=run_dir,
+            type=written_dir,
             help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
         add_reuse(command)
         command.set_defaults(perform=_run)
     text = "resume a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=written_dir, help=RUN_DIR_HELP)
     add_override(resume)
     add_reuse(resume)
     resume.set_defaults(perform=_resume)
