@@ -133,7 +133,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
         length = collected_actions(config)
     preflight.check(config, run_dir, length)
-    logger.info(preflight.describe(config, store.locate(), rate, length))
+    complete = preflight.complete_stages(config, store)
+    logger.info(preflight.describe(config, store.locate(), rate, length, complete))
 
     executor = make_executor(config)
     try:
@@ -143,7 +144,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         from pipeline.tracking.publisher import Publisher
         from pipeline.training.hardware import check_devices
 
-        check_devices(config, executor)
+        left = [stage.name for stage in stages_for(config, store, command) if stage not in complete]
+        check_devices(config, executor, left)
         text = _annotated(config)
         with lease_for(config.storage, store, command, lambda: executor.ready_workers) as fenced:
             # Again: another driver may have started this run, and ended, since the first check.

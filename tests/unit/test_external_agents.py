@@ -59,12 +59,14 @@ def test_a_class_acts_in_gymnasiums_own_game(name: str) -> None:
 
 
 def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = tmp_path / "theirs"
     saved = str(run / CONFIG)
-    assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    with caplog.at_level("INFO"):
+        assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     config = counting_config()
+    assert f"1 agent x {config.evaluate.episodes} tracks" in caplog.text and "device" not in caplog.text
     tracks = range(config.tracks.test.start, config.tracks.test.start + config.evaluate.episodes)
     expected = []
     for track in tracks:
