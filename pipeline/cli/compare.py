@@ -28,7 +28,8 @@ def add_parser(commands: Commands) -> None:
         "compare",
         help=text,
         description=f"{text}.\nRuns whose configs differ in their seed alone form one arm. Differences are from the "
-        "first arm, paired by track,\nand by seed if both arms have the same seeds. Nothing is written to the runs.",
+        "first arm, paired by track,\nand by seed if both arms have the same seeds. Better is the probability that the "
+        "mean return of an arm is\nhigher than that of the first arm. Nothing is written to the runs.",
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
