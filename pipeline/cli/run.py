@@ -144,8 +144,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         from pipeline.tracking.publisher import Publisher
         from pipeline.training.hardware import check_devices
 
-        left = [stage.name for stage in stages_for(config, store, command) if stage not in complete]
-        check_devices(config, executor, left)
+        left = [stage for stage in stages_for(config, store, command) if stage not in complete]
+        check_devices(config, executor, {key for stage in left for key in stage.keys})
         text = _annotated(config)
         with lease_for(config.storage, store, command, lambda: executor.ready_workers) as fenced:
             # Again: another driver may have started this run, and ended, since the first check.

@@ -86,12 +86,12 @@ def _temperatures(options: argparse.Namespace) -> int:
         from pipeline.data.rounds import Round, latest_round
         from pipeline.reporting.temperatures import read_row, table, to_json
         from pipeline.run import run_stages
-        from pipeline.stages.table import EVOLVE, branch_stages
+        from pipeline.stages.table import branch_stages
         from pipeline.training.hardware import check_devices
 
         last = latest_round(config, store, MDNRNN).number
         branches = {at: Round(last, folder) for at, folder in folders.items()}
-        check_devices(next(iter(configs.values())), executor, [EVOLVE])
+        check_devices(next(iter(configs.values())), executor, ["dream"])
         with lease_for(config.storage, store, "temperatures", lambda: executor.ready_workers) as fenced:
             for number, (at, chosen) in enumerate(configs.items(), 1):
                 logger.info("%s (%d of %d)", folders[at], number, len(configs))

@@ -7,7 +7,6 @@ import torch
 
 from pipeline.base.errors import ConfigError
 from pipeline.execution.in_process import InProcessExecutor
-from pipeline.stages.table import TRAIN_MDNRNN
 from pipeline.training import hardware
 from tests.counting import counting_config
 from tests.unit.test_mdnrnn import objective
@@ -24,5 +23,5 @@ def test_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch
         hardware.check_devices(
             counting_config({"mdnrnn.precision": "bfloat16", "mdnrnn.device": "cpu"}),
             InProcessExecutor(),
-            [TRAIN_MDNRNN],
+            ["mdnrnn"],
         )
