@@ -12,14 +12,20 @@ class WorldModelsError(Exception):
         message: Message without the hint how to resume.
         resume_after: Imperative clause: what to do before the same command resumes, or "" for nothing. The hint is
             added to the message. None: no hint.
+
+    Attributes:
+        for_readers: Message for a command that only reads, which has no work to resume.
     """
 
     exit_code = 1
 
     def __init__(self, message: str = "", *, resume_after: str | None = None) -> None:
+        self.for_readers = message
         if resume_after is not None:
             first = f"{resume_after}, then " if resume_after else ""
             stop = "" if message.endswith("?") else "."
+            if resume_after:
+                self.for_readers = f"{message}{stop} {resume_after[0].upper()}{resume_after[1:]}, then try again."
             message = f"{message}{stop} Completed work is saved: {first}run the same command again to resume."
         super().__init__(message)
 

@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
 from pipeline.config.presets import preset_names
-from pipeline.storage.run_dir import as_run_dir
+from pipeline.storage.run_dir import as_run_dir, require_writable
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of a command, which refuses unknown arguments itself and so with its own usage."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """See ``argparse.ArgumentParser.parse_known_args``; no argument is unknown in its result."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    Commands = argparse._SubParsersAction[CommandParser]
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 
@@ -90,11 +102,20 @@ def add_below(command: argparse.ArgumentParser) -> None:
 
 
 def run_dir(text: str) -> str:
-    """Parse the location of a run: a folder or ``s3://bucket/prefix``."""
+    """Parse the location of a run to read: a folder, ``s3://bucket/prefix`` or ``pretrained:NAME``."""
     try:
         return as_run_dir(text)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def written_dir(text: str) -> str:
+    """Parse the location of a run to write: a folder or ``s3://bucket/prefix``."""
+    try:
+        require_writable(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return run_dir(text)
 
 
 def positive(text: str) -> int:

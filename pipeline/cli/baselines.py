@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, add_override, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, add_override, run_dir
 from pipeline.cli.executors import make_executor
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_parser(commands: Commands) -> None:
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
-    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=READ_HELP)
     command.add_argument(
         "--policies", nargs="+", metavar="NAME",
         help="random, repeat, and 'sweep N' where an action is one number (default: all, with sweeps of 40, 60, 90 "

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import StorageError
-from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir, written_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -28,7 +28,8 @@ def add_parser(commands: Commands) -> None:
         "compare",
         help=text,
         description=f"{text}.\nRuns whose configs differ in their seed alone form one arm. Differences are from the "
-        "first arm, paired by track,\nand by seed if both arms have the same seeds. Nothing is written to the runs.",
+        "first arm, paired by track,\nand by seed if both arms have the same seeds. Better is the probability that the "
+        "mean return of an arm is\nhigher than that of the first arm. Nothing is written to the runs.",
         epilog=_EXAMPLES,
         formatter_class=FORMATTER,
     )
@@ -37,7 +38,7 @@ def add_parser(commands: Commands) -> None:
     )
     command.add_argument(
         "--out",
-        type=run_dir,
+        type=written_dir,
         metavar="FOLDER",
         help="folder or s3://bucket/prefix for index.html (the page), comparison.json, and episodes.csv (a row for "
         "each test episode)",

@@ -25,6 +25,7 @@ _STATES = {
     "stopped": Text("stopped", "yellow"),
     "out of date": Text("out of date", "yellow"),
     "waiting": Text("waits", "dim"),
+    "not in this folder": Text("-", "dim"),
 }
 
 

@@ -31,7 +31,7 @@ from pipeline.cli import (
     view,
     watch,
 )
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, CommandParser
 from pipeline.stages.table import STAGES
 
 _EXAMPLES = """\
@@ -68,7 +68,6 @@ _RESUMABLE = {
     "submit",
     "study",
     "temperatures",
-    "storage",
 }
 # Commands whose only purpose is their standard output.
 _FILTERS = ("baselines", "bench", "compare", "export", "plan", "status", "storage")
@@ -96,13 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except output.ReaderLeft:
         return output.EXIT_CODE_OF_A_FILTER
     except WorldModelsError as error:
-        print(f"world-models: {error}", file=sys.stderr)
+        print(f"world-models: {error if is_resumable(options) else error.for_readers}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         terminated = signals.was_terminated()
         how = "terminated" if terminated else "interrupted"
         saved = ""
-        if options.command in _RESUMABLE:
+        if is_resumable(options):
             saved = f". Completed work is saved. To resume{_resume_hint(options, arguments)}"
         print(f"\nworld-models: {how}{saved}", file=sys.stderr)
         return 143 if terminated else 130
@@ -128,13 +127,21 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES + "\n" + EXIT_CODES,
         formatter_class=FORMATTER,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=CommandParser)
     run.add_parsers(commands)
     for command in (
         status, view, watch, plan, submit, study, compare, temperatures, baselines, pack, push, export, storage, bench,
     ):  # fmt: skip
         command.add_parser(commands)
     return parser
+
+
+def is_resumable(options: argparse.Namespace) -> bool:
+    """Whether the same command resumes saved work."""
+    command: str = options.command
+    if command == "storage":
+        return options.action == "copy" or (options.action == "gc" and bool(options.delete))
+    return command in _RESUMABLE
 
 
 def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:

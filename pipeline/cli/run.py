@@ -17,7 +17,7 @@ from pipeline.cli.arguments import (
     add_config,
     add_override,
     add_reuse,
-    run_dir,
+    written_dir,
 )
 from pipeline.cli.executors import make_executor
 from pipeline.config.presets import dump, load_config
@@ -45,14 +45,14 @@ def add_parsers(commands: Commands) -> None:
             add_agent(command)
         command.add_argument(
             "--run-dir",
-            type=run_dir,
+            type=written_dir,
             help=f"{RUN_DIR_HELP} (default: runs/NAME, with the config's name)",
         )
         add_reuse(command)
         command.set_defaults(perform=_run)
     text = "resume a run with its saved config; -o raises its limits or changes runtime keys"
     resume = commands.add_parser("resume", help=text, description=text, epilog=EXIT_CODES, formatter_class=FORMATTER)
-    resume.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    resume.add_argument("run_dir", metavar="RUN_DIR", type=written_dir, help=RUN_DIR_HELP)
     add_override(resume)
     add_reuse(resume)
     resume.set_defaults(perform=_resume)
@@ -133,7 +133,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         rate = check_determinism(config.env, config.tracks.training.start, exact=config.execution.exact)
         length = collected_actions(config)
     preflight.check(config, run_dir, length)
-    logger.info(preflight.describe(config, store.locate(), rate, length))
+    complete = preflight.complete_stages(config, store)
+    logger.info(preflight.describe(config, store.locate(), rate, length, complete))
 
     executor = make_executor(config)
     try:
@@ -143,7 +144,8 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
         from pipeline.tracking.publisher import Publisher
         from pipeline.training.hardware import check_devices
 
-        check_devices(config, executor)
+        left = [stage for stage in stages_for(config, store, command) if stage not in complete]
+        check_devices(config, executor, {key for stage in left for key in stage.keys})
         text = _annotated(config)
         with lease_for(config.storage, store, command, lambda: executor.ready_workers) as fenced:
             # Again: another driver may have started this run, and ended, since the first check.

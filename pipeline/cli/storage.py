@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.base.errors import StorageError
 from pipeline.base.formatting import counted
-from pipeline.cli.arguments import FORMATTER, READ_HELP, RUN_DIR_HELP, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, READ_HELP, RUN_DIR_HELP, positive, run_dir, written_dir
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.storage.saved_config import saved_config
 
@@ -36,7 +36,7 @@ def add_parser(commands: Commands) -> None:
     text = "copy a run to another location and verify every byte; run it again to resume an interrupted copy"
     copy = actions.add_parser("copy", help=text, description=text)
     copy.add_argument("source", metavar="FROM", type=run_dir, help=f"{READ_HELP}; to copy from")
-    copy.add_argument("target", metavar="TO", type=run_dir, help=f"{RUN_DIR_HELP}; to copy to")
+    copy.add_argument("target", metavar="TO", type=written_dir, help=f"{RUN_DIR_HELP}; to copy to")
     copy.add_argument(
         "--results",
         action="store_true",
@@ -49,7 +49,7 @@ def add_parser(commands: Commands) -> None:
 def _storage(options: argparse.Namespace) -> int:
     from pipeline.storage import maintenance
     from pipeline.storage.checkpoints import KEEP
-    from pipeline.storage.run_dir import open_store
+    from pipeline.storage.run_dir import open_store, require_writable
     from pipeline.storage.session_notes import lease_for
 
     if options.action == "copy":
@@ -66,6 +66,8 @@ def _storage(options: argparse.Namespace) -> int:
         found = maintenance.check_run(store)
         print("\n".join(maintenance.check_lines(found, store)))
         return 1 if found.problems else 0
+    if options.delete:
+        require_writable(options.run_dir)
     config = saved_config(store)
     by_prefix = {EVOLUTION: config.evolve.keep_checkpoints} if options.keep is None else {}
     keep = maintenance.checkpoints_to_keep(by_prefix, options.keep or KEEP)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.base.errors import ConfigError, JobError, StorageError
 from pipeline.base.formatting import counted
 from pipeline.base.ray_environment import cluster_address
-from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, run_dir
+from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, written_dir
 from pipeline.cli.executors import prepare_local_ray
 from pipeline.cli.run import run_config
 from pipeline.config.study import StudyConfig, dump_study, load_study, study_names
@@ -50,7 +50,7 @@ def add_parser(commands: Commands) -> None:
         "or a config file",
     )
     command.add_argument(
-        "--run-dir", type=run_dir, metavar="STUDY_DIR", help="folder or s3://bucket/prefix of the study "
+        "--run-dir", type=written_dir, metavar="STUDY_DIR", help="folder or s3://bucket/prefix of the study "
         "(default: runs/NAME with the study's name, runs/PRESET-study without a study file)",
     )  # fmt: skip
     command.add_argument(

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli.arguments import FORMATTER, add_override, add_reuse, run_dir
+from pipeline.cli.arguments import FORMATTER, add_override, add_reuse, written_dir
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
     )
     submit.add_argument(
         "--run-dir",
-        type=run_dir,
+        type=written_dir,
         required=True,
         help="run directory: s3://bucket/prefix, or the absolute path of a folder that all nodes share",
     )

@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, run_dir
+from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, written_dir
 from pipeline.cli.executors import make_executor
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         epilog=f"{_EXAMPLES}\n{_RESUMING}",
         formatter_class=FORMATTER,
     )
-    command.add_argument("run_dir", metavar="RUN_DIR", type=run_dir, help=RUN_DIR_HELP)
+    command.add_argument("run_dir", metavar="RUN_DIR", type=written_dir, help=RUN_DIR_HELP)
     command.add_argument(
         "--at", type=above_zero, nargs="+", default=list(DEFAULT), metavar="T",
         help=f"temperatures, with at most two decimals (default: {' '.join(map(str, DEFAULT))})",
@@ -91,7 +91,7 @@ def _temperatures(options: argparse.Namespace) -> int:
 
         last = latest_round(config, store, MDNRNN).number
         branches = {at: Round(last, folder) for at, folder in folders.items()}
-        check_devices(next(iter(configs.values())), executor)
+        check_devices(next(iter(configs.values())), executor, ["dream"])
         with lease_for(config.storage, store, "temperatures", lambda: executor.ready_workers) as fenced:
             for number, (at, chosen) in enumerate(configs.items(), 1):
                 logger.info("%s (%d of %d)", folders[at], number, len(configs))

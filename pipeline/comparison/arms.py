@@ -157,11 +157,11 @@ def check_comparable(results: Sequence[RunResult]) -> None:
 
 
 def _names(configs: Sequence[Mapping[str, Any]], runs: Sequence[RunResult]) -> list[str]:
-    """Names of arms: the values of the keys in which they differ; or else the names of their runs, made unique."""
+    """Names of arms: the values of the keys in which they differ; or else their agents or runs, made unique."""
     differing = sorted(key for key in configs[0] if any(other[key] != configs[0][key] for other in configs))
-    if 0 < len(differing) <= _NAMED_KEYS:
+    if 0 < len(differing) <= _NAMED_KEYS and "evaluate.agent" not in differing:
         return [", ".join(f"{key}={config[key]}" for key in differing) for config in configs]
-    names = [run.config.name for run in runs]
+    names = [run.config.evaluate.agent or run.config.name for run in runs]
     if len(set(names)) < len(names):
         return [run.location for run in runs]
     return names

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
-from pipeline.base.formatting import duration, number
+from pipeline.base.formatting import counted, duration, number
 from pipeline.comparison import figures
 from pipeline.comparison.scores import Comparison, to_csv, to_json, verdict
 from pipeline.reporting import alt_texts
 from pipeline.reporting.figures import returns
-from pipeline.storage.store import Store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.store import TEMPORARY, Store
 
 
 def write(found: Comparison, store: Store, title: str) -> str:
@@ -30,6 +32,9 @@ def write(found: Comparison, store: Store, title: str) -> str:
     store.write("comparison.json", json.dumps(to_json(found), indent=1).encode())
     store.write("episodes.csv", to_csv(found).encode())
     store.write("index.html", make_page(found, title))
+    if isinstance(store, LocalStore):
+        with contextlib.suppress(OSError):  # another process writes there
+            (store.root / TEMPORARY).rmdir()
     return store.locate("index.html")
 
 
@@ -43,7 +48,7 @@ def make_page(found: Comparison, title: str) -> bytes:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, duration=duration)
+    environment.filters.update(number=number, duration=duration, counted=counted)
     template = (resources.files("pipeline.comparison") / "page.html").read_text("utf-8")
     values = {
         "title": title,

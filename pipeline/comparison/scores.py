@@ -130,9 +130,10 @@ def verdict(score: ArmScore, first: str) -> str:
 def table(found: Comparison) -> list[str]:
     """Write the comparison in Markdown, with a sentence on each arm below."""
     below = f"below {number(found.threshold)}"
+    others = " arms; published scores are on others" if found.published else ""
     lines = [
         f"Returns on {found.tracks:,} test tracks of {found.environment}, {found.first_track:,} to "
-        f"{found.first_track + found.tracks - 1:,}, the same for all:",
+        f"{found.first_track + found.tracks - 1:,}, the same for all{others}:",
         "",
         f"| arm | seeds | return | 95 % interval | minus {found.scores[0].name} | 95 % interval | better | worst | "
         f"10 % | {below} |",
@@ -162,7 +163,8 @@ def table(found: Comparison) -> list[str]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+,.1f}"
+    text = f"{value:+,.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def to_json(found: Comparison) -> dict[str, Any]:

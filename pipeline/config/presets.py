@@ -129,13 +129,21 @@ def validate(
     except ValidationError as error:
         lines = []
         for detail in error.errors():
-            path = detail["loc"]
-            while path and path not in places:
-                path = path[:-1]
+            path = _nearest(detail, places)
             place = places.get(path, source)
             named = path == detail["loc"] and place.startswith("-o ")
             lines.append(f"{place}: {_explain(detail, named=named)}")
         raise ConfigError("\n".join(lines)) from error
+
+
+def _nearest(detail: Any, places: Mapping[yaml_text.Path, str]) -> yaml_text.Path:
+    """Key of an error if its place is known; or else a key above it or, in an unknown section, one below it."""
+    path: yaml_text.Path = detail["loc"]
+    if detail["type"] == "extra_forbidden" and path not in places:
+        path = next((below for below in places if below[: len(path)] == path), path)
+    while path and path not in places:
+        path = path[:-1]
+    return path
 
 
 def _explain(detail: Any, *, named: bool) -> str:
@@ -149,8 +157,8 @@ def _explain(detail: Any, *, named: bool) -> str:
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
         valid = _keys_of(location[:-1])
-        close = difflib.get_close_matches(location[-1], valid, n=1) or _sections_with(location[-1])
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = _sections_with(location[-1]) or difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
         where = f"in section {'.'.join(location[:-1])}" if location[:-1] else "at the top level"
         return f"unknown key {key}.{hint} Valid {where}: {', '.join(valid)}"
     if detail["type"] == "value_error":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import cma
 import numpy as np
+from cma.utilities import utils
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamagedDataError
@@ -38,6 +39,9 @@ _NO_TERMINATION = {
 }
 
 
+_SILENT = -9  # pycma keeps it for the process when a search is made, and not when one is restored
+
+
 class Search:
     """CMA-ES with an ask-and-tell interface that maximises fitness; only this class flips the sign for pycma.
 
@@ -54,7 +58,7 @@ class Search:
             "randn": _Normal(seed),
             "seed": np.nan,  # leave numpy's global stream alone
             "signals_filename": "",
-            "verbose": -9,
+            "verbose": _SILENT,
             "verb_log": 0,
             **_NO_TERMINATION,
         }
@@ -117,4 +121,5 @@ class Search:
                 resume_after="install the versions that the run was started with (listed in "
                 f"RUN_DIR/{session_key(1, SESSION_BEGUN)})",
             ) from error
+        utils.global_verbosity = _SILENT
         return search

@@ -12,12 +12,25 @@ from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
+from pipeline.config.identity import flatten
 from pipeline.config.schema import ExecutionConfig, RunConfig
-from pipeline.data.rounds import episodes_of, rounds_of
+from pipeline.data.rounds import config_in, episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
-from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, MAKE_REPORT, TRAIN_MDNRNN, TRAIN_VAE
+from pipeline.stages.table import (
+    COLLECT,
+    ENCODE,
+    EVALUATE,
+    EVOLVE,
+    MAKE_REPORT,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+    Stage,
+    stages_of,
+)
+from pipeline.storage.manifest import read_manifest
 from pipeline.storage.run_dir import check_lasting
+from pipeline.storage.store import Store
 
 # Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
 _CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}  # of an agent
@@ -97,8 +110,13 @@ def estimate(
         episodes = _Episodes(new, so_far, new_frames, frames, encoded_frames, "random-controller", None)
         for row in _estimate(config.in_round(at.number), episodes, env_rate)[:-1]:
             if row.stage != TRAIN_VAE or config.rounds.vae_epochs:
-                rows.append(replace(row, stage=f"{at.number}: {row.stage}"))
+                rows.append(replace(row, stage=_name(at.number, row.stage)))
     return [*rows, report]
+
+
+def _name(number: int, stage: str) -> str:
+    """Name of a stage of a round in the table."""
+    return stage if number == 1 else f"{number}: {stage}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,9 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
         rate = dict.fromkeys(rate, 1 / (1 / env_rate + 1 / _NETWORK_STEPS_PER_S))
     # A policy's own cost, and the environment's without that of an agent.
     collect_rate = min(_RANDOM_STEPS_PER_S[episodes.policy], env_rate or 1.4 * rate[config.env.rendering])
-    num_controllers = 2 if config.evaluate.controllers == "both" else 1
+    external = config.evaluate.agent is not None
+    num_controllers = 2 if config.evaluate.controllers == "both" and not external else 1
+    played = counted(num_controllers, "agent" if external else "controller")
     evaluate_steps = num_controllers * config.evaluate.episodes * longest
     rnn_steps = frames * (rnn.epochs if rnn.init == "trained" else 0)
     stages = [
@@ -210,7 +230,7 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
             (evolve.keep_checkpoints + 1) * 3 * covariance_bytes, of_workers, True,
         ),
         StageEstimate(
-            EVALUATE, f"{counted(num_controllers, 'controller')} x {counted(config.evaluate.episodes, 'track')}",
+            EVALUATE, f"{played} x {counted(config.evaluate.episodes, 'track')}",
             evaluate_steps / rate[config.evaluate.rendering] / cores, 10e6, of_workers, True,
         ),
         StageEstimate(MAKE_REPORT, "one page", 2.0, 10e6, {"": _TRAINING_PROCESS_BYTES}),
@@ -225,11 +245,45 @@ def _lstm_weights(config: RunConfig) -> float:
     return 4.0 * hidden_size * (hidden_size + z_size) + 3.0 * hidden_size * z_size * config.mdnrnn.mixtures
 
 
+def complete_stages(config: RunConfig, store: Store) -> list[Stage]:
+    """Stages of a run that are complete: with the limits of the config, and made from complete stages as they are now.
+
+    Raises:
+        DamagedDataError: A manifest is damaged.
+    """
+    complete: list[Stage] = []
+    digests: dict[str, str] = {}
+    for stage in stages_of(config):
+        manifest = read_manifest(store, stage.prefix)
+        if (
+            manifest is not None
+            and manifest.grown == flatten(config_in(config, stage.round), "growable", stage.keys)
+            and all(digests.get(prefix) == digest for prefix, digest in manifest.upstream.items())
+        ):
+            complete.append(stage)
+            digests[stage.prefix] = manifest.digest
+    return complete
+
+
 def describe(
-    config: RunConfig, run_dir: str, env_rate: float | None = None, collected_actions: float | None = None
+    config: RunConfig,
+    run_dir: str,
+    env_rate: float | None = None,
+    collected_actions: float | None = None,
+    complete: Sequence[Stage] = (),
 ) -> str:
-    """Write the estimates as a table; arguments as for ``estimate``."""
+    """Write the estimates as a table, with the sum of what is not complete.
+
+    Args:
+        config: Config of the run.
+        run_dir: Location of the run.
+        env_rate: As for ``estimate``.
+        collected_actions: As for ``estimate``.
+        complete: Stages that are complete.
+    """
+    done = {_name(stage.round.number, stage.name) for stage in complete}
     rows = estimate(config, env_rate, collected_actions)
+    rest = [row for row in rows if row.stage not in done]
     workers = "the cluster's workers"
     if not _on_a_cluster(config.execution):
         workers = f"{counted(num_workers(config.execution), 'worker')} here"
@@ -239,13 +293,15 @@ def describe(
         f"  {'stage':<15} {'time if idle':>17}  {'disk':>9}  work",
     ]
     for row in rows:
-        lines.append(f"  {row.stage:<15} {_time([row]):>17}  {binary_size(row.disk_bytes):>9}  {row.work}")
-    time, disk = _time(rows), binary_size(sum(r.disk_bytes for r in rows))
-    lines.append(
-        f"  {'all':<15} {time:>17}  {disk:>9}  "
-        f"memory up to {binary_size(max(r.memory_bytes for r in rows))}; rough estimates for this machine if nothing "
-        "else runs on it"
-    )
+        time, disk = ("complete", "") if row.stage in done else (_time([row]), binary_size(row.disk_bytes))
+        lines.append(f"  {row.stage:<15} {time:>17}  {disk:>9}  {row.work}")
+    if rest:
+        time, disk = _time(rest), binary_size(sum(row.disk_bytes for row in rest))
+        lines.append(
+            f"  {'the rest' if done else 'all':<15} {time:>17}  {disk:>9}  "
+            f"memory up to {binary_size(max(row.memory_bytes for row in rest))}; rough estimates for this machine if "
+            "nothing else runs on it"
+        )
     return "\n".join(lines)
 
 

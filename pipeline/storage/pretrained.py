@@ -41,11 +41,16 @@ class PretrainedStore(LocalStore):
         """Refuse the removal."""
         self._refuse()
 
-    def _refuse(self) -> NoReturn:
-        raise StorageError(
+    @property
+    def refusal(self) -> str:
+        """Message to who tries to write."""
+        return (
             f"{PRETRAINED}{self._name} comes with the package and cannot be changed: copy it first, `world-models "
             f"storage copy {PRETRAINED}{self._name} runs/{self._name}`"
         )
+
+    def _refuse(self) -> NoReturn:
+        raise StorageError(self.refusal)
 
 
 def folder_of_pretrained() -> Path:

@@ -65,6 +65,19 @@ def open_store(run_dir: str) -> Store:
     return LocalStore(run_dir)
 
 
+def require_writable(run_dir: str) -> None:
+    """Refuse an agent that comes with this package as a place to write.
+
+    Args:
+        run_dir: Path, ``s3://bucket/prefix``, or ``pretrained:NAME``.
+
+    Raises:
+        ConfigError: It is ``pretrained:NAME``; the message says how to copy the agent.
+    """
+    if run_dir.startswith(PRETRAINED):
+        raise ConfigError(open_pretrained(run_dir.removeprefix(PRETRAINED)).refusal)
+
+
 def absolute_location(run_dir: str) -> str:
     """Location of a run that means the same in any working directory: URLs and names as they are.
 

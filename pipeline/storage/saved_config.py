@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.base.errors import DamagedDataError, StorageError
 from pipeline.config import presets, yaml_text
 from pipeline.config.schema import RunConfig
 from pipeline.storage.layout import CONFIG
+from pipeline.storage.local import LocalStore
 from pipeline.storage.store import Store
+
+_SHOWN = 3  # runs in a message
 
 
 def saved_config(store: Store, overrides: Iterable[str] = ()) -> RunConfig:
@@ -45,4 +50,23 @@ def require_run(store: Store) -> None:
 
 
 def _no_run(store: Store) -> StorageError:
-    return StorageError(f"{store.locate()} holds no run: there is no {CONFIG}. Start one with `world-models run`.")
+    return StorageError(
+        f"{store.locate()} holds no run: there is no {CONFIG}. "
+        f"{hint_of_runs(store) or 'Start one with `world-models run`.'}"
+    )
+
+
+def hint_of_runs(store: Store) -> str:
+    """Sentence on runs in a folder that holds none itself, or on one beside it; empty if there are none."""
+    if not isinstance(store, LocalStore):
+        return ""
+    if inside := _runs_in(store.root):
+        shown = ", ".join(str(path) for path in inside[:_SHOWN])
+        return f"Name one of its folders: {shown}{', ...' if len(inside) > _SHOWN else ''}"
+    beside = {path.name: path for path in _runs_in(store.root.parent)}
+    close = difflib.get_close_matches(store.root.name, beside, n=1)
+    return f"Did you mean {beside[close[0]]}?" if close else ""
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from functools import cache
 from typing import Literal
 
@@ -40,15 +41,24 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cuda" if present and device != "cpu" else "cpu")
 
 
-def check_devices(config: RunConfig, executor: Executor) -> None:
+def check_devices(config: RunConfig, executor: Executor, sections: Collection[str]) -> None:
     """Check devices and precisions before the run starts; log if ``auto`` selects the CPU.
+
+    Args:
+        config: Config of the run.
+        executor: Executor of the stages.
+        sections: Sections of the config that the stages to run depend on: a device that no stage uses is not checked.
 
     Raises:
         ConfigError: A device does not exist or does not support the precision; names the key.
     """
     present = executor.has_gpu
-    devices = [("vae.device", config.vae.device), ("mdnrnn.device", config.mdnrnn.device)]
-    if config.evolve.environment == "dream":
+    devices = []
+    if "vae" in sections:
+        devices.append(("vae.device", config.vae.device))
+    if "mdnrnn" in sections:
+        devices.append(("mdnrnn.device", config.mdnrnn.device))
+    if "dream" in sections and config.evolve.environment == "dream":
         devices.append(("dream.device", config.dream.device))
     for key, device in devices:
         if device == "cuda" and not (present or executor.can_grow):
@@ -61,7 +71,7 @@ def check_devices(config: RunConfig, executor: Executor) -> None:
         if device == "auto" and not present:
             hint = "; 'cuda' waits for the autoscaler to add one" if executor.can_grow else ""
             logger.info("%s = 'auto': no GPU is available; using the CPU%s", key, hint)
-    if not (present or executor.can_grow):  # on a cluster each worker checks its own CPU
+    if "mdnrnn" in sections and not (present or executor.can_grow):  # on a cluster each worker checks its own CPU
         cpu = torch.device("cpu")
         check_lstm(training_precision(config.mdnrnn.precision, cpu), cpu)
 

@@ -13,12 +13,22 @@ from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
 from pipeline.data.rounds import Round, encoded_rounds, episodes_of, rounds_of, shards_of, vae_folder, vae_round
-from pipeline.stages.table import COLLECT, ENCODE, EVALUATE, EVOLVE, TRAIN_MDNRNN, TRAIN_VAE, Stage, stages_of
-from pipeline.storage.layout import CONFIG
+from pipeline.stages.table import (
+    COLLECT,
+    ENCODE,
+    EVALUATE,
+    EVOLVE,
+    TRAIN_MDNRNN,
+    TRAIN_VAE,
+    WHOLE_RUN,
+    Stage,
+    stages_of,
+)
+from pipeline.storage.layout import CONFIG, begun_key
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
 from pipeline.storage.run_dir import open_store
-from pipeline.storage.saved_config import saved_config
+from pipeline.storage.saved_config import hint_of_runs, saved_config
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
@@ -52,8 +62,8 @@ class Runs:
             self._stores = {trial.name: open_store(f"{where}/{trial.folder}") for trial in trials_of(study)}
         elif not store.exists(CONFIG):
             raise StorageError(
-                f"{store.locate()} holds no run and no study: there is no {CONFIG} and no {STUDY}. Start one with "
-                "`world-models run` or `world-models study`"
+                f"{store.locate()} holds no run and no study: there is no {CONFIG} and no {STUDY}. "
+                f"{hint_of_runs(store) or 'Start one with `world-models run` or `world-models study`'}"
             )
         self._lock = threading.Lock()
         self._described: dict[str, Any] = {}
@@ -96,7 +106,7 @@ def _describe_or_say_why(name: str, store: Store) -> dict[str, Any]:
     except WorldModelsError as error:
         # A store that does not answer may do so the next time; damaged data stay damaged.
         passing = isinstance(error, StorageError) and not isinstance(error, DamagedDataError)
-        return {**run, "problem": str(error), "passing": passing}
+        return {**run, "problem": error.for_readers, "passing": passing}
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -104,12 +114,15 @@ def describe(store: Store) -> dict[str, Any]:
     config = saved_config(store)
     session = last_session(store)
     alive = session is not None and not session.over
+    found = [(stage, read_manifest(store, stage.prefix)) for stage in stages_of(config)]
+    shared = any(manifest is not None and WHOLE_RUN in manifest.info for _, manifest in found)
     stages, current = [], None
-    for stage in stages_of(config):
-        manifest = read_manifest(store, stage.prefix)
+    for stage, manifest in found:
         state = "waiting"
         if manifest is not None:
             state = "out of date" if stale_inputs(store, manifest) else "complete"
+        elif shared and not store.exists(begun_key(stage.prefix)):
+            state = "not in this folder"  # a pack, or a copy of results
         elif current is None:
             current, state = stage, "under way" if alive else "stopped"
         seconds = None if manifest is None else manifest.info.get("seconds")

@@ -24,6 +24,7 @@ from pipeline.comparison.figures import band
 from pipeline.comparison.page import make_page
 from pipeline.comparison.scores import compare, table, to_csv, to_json, verdict
 from pipeline.evolution.state import Generation
+from pipeline.reporting.published import PUBLISHED
 from pipeline.storage.local import LocalStore
 from tests.counting import counting_config
 
@@ -136,6 +137,22 @@ def test_arms_ignore_names_and_many_differing_keys_use_the_run_name() -> None:
     assert [arm.name for arm in arms] == ["a", "b"]
 
 
+def test_arms_of_external_agents_are_named_by_the_agent_if_that_is_unique() -> None:
+    theirs = result("a", 1, [1.0], **{"evaluate.agent": "mine:Ppo"})
+    assert [arm.name for arm in group([result("a", 1, [1.0]), theirs])] == ["a", "mine:Ppo"]
+    other = result("b", 1, [1.0], **{"evaluate.agent": "mine:Ppo", "vae.z_size": 6})
+    assert [arm.name for arm in group([theirs, other])] == ["vae.z_size=5", "vae.z_size=6"]
+    arms = group([result("a", 1, [1.0]), theirs, other])
+    assert [arm.name for arm in arms] == ["/runs/a-1", "/runs/a-1", "/runs/b-1"]
+
+
+def test_a_difference_that_is_shown_as_zero_has_no_sign() -> None:
+    found = compare(group([result("a", 1, [1.0, 2.0]), result("b", 1, [0.99, 1.99], **{"vae.epochs": 7})]), 500)
+    text = "\n".join(table(found))
+    assert "the same for all:" in text  # without published scores
+    assert "| 0.0 | 0.0 to 0.0 |" in text and "-0.0" not in text and "+0.0" not in text
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -173,6 +190,11 @@ def test_scores_match_the_returns() -> None:
     text = "\n".join(table(found))
     assert f"| a | 3 | {a.mean():,.1f} ± {a.std(ddof=1):,.1f} |" in text
     page = make_page(found, "Test").decode()
+    assert (
+        "comparison of 2 arms" in page and "comparison of 1 arm<" in make_page(compare(arms[:1], 500), "Test").decode()
+    )
+    published = replace(found, published=PUBLISHED["CarRacing-v3"].scores)
+    assert "the same for all arms; published scores are on others:" in table(published)[0]
     assert page.count("<svg") == 5 and "scores less than a" in page
 
 
@@ -217,9 +239,7 @@ def test_command_compares_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for arm, run in zip(values["arms"], ("first", "second"), strict=True):
         assert arm["runs"][0]["returns"] == read_result(LocalStore(tmp_path / run)).returns.tolist()
     assert f"page: {out / 'index.html'}" in printed
-    assert {path.name for path in out.iterdir() if path.is_file()} == {
-        "index.html", "comparison.json", "episodes.csv"
-    }  # fmt: skip
+    assert {path.name for path in out.iterdir()} == {"index.html", "comparison.json", "episodes.csv"}
     shutil.rmtree(tmp_path / "second" / "evaluation")
     assert main(["compare", str(first), str(tmp_path / "second")]) == StorageError.exit_code
     assert "is not evaluated" in capsys.readouterr().err

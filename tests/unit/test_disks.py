@@ -127,6 +127,7 @@ def test_remedy_depends_on_the_error(
     with pytest.raises(StorageError, match="Completed work is saved") as caught:
         local_store.write("k", b"data")
     assert advice in str(caught.value)
+    assert caught.value.for_readers.endswith(", then try again.") and "saved" not in caught.value.for_readers
     assert os.strerror(number) in str(caught.value)
 
 

@@ -59,12 +59,14 @@ def test_a_class_acts_in_gymnasiums_own_game(name: str) -> None:
 
 
 def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     theirs = tmp_path / "theirs"
     saved = str(run / CONFIG)
-    assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
+    with caplog.at_level("INFO"):
+        assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     config = counting_config()
+    assert f"1 agent x {config.evaluate.episodes} tracks" in caplog.text and "device" not in caplog.text
     tracks = range(config.tracks.test.start, config.tracks.test.start + config.evaluate.episodes)
     expected = []
     for track in tracks:
@@ -80,7 +82,7 @@ def test_a_class_that_takes_the_seed_is_evaluated_and_compared(
     assert main(["evaluate", saved, "--agent", "tests.external_agents:Seeded", "--run-dir", str(theirs)]) == 0
     assert main(["compare", str(run), str(theirs), "--out", str(tmp_path / "compared")]) == 0
     rows = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    assert [arm["name"] for arm in rows["arms"]][1] == "evaluate.agent=tests.external_agents:Seeded"
+    assert [arm["name"] for arm in rows["arms"]] == [config.name, "tests.external_agents:Seeded"]
     assert main(["status", str(theirs)]) == 0
     assert "evaluate      complete" in capsys.readouterr().out
 

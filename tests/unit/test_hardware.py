@@ -21,5 +21,7 @@ def test_precision_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch
         objective(precision="bfloat16")
     with pytest.raises(ConfigError, match=said):
         hardware.check_devices(
-            counting_config({"mdnrnn.precision": "bfloat16", "mdnrnn.device": "cpu"}), InProcessExecutor()
+            counting_config({"mdnrnn.precision": "bfloat16", "mdnrnn.device": "cpu"}),
+            InProcessExecutor(),
+            ["mdnrnn"],
         )

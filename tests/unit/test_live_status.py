@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +19,12 @@ from pipeline.cli.main import main
 from pipeline.config.presets import dump
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
+from pipeline.sharing.results import copy_results
 from pipeline.stages.table import STAGES
-from pipeline.storage.layout import CONFIG
+from pipeline.storage.layout import CONFIG, begun_key
 from pipeline.storage.local import LocalStore
-from pipeline.view.runs import Runs
+from pipeline.storage.pretrained import open_pretrained
+from pipeline.view.runs import Runs, describe
 from tests.counting import counting_config
 from tests.made_run import make_config, put_agent, put_data
 
@@ -165,6 +169,20 @@ def test_it_is_drawn_again_until_the_run_is_over(monkeypatch: pytest.MonkeyPatch
     watch(Described(), Console(file=out, force_terminal=True, width=80))  # type: ignore[arg-type]
     assert states == [] and waits == [live.EVERY_S] * 2
     assert "no driver" in out.getvalue()
+
+
+def test_a_pack_is_complete_and_lacks_stages_until_a_copy_of_it_is_resumed(tmp_path: Path) -> None:
+    described = Runs("pretrained:carracing").describe()
+    (run,) = described["runs"]
+    absent = {stage["title"] for stage in run["stages"] if stage["state"] == "not in this folder"}
+    assert absent == {"collect", "encode", "report"} and run["now"] is None and is_over(run)
+    assert {stage["state"] for stage in run["stages"] if stage["title"] not in absent} == {"complete"}
+    assert "stopped" not in drawn(described) and "waits" not in drawn(described)
+    copy = LocalStore(shutil.copytree(open_pretrained("carracing").root, tmp_path / "copy"))
+    copy.create(begun_key("rollouts"), b"{}")
+    assert describe(copy)["now"]["title"] == "collect"
+    copy_results(open_pretrained("carracing"), results := LocalStore(tmp_path / "results"))
+    assert describe(results)["now"] is None
 
 
 def test_the_command_shows_a_real_run(local_store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:

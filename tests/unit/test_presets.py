@@ -245,8 +245,8 @@ def test_unknown_key_is_refused_with_the_nearest_and_the_valid_keys(path: Path) 
 
 
 def test_an_unknown_section_is_refused_with_the_valid_ones(path: Path) -> None:
-    message = refused(path, "evolv.sigma=1")
-    assert "unknown key evolv." in message
+    message = refused(path, "seed=1", "evolv.sigma=1")
+    assert message.startswith("-o evolv.sigma=1: unknown key evolv.")
     assert "Did you mean evolve?" in message
     assert "Valid at the top level: name, seed, env, tracks, collect, vae" in message
 
@@ -300,6 +300,8 @@ def test_name_outside_the_folder_of_runs_is_refused(name: str) -> None:
 def test_key_without_its_section_is_found_in_the_section() -> None:
     with pytest.raises(ConfigError, match=r"unknown key population_size\. Did you mean evolve\.population_size\?"):
         load_config("smoke", ["population_size=8"])
+    with pytest.raises(ConfigError, match=r"Did you mean evolve\.generations or rounds\.generations\?"):
+        load_config("smoke", ["generations=5"])
 
 
 def test_value_in_place_of_a_section_is_refused() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.agent import Agent
+from pipeline.cli.main import main
 from pipeline.data.artifacts import EVALUATION, TEST_EPISODES, newest_record
 from pipeline.reporting.findings import read_test_returns
 from pipeline.sharing import pack
@@ -48,3 +49,28 @@ def test_example_of_the_readme_drives_gymnasiums_car() -> None:
     exec(example, names)
     assert isinstance(names["agent"], Agent)
     assert names["score"] > 700
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "smoke", "--run-dir", "{}"],
+        ["train-vae", "smoke", "--run-dir", "{}"],
+        ["evaluate", "--agent", "mine:Ppo", "smoke", "--run-dir", "{}"],
+        ["resume", "{}"],
+        ["study", "ablation", "--run-dir", "{}"],
+        ["submit", "smoke", "--run-dir", "{}"],
+        ["temperatures", "{}"],
+        ["compare", "{}", "--out", "{}"],
+        ["storage", "copy", "{}", "{}"],
+        ["storage", "gc", "{}", "--delete"],
+    ],
+)
+def test_a_command_that_writes_refuses_it_at_once(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: Any = main([argument.format("pretrained:carracing") for argument in arguments])
+    except SystemExit as ended:
+        code = ended.code
+    said = "pretrained:carracing comes with the package and cannot be changed: copy it first, `world-models storage"
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == "" and said in captured.err

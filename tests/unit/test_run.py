@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipeline.data.shards import episodes_to_bytes, read_episodes
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.planning import preflight
 from pipeline.run import run_stages
-from pipeline.stages.table import STAGES
+from pipeline.stages.table import STAGES, Stage, stages_of
 from pipeline.storage.layout import manifest_key
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import commit, read_records
@@ -57,7 +59,9 @@ def test_stage_does_not_resume_with_other_data(
 def test_report_of_an_outdated_evaluation_is_refused(local_store: LocalStore, executor: InProcessExecutor) -> None:
     run_stages(counting_config(SMALL), local_store, executor, STAGES[:6])
     grown = counting_config({**SMALL, "evolve.generations": 2})
+    assert preflight.complete_stages(grown, local_store) == stages_of(grown)[:4]
     run_stages(grown, local_store, executor, [STAGES[4]])
+    assert preflight.complete_stages(grown, local_store) == stages_of(grown)[:5]
     with pytest.raises(
         StorageError, match=r"earlier evolution/ than the current one: run `world-models evaluate` first"
     ):
@@ -69,12 +73,13 @@ def test_report_of_an_outdated_evaluation_is_refused(local_store: LocalStore, ex
 @pytest.mark.parametrize("section", ["vae", "mdnrnn"])
 def test_missing_gpu_is_refused(executor: InProcessExecutor, section: str) -> None:
     with pytest.raises(ConfigError, match=rf"{section}.device = 'cuda', but there is no GPU here"):
-        check_devices(counting_config({f"{section}.device": "cuda"}), executor)
+        check_devices(counting_config({f"{section}.device": "cuda"}), executor, [section])
 
 
 def test_auto_logs_that_it_selects_the_cpu(executor: InProcessExecutor, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        check_devices(counting_config({"vae.device": "cpu"}), executor)
+        check_devices(counting_config(), executor, STAGES[3].keys)
+        check_devices(counting_config({"mdnrnn.device": "cuda"}), executor, STAGES[5].keys)
     assert caplog.messages == ["mdnrnn.device = 'auto': no GPU is available; using the CPU"]
 
 
@@ -86,6 +91,18 @@ def test_gpu_unusable_by_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES = '0' gives a GPU, but torch finds no CUDA device"):
         resolve_device("auto")
+
+
+def test_plan_counts_only_what_is_not_complete() -> None:
+    def lines(complete: Sequence[Stage]) -> dict[str, list[str]]:
+        text = preflight.describe(counting_config({"execution.workers": 1}), "runs/x", complete=complete)
+        return {name: words for name, *words in (re.split("  +", line.strip()) for line in text.splitlines()[2:])}
+
+    whole, rest, nothing = lines([]), lines(STAGES[:6]), lines(STAGES)
+    assert whole["all"][0] != whole["report"][0]
+    assert rest["evolve"] == ["complete", whole["evolve"][2]] and rest["report"] == whole["report"]
+    assert rest["the rest"][:2] == whole["report"][:2]
+    assert {words[0] for words in nothing.values()} == {"complete"} and nothing.keys() == whole.keys() - {"all"}
 
 
 def test_batch_memory_is_limited_by_the_amount_of_data() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from cma.utilities import utils
 from numpy.typing import NDArray
 
 from pipeline.base.errors import DamagedDataError
@@ -159,6 +161,16 @@ def test_saved_search_resumes_to_the_bit(at: int) -> None:
     assert resumed.mean.tobytes() == reference.mean.tobytes()
     assert resumed.covariance.tobytes() == reference.covariance.tobytes()
     assert resumed.sigma == reference.sigma
+
+
+def test_a_restored_search_is_as_silent_as_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = new_search(n=867, population_size=4)
+    candidates = search.ask()
+    search.tell(candidates, (-(candidates**2).sum(1)).tolist())
+    monkeypatch.setattr(utils, "global_verbosity", 1)  # as in a process that has made no search
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Search.from_bytes(search.to_bytes()).ask()  # of 4 samples, pycma injects 3
 
 
 def test_reported_arrays_are_copies() -> None:
