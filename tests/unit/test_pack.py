@@ -175,7 +175,8 @@ def test_an_agent_of_the_package_is_loaded_by_name_and_cannot_be_changed(
     with pytest.raises(ConfigError, match=r"no such agent\. No agent comes with this package\. .*`world-models run`"):
         open_pretrained("counter")
     monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path)
-    assert main(["resume", "pretrained:counter"]) != 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["resume", "pretrained:counter"])
     assert main(["storage", "check", "pretrained:counter"]) == 0
     assert main(["storage", "copy", "pretrained:counter", str(tmp_path / "copy")]) == 0
     assert returns_of(tmp_path / "copy") == returns_of(packed)
