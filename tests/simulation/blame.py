@@ -25,7 +25,7 @@ class Blame:
         self._retries = self._failed_starts = self._raised_starts = 0
 
     def was_built(self) -> None:
-        """A worker is built: failed starts are counted anew."""
+        """A worker is built: failed starts are counted from zero."""
         self._failed_starts = self._raised_starts = 0
 
     def no_failure(self) -> None:

@@ -105,7 +105,7 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
 
     Args:
         seed: Seed.
-        most_workers: Maximum number of workers. With more than ``FEW``, there are so many.
+        most_workers: Maximum number of workers. With more than ``FEW``, it is the exact number.
     """
     rng = random.Random(seed)
     workers, lanes = max(1, int(most_workers ** rng.random())), rng.choice([1, 1, 1, 2, 3, 16])

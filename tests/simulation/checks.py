@@ -15,7 +15,7 @@ from tests.simulation.truth import Life, Truth, Violated
 _BATCHING_DELAY_S = 2.0  # a worker keeps results for so long
 _RECALL_S = 0.5  # a recall without an answer counts as refused after so long, which is noticed at a tick
 _REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
-_TICKS = 3  # whatever is due at a tick must not be due at so many in a row
+_TICKS = 3  # an action that is due at this number of ticks in a row is overdue
 _BUILD_S = 2.0  # a worker is built within this time
 _ENOUGH = 20  # jobs that say how often workers run dry
 

@@ -214,7 +214,7 @@ class Truth:
                 life.held_when_frozen.add(job)
 
     def received(self, life: Life, tickets: Sequence[Ticket]) -> None:
-        """Jobs have arrived at a worker. One that runs for an earlier map must end before it begins anew."""
+        """Jobs have arrived at a worker. One that runs for an earlier map must end before it begins again."""
         running = {life.held[job].id for job in life.worker.running if job in life.held}
         for job, content in tickets:
             if content.id in running:
