@@ -15,7 +15,7 @@ from pipeline.bench.simulated_fanout import greedy_seconds, rows_to_json
 from pipeline.config.schema import RunConfig
 from pipeline.execution.protocol import Executor, Pool
 
-JOBS = (1024, 4096)
+JOBS_PER_WORKER = (16, 64)
 FEWER_WORKERS = (4, 16)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
@@ -114,7 +114,8 @@ def bench_fanout(
                 copies = pool.copies - copies  # type: ignore[attr-defined]
             with actor_pool(SleepingWorker, [SimulatedEpisode((0, i), _WARM_UP_S) for i in range(count)]) as map_jobs:
                 references = _timings(map_jobs, count)
-            for jobs, timing, reference in zip(JOBS, ours, references, strict=True):
+            for per_worker, timing, reference in zip(JOBS_PER_WORKER, ours, references, strict=True):
+                jobs = per_worker * count
                 seconds = [job.seconds for job in simulated_jobs(jobs, 0)]
                 rows.append(
                     FanoutResult(
@@ -193,7 +194,10 @@ def _wait_for_all(pool: Pool, workers: int) -> None:
 def _timings(map_jobs: Callable[[Sequence[SimulatedEpisode]], Iterable[Any]], workers: int) -> list[GenerationTiming]:
     """Measure one generation for each number of jobs, after an unmeasured one."""
     _measured(map_jobs, simulated_jobs(_WARM_UP_JOBS * workers, 1))
-    return [_measured(map_jobs, simulated_jobs(jobs, generation)) for generation, jobs in enumerate(JOBS, 2)]
+    return [
+        _measured(map_jobs, simulated_jobs(per_worker * workers, generation))
+        for generation, per_worker in enumerate(JOBS_PER_WORKER, 2)
+    ]
 
 
 def _measured(

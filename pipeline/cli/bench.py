@@ -24,7 +24,7 @@ examples:
   world-models bench generation                           measure a run's controllers (minutes; see --run-dir)
   world-models bench storage --s3 s3://bucket/bench       also measure your bucket
   world-models bench fanout                               simulate up to 2,048 workers
-  world-models bench fanout --workers 16                  measure real Ray actors (about 15 minutes)
+  world-models bench fanout --workers 16                  measure real Ray actors (about 7 minutes)
   world-models bench all                                  run every bench except fanout
 """
 
