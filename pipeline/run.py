@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.base.errors import ConfigError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
 from pipeline.base.formatting import duration
-from pipeline.config.identity import code_version, cpu_kind, diff, flatten, shrunk, this_machine
+from pipeline.config.identity import code_version, cpu_kind, diff, shrunk, this_machine
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import REPORT
 from pipeline.data.rounds import Round, config_in
@@ -116,7 +116,7 @@ def is_complete(config: RunConfig, store: Store, stage: Stage, upstream: Mapping
     manifest = read_manifest(store, stage.prefix)
     if manifest is None:
         return False
-    growable = flatten(config, "growable", stage.keys)
+    growable = stage.limits(config)
     where = store.locate(manifest_key(stage.prefix))
     if lines := diff(manifest.config, stage.identity(config)):
         raise ConfigError(f"{where} was made with a different config:\n" + "\n".join(lines) + _elsewhere(store, stage))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.base.errors import ConfigError
-from pipeline.config.identity import diff, flatten
+from pipeline.config.identity import diff
 from pipeline.config.schema import RunConfig
 from pipeline.data.rounds import config_in
 from pipeline.stages.table import stages_of
@@ -23,7 +23,7 @@ def check_growth(config: RunConfig, store: Store) -> None:
     stages = stages_of(config)
     for stage in stages:
         manifest = read_manifest(store, stage.prefix)
-        growable = flatten(config_in(config, stage.round), "growable", stage.keys)
+        growable = stage.limits(config_in(config, stage.round))
         if manifest is None or manifest.grown == growable:
             continue
         for other in stages:

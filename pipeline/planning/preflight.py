@@ -12,7 +12,6 @@ from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
-from pipeline.config.identity import flatten
 from pipeline.config.schema import ExecutionConfig, RunConfig
 from pipeline.data.rounds import config_in, episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
@@ -257,7 +256,7 @@ def complete_stages(config: RunConfig, store: Store) -> list[Stage]:
         manifest = read_manifest(store, stage.prefix)
         if (
             manifest is not None
-            and manifest.grown == flatten(config_in(config, stage.round), "growable", stage.keys)
+            and manifest.grown == stage.limits(config_in(config, stage.round))
             and all(digests.get(prefix) == digest for prefix, digest in manifest.upstream.items())
         ):
             complete.append(stage)

@@ -45,6 +45,7 @@ from pipeline.stages.table import WHOLE_RUN, cost_of_run, stages_of
 from pipeline.storage.layout import CONFIG, checkpoints_prefix, metrics_key, record_key, tensorboard_prefix
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import (
+    Record,
     commit,
     read_manifest,
     read_records,
@@ -208,8 +209,7 @@ def _write_agent(source: Store, target: LocalStore, config: RunConfig, at: Round
             data = read_verified(source, record)
             if prefix != evolution and precision == "float16":
                 data = to_half(data)
-            folder = record.key.removeprefix(f"{prefix}/").partition("/")[0]
-            commit(target, prefix, record.name, data, rows=record.rows, folder=folder, **record.info)
+            commit_as(target, prefix, record, data)
         seal_stage(source, target, config, prefix, {"weights": precision} if prefix != evolution else {})
 
 
@@ -232,6 +232,12 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
     facts = {**info, "seconds": time.monotonic() - began, WHOLE_RUN: cost_of_run(config, source), **this_machine()}
     seal_stage(source, target, config, prefix, facts)
     return facts
+
+
+def commit_as(target: Store, prefix: str, record: Record, data: bytes) -> None:
+    """Commit data under the name, in the folder and with the facts of a run's own record."""
+    folder = record.key.removeprefix(f"{prefix}/").partition("/")[0]
+    commit(target, prefix, record.name, data, rows=record.rows, folder=folder, **record.info)
 
 
 def seal_stage(source: Store, target: Store, config: RunConfig, prefix: str, info: Mapping[str, Any]) -> None:

@@ -6,10 +6,10 @@ from pipeline.base.errors import StorageError
 from pipeline.config.presets import dump
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, TEST_EPISODES, newest_record
 from pipeline.data.rounds import latest_round
-from pipeline.sharing.pack import as_shared, seal_stage
+from pipeline.sharing.pack import as_shared, commit_as, seal_stage
 from pipeline.stages.table import WHOLE_RUN, cost_of_run
 from pipeline.storage.layout import CONFIG
-from pipeline.storage.manifest import commit, read_manifest, read_verified
+from pipeline.storage.manifest import read_manifest, read_verified
 from pipeline.storage.saved_config import saved_config
 from pipeline.storage.store import Store
 
@@ -44,9 +44,7 @@ def copy_results(source: Store, target: Store) -> None:
         raise StorageError(f"{target.locate()} holds other files, such as {strangers[0]}: choose an empty place")
     for prefix, record in records:
         if read_manifest(target, prefix) is None:
-            folder = record.key.removeprefix(f"{prefix}/").partition("/")[0]
-            data = read_verified(source, record)
-            commit(target, prefix, record.name, data, rows=record.rows, folder=folder, **record.info)
+            commit_as(target, prefix, record, read_verified(source, record))
             cost = {WHOLE_RUN: cost_of_run(config, source)} if prefix == at.folder(EVALUATION) else {}
             seal_stage(source, target, config, prefix, cost)
     target.write(CONFIG, dump(as_shared(config, config.name)).encode())

@@ -63,6 +63,10 @@ class Stage:
         """Identity of its output, by dotted key: identity keys of the config of its round, and ``outside``."""
         return {**flatten(config, "identity", self.keys), **self.outside}
 
+    def limits(self, config: RunConfig) -> dict[str, Any]:
+        """Limits of its output that may grow, by dotted key of the config of its round."""
+        return flatten(config, "growable", self.keys)
+
     def manifest(self, config: RunConfig, upstream: Mapping[str, str]) -> Manifest:
         """Manifest of this stage without its records and its facts.
 
@@ -70,8 +74,7 @@ class Stage:
             config: Config of the stage's round.
             upstream: Manifest digest of each stage that it reads, by prefix.
         """
-        growable = flatten(config, "growable", self.keys)
-        return Manifest(self.name, self.identity(config), growable, upstream, records={}, info={})
+        return Manifest(self.name, self.identity(config), self.limits(config), upstream, records={}, info={})
 
 
 def cost_of_run(config: RunConfig, store: Store) -> dict[str, float]:

@@ -43,20 +43,20 @@ def test_sides_alternate_and_have_separate_rates(monkeypatch: pytest.MonkeyPatch
     assert result.ratio == pytest.approx(20 / 3)
 
 
+def run_benches(*names: str, workers: int = 1, store: LocalStore | None = None) -> None:
+    """Run benches for a second each, and print JSON."""
+    run.run_benches(
+        names, seconds=1, workers=workers, as_json=True, store=store, bucket=None,
+        executor=lambda config: InProcessExecutor(),
+    )  # fmt: skip
+
+
 def test_last_line_is_one_json_object_with_the_ratio(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     comparison = BenchResult("env", "steps/s", "a", "b", 4.0, 10.0, 1, others={"c": 6.0}, more={"seconds": 7.5})
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: comparison)
-    run.run_benches(
-        ["env"],
-        seconds=1,
-        workers=1,
-        as_json=True,
-        store=None,
-        bucket=None,
-        executor=lambda config: InProcessExecutor(),
-    )
+    run_benches("env")
     lines = capsys.readouterr().out.splitlines()
     last = json.loads(lines[-1])
     assert (last["bench"], last["unit"], last["reference"], last["ours"], last["ratio"]) == (
@@ -76,15 +76,7 @@ def test_run_without_an_evolution_is_refused_before_any_bench(tmp_path: Path, mo
     monkeypatch.setitem(run.BENCHES, "env", lambda seconds: pytest.fail("measured something first"))
     for name in table.NEED_A_RUN:
         with pytest.raises(ConfigError, match="no evolution"):
-            run.run_benches(
-                ["env", name],
-                seconds=1,
-                workers=1,
-                as_json=False,
-                store=LocalStore(str(tmp_path)),
-                bucket=None,
-                executor=lambda config: InProcessExecutor(),
-            )
+            run_benches("env", name, store=LocalStore(str(tmp_path)))
 
 
 def test_recorded_episode_follows_the_road_and_replays_exactly() -> None:
@@ -154,15 +146,7 @@ def test_fanout_shows_each_row_and_its_json_has_the_last_row(
         return rows
 
     monkeypatch.setattr(fanout, "bench_fanout", measured)
-    run.run_benches(
-        ["fanout"],
-        seconds=1,
-        workers=32,
-        as_json=True,
-        store=None,
-        bucket=None,
-        executor=lambda config: InProcessExecutor(),
-    )
+    run_benches("fanout", workers=32)
     lines = capsys.readouterr().out.splitlines()
     assert "| 32 | 4,096 | 95.0% | 98.0% | 96.9% | 76.0% | 0.60 | 0.15 | 0.30 | 0.40 | 2 |" in lines
     assert any("their episodes are simulated" in line for line in lines)
