@@ -17,7 +17,6 @@ import Box2D
 import cv2
 import gymnasium
 import numpy as np
-from gymnasium.envs.box2d import car_racing
 from gymnasium.envs.box2d.car_racing import SCALE, STATE_H, STATE_W, WINDOW_H, WINDOW_W, ZOOM
 from gymnasium.utils import EzPickle
 from numpy.typing import NDArray
@@ -36,6 +35,7 @@ from pipeline.envs.car_sprites import (
 )
 from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.track_texture import Colour, EpisodeTexture, Quad, TrackTexture
+from pipeline.envs.visible_road import VisibleRoad
 
 ID = "WorldModels/FastCarRacing-v3"
 
@@ -95,11 +95,11 @@ class _Track:
 _tracks: OrderedDict[bytes, _Track] = OrderedDict()
 
 
-class FastCarRacing(car_racing.CarRacing):  # type: ignore[misc]
+class FastCarRacing(VisibleRoad):
     """CarRacing-v3 with observations that are drawn from a texture of the track.
 
-    Physics, rewards, tracks and episode ends are Gymnasium's code, and so is ``render()``. Only the observations
-    differ from Gymnasium's, by about one of 255 levels on average.
+    Physics, rewards, tracks and episode ends are Gymnasium's code, and every pixel of ``render()`` is Gymnasium's. Only
+    the observations differ from Gymnasium's, by about one of 255 levels on average.
 
     Args:
         args, kwargs: Arguments of CarRacing-v3.
@@ -277,7 +277,7 @@ class CarRacing:
         configure_headless()
         options = {"render_mode": "rgb_array", "domain_randomize": config.domain_randomize, **config.options}
         try:
-            self._game = FastCarRacing(view=config.view, **options) if self._fast else car_racing.CarRacing(**options)
+            self._game = FastCarRacing(view=config.view, **options) if self._fast else VisibleRoad(**options)
         except TypeError as error:
             raise ConfigError(f"env.options {config.options}: CarRacing-v3 does not take them: {error}") from error
         self.actions: Actions = (

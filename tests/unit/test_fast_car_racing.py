@@ -9,15 +9,17 @@ import subprocess
 import sys
 from typing import Any
 
+import Box2D
 import gymnasium
 import numpy as np
 import pygame
 import pytest
-from gymnasium.envs.box2d.car_racing import CarRacing
+from gymnasium.envs.box2d.car_racing import PLAYFIELD, CarRacing
 from gymnasium.utils.env_checker import check_env
 
 from pipeline.envs import car_sprites
 from pipeline.envs.car_racing import FastCarRacing
+from pipeline.envs.visible_road import VisibleRoad
 from tests.car_drivers import GoodDriver, RandomDriver, UndrawnCarRacing
 from tests.frames import View
 
@@ -69,6 +71,27 @@ def test_human_rendering_equals_gymnasiums_to_the_bit(options: dict[str, Any]) -
                 assert scene.shape == (400, 600, 3)
                 np.testing.assert_array_equal(scene, plain.render())
         assert plain.tile_visited_count > 3
+
+
+@pytest.mark.parametrize("options", [{}, {"domain_randomize": True}])
+def test_drawing_without_hidden_polygons_equals_gymnasiums_to_the_bit(options: dict[str, Any]) -> None:
+    """On the road, beyond the grass at the edge of the playfield, and turned to all sides; with the first zoom."""
+    rng = np.random.default_rng(5)
+    ours, gymnasiums = (made("rgb_array", **options) for made in (VisibleRoad, CarRacing))
+    for track in range(2):  # the second episode draws another road
+        for env in (ours, gymnasiums):
+            env.reset(seed=track)
+        for step in range(70):
+            if step >= 30:
+                place, angle = rng.uniform(-PLAYFIELD, PLAYFIELD, 2), float(rng.uniform(-7, 7))
+                for env in (ours, gymnasiums):
+                    env.car.hull.transform = (Box2D.b2Vec2(*map(float, place)), angle)
+            pixels = [[env._render("state_pixels"), env.render()] for env in (ours, gymnasiums)]
+            for mine, theirs in zip(*pixels, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+            if step < 30:
+                for env in (ours, gymnasiums):
+                    env.step(np.array([0.1, 1.0, 0.0], np.float32))
 
 
 def test_human_rendering_changes_no_observation() -> None:
