@@ -10,22 +10,22 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError
+from ray.exceptions import RayError
 
 from actors.connection import connect, is_private
 from actors.failures import classify
-from actors.identity import WorkerIdentity
+from actors.identity import WorkerIdentity, runs_uploaded_sources
 from actors.listening import LISTEN_S
 from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.task import TaskSilent, TaskTry
 from actors.telemetry import Telemetry
-from pipeline.base.errors import ConfigError, EpisodeError, JobError
+from pipeline.base.errors import ConfigError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.failures import Failure, FailureKind, abandoned_error, hung
+from pipeline.execution.failures import LOST, Failure, FailureKind, abandoned_error, hung
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class RayExecutor:
             self._local = connect(execution, max(num_cores(), threads, execution.workers or 1))
         elif is_private():
             self._local = True  # the Ray that a study has started for its runs
-        if "working_dir" in ray.get_runtime_context().runtime_env and (shared := sharing_a_folder()):
+        if runs_uploaded_sources() and (shared := sharing_a_folder()):
             self.close()
             raise ConfigError(
                 f"{shared[0]} on one machine is the folder of several nodes. Each node unpacks this job's sources "
@@ -116,7 +116,7 @@ class RayExecutor:
             if failure.kind is FailureKind.FATAL and failure.cause is not None:
                 raise failure.cause
             what = f"{failure.what}; {attempt.where()}"
-            if failure.kind is FailureKind.WORKER_LOST and self._is_of_a_lost_node(failure, attempt):
+            if failure.kind in LOST and self._is_of_a_lost_node(failure, attempt):
                 nodes_lost += 1
                 if attempt.worker is not None:  # else it was sent to a node whose loss Ray had not noticed yet
                     self._telemetry.lost_worker(preempted=True)
@@ -131,12 +131,11 @@ class RayExecutor:
                 attempt.forget()
                 time.sleep(LISTEN_S)
                 continue
-            by_environment = isinstance(failure.cause, EpisodeError)
-            if failure.kind is FailureKind.OTHER or (failure.kind is FailureKind.RAISED and not by_environment):
+            if failure.kind is FailureKind.OTHER or (failure.kind is FailureKind.RAISED and not failure.by_environment):
                 raise JobError(f"{attempt.name}: {what}", resume_after="") from failure.cause
             attempt.forget()
             tries += 1
-            causes.add(repr(failure.cause) if by_environment else what)
+            causes.add(repr(failure.cause) if failure.by_environment else what)
             if tries == max_attempts:
                 raise abandoned_error(attempt.name, tries, what, causes) from failure.cause
             logger.warning("%s, try %d of %d: %s", attempt.name, tries, max_attempts, what)
@@ -181,9 +180,11 @@ class RayExecutor:
 
     def _is_of_a_lost_node(self, failure: Failure, lost: TaskTry) -> bool:
         """Whether a task was lost because its node was."""
-        if isinstance(failure.cause, NodeDiedError):
+        if failure.kind is FailureKind.NODE_LOST:
             return True
-        return not (self._local or isinstance(failure.cause, OutOfMemoryError | None)) and lost.lost_its_node()
+        if self._local or failure.kind is FailureKind.OUT_OF_MEMORY or failure.cause is None:
+            return False
+        return lost.lost_its_node()
 
     def close(self) -> None:
         """Leave the cluster if this executor joined it; stop a local Ray if this executor started it."""

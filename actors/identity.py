@@ -143,3 +143,8 @@ def session_logs() -> Path:
     """The folder of this node's Ray logs."""
     context = ray.get_runtime_context()
     return Path(str(context.get_temp_dir()), str(context.get_session_name()), "logs")
+
+
+def runs_uploaded_sources() -> bool:
+    """Whether this process, a driver or a worker, runs the sources that were uploaded with a job."""
+    return "working_dir" in ray.get_runtime_context().runtime_env

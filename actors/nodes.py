@@ -21,6 +21,8 @@ import psutil
 from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.base.machine import process_started
 
+HEAD_RESOURCE = "node:__internal_head__"  # of the head alone, where the control service and jobs' drivers run
+
 _TIMEOUT_S = 10.0
 _UNTIL_NOTICED_S = 5.0
 
@@ -101,7 +103,7 @@ def nodes() -> list[Node]:
         Node(
             id=node["NodeID"],
             address=node["NodeManagerAddress"],
-            is_head="node:__internal_head__" in node["Resources"],
+            is_head=HEAD_RESOURCE in node["Resources"],
             num_cpus=node["Resources"].get("CPU", 0.0),
             num_gpus=node["Resources"].get("GPU", 0.0),
             labels=dict(node["Labels"]),

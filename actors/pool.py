@@ -24,7 +24,6 @@ from actors.nodes import Node, nodes
 from actors.placement import Place, Placement, skipped_message, waiting_message
 from actors.telemetry import Telemetry
 from actors.worker_handle import WorkerHandle
-from pipeline.base.errors import EpisodeError
 from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import FailureKind, hung
@@ -193,7 +192,7 @@ class RayPool:
         failure = replace(failure, what=f"{failure.what}; {worker.where()}")
         worker.waiting_for = None
         if failure.kind is not FailureKind.UNREACHABLE:
-            if isinstance(failure.cause, EpisodeError):
+            if failure.by_environment:
                 worker.note_raised()
             self._scheduler.failed(worker, failure, self._clock)
         elif not worker.unreachable:  # else it is pinged again at the next maintenance

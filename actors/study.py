@@ -12,10 +12,11 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
 from ray.tune.schedulers import ASHAScheduler
 
 from actors.connection import connect
+from actors.failures import raised_message
+from actors.nodes import HEAD_RESOURCE
 from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
 from pipeline.config.schema import ExecutionConfig
@@ -23,7 +24,7 @@ from pipeline.config.schema import ExecutionConfig
 logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
-_ON_THE_HEAD = {"node:__internal_head__": 0.001}  # where Ray's jobs run their drivers: it is not a spot machine
+_ON_THE_HEAD = {HEAD_RESOURCE: 0.001}  # where Ray's jobs run their drivers: it is not a spot machine
 
 Row = Mapping[str, float | None]
 
@@ -97,16 +98,8 @@ def run_trials(
     for index in range(len(results)):
         result = results[index]
         if result.error is not None:
-            failed[result.config["trial"]] = _cause(result.error)
+            failed[result.config["trial"]] = raised_message(result.error)
     return failed
-
-
-def _cause(error: BaseException) -> str:
-    """Message of an error as it was raised in a trial."""
-    cause = error
-    while isinstance(cause, RayTaskError) and cause.cause is not cause:
-        cause = cause.cause
-    return str(cause) or type(cause).__name__
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from actors.identity import WorkerIdentity
+from actors.identity import WorkerIdentity, runs_uploaded_sources
 from actors.mailbox import Mailbox
 from pipeline.base.errors import JobError, WorldModelsError
 from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
@@ -171,7 +171,7 @@ def end_process(pid: int, started: float, timeout_s: float) -> bool:
 def _logged_identity() -> WorkerIdentity:
     identity = WorkerIdentity.of_this_process()
     # Only in jobs, which bring their sources. Otherwise the version is the driver's, and Ray would show every line.
-    if "working_dir" in ray.get_runtime_context().runtime_env:
+    if runs_uploaded_sources():
         logger.info("code version %s, %s", identity.code_version, identity.cpu_kind)
     return identity
 

@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.ray_environment import STOP_WAIT
 from pipeline.config.presets import dump, load_config, preset_names
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import config_of, dump_study, is_study, load_study
@@ -168,7 +169,7 @@ def _environment(variables: Sequence[str], environment: Mapping[str, str]) -> di
             raise ConfigError(
                 f"{name} holds a password, which everyone who can see the job could read: remove the password"
             )
-    return {**chosen, "PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
+    return {**chosen, "PYTHONUNBUFFERED": "1", STOP_WAIT: str(STOP_GRACE_S)}
 
 
 class Jobs:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.base.ray_environment import is_job
+from pipeline.base.ray_environment import STOP_WAIT, is_job
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -64,7 +64,7 @@ def stop_grace_s() -> float:
     if not is_job():
         return 10.0
     with contextlib.suppress(ValueError):
-        return float(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", ""))
+        return float(os.environ.get(STOP_WAIT, ""))
     return 3.0
 
 

@@ -6,6 +6,7 @@ import json
 import os
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a job, to the job's description
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # seconds between SIGTERM and SIGKILL when a job is stopped; Ray's default is 3
 
 
 def is_job() -> bool:

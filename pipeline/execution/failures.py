@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
-from pipeline.base.errors import JobError, WorldModelsError
+from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
 
 
 class FailureKind(Enum):
@@ -14,10 +14,15 @@ class FailureKind(Enum):
 
     FATAL = "an error of this project, which another attempt would meet again"
     RAISED = "the job or the task raised an error"
-    WORKER_LOST = "the worker's process or node is gone"
+    WORKER_LOST = "the worker's process is gone, perhaps with its node"
+    NODE_LOST = "the worker's node is gone"
+    OUT_OF_MEMORY = "the worker was killed because its node ran out of memory"
     UNREACHABLE = "the connection failed; the worker may be alive"
     HUNG = "the worker was silent for too long"
     OTHER = "an error of the cluster itself"
+
+
+LOST = frozenset({FailureKind.WORKER_LOST, FailureKind.NODE_LOST, FailureKind.OUT_OF_MEMORY})
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,17 @@ class Failure:
     kind: FailureKind
     what: str
     cause: BaseException | None
+
+    @property
+    def by_environment(self) -> bool:
+        """Whether an environment failed: the worker is fit for other jobs, and another attempt may succeed."""
+        return isinstance(self.cause, EpisodeError)
+
+
+def raised(error: BaseException) -> Failure:
+    """Failure of a job or a task that raised this error."""
+    fatal = isinstance(error, WorldModelsError) and not isinstance(error, JobError)
+    return Failure(FailureKind.FATAL if fatal else FailureKind.RAISED, cause_message(error), error)
 
 
 def hung(timeout_s: float) -> Failure:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from pipeline.base.errors import EpisodeError, JobError, WorldModelsError
+from pipeline.base.errors import EpisodeError, JobError
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.execution.actions import Request, Send
-from pipeline.execution.failures import Failure, FailureKind, abandoned_error, cause_message
+from pipeline.execution.failures import FailureKind, abandoned_error, cause_message, raised
 from pipeline.execution.jobs import Ticket
 from pipeline.execution.protocol import Pool, Resources, Worker
 from pipeline.execution.scheduler import Scheduler
@@ -169,7 +169,8 @@ class _InProcessPool:
 
     def _fail(self, scheduled: ScheduledWorker, error: Exception) -> None:
         """Try jobs again after an error, with a new worker unless the error says that the old one is fit."""
-        if isinstance(error, WorldModelsError) and not isinstance(error, JobError | EpisodeError):
+        failure = raised(error)
+        if failure.kind is FailureKind.FATAL:
             raise error
         if repr(error) not in self._shown:  # else its traceback was shown already
             self._shown.add(repr(error))
@@ -177,6 +178,6 @@ class _InProcessPool:
         begun = [*self._taken.values()]
         self._waiting.clear()
         self._taken.clear()
-        self._scheduler.failed(scheduled, Failure(FailureKind.RAISED, cause_message(error), error), _NOW, begun)
-        if not isinstance(error, EpisodeError):
+        self._scheduler.failed(scheduled, failure, _NOW, begun)
+        if not failure.by_environment:
             self._worker = self._make_worker()  # the state of the old one is unknown

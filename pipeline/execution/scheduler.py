@@ -183,7 +183,7 @@ class Scheduler:
         """
         if worker.state is WorkerState.REMOVED:
             return
-        stays = isinstance(failure.cause, EpisodeError)
+        stays = failure.by_environment
         preempted = self._nodes.was_lost_with(worker, failure, now)
         if begun is None:
             begun = worker.begun_when_lost or worker.begun()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pipeline.base.errors import EpisodeError
 from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind, hung
 from pipeline.execution.jobs import Ticket
@@ -330,6 +329,6 @@ class SimulatedCluster:
         Raises:
             JobError: See ``Scheduler.failed``.
         """
-        if isinstance(failure.cause, EpisodeError):
+        if failure.by_environment:
             worker.noted_failures += 1
         self.scheduler.failed(worker, failure, now)
