@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from importlib import resources
 
@@ -14,8 +13,9 @@ from pipeline.comparison import figures
 from pipeline.comparison.scores import Comparison, to_csv, to_json, verdict
 from pipeline.reporting import alt_texts
 from pipeline.reporting.figures import returns
-from pipeline.storage.local import LocalStore
-from pipeline.storage.store import TEMPORARY, Store
+from pipeline.storage.layout import PAGE
+from pipeline.storage.local import remove_temporary_folder
+from pipeline.storage.store import Store
 
 
 def write(found: Comparison, store: Store, title: str) -> str:
@@ -31,11 +31,9 @@ def write(found: Comparison, store: Store, title: str) -> str:
     """
     store.write("comparison.json", json.dumps(to_json(found), indent=1).encode())
     store.write("episodes.csv", to_csv(found).encode())
-    store.write("index.html", make_page(found, title))
-    if isinstance(store, LocalStore):
-        with contextlib.suppress(OSError):  # another process writes there
-            (store.root / TEMPORARY).rmdir()
-    return store.locate("index.html")
+    store.write(PAGE, make_page(found, title))
+    remove_temporary_folder(store)
+    return store.locate(PAGE)
 
 
 def make_page(found: Comparison, title: str) -> bytes:

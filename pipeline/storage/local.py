@@ -13,7 +13,9 @@ from uuid import uuid4
 
 from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageError
 from pipeline.base.failpoints import failpoint
-from pipeline.storage.store import TEMPORARY, Guarded
+from pipeline.storage.store import Guarded, Store
+
+_TEMPORARY = ".tmp"  # folder of the files that are being written; a killed writer leaves its file there
 
 # Error numbers of link() on file systems without hard links.
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
@@ -99,17 +101,17 @@ class LocalStore(Guarded):
                     seen, since = newest, time.monotonic()
                 if newest is None or time.monotonic() - since > _CLAIM_S:
                     number = int(present[-1].name.removeprefix(stem)) + 1 if present else 0
-                    mine = self.root / TEMPORARY / f"{stem}{number:06d}"
+                    mine = self.root / _TEMPORARY / f"{stem}{number:06d}"
                     with contextlib.suppress(FileExistsError), mine.open("xb") as file:  # another process was faster
                         file.write(token)
                         return mine, token
             time.sleep(0.01)
 
     def _claims(self, stem: str) -> list[Path]:
-        return sorted((self.root / TEMPORARY).glob(f"{stem}*"))
+        return sorted((self.root / _TEMPORARY).glob(f"{stem}*"))
 
-    def grow(self, key: str, data: bytes, present: int) -> None:
-        """See ``Store.grow``."""
+    def append(self, key: str, data: bytes, present: int) -> None:
+        """See ``Appendable.append``."""
         self.require_allowed()
         target = self.root / key
         try:
@@ -142,7 +144,7 @@ class LocalStore(Guarded):
         folder = self.root / prefix.rpartition("/")[0]
         keys = []
         for path, folders, files in os.walk(folder, onerror=_raise_list_error):
-            folders[:] = [name for name in folders if f"{name}/" != TEMPORARY]
+            folders[:] = [name for name in folders if name != _TEMPORARY]
             keys += [(Path(path) / name).relative_to(self.root).as_posix() for name in files]
         return sorted(key for key in keys if key.startswith(prefix))
 
@@ -171,7 +173,7 @@ class LocalStore(Guarded):
         temporary = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            folder = self.root / TEMPORARY
+            folder = self.root / _TEMPORARY
             folder.mkdir(exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=folder)
             half = len(data) // 2
@@ -192,6 +194,20 @@ class LocalStore(Guarded):
             if temporary is not None:
                 with contextlib.suppress(FileNotFoundError):
                     Path(temporary).unlink()
+
+
+def temporary_keys(store: Store) -> list[str]:
+    """Keys of the temporary files that killed writers left in a local store, sorted; other stores have none."""
+    if not isinstance(store, LocalStore):
+        return []
+    return sorted(f"{_TEMPORARY}/{path.name}" for path in (store.root / _TEMPORARY).glob("*"))
+
+
+def remove_temporary_folder(store: Store) -> None:
+    """Remove the folder of temporary files of a local store, unless it is in use; for folders that people look at."""
+    if isinstance(store, LocalStore):
+        with contextlib.suppress(OSError):  # another process writes there, or it is gone
+            (store.root / _TEMPORARY).rmdir()
 
 
 def _raise_list_error(error: OSError) -> None:

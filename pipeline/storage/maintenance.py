@@ -24,6 +24,7 @@ from pipeline.storage.layout import (
     stage_of_manifest,
     stage_of_record,
 )
+from pipeline.storage.local import temporary_keys
 from pipeline.storage.manifest import (
     Record,
     holder,
@@ -35,7 +36,7 @@ from pipeline.storage.manifest import (
 from pipeline.storage.parquet import num_rows
 from pipeline.storage.references import keys_used_by, referrers
 from pipeline.storage.saved_config import require_run, saved_config
-from pipeline.storage.store import TEMPORARY, Store
+from pipeline.storage.store import Store
 
 Item = TypeVar("Item")
 
@@ -234,7 +235,7 @@ def find_garbage(store: Store, keep: Callable[[str], int]) -> Garbage:
     kept = {key for of_run in used.values() for key in of_run or ()}
     data = [] if unknown else [key for key in unnamed_data(store, keys) if key not in kept]
     stale = [note for note, of_run in used.items() if of_run is not None and not of_run]
-    return Garbage(data, stale, unknown, old, store.list(TEMPORARY))
+    return Garbage(data, stale, unknown, old, temporary_keys(store))
 
 
 def _is_whole(checkpoints: Checkpoints, name: str) -> bool:

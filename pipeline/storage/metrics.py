@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.storage.layout import metrics_key, own_keys, tensorboard_prefix
-from pipeline.storage.store import Store
+from pipeline.storage.store import Appendable, Store
 
 MetricsRow = dict[str, Any]
 
@@ -107,7 +107,12 @@ class MetricsLog:
         """Write all rows to both files."""
         for view in self._views:
             if view.present != len(view.content):
-                self._store.grow(view.key, bytes(view.content), view.present)
+                content = bytes(view.content)
+                # Rows are rebuilt from a checkpoint on resume, so a half-written row does no harm.
+                if isinstance(self._store, Appendable):
+                    self._store.append(view.key, content, view.present)
+                else:
+                    self._store.write(view.key, content)
                 view.present = len(view.content)
         self._flushed = time.monotonic()
 

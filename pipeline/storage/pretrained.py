@@ -33,7 +33,7 @@ class PretrainedStore(LocalStore):
         """Refuse the write."""
         self._refuse()
 
-    def grow(self, key: str, data: bytes, present: int) -> None:
+    def append(self, key: str, data: bytes, present: int) -> None:
         """Refuse the write."""
         self._refuse()
 

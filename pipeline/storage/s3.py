@@ -97,10 +97,6 @@ class S3Store(Guarded):
 
         self._with_retries("write", key, ask)
 
-    def grow(self, key: str, data: bytes, present: int) -> None:
-        """See ``Store.grow``."""
-        self.write(key, data)  # S3 cannot append to an object
-
     def delete(self, key: str) -> None:
         """See ``Store.delete``."""
         self.require_allowed()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Protocol, Self
-
-TEMPORARY = ".tmp/"  # prefix of the files that a killed writer leaves behind
+from typing import Protocol, Self, runtime_checkable
 
 
 class Store(Protocol):
@@ -39,12 +37,6 @@ class Store(Protocol):
     def create(self, key: str, data: bytes) -> None:
         """Create an object; ``AlreadyExistsError`` if the key is taken."""
 
-    def grow(self, key: str, data: bytes, present: int) -> None:
-        """Extend an object to ``data``, whose first ``present`` bytes it already holds.
-
-        For metrics, which are rebuilt from a checkpoint on resume: not atomic if the store can append.
-        """
-
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
 
@@ -52,7 +44,7 @@ class Store(Protocol):
         """Whether there is an object under this key."""
 
     def list(self, prefix: str = "") -> list[str]:
-        """All keys with a prefix, sorted. Temporary files of writers appear only under the prefix ``TEMPORARY``."""
+        """All keys with a prefix, sorted, without temporary files of writers."""
 
     def locate(self, key: str = "") -> str:
         """Path or URL of an object, which a user can paste into a shell."""
@@ -61,6 +53,17 @@ class Store(Protocol):
         """Seconds since an object was last written, by the store's own clock; ``FileNotFoundError`` if there is none.
 
         The writers' clocks play no part, so machines whose clocks disagree get the same age.
+        """
+
+
+@runtime_checkable
+class Appendable(Protocol):
+    """Store that can also append to an object."""
+
+    def append(self, key: str, data: bytes, present: int) -> None:
+        """Extend an object to ``data``, whose first ``present`` bytes it already holds; not atomic.
+
+        An object of another size, or a missing one, is written as a whole.
         """
 
 

@@ -22,7 +22,6 @@ CALLS: dict[str, Callable[[S3Store], object]] = {
     "read": lambda store: store.read("a/k"),
     "write": lambda store: store.write("a/k", b"1"),
     "create": lambda store: store.create("a/k", b"1"),
-    "grow": lambda store: store.grow("a/k", b"1", 0),
     "delete": lambda store: store.delete("a/k"),
     "exists": lambda store: store.exists("a/k"),
     "list": lambda store: store.list("a/"),

@@ -14,9 +14,8 @@ import pytest
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
 from pipeline.storage import local as local
-from pipeline.storage.local import LocalStore
+from pipeline.storage.local import LocalStore, temporary_keys
 from pipeline.storage.run_dir import as_run_dir, open_store
-from pipeline.storage.store import TEMPORARY
 
 
 def failing(number: int) -> Any:
@@ -43,7 +42,7 @@ def test_key_is_created_once_without_hard_links(without_links: LocalStore) -> No
     without_links.delete("a/k")
     without_links.create("a/k", b"third")
     assert without_links.read("a/k") == b"third"
-    assert without_links.list(TEMPORARY) == []
+    assert temporary_keys(without_links) == []
 
 
 def test_exactly_one_concurrent_create_succeeds_without_hard_links(without_links: LocalStore) -> None:
@@ -68,7 +67,7 @@ def leave_a_dead_claim(store: LocalStore, key: str) -> None:
         patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
         with pytest.raises(StorageError):
             store.create(key, b"never")
-    assert any(name.startswith(".tmp/claim-") for name in store.list(TEMPORARY))
+    assert any(name.startswith(".tmp/claim-") for name in temporary_keys(store))
 
 
 def test_claim_of_a_dead_process_expires(without_links: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

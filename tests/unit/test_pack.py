@@ -35,7 +35,6 @@ from pipeline.storage.layout import CONFIG
 from pipeline.storage.local import LocalStore
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.pretrained import open_pretrained
-from pipeline.storage.run_dir import open_store
 from tests.counting import counting_config
 from tests.hub import TOKEN, Hub, faults_of_card
 from tests.made_run import returns_of
@@ -157,11 +156,11 @@ def test_an_agent_of_the_package_is_loaded_by_name_and_cannot_be_changed(
     monkeypatch.setattr(pretrained, "folder_of_pretrained", lambda: tmp_path)
     agent = Agent.load("pretrained:counter")
     assert agent.config.env.id == "tests.counting:CountingEnv"
-    store = open_store("pretrained:counter")
+    store = open_pretrained("counter")
     changes: list[Callable[[], None]] = [
         lambda: store.write("x", b""),
         lambda: store.create("x", b""),
-        lambda: store.grow("x", b"", 0),
+        lambda: store.append("x", b"", 0),
         lambda: store.delete(CONFIG),
     ]
     for change in changes:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.errors import AlreadyExistsError, ConfigError, StorageError
-from pipeline.storage.local import LocalStore
+from pipeline.storage.local import LocalStore, temporary_keys
 from pipeline.storage.run_dir import open_store
-from pipeline.storage.store import TEMPORARY, Store
+from pipeline.storage.store import Store
 
 # ---- every store
 
@@ -70,16 +70,17 @@ def test_create_accepts_a_deleted_key(store: Store) -> None:
     assert store.read("k") == b"second"
 
 
-def test_grow_writes_the_new_content_over_any_old_one(store: Store) -> None:
-    store.grow("log/lines", b"one\n", 0)
+def test_append_writes_the_new_content_over_any_old_one(local_store: LocalStore) -> None:
+    store = local_store
+    store.append("log/lines", b"one\n", 0)
     assert store.read("log/lines") == b"one\n"
-    store.grow("log/lines", b"one\ntwo\n", 4)
+    store.append("log/lines", b"one\ntwo\n", 4)
     assert store.read("log/lines") == b"one\ntwo\n"
     store.write("log/lines", b"shorter\n")
-    store.grow("log/lines", b"one\ntwo\nthree\n", 8 + 1)
+    store.append("log/lines", b"one\ntwo\nthree\n", 8 + 1)
     assert store.read("log/lines") == b"one\ntwo\nthree\n"
     store.delete("log/lines")
-    store.grow("log/lines", b"new\n", 3)
+    store.append("log/lines", b"new\n", 3)
     assert store.read("log/lines") == b"new\n"
 
 
@@ -93,12 +94,12 @@ def test_age_of_an_object_counts_from_its_last_write(store: Store) -> None:
 
 
 def test_finished_writers_leave_no_temporary_files(store: Store) -> None:
-    assert store.list(TEMPORARY) == []
+    assert temporary_keys(store) == []
     store.write("k", b"1")
     store.create("k2", b"2")
     with pytest.raises(AlreadyExistsError):
         store.create("k", b"3")
-    assert store.list(TEMPORARY) == []
+    assert temporary_keys(store) == []
     assert store.list() == ["k", "k2"]
 
 
