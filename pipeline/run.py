@@ -29,7 +29,7 @@ from pipeline.stages.table import (
     stages_of,
 )
 from pipeline.storage import sealed_json
-from pipeline.storage.layout import begun_key, manifest_key
+from pipeline.storage.layout import begun_key, manifest_key, place_and_stage
 from pipeline.storage.manifest import read_manifest, read_records, seal, stale_inputs, supersede
 from pipeline.storage.references import find_equal, refer
 from pipeline.storage.session_notes import stage_seconds, timed
@@ -169,7 +169,7 @@ def _elsewhere(store: Store, stage: Stage) -> str:
     """Next step after a refusal of a stage that was made with another config."""
     if not stage.round.branch:
         return "\nChoose another --run-dir."
-    folder = store.locate(stage.prefix.rpartition("/")[0])
+    folder = store.locate(place_and_stage(stage.prefix)[0])
     return f"\nUse these values again; or remove {folder} to run this evolution from scratch."
 
 

@@ -26,13 +26,43 @@ MDNRNN_WEIGHTS = "mdnrnn.safetensors"
 # Starts of names that end with a generation, or with a generation and a number of test episodes.
 CONTROLLERS, HISTORY = "controllers-", "history-"
 TEST_EPISODES, SUMMARY, DRIVE = "episodes-", "summary-", "drive-"
-# Ends of names: of a summary, and of the two films of a drive.
-SUMMARY_END, VIDEO_END, GIF_END = ".json", ".mp4", ".gif"
+# Ends of the names of the two films of a drive.
+VIDEO_END, GIF_END = ".mp4", ".gif"
 
 
 def shard_name(index: int) -> str:
     """Name of a shard of frames and of the shard of their latents."""
     return f"shard-{index:05d}.parquet"
+
+
+def controllers_name(generation: int) -> str:
+    """Name of the controllers of an evolution. An evolution may grow, so names have the generation."""
+    return f"{CONTROLLERS}{generation:06d}.safetensors"
+
+
+def history_name(generation: int) -> str:
+    """Name of an evolution's history, a row for each generation."""
+    return f"{HISTORY}{generation:06d}.json"
+
+
+def evaluation_tag(generation: int, episodes: int) -> str:
+    """Part of the names of an evaluation's outputs: the generation of the controllers and the number of episodes."""
+    return f"{generation:06d}-{episodes:06d}"
+
+
+def test_episodes_name(tag: str) -> str:
+    """Name of the test episodes of an evaluation, by its tag."""
+    return f"{TEST_EPISODES}{tag}.parquet"
+
+
+def summary_name(tag: str) -> str:
+    """Name of the summary of an evaluation, by its tag."""
+    return f"{SUMMARY}{tag}.json"
+
+
+def evaluation_tag_of(summary: str) -> str:
+    """Tag in the name of a summary."""
+    return summary.removeprefix(SUMMARY).removesuffix(".json")
 
 
 def vae_weights(store: Store, folder: str = VAE) -> bytes:

@@ -24,11 +24,11 @@ from pipeline.data.artifacts import (
     MDNRNN_WEIGHTS,
     ROLLOUTS,
     SUMMARY,
-    SUMMARY_END,
     TEST_EPISODES,
     VAE,
     VAE_WEIGHTS,
     VIDEO_END,
+    evaluation_tag_of,
     newest_record,
 )
 from pipeline.data.quality import Assessment, held_out_quality
@@ -36,6 +36,7 @@ from pipeline.data.rounds import FIRST, config_in, rounds_of, vae_folder
 from pipeline.evolution.state import Generation
 from pipeline.reporting.published import PUBLISHED, Published
 from pipeline.reporting.round_rows import RoundRow, all_manifests, folders_of, round_rows
+from pipeline.storage.layout import place_and_stage
 from pipeline.storage.manifest import Manifest, Record, newest, read_verified
 from pipeline.storage.metrics import read_metrics
 from pipeline.storage.store import Store
@@ -250,7 +251,7 @@ def gather(config: RunConfig, store: Store) -> Findings:
         seed=config.seed,
         # Never a path of this machine: the page may be published.
         directory=store.locate() if "://" in store.locate() else ".",
-        tag=summary_record.name.removeprefix(SUMMARY).removesuffix(SUMMARY_END),
+        tag=evaluation_tag_of(summary_record.name),
         # "best" before "mean": the headline is the first.
         scores=[Score(controller=name, **summary[name]) for name in sorted(summary)],
         returns=read_test_returns(store, newest(evaluation, TEST_EPISODES)),
@@ -320,7 +321,7 @@ def _files(manifests: Mapping[str, Manifest]) -> dict[str, str]:
 
 
 def _stage(folder: str, manifest: Manifest) -> StageRow:
-    info, (of_round, _, _) = manifest.info, folder.rpartition("/")
+    info, (of_round, _) = manifest.info, place_and_stage(folder)
     return StageRow(
         name=f"{manifest.stage}, {of_round}" if of_round else manifest.stage,
         seconds=float(info["seconds"]),

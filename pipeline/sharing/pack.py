@@ -42,7 +42,14 @@ from pipeline.models.half_precision import to_half
 from pipeline.reporting.findings import read_test_returns
 from pipeline.stages import evaluate
 from pipeline.stages.table import WHOLE_RUN, cost_of_run, stages_of
-from pipeline.storage.layout import CONFIG, checkpoints_prefix, metrics_key, record_key, tensorboard_prefix
+from pipeline.storage.layout import (
+    CONFIG,
+    checkpoints_prefix,
+    metrics_key,
+    object_folder,
+    record_key,
+    tensorboard_prefix,
+)
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import (
     Record,
@@ -236,7 +243,7 @@ def _evaluate(source: Store, target: LocalStore, config: RunConfig, at: Round, e
 
 def commit_as(target: Store, prefix: str, record: Record, data: bytes) -> None:
     """Commit data under the name, in the folder and with the facts of a run's own record."""
-    folder = record.key.removeprefix(f"{prefix}/").partition("/")[0]
+    folder = object_folder(record.key)
     commit(target, prefix, record.name, data, rows=record.rows, folder=folder, **record.info)
 
 

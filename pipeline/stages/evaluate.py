@@ -29,13 +29,13 @@ from pipeline.data.artifacts import (
     EVOLUTION,
     GIF_END,
     MDNRNN,
-    SUMMARY,
-    SUMMARY_END,
-    TEST_EPISODES,
     VIDEO_END,
     controllers_of,
     controllers_record,
+    evaluation_tag,
     mdnrnn_weights,
+    summary_name,
+    test_episodes_name,
     vae_weights,
 )
 from pipeline.data.rounds import FIRST, Round, vae_folder
@@ -52,6 +52,7 @@ from pipeline.rollouts.film import film
 from pipeline.rollouts.jobs import RolloutJob, RolloutResult
 from pipeline.stages.table import EVALUATE
 from pipeline.storage.checkpoints import Checkpoints
+from pipeline.storage.layout import FILES
 from pipeline.storage.manifest import commit, read_records
 from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.run_dir import open_other
@@ -126,7 +127,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         for name, parameters in subject.controllers.items()
     }
     episode_rows, retries = _run_test_episodes(store, prefix, executor, jobs, subject.open_pool)
-    tag = f"{subject.generation:06d}-{config.evaluate.episodes:06d}"
+    tag = evaluation_tag(subject.generation, config.evaluate.episodes)
     rows = [{"evaluation": tag, "generation": subject.generation, **row} for row in episode_rows]
 
     summary: dict[str, Any] = {
@@ -139,8 +140,8 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     if names and subject.film is not None:
         job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))
-    commit(store, prefix, f"{TEST_EPISODES}{tag}.parquet", _to_parquet(rows), rows=len(rows))
-    commit(store, prefix, f"{SUMMARY}{tag}{SUMMARY_END}", json.dumps(summary, indent=1).encode(), folder="files")
+    commit(store, prefix, test_episodes_name(tag), _to_parquet(rows), rows=len(rows))
+    commit(store, prefix, summary_name(tag), json.dumps(summary, indent=1).encode(), folder=FILES)
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}
 
@@ -193,7 +194,7 @@ def _film(
         made = executor.run(film, *arguments, resources=Resources(), on_update=show)
     for name in sorted(names):
         data = made.gif if name.endswith(GIF_END) else made.video
-        commit(store, prefix, name, data, folder="files", controller=controller, **made.info)
+        commit(store, prefix, name, data, folder=FILES, controller=controller, **made.info)
 
 
 def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[str, NDArray[np.float32]], int]:

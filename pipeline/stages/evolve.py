@@ -19,7 +19,7 @@ from pipeline.base.failpoints import failpoint
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
 from pipeline.config.schema import RunConfig
-from pipeline.data.artifacts import CONTROLLERS, EVOLUTION, HISTORY, controllers_of
+from pipeline.data.artifacts import EVOLUTION, controllers_name, controllers_of, history_name
 from pipeline.data.rounds import FIRST, Round
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import (
@@ -366,16 +366,13 @@ def _metrics_of(row: Generation) -> Metrics:
 
 
 def _commit(store: Store, prefix: str, state: EvolutionState, description: Description) -> None:
-    """Commit the history, the two controllers to evaluate, and the spread of the search.
-
-    An evolution may grow, so names have the generation.
-    """
+    """Commit the history, the two controllers to evaluate, and the spread of the search."""
     mean = state.search.mean
     best = state.best if state.best is not None else mean
     commit(
         store,
         prefix,
-        f"{CONTROLLERS}{state.generation:06d}.safetensors",
+        controllers_name(state.generation),
         save(
             {
                 "mean": mean.astype(np.float32),
@@ -389,4 +386,4 @@ def _commit(store: Store, prefix: str, state: EvolutionState, description: Descr
         best_validation=state.best_validation,
     )
     history = json.dumps([asdict(row) for row in state.history], indent=1).encode()
-    commit(store, prefix, f"{HISTORY}{state.generation:06d}.json", history, rows=state.generation)
+    commit(store, prefix, history_name(state.generation), history, rows=state.generation)

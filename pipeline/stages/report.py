@@ -20,8 +20,6 @@ from pipeline.storage.layout import NUMBERS, PAGE, view_key
 from pipeline.storage.manifest import commit, newest, read_verified, require_manifest
 from pipeline.storage.store import Store
 
-PREFIX = REPORT
-
 
 def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) -> Mapping[str, Any]:
     """Gather the findings, film a dream, and write both files: committed, and as a view in the report folder.
@@ -46,8 +44,8 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     ).encode()
     _commit(store, PAGE, findings.tag, page.at("../.."))
     _commit(store, NUMBERS, findings.tag, numbers)
-    store.write(view_key(PREFIX, PAGE), page.at(".."))
-    store.write(view_key(PREFIX, NUMBERS), numbers)
+    store.write(view_key(REPORT, PAGE), page.at(".."))
+    store.write(view_key(REPORT, NUMBERS), numbers)
     return {"evaluation": findings.tag}
 
 
@@ -71,4 +69,4 @@ def _commit(store: Store, name: str, tag: str, data: bytes) -> None:
     """
     path = PurePosixPath(name)
     digest = hashlib.sha256(data).hexdigest()[:8]
-    commit(store, PREFIX, f"{path.stem}-{tag}-{digest}{path.suffix}", data)
+    commit(store, REPORT, f"{path.stem}-{tag}-{digest}{path.suffix}", data)

@@ -13,6 +13,7 @@ from pipeline.config.identity import flatten
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, LATENTS, MDNRNN, REPORT, ROLLOUTS, VAE
 from pipeline.data.rounds import FIRST, Round, encoded_rounds, latents_rounds, rounds_of, vae_folder
+from pipeline.storage.layout import place_and_stage
 from pipeline.storage.manifest import Manifest, read_manifest
 from pipeline.storage.store import Store
 
@@ -50,7 +51,8 @@ class Stage:
     @property
     def label(self) -> str:
         """Name in keys of the store, unique within a run."""
-        return "-".join([*self.prefix.split("/")[:-1], self.name])
+        place, _ = place_and_stage(self.prefix)
+        return "-".join([*place.split("/"), self.name]) if place else self.name
 
     @property
     def title(self) -> str:
@@ -165,4 +167,4 @@ STAGES = tuple(stages_of(RunConfig()))
 
 def stage_filling(prefix: str) -> Stage:
     """Look up the stage that writes a prefix, without its round."""
-    return next(stage for stage in STAGES if stage.prefix == prefix.rpartition("/")[2])
+    return next(stage for stage in STAGES if stage.prefix == place_and_stage(prefix)[1])

@@ -10,12 +10,14 @@ from pipeline.base.errors import DamagedDataError
 from pipeline.base.failpoints import failpoint
 from pipeline.storage import sealed_json
 from pipeline.storage.layout import (
+    DATA,
     checkpoint_name,
     checkpoints_prefix,
     object_key,
     object_prefix,
     own_keys,
     record_key,
+    record_name,
     records_prefix,
     step_and_session,
 )
@@ -53,10 +55,10 @@ class Checkpoints:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         name = checkpoint_name(step, self.store.session)
-        key = object_key(self.prefix, "data", name, sha256)
+        key = object_key(self.prefix, DATA, name, sha256)
         record = Record(name, key, len(data), sha256, session=self.store.session)
         # One step can be saved twice, e.g. at the end of an epoch.
-        replaced = self.store.list(object_prefix(self.prefix, "data", name))
+        replaced = self.store.list(object_prefix(self.prefix, DATA, name))
         self.store.write(key, data)
         failpoint("checkpoint-data-written")
         self.store.write(record_key(self.prefix, name), sealed_json.to_bytes(asdict(record)))
@@ -99,8 +101,7 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """Names of all checkpoints, oldest first."""
-        folder = records_prefix(self.prefix)
-        return [key.removeprefix(folder).removesuffix(".json") for key in own_keys(self.store, folder)]
+        return [record_name(key) for key in own_keys(self.store, records_prefix(self.prefix))]
 
     def read(self, name: str) -> bytes:
         """Verified bytes of a checkpoint.

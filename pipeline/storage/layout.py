@@ -32,7 +32,8 @@ ROUND = "round-"
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NOTES = "|".join(map(re.escape, (MANIFEST, BEGUN, PAGE, NUMBERS)))
-_CONTENT = "(data|files)"  # folders of committed objects
+DATA, FILES = "data", "files"  # folders of committed objects: datasets and weights, and files that accompany them
+_CONTENT = f"({DATA}|{FILES})"
 _OWN = re.compile(
     rf"""
     config\.yaml
@@ -54,6 +55,12 @@ _OWN = re.compile(
 )
 # Files that file browsers leave behind; a folder that holds only these counts as empty.
 _CLUTTER = re.compile(r"(.*/)?(\.[^/]*|[^/]*~|Thumbs\.db|desktop\.ini)(/.*)?")
+
+
+def place_and_stage(prefix: str) -> tuple[str, str]:
+    """Folder of the round or branch in which a stage lies, empty for the first round, and the stage's own folder."""
+    place, _, stage = prefix.rpartition("/")
+    return place, stage
 
 
 def round_folder(number: int) -> str:
@@ -106,6 +113,16 @@ def record_key(prefix: str, name: str) -> str:
     return f"{prefix}/records/{name}.json"
 
 
+def record_name(key: str) -> str:
+    """Name of the object that a record commits, from the key of the record."""
+    return PurePosixPath(key).name.removesuffix(".json")
+
+
+def object_folder(key: str) -> str:
+    """Folder of a committed object, ``DATA`` or ``FILES``, from its key."""
+    return PurePosixPath(key).parent.name
+
+
 def object_prefix(prefix: str, folder: str, name: str) -> str:
     """Common prefix of the keys that an object of this name has, by its content; arguments as in ``object_key``."""
     return f"{prefix}/{folder}/{PurePosixPath(name).stem}-"
@@ -116,7 +133,7 @@ def object_key(prefix: str, folder: str, name: str, sha256: str) -> str:
 
     Args:
         prefix: Prefix of the stage.
-        folder: Folder of the object: ``data`` or ``files``.
+        folder: Folder of the object: ``DATA`` or ``FILES``.
         name: Name of the object.
         sha256: SHA-256 (hex) of the object.
     """

@@ -17,6 +17,7 @@ from pipeline.storage.layout import (
     is_sealed_note,
     manifest_key,
     own_keys,
+    place_and_stage,
     records_prefix,
     referrer_key,
     stage_of,
@@ -305,4 +306,4 @@ def checkpoints_to_keep(by_stage: Mapping[str, int], default: int) -> Callable[[
         by_stage: Numbers by prefix of the stage.
         default: Number for all other stages.
     """
-    return lambda prefix: by_stage.get(prefix.rpartition("/")[2], default)
+    return lambda prefix: by_stage.get(place_and_stage(prefix)[1], default)

@@ -19,6 +19,7 @@ from pipeline.base.errors import AlreadyExistsError, DamagedDataError, StorageEr
 from pipeline.base.failpoints import failpoint
 from pipeline.storage import sealed_json
 from pipeline.storage.layout import (
+    DATA,
     manifest_key,
     object_key,
     own_keys,
@@ -92,7 +93,7 @@ _READERS = 16
 
 
 def commit(
-    store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, folder: str = "data", **info: Any
+    store: Store, prefix: str, name: str, data: bytes, *, rows: int = 0, folder: str = DATA, **info: Any
 ) -> Record:
     """Write an object under a key made unique by its content, then the record that commits it.
 
@@ -104,7 +105,7 @@ def commit(
         name: Name of the object, unique within its stage.
         data: Bytes of the object.
         rows: Number of rows; 0 for objects without rows.
-        folder: Folder of the object: ``data``, or ``files`` for objects that accompany a dataset.
+        folder: Folder of the object: ``DATA``, or ``FILES`` for objects that accompany a dataset.
         **info: Further facts for the record.
 
     Returns:
