@@ -14,13 +14,13 @@ from ray.exceptions import RayError
 
 from actors.connection import connect, is_private
 from actors.failures import classify
-from actors.identity import WorkerIdentity, runs_uploaded_sources
 from actors.listening import LISTEN_S
 from actors.nodes import nodes, sharing_a_folder
 from actors.placement import Placement
 from actors.pool import RayPool
 from actors.task import TaskSilent, TaskTry
 from actors.telemetry import Telemetry
+from actors.worker_identity import WorkerIdentity, runs_uploaded_sources
 from pipeline.base.errors import ConfigError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update

@@ -19,11 +19,11 @@ from ray.exceptions import RayError
 
 from actors import listening
 from actors.failures import classify
-from actors.identity import WorkerIdentity
 from actors.nodes import Node, nodes
 from actors.placement import Place, Placement, skipped_message, waiting_message
 from actors.telemetry import Telemetry
 from actors.worker_handle import WorkerHandle
+from actors.worker_identity import WorkerIdentity
 from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import FailureKind, hung

@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.identity import WorkerIdentity, forget_announced, session_logs
 from actors.listening import LISTEN_S, WARN_EVERY_S, listen
 from actors.nodes import nodes, staying_nodes, was_lost
 from actors.worker import end_process, run_task
+from actors.worker_identity import WorkerIdentity, forget_announced, session_logs
 from pipeline.execution.protocol import Resources
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 import ray
 
-from actors.identity import WorkerIdentity, runs_uploaded_sources
 from actors.mailbox import Mailbox
+from actors.worker_identity import WorkerIdentity, runs_uploaded_sources
 from pipeline.base.errors import JobError, WorldModelsError
 from pipeline.base.failpoints import WORKER_VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging

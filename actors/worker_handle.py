@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import ray
 
-from actors.identity import WorkerIdentity, session_logs
 from actors.placement import Place
 from actors.worker import WorkerActor
+from actors.worker_identity import WorkerIdentity, session_logs
 from pipeline.execution.jobs import Ticket
 from pipeline.execution.protocol import Worker
 from pipeline.execution.worker_state import ScheduledWorker

@@ -83,7 +83,7 @@ def add_parser(commands: Commands) -> None:
 def _plan(options: argparse.Namespace) -> int:
     from pipeline.envs.registry import check_environment
     from pipeline.planning import plan as planning
-    from pipeline.planning.simulation import WorkerSpeed
+    from pipeline.planning.rollout_time import WorkerSpeed
     from pipeline.storage.run_dir import open_store
 
     config = load_config(options.preset, options.override)

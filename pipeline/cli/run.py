@@ -139,7 +139,7 @@ def run_config(config: RunConfig, run_dir: str, command: str, reuse: Sequence[st
     executor = make_executor(config)
     try:
         # The stages import torch: after the checks that do not need it.
-        from pipeline.cli.describe import summarise_scores
+        from pipeline.cli.status_text import summarise_scores
         from pipeline.run import run_stages, stages_for
         from pipeline.tracking.publisher import Publisher
         from pipeline.training.hardware import check_devices

@@ -36,7 +36,7 @@ def _status(options: argparse.Namespace) -> int:
             if signals.was_terminated():
                 raise
         return 0
-    from pipeline.cli.describe import describe_run
+    from pipeline.cli.status_text import describe_run
     from pipeline.storage.run_dir import open_store
 
     print(describe_run(open_store(options.run_dir)))

@@ -15,7 +15,7 @@ from pipeline.base.errors import EpisodeError, JobError
 from pipeline.execution import node_watch
 from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
-from pipeline.execution.idle import IdleAndFull
+from pipeline.execution.idle_workers import IdleAndFull
 from pipeline.execution.jobs import MapJobs, Ticket, batch_for_worker
 from pipeline.execution.node_watch import Nodes, NodeWatch
 from pipeline.execution.worker_state import ScheduledWorker, WorkerState

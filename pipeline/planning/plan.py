@@ -15,7 +15,7 @@ from pipeline.base.formatting import rough_duration
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.evolution.state import read_progress
-from pipeline.planning.simulation import SimulatedRollouts, WorkerSpeed, episode_lengths, simulate_rollouts
+from pipeline.planning.rollout_time import SimulatedRollouts, WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.storage.checkpoints import Checkpoints
 from pipeline.storage.saved_config import saved_config

@@ -21,8 +21,8 @@ from pipeline.envs.registry import traits_of
 from pipeline.models.vae import frames_to_input, output_to_frames
 from pipeline.models.weights import load_vae
 from pipeline.rollouts.jobs import RolloutJob
-from pipeline.rollouts.layout import composed, fitted
 from pipeline.rollouts.loop import RolloutWorker
+from pipeline.rollouts.tiles import composed, fitted
 from pipeline.rollouts.video import encode_video
 
 Frame = NDArray[np.uint8]

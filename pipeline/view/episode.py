@@ -13,7 +13,7 @@ from pipeline.agent import Agent
 from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import make_environment
 from pipeline.models.steered_dream import SteeredDream
-from pipeline.rollouts.layout import composed, fitted
+from pipeline.rollouts.tiles import composed, fitted
 
 Picture = NDArray[np.uint8]
 

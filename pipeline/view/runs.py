@@ -32,7 +32,7 @@ from pipeline.storage.saved_config import hint_of_runs, saved_config
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
-from pipeline.view.finite import without_nan
+from pipeline.view.json_numbers import without_nan
 
 _FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured

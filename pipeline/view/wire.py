@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.view.finite import without_nan
+from pipeline.view.json_numbers import without_nan
 
 # The longest honest message holds one number of up to 20 characters for each dimension of z.
 LARGEST_MESSAGE_BYTES = 32_768

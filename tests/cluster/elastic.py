@@ -15,8 +15,8 @@ import pytest
 
 from actors import listening
 from actors.executor import RayExecutor
-from actors.identity import WorkerIdentity
 from actors.nodes import drain, nodes
+from actors.worker_identity import WorkerIdentity
 from pipeline.config.schema import RunConfig
 from pipeline.execution import node_watch
 from pipeline.execution import scheduler as scheduler_module
@@ -291,7 +291,7 @@ def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, 
 
 def square_at_low_priority(folder: Path, other: Path) -> list[str]:
     """The warnings of the driver while it squares numbers in a worker of a cluster, twice."""
-    with listened_to("actors.identity") as warnings:
+    with listened_to("actors.worker_identity") as warnings:
         for place in (folder, other):
             with RayExecutor(config().execution).pool(Noting, str(place), 0.0) as pool:
                 list(pool.map([Number(1)]))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.identity import session_logs
+from actors.worker_identity import session_logs
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, BoxActions
 from pipeline.envs.environment import Step

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from actors.identity import session_logs
+from actors.worker_identity import session_logs
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Step
 from tests.counting import CountingEnv

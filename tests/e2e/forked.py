@@ -19,7 +19,7 @@ _PRELOADED = (
     "actors.executor", "actors.worker", "boto3", "Box2D", "cma", "cluster.submit", "cv2", "gymnasium.envs.box2d",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas", "pipeline.cli.main",
     "pipeline.models.openvino_dream", "pipeline.models.openvino_forward", "pipeline.reporting.page", "pipeline.run",
-    "pipeline.storage.session_notes", "pipeline.cli.describe", "pipeline.storage.maintenance", "pipeline.storage.s3",
+    "pipeline.storage.session_notes", "pipeline.cli.status_text", "pipeline.storage.maintenance", "pipeline.storage.s3",
     "pipeline.storage.tensorboard_events",
     "pipeline.training.hardware", "pyarrow.dataset", "pyarrow.parquet", "ray", "tests.cluster.gated", "tests.counting",
     "torch", "torch.optim.adam",

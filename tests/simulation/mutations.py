@@ -11,7 +11,7 @@ import pytest
 from pipeline.execution import scheduler as module
 from pipeline.execution.actions import Action, Send
 from pipeline.execution.failures import Failure
-from pipeline.execution.idle import IdleAndFull
+from pipeline.execution.idle_workers import IdleAndFull
 from pipeline.execution.jobs import MapJobs, Ticket, batch_for_worker
 from pipeline.execution.node_watch import NodeWatch
 from pipeline.execution.scheduler import Scheduler

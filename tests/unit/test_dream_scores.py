@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.base.errors import SessionEnded
 from pipeline.base.progress import Update
-from pipeline.cli.describe import describe_run
+from pipeline.cli.status_text import describe_run
 from pipeline.config.presets import dump
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages

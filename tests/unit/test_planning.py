@@ -23,7 +23,7 @@ from pipeline.models import weights
 from pipeline.models.controller import ControllerShape
 from pipeline.planning import plan as planning
 from pipeline.planning.plan import Costs, EvolutionEstimate
-from pipeline.planning.simulation import WorkerSpeed, episode_lengths, simulate_rollouts
+from pipeline.planning.rollout_time import WorkerSpeed, episode_lengths, simulate_rollouts
 from pipeline.reporting.published import PUBLISHED
 from pipeline.rollouts.loop import RolloutWorker
 from pipeline.storage.checkpoints import Checkpoints

@@ -14,8 +14,8 @@ from safetensors.numpy import load
 
 from pipeline.base import seeding
 from pipeline.base.errors import ConfigError, StorageError
-from pipeline.cli.describe import describe_run, summarise_scores
 from pipeline.cli.run import run_config
+from pipeline.cli.status_text import describe_run, summarise_scores
 from pipeline.config.identity import check_same_run
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig

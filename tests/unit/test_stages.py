@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from pipeline.base.statistics import summarise
-from pipeline.cli.describe import summarise_scores
+from pipeline.cli.status_text import summarise_scores
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.shards import DESCRIPTION_KEY, read_episodes, read_latents

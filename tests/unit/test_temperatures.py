@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.describe import describe_run
 from pipeline.cli.main import main
+from pipeline.cli.status_text import describe_run
 from pipeline.config.presets import dump
 from pipeline.data.rounds import Round
 from pipeline.execution.in_process import InProcessExecutor

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pipeline.base.errors import StorageError
-from pipeline.cli import describe
+from pipeline.cli import status_text
 from pipeline.cli.main import is_resumable, main, make_parser
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION
@@ -18,13 +18,13 @@ from pipeline.storage.local import LocalStore
 
 
 def test_last_checkpoint_is_the_newest_of_all_stages(local_store: LocalStore) -> None:
-    assert describe._newest_checkpoint(RunConfig(), local_store) is None
+    assert status_text._newest_checkpoint(RunConfig(), local_store) is None
     for prefix, age_s in ((EVALUATION, 3600.0), (EVOLUTION, 90.0)):
         checkpoints = Checkpoints(local_store, prefix)
         checkpoints.save(4, b"not read here")
         written = time.time() - age_s
         os.utime(local_store.root / record_key(checkpoints.prefix, checkpoints.names()[0]), (written, written))
-    newest = describe._newest_checkpoint(RunConfig(), local_store)
+    newest = status_text._newest_checkpoint(RunConfig(), local_store)
     assert newest is not None and newest.startswith("evolve, generation 4, 1 min")
 
 
@@ -37,7 +37,7 @@ def test_an_error_of_a_command_that_reads_says_nothing_of_saved_work(
     def fail(*_: object) -> None:
         raise StorageError("no answer", resume_after=remedy)
 
-    monkeypatch.setattr(describe, "describe_run", fail)
+    monkeypatch.setattr(status_text, "describe_run", fail)
     monkeypatch.setattr("pipeline.cli.run.load_config", fail)
     assert main(["status", "somewhere"]) == 1
     assert capsys.readouterr().err == f"world-models: {said}\n"

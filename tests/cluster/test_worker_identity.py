@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.executor import RayExecutor
-from actors.identity import WorkerIdentity
+from actors.worker_identity import WorkerIdentity
 from pipeline.base.errors import ConfigError
 from pipeline.config.schema import ExecutionConfig
 from pipeline.execution.protocol import Resources
