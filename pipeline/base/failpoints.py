@@ -47,6 +47,7 @@ def arm_from_environment(variable: str) -> None:
 def failpoint(name: str) -> None:
     """Pass a named place: kill or freeze this process if a test armed it."""
     global _left
+    assert name in FAILPOINTS, name
     if name != _armed:
         return
     _left -= 1

@@ -100,7 +100,7 @@ class SimulatedCluster:
         return self.now - began
 
     def pause(self, seconds: float) -> None:
-        """Let time pass between two maps, in which the driver does other things. Workers continue."""
+        """Let time pass between two maps, while workers continue; only tests do. The driver does other things."""
         self.stop_driver(seconds)
         until = self.now + seconds
         while self._events and self._events[0][0] < until:

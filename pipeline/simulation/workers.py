@@ -137,12 +137,12 @@ class SimulatedWorker(ScheduledWorker):
 
     @property
     def inbox(self) -> Sequence[Ticket]:
-        """Tickets of the jobs that have arrived and were not begun."""
+        """Tickets of the jobs that have arrived and were not begun; only tests look at them."""
         return self._inbox
 
     @property
     def is_blocked(self) -> bool:
-        """Whether a job waits for one with the same ID, of an earlier map, that runs."""
+        """Whether a job waits for one with the same ID, of an earlier map, that runs; only tests ask."""
         return any(ticket.job.id in self._taken for ticket in self._inbox)
 
     @property

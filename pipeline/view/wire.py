@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from pipeline.data.frames import FRAME_SIZE
 from pipeline.view.json_numbers import without_nan
 
 # The longest honest message holds one number of up to 20 characters for each dimension of z.
@@ -138,21 +139,10 @@ def to_bytes(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[A
     return b"".join([struct.pack("<I", len(header)), header, *blobs])
 
 
-def from_bytes(message: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Unpack a message of a viewer's process, as the page does: its header, and the bytes of its arrays by name."""
-    (length,) = struct.unpack_from("<I", message)
-    header: dict[str, Any] = json.loads(message[4 : 4 + length])
-    start, blobs = 4 + length, {}
-    for part in header["parts"]:
-        blobs[part["name"]] = message[start : start + part["size"]]
-        start += part["size"]
-    return header, blobs
-
-
 def _encoded(name: str, array: NDArray[Any]) -> tuple[str, bytes]:
     if array.dtype != np.uint8:
         return "f32", array.astype("<f4").tobytes()
-    if name != "scene" or array.size <= 64 * 64 * 3:
+    if name != "scene" or array.size <= FRAME_SIZE:
         return "rgb", array.tobytes()
     scale = _LARGEST_SIDE / max(array.shape[:2])
     if scale < 1:

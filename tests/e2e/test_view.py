@@ -23,9 +23,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from pipeline.storage.local import LocalStore
-from pipeline.view import wire
 from tests.browser import browser, resize
 from tests.made_run import make_config, put_agent
+from tests.viewer_messages import unpacked
 from tests.viewing import LIMIT_S, ROOT, Page, Server, put_car_racing, viewing, wait
 
 
@@ -223,7 +223,7 @@ def test_hostile_messages_end_the_connection_and_nothing_else(server: Server) ->
     asyncio.run(freed(server))
     last = asyncio.run(ending(json.dumps({"do": "drive", "number": 1, "action": [0.0]})))
     assert last is not None and last.type is WSMsgType.BINARY
-    header, _ = wire.from_bytes(last.data)
+    header, _ = unpacked(last.data)
     assert header["is"] == "failed" and "action of 1 numbers: expected 3" in header["reason"]
     assert status(server.url, urlsplit(server.url).path) == 200
 
@@ -241,7 +241,7 @@ def test_a_run_without_an_agent_says_so_and_ctrl_c_ends_everything(tmp_path: Pat
     async def messages(url: str) -> list[dict[str, Any]]:
         async with ClientSession() as session:
             async with session.ws_connect(f"{url}world", max_msg_size=0) as page:
-                found = [wire.from_bytes(message.data)[0] async for message in page]
+                found = [unpacked(message.data)[0] async for message in page]
             async with session.get(f"{url}runs") as answer:
                 return [*found, *(await answer.json())["runs"]]
 

@@ -23,6 +23,7 @@ from pipeline.view import server as module
 from pipeline.view import wire
 from pipeline.view.server import ViewServer
 from tests.made_run import make_config, put_agent, put_data
+from tests.viewer_messages import unpacked
 
 LIMIT_S = 60  # only ever reached by what hangs
 
@@ -169,7 +170,7 @@ async def connected(session: ClientSession, url: str) -> ClientWebSocketResponse
 async def reasons(page: ClientWebSocketResponse) -> list[str]:
     """Reasons of all messages until the server closes."""
     async with asyncio.timeout(LIMIT_S):
-        return [wire.from_bytes(message.data)[0]["reason"] async for message in page]
+        return [unpacked(message.data)[0]["reason"] async for message in page]
 
 
 def test_the_last_message_of_a_process_arrives_whatever_the_page_sends(
@@ -227,7 +228,7 @@ def test_a_study_has_no_world_and_starts_none(local_store: LocalStore, monkeypat
     async def look() -> dict[str, Any]:
         async with serving(local_store.root) as (_, url), ClientSession() as session:
             message = await (await connected(session, url)).receive(LIMIT_S)
-            header, _ = wire.from_bytes(message.data)
+            header, _ = unpacked(message.data)
             return header
 
     failed = asyncio.run(look())

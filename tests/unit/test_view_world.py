@@ -31,6 +31,7 @@ from tests.made_run import (
     random_agent,
     random_controllers,
 )
+from tests.viewer_messages import unpacked
 
 TRACK = 3  # of 16 steps, which end at the limit
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -272,7 +273,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
     )
     frame = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
     arrays = {"frame": frame, "z": np.array([1.5, -2]), "scene": np.zeros((1200, 1600, 3), np.uint8)}
-    header, blobs = wire.from_bytes(wire.to_bytes("picture", {"steps": 4}, arrays))
+    header, blobs = unpacked(wire.to_bytes("picture", {"steps": 4}, arrays))
     assert (header["is"], header["steps"]) == ("picture", 4)
     assert blobs["frame"] == frame.tobytes()
     np.testing.assert_array_equal(np.frombuffer(blobs["z"], "<f4"), [1.5, -2])
@@ -280,7 +281,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
 
 
 def test_numbers_that_are_not_finite_arrive_as_null() -> None:
-    header, _ = wire.from_bytes(wire.to_bytes("picture", {"return": math.nan, "action": [1.0, -math.inf]}))
+    header, _ = unpacked(wire.to_bytes("picture", {"return": math.nan, "action": [1.0, -math.inf]}))
     assert (header["return"], header["action"]) == (None, [1.0, None])
 
 

@@ -14,6 +14,7 @@ from pipeline.view import viewer, wire
 from pipeline.view.viewer import Viewer
 from pipeline.view.world import World
 from tests.unit.test_view_world import TRACK, make_world
+from tests.viewer_messages import unpacked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +45,7 @@ class Page:
         return self.now
 
     def send_bytes(self, message: bytes) -> None:
-        header, _ = wire.from_bytes(message)
+        header, _ = unpacked(message)
         self.got.append((self.now, header))
         self.sizes.append(len(message))
         if self.reads and "number" in header:
