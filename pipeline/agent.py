@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
+from pipeline.base.arrays import Array, Frames
 from pipeline.config.agent import RolloutsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SHAPE
@@ -31,9 +32,6 @@ from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.models.precision import Precision
 from pipeline.models.steered_dream import Imagined, Moment, SteeredDream, imagined
 from pipeline.storage.run_dir import as_run_dir, open_store
-
-Array = NDArray[np.float32]
-Frames = NDArray[np.uint8]
 
 
 class Agent:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.base.errors import ConfigError
 from pipeline.config.consistency import check_heads
 from pipeline.config.evolution import DreamConfig
@@ -32,8 +33,6 @@ from pipeline.storage.run_dir import open_store
 from pipeline.storage.saved_config import saved_config
 
 ID = "WorldModels/Dream-v0"
-
-Array = NDArray[np.float32]
 
 
 class Dreams:

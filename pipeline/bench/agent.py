@@ -16,6 +16,7 @@ from pipeline.base.threads import num_threads
 from pipeline.bench.measure import BenchResult, Side, compare
 from pipeline.bench.table import AGENT
 from pipeline.config.schema import RunConfig
+from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.car_sprites import reduce_observation
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.fitness import training_jobs
@@ -79,7 +80,7 @@ def bench_agent(seconds: float) -> BenchResult:
 def untrained_networks(config: RunConfig) -> tuple[Vae, MdnRnn]:
     """Make V and M with initial weights, V calibrated so that every precision accepts it."""
     vae = new_vae(config.agent)
-    vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, 64, 64, 3), np.uint8)))
+    vae.calibrate(frames_to_input(generator(0, "bench").integers(0, 256, (64, *FRAME_SHAPE), np.uint8)))
     return vae, new_mdnrnn(config.agent, traits_of(config.env).actions.size)
 
 

@@ -13,6 +13,7 @@ from pipeline.bench.measure import BenchResult, Side, compare
 from pipeline.bench.table import TRAIN_MDNRNN, TRAIN_VAE
 from pipeline.config.schema import RunConfig
 from pipeline.data.episodes import LatentEpisode
+from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.mdnrnn import mixture_nll
 from pipeline.models.vae import frames_to_input, sample_z, vae_loss
 from pipeline.models.weights import new_mdnrnn, new_vae
@@ -51,7 +52,7 @@ def bench_train_vae(seconds: float) -> BenchResult:
     """Compare a plain float32 step with the pipeline's, at batch size 100."""
     config = RunConfig.model_validate({"vae": {"device": "cpu"}})
     size = config.vae.batch_size
-    frames = generator(0, "bench").integers(0, 256, (size, 64, 64, 3), np.uint8)
+    frames = generator(0, "bench").integers(0, 256, (size, *FRAME_SHAPE), np.uint8)
     objective = VaeObjective(config.agent, HeldOut(LocalStore("."), {}, [], 1))
     plain = new_vae(config.agent)
     optimizer = torch.optim.Adam(plain.parameters(), config.vae.learning_rate, foreach=False)

@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
+
 FRAME_SHAPE = (64, 64, 3)
-FRAME_SIZE = 64 * 64 * 3
+FRAME_SIZE = prod(FRAME_SHAPE)

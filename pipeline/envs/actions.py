@@ -12,11 +12,10 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from pipeline.base.arrays import Vector
 from pipeline.base.errors import ConfigError
-
-Vector = NDArray[np.float32]
 
 
 class Actions(Protocol):

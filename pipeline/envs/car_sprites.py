@@ -28,6 +28,8 @@ from gymnasium.envs.box2d.car_dynamics import (
 from gymnasium.envs.box2d.car_racing import STATE_H, STATE_W, WINDOW_H, WINDOW_W
 from numpy.typing import NDArray
 
+from pipeline.data.frames import FRAME_SHAPE
+
 Sprite = NDArray[np.float32]
 
 # Rows of the 96x96 observation above the status bar; the paper crops to them (its carracing.py).
@@ -49,6 +51,7 @@ SHRINK_LOSS = 2
 _HULL_RED = 204 - SHRINK_LOSS
 _ANGLES_PER_RADIAN = 40
 _PHASES = 32
+_HEIGHT, _WIDTH = FRAME_SHAPE[:2]
 
 
 class View(NamedTuple):
@@ -66,8 +69,8 @@ class View(NamedTuple):
 
 VIEWS = {
     "observation": View(STATE_H, STATE_W, WINDOW_H),
-    "full": View(64, 64, WINDOW_H),
-    "playfield": View(64, 64, BAR_TOP),
+    "full": View(_HEIGHT, _WIDTH, WINDOW_H),
+    "playfield": View(_HEIGHT, _WIDTH, BAR_TOP),
 }
 
 
@@ -78,7 +81,7 @@ def reduce_observation(observation: NDArray[np.uint8], view: str) -> NDArray[np.
     """
     if view == "playfield":
         observation = observation[:PLAYFIELD_ROWS]
-    return cv2.resize(observation, (64, 64), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+    return cv2.resize(observation, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 class _Window:
@@ -305,14 +308,12 @@ class _Gauge(NamedTuple):
     """A bar that grows upwards or to the right from its cell in Gymnasium's 40 x 40 grid.
 
     Attributes:
-        quantity: Quantity that it shows.
         color: RGB colour.
         place: Column of its cell.
         upright: Whether it grows upwards.
         cells: Length in cells for a value of 1.
     """
 
-    quantity: str
     color: tuple[int, int, int]
     place: int
     upright: bool
@@ -337,13 +338,13 @@ class _Gauge(NamedTuple):
 _CELL_W, _CELL_H = WINDOW_W // 40, WINDOW_H // 40
 _GAUGE_THRESHOLD = 1e-4
 _GAUGES = (
-    _Gauge("speed", (255, 255, 255), 5, True, 0.02),
-    _Gauge("front left wheel", (0, 0, 255), 7, True, 0.01),
-    _Gauge("front right wheel", (0, 0, 255), 8, True, 0.01),
-    _Gauge("rear left wheel", (51, 0, 255), 9, True, 0.01),
-    _Gauge("rear right wheel", (51, 0, 255), 10, True, 0.01),
-    _Gauge("steering", (0, 255, 0), 20, False, -10.0),
-    _Gauge("gyroscope", (255, 0, 0), 30, False, -0.8),
+    _Gauge((255, 255, 255), 5, True, 0.02),  # speed
+    _Gauge((0, 0, 255), 7, True, 0.01),  # front left wheel
+    _Gauge((0, 0, 255), 8, True, 0.01),  # front right wheel
+    _Gauge((51, 0, 255), 9, True, 0.01),  # rear left wheel
+    _Gauge((51, 0, 255), 10, True, 0.01),  # rear right wheel
+    _Gauge((0, 255, 0), 20, False, -10.0),  # steering
+    _Gauge((255, 0, 0), 30, False, -0.8),  # gyroscope
 )
 
 

@@ -9,12 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Picture
 from pipeline.data.frames import FRAME_SHAPE
 
-Image = NDArray[np.uint8]
 
-
-def to_rgb(image: NDArray[Any]) -> Image:
+def to_rgb(image: NDArray[Any]) -> Picture:
     """Convert an image of one or three channels, first or last, to (H, W, 3) uint8 RGB."""
     if image.ndim == 3 and image.shape[2] not in (1, 3) and image.shape[0] in (1, 3):
         image = np.moveaxis(image, 0, 2)
@@ -27,7 +26,7 @@ def to_rgb(image: NDArray[Any]) -> Image:
     return np.ascontiguousarray(image)
 
 
-def to_frame(image: Image, crop: Sequence[int] | None) -> Image:
+def to_frame(image: Picture, crop: Sequence[int] | None) -> Picture:
     """Crop an image and reduce it to a frame by area averaging.
 
     Args:

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Picture
 from pipeline.base.errors import ConfigError
 from pipeline.base.extras import import_extra
 from pipeline.config.schema import EnvConfig
@@ -23,8 +24,6 @@ from pipeline.envs.actions import Actions, actions_of
 from pipeline.envs.engines import starting_engines
 from pipeline.envs.environment import Step, configure_headless
 from pipeline.envs.frames import to_frame, to_rgb
-
-Image = NDArray[np.uint8]
 
 _MIN_SIDE = 32  # smaller arrays are codes of cells rather than pixels, such as MiniGrid's (7, 7, 3)
 _RENDERED = ""  # frames are drawn by render()
@@ -102,14 +101,14 @@ class GymnasiumEnvironment:
         self.steps_per_second = float(self._game.metadata.get("render_fps") or 30)
         self._fresh = True
         self._steps = 0
-        self._seen: Image | None = None
+        self._seen: Picture | None = None
 
     def describe_frames(self) -> dict[str, Any]:
         """See ``Environment.describe_frames``."""
         source = RENDERED if self._key == _RENDERED else f"the observation{f'[{self._key!r}]' if self._key else ''}"
         return {"from": source, "crop": self._config.crop, "reduced": "by area averaging"}
 
-    def reset(self, track: int) -> Image:
+    def reset(self, track: int) -> Picture:
         """See ``Environment.reset``. With ``env.fresh``, each episode has a new instance."""
         if self._config.fresh and not self._fresh:
             self._game.close()
@@ -139,7 +138,7 @@ class GymnasiumEnvironment:
             bool(truncated or self._steps >= limit),
         )  # fmt: skip
 
-    def render(self) -> Image:
+    def render(self) -> Picture:
         """See ``Environment.render``. The picture of the frame where the environment draws none."""
         picture = self._game.render() if self._game.render_mode == "rgb_array" else None
         if picture is None:
@@ -151,7 +150,7 @@ class GymnasiumEnvironment:
         """See ``Environment.close``."""
         self._game.close()
 
-    def _frame(self, observation: Any) -> Image:
+    def _frame(self, observation: Any) -> Picture:
         if self._key == _RENDERED:
             image = self._game.render()
             if image is None:

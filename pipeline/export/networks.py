@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.config.agent import MdnRnnConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.actions import Actions
@@ -15,7 +15,6 @@ from pipeline.export.graph import Graph
 from pipeline.export.squashing import squash
 from pipeline.models.controller import ControllerShape
 
-Array = NDArray[np.float32]
 Arrays = Mapping[str, Array]
 
 _LAYERS = (0, 2, 4, 6)  # indices of the convolutions in ``Vae.encoder`` and in ``Vae.decoder``

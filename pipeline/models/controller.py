@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.config.agent import AgentConfig, ControllerConfig
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from pipeline.base.arrays import Array
 
 _STEPS_PER_DRAW = 32  # steps per draw of random numbers: a call costs more than the numbers of one step
 

@@ -11,12 +11,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.config.agent import AgentConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.dream import DreamStep
 from pipeline.models.precision import encoder_precision
-
-Array = NDArray[np.float32]
 
 
 class Encoder(Protocol):

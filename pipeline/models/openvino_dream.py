@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 from openvino import opset13 as ops
 
+from pipeline.base.arrays import Array
 from pipeline.config.agent import MdnRnnConfig
 from pipeline.models.dream import DreamSample
 from pipeline.models.openvino_forward import compile_model, lstm_cell, read_mdnrnn
-
-Array = NDArray[np.float32]
 
 
 class OpenVinoDreamStep:

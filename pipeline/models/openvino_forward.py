@@ -12,12 +12,11 @@ from openvino import opset13 as ops
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from pipeline.base.arrays import Array
 from pipeline.base.errors import DamagedDataError
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.openvino_core import core
 from pipeline.models.precision import Precision
-
-Array = NDArray[np.float32]
 
 _CONVOLUTIONS = (0, 2, 4, 6)  # indices of the convolutions in ``Vae.encoder``
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # precision of the operations that are not quantised

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array, Frames
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.dream import Dream
 
 if TYPE_CHECKING:
     from pipeline.models.torch_forward import TorchDreamStep
-
-Array = NDArray[np.float32]
-Frames = NDArray[np.uint8]
 
 
 class Moment(NamedTuple):

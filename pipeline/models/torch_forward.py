@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
+from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.dream import DreamSample
 from pipeline.models.mdnrnn import MdnRnn
 from pipeline.models.vae import Vae, frames_to_input
-
-Array = NDArray[np.float32]
 
 
 class TorchEncoder:
@@ -31,7 +31,7 @@ class TorchEncoder:
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> tuple[Array, Array]:
         """See ``Encoder.__call__``."""
-        assert frames.shape == (self.batch_size, 64, 64, 3), frames.shape
+        assert frames.shape == (self.batch_size, *FRAME_SHAPE), frames.shape
         mixed = self._precision is not torch.float32
         with torch.autocast("cpu", dtype=self._precision, enabled=mixed):
             mu, logvar = self._vae.encode(frames_to_input(frames))

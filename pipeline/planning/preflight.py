@@ -13,6 +13,7 @@ from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.schema import ExecutionConfig, RunConfig
+from pipeline.data.frames import FRAME_SIZE
 from pipeline.data.rounds import config_in, episodes_of, rounds_of
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
@@ -39,7 +40,6 @@ _VAE_FRAMES_PER_S = 320.0
 _ENCODED_FRAMES_PER_S = 5_000.0
 _RNN_STEPS_PER_S = 15_000.0
 _FRAME_BYTES = 900.0  # compressed
-_FRAME_MEMORY_BYTES = 64 * 64 * 3
 _VAE_PARAMETERS, _RNN_PARAMETERS = 4.4e6, 0.5e6
 _TRAINING_PROCESS_BYTES, _WORKER_PROCESS_BYTES = 1.2e9, 0.8e9
 _RNN_STEP_BYTES = 33_000.0  # kept for the backward pass, at 256 hidden units and 160 components
@@ -156,7 +156,7 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     if episodes.length is not None:
         length = f"of about {episodes.length * config.env.action_repeat:,.0f} steps"
     of_workers = {"execution.workers": workers * _WORKER_PROCESS_BYTES}
-    of_shards = {"collect.episodes_per_shard": workers * shard_frames * _FRAME_MEMORY_BYTES}
+    of_shards = {"collect.episodes_per_shard": workers * shard_frames * FRAME_SIZE}
     latent_bytes = 8 * vae.z_size + 32
     training_episodes = evolve.episodes_until(evolve.generations) * evolve.population_size
     validations = evolve.generations // evolve.validate_every
@@ -200,8 +200,8 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
             3 * 4 * 4 * _VAE_PARAMETERS,
             {
                 "": _TRAINING_PROCESS_BYTES,
-                "vae.shuffle_frames": 2 * min(vae.shuffle_frames, most_frames) * _FRAME_MEMORY_BYTES,
-                "collect.episodes_per_shard": 2 * shard_frames * _FRAME_MEMORY_BYTES,
+                "vae.shuffle_frames": 2 * min(vae.shuffle_frames, most_frames) * FRAME_SIZE,
+                "collect.episodes_per_shard": 2 * shard_frames * FRAME_SIZE,
                 "vae.batch_size": min(vae.batch_size, most_frames) * _VAE_FRAME_BYTES,
             },
             episodes.at_most,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base import seeding
+from pipeline.base.arrays import Frames
 from pipeline.base.progress import Update
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import LATENTS, MDNRNN, ROLLOUTS, mdnrnn_weights, vae_weights
@@ -27,8 +28,6 @@ from pipeline.rollouts.video import encode_video
 from pipeline.storage.manifest import Record, require_manifest
 from pipeline.storage.store import Store
 from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round
-
-Frames = NDArray[np.uint8]
 
 TEMPERATURE = 1.0  # M's own density
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.config.agent import AgentConfig
 from pipeline.config.evolution import DreamConfig
 from pipeline.envs.actions import Actions
@@ -17,8 +18,6 @@ from pipeline.models.dream import Dream, DreamStep
 from pipeline.models.forward import make_dream_step, sample_z
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.rollouts.lockstep import run_in_lockstep
-
-Array = NDArray[np.float32]
 
 # Dreams in a forward pass on a GPU, and in lockstep: fixed, so that no bit depends on the number of jobs.
 GPU_BATCH, GPU_LANES = 256, 1024

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
+from pipeline.base.arrays import Array
 from pipeline.base.progress import Metrics
-
-Array = NDArray[np.float32]
 
 JobId = tuple[str, int, int, int]
 

@@ -21,8 +21,6 @@ from pipeline.models.forward import make_encoder, make_rnn_step, sample_z
 from pipeline.rollouts.jobs import JobId, RolloutJob, RolloutResult
 from pipeline.rollouts.lockstep import run_in_lockstep
 
-Array = NDArray[np.float32]
-
 
 @dataclass
 class _Lane:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Picture = NDArray[np.uint8]
+from pipeline.base.arrays import Picture
 
 
 def fitted(scene: Picture, size: tuple[int, int]) -> Image.Image:

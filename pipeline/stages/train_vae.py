@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.base import seeding
+from pipeline.base.arrays import Frames
 from pipeline.base.progress import Update
 from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import RunConfig
@@ -36,8 +37,6 @@ from pipeline.training.held_out import HELD_OUT_OF_V, held_out_so_far
 from pipeline.training.loop import Fit, Schedule
 
 _PICTURE_FRAMES = 12
-
-Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.base import seeding
+from pipeline.base.arrays import Array
 from pipeline.data.episodes import LatentEpisode
 from pipeline.data.quality import THRESHOLDS, Assessment
 from pipeline.models.dream import Dream
@@ -16,7 +17,6 @@ from pipeline.models.mdnrnn import MdnRnn, mixture_nll
 from pipeline.models.torch_forward import TorchDreamStep
 from pipeline.models.vae import sample_z
 
-Array = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 _MAX_EPISODES = 256

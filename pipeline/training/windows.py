@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.data.episodes import LatentEpisode
-
-Array = NDArray[np.float32]
 
 
 class Windows(NamedTuple):

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
+from pipeline.base.arrays import Vector
 from pipeline.envs.actions import Actions
 from pipeline.envs.registry import CAR_RACING
-
-Vector = NDArray[np.float32]
 
 # Keys of an axis for its low and its high end, as browsers name them; further axes have a slider only.
 _KEYS = (("ArrowLeft", "ArrowRight"), ("ArrowDown", "ArrowUp"), ("KeyA", "KeyD"), ("KeyS", "KeyW"))

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.agent import Agent
+from pipeline.base.arrays import Picture
 from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import make_environment
 from pipeline.models.steered_dream import SteeredDream
 from pipeline.rollouts.tiles import composed, fitted
-
-Picture = NDArray[np.uint8]
 
 HEIGHT = 480  # of a picture
 _SCENE_WIDTH = 720

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array, Frames
+from pipeline.data.frames import FRAME_SHAPE
 from pipeline.models.steered_dream import SteeredDream
-
-Array = NDArray[np.float32]
-Frames = NDArray[np.uint8]
 
 STEPS, SAMPLES = 30, 4
 SHOWN = (0, 4, 9, 14, 19, 24, 29)  # steps that are decoded
@@ -49,7 +47,7 @@ def look_ahead(dream: SteeredDream, decode: Callable[[Array], Frames]) -> Ahead:
     dreamt = [dream.step() for _ in range(STEPS)]
     z = np.stack([each.z for each in dreamt], axis=1)  # (samples, steps, Z)
     shown = z[:, SHOWN]
-    frames = decode(shown.reshape(-1, shown.shape[-1])).reshape(SAMPLES, len(SHOWN), 64, 64, 3)
+    frames = decode(shown.reshape(-1, shown.shape[-1])).reshape(SAMPLES, len(SHOWN), *FRAME_SHAPE)
     deviation = frames.astype(np.float32).std(axis=0).mean(axis=-1, keepdims=True)
     return Ahead(
         frames[:ROWS],

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.agent import Agent
+from pipeline.base.arrays import Array
 from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.registry import make_environment
 from pipeline.models.steered_dream import Dreamt, Moment, SteeredDream
 from pipeline.view import controls
 from pipeline.view.look_ahead import SAMPLES
 
-Array = NDArray[np.float32]
 Frame = NDArray[np.uint8]
 Driver = Literal["controller", "person"]
 

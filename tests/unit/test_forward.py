@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.base.arrays import Array
 from pipeline.base.errors import ConfigError, DamagedDataError
 from pipeline.config.schema import RunConfig
 from pipeline.envs.car_racing import CarRacing
@@ -23,8 +24,6 @@ from pipeline.models.vae import Vae, frames_to_input
 from pipeline.models.weights import new_mdnrnn, to_bytes
 from pipeline.training import hardware
 from pipeline.training.hardware import precision_name
-
-Array = NDArray[np.float32]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
