@@ -15,6 +15,7 @@ import ray
 from ray.experimental import internal_kv
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.exactness import refuse_or_accept
 from pipeline.base.machine import process_started
 from pipeline.config.identity import code_version, cpu_kind, diff, library_versions
 
@@ -84,12 +85,7 @@ class WorkerIdentity:
         differences = diff(driver._bits_depend_on(on_gpu), self._bits_depend_on(on_gpu))
         if differences:
             message = f"the worker on {self.host} differs from the driver:\n" + "\n".join(differences)
-            if exact:
-                raise ConfigError(
-                    f"{message}\nResults would not be bit-for-bit identical. Use nodes of one kind and one image, or "
-                    "accept the difference with -o execution.exact=false"
-                )
-            logger.warning("%s\naccepted, as execution.exact is false", message)
+            refuse_or_accept(message, "Use nodes of one kind and one image", exact=exact)
 
     def warn_if_starved(self, driver: WorkerIdentity) -> None:
         """Warn if a cluster's worker has lower priority than the driver, so that busy programs starve it."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import ConfigError
+from pipeline.base.exactness import inexact_error
 from pipeline.base.seeding import generator
 from pipeline.config.schema import EnvConfig
 from pipeline.envs.environment import Environment
@@ -59,9 +60,8 @@ def check_determinism(config: EnvConfig, track: int, *, exact: bool) -> float:
             f"same seed and actions. {remedy}"
         )
     if exact:
-        raise ConfigError(
-            f"env.id = {config.id!r} is not deterministic: the same seed and actions gave two different episodes. A "
-            "run of it cannot be repeated bit for bit. To accept that: -o execution.exact=false"
+        raise inexact_error(
+            f"env.id = {config.id!r} is not deterministic, the same seed and actions gave two different episodes"
         )
     return rate
 

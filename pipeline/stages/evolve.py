@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from pipeline.base import seeding
-from pipeline.base.errors import ConfigError, SessionEnded
+from pipeline.base.errors import SessionEnded
+from pipeline.base.exactness import refuse_or_accept
 from pipeline.base.failpoints import failpoint
 from pipeline.base.progress import Metrics, Update
 from pipeline.base.threads import num_threads
+from pipeline.config.evolution import EvolveConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVOLUTION, controllers_name, controllers_of, history_name
 from pipeline.data.rounds import FIRST, Round
@@ -71,9 +73,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     before = state.env_steps
     retries = num_workers = 0
     with MetricsLog(store, prefix, [_metrics_row(row) for row in state.history]) as metrics:
-        if _end_reason(config, state) is None:
+        if _end_reason(config.evolve, state) is None:
             if config.evolve.environment == "dream":
-                _check_dream_device(config, state, "cuda" if gpus_for(config.dream.device, executor) else "cpu")
+                device = "cuda" if gpus_for(config.dream.device, executor) else "cpu"
+                check_dream_device(state, device, exact=config.execution.exact)
             workers = EvolutionWorkers.of_run(config, store, executor, at)
             with num_threads(1), workers.pool:  # the bits of CMA-ES's linear algebra depend on the number of threads
                 _evolve(config, state, workers, checkpoints, metrics, executor, at)
@@ -86,7 +89,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         "dream_steps": state.dream_steps,
         **({"dream_device": state.dream_device} if state.dream_device is not None else {}),
         "generations": state.generation,
-        "ended_by": _end_reason(config, state),
+        "ended_by": _end_reason(config.evolve, state),
         "best_generation": state.best_generation,
         "best_validation": state.best_validation,
         "workers": num_workers,
@@ -120,29 +123,27 @@ def _restore(checkpoints: Checkpoints) -> EvolutionState | None:
     return EvolutionState.from_bytes(data)
 
 
-def _check_dream_device(config: RunConfig, state: EvolutionState, device: str) -> None:
+def check_dream_device(state: EvolutionState, device: str, *, exact: bool) -> None:
     """Check that dreams run on the kind of device that they ran on before, and remember it.
 
     Raises:
-        ConfigError: With ``execution.exact``, it is another one.
+        ConfigError: It is another one, and ``exact`` is set.
     """
     if state.dream_device not in (None, device):
-        message = f"evolve: the dreams so far ran on {state.dream_device}, and would continue on {device}"
-        if config.execution.exact:
-            raise ConfigError(
-                f"{message}: results would differ. Resume on {state.dream_device}, or accept the difference with "
-                "-o execution.exact=false"
-            )
-        logger.warning("%s: accepted, as execution.exact is false", message)
+        refuse_or_accept(
+            f"evolve: the dreams so far ran on {state.dream_device}, and would continue on {device}",
+            f"Resume on {state.dream_device}",
+            exact=exact,
+        )
     state.dream_device = device
 
 
-def _end_reason(config: RunConfig, state: EvolutionState) -> str | None:
+def _end_reason(evolve: EvolveConfig, state: EvolutionState) -> str | None:
     """Name of the limit that ended the evolution; None while it is not complete."""
-    target = config.evolve.target_return
+    target = evolve.target_return
     if target is not None and state.best_validation is not None and state.best_validation >= target:
         return "target_return"
-    return "generations" if state.generation >= config.evolve.generations else None
+    return "generations" if state.generation >= evolve.generations else None
 
 
 def _evolve(
@@ -155,8 +156,8 @@ def _evolve(
     at: Round,
 ) -> None:
     session_began = time.monotonic()
-    total = _episodes_until(config, config.evolve.generations)
-    restored = done = _episodes_until(config, state.generation)
+    total = _episodes_until(config.evolve, config.evolve.generations)
+    restored = done = _episodes_until(config.evolve, state.generation)
     shown: dict[str, str] = {}
     lengths: dict[int, int] = {}
     with watched(executor, EVOLVE, "episode") as show:
@@ -166,7 +167,7 @@ def _evolve(
             done += 1
             show(Update(done, total, shown, restored=restored, metrics=result.metrics))
 
-        while _end_reason(config, state) is None:
+        while _end_reason(config.evolve, state) is None:
             shown["generation"] = f"{state.generation + 1}/{config.evolve.generations}"
             show(Update(done, total, shown, restored=restored))
             retries = workers.pool.retries
@@ -183,8 +184,8 @@ def _evolve(
             if row.dream_mean is not None:
                 shown["in dreams"] = f"{row.dream_mean:.1f} ({workers.recall_note})"
             show(Update(done, total, shown, restored=restored, metrics=_metrics_of(row)))
-            limit = config.evolve.max_seconds
-            if limit is not None and time.monotonic() - session_began >= limit and _end_reason(config, state) is None:
+            limit, ended = config.evolve.max_seconds, _end_reason(config.evolve, state) is not None
+            if limit is not None and time.monotonic() - session_began >= limit and not ended:
                 best = "none" if state.best_validation is None else f"{state.best_validation:.1f}"
                 if config.evolve.select == "dream":
                     best += f", in dreams ({workers.recall_note})"
@@ -196,9 +197,8 @@ def _evolve(
                 )
 
 
-def _episodes_until(config: RunConfig, generation: int) -> int:
+def _episodes_until(evolve: EvolveConfig, generation: int) -> int:
     """Total episodes of the generations up to this one, including validation."""
-    evolve = config.evolve
     validations = generation // evolve.validate_every
     each = evolve.validation_episodes + (evolve.validation_dreams if evolve.environment == "dream" else 0)
     return evolve.episodes_until(generation) * evolve.population_size + validations * each

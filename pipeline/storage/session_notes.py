@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.base.errors import ConfigError, DamagedDataError
+from pipeline.base.errors import DamagedDataError
+from pipeline.base.exactness import inexact_error
 from pipeline.config.identity import this_machine
 from pipeline.config.schema import StorageConfig
 from pipeline.storage.layout import SESSIONS, own_keys, session_key, session_number
@@ -54,9 +55,8 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
         return
     first, current = read_owner(store, numbers[0]).about, this_machine()
     if first["cpu"] != current["cpu"] and exact:
-        raise ConfigError(
-            f"{store.locate()} was begun on CPU {first['cpu']}, this is {current['cpu']}: results would not be "
-            "bit-for-bit the same. Continue there, or accept the difference with -o execution.exact=false"
+        raise inexact_error(
+            f"{store.locate()} was begun on CPU {first['cpu']}, this is {current['cpu']}", "Continue there"
         )
     for key in ("cpu", "code_version", "versions"):
         if session is None and first[key] != current[key]:

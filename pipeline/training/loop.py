@@ -13,7 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import ConfigError, TrainingError
+from pipeline.base.errors import TrainingError
+from pipeline.base.exactness import refuse_or_accept
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.agent import MdnRnnConfig, VaeConfig
 from pipeline.storage.checkpoints import Checkpoints
@@ -269,13 +270,11 @@ class Fit(Generic[Batch]):
         step, data = latest
         content = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         if content["hardware"] != self._hardware:
-            message = f"{self._name}: the checkpoint was made on {content['hardware']}, not on {self._hardware}"
-            if self._exact:
-                raise ConfigError(
-                    f"{message}: results would differ. Resume on {content['hardware']}, or accept the difference with "
-                    "-o execution.exact=false"
-                )
-            logger.warning("%s: accepted, as execution.exact is false", message)
+            refuse_or_accept(
+                f"{self._name}: the checkpoint was made on {content['hardware']}, not on {self._hardware}",
+                f"Resume on {content['hardware']}",
+                exact=self._exact,
+            )
         self._objective.module.load_state_dict(content["module"])
         self._objective.optimizer.load_state_dict(content["optimizer"])
         self._state = _State(**content["state"])

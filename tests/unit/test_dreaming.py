@@ -260,9 +260,8 @@ def test_dreams_resume_on_the_same_kind_of_device(local_store: LocalStore) -> No
     state = EvolutionState.from_bytes(Checkpoints(local_store, "evolution").latest()[1])  # type: ignore[index]
     assert state.dream_device == "cpu"
     with pytest.raises(ConfigError, match="the dreams so far ran on cpu, and would continue on cuda"):
-        evolve._check_dream_device(config, state, "cuda")
-    inexact = config.model_copy(update={"execution": config.execution.model_copy(update={"exact": False})})
-    evolve._check_dream_device(inexact, state, "cuda")
+        evolve.check_dream_device(state, "cuda", exact=True)
+    evolve.check_dream_device(state, "cuda", exact=False)
     assert state.dream_device == "cuda"
 
 
