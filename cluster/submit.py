@@ -24,7 +24,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from pipeline.base.errors import ClusterError, ConfigError
 from pipeline.base.ray_environment import STOP_WAIT
 from pipeline.config.presets import dump, load_config, preset_names
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import ExecutionConfig
 from pipeline.config.study import config_of, dump_study, is_study, load_study
 from pipeline.storage.pretrained import folder_of_pretrained
 from pipeline.storage.run_dir import check_lasting
@@ -105,7 +105,7 @@ def make_job(
     if is_study(preset):
         return _study_job(preset, overrides, run_dir, _environment(variables, environment), reuse)
     config = load_config(preset, overrides)
-    _require_ray(config)
+    _require_ray(config.execution)
     if preset in preset_names():
         arguments = ["run", preset, "--run-dir", run_dir]
         for override in overrides:
@@ -131,7 +131,7 @@ def _study_job(
         raise ConfigError(f"--reuse {reuse[0]}: the runs of a study share stages by themselves")
     study = load_study(name, overrides)
     for arm in study.arms:
-        _require_ray(config_of(study, arm, study.seeds[0]))
+        _require_ray(config_of(study, arm, study.seeds[0]).execution)
     return Job(
         name=_unique(study.name),
         entrypoint=f"python -m pipeline {shlex.join(['study', _OWN_CONFIG, '--run-dir', run_dir])}",
@@ -141,9 +141,9 @@ def _study_job(
     )
 
 
-def _require_ray(config: RunConfig) -> None:
-    if config.execution.executor != "ray":
-        raise ConfigError(f"execution.executor is {config.execution.executor!r}: on a cluster it has to be 'ray'")
+def _require_ray(execution: ExecutionConfig) -> None:
+    if execution.executor != "ray":
+        raise ConfigError(f"execution.executor is {execution.executor!r}: on a cluster it has to be 'ray'")
 
 
 def _unique(name: str) -> str:

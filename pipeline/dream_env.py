@@ -57,8 +57,8 @@ class Dreams:
     def __init__(self, run: str | Path, count: int, observe: str | None, keys: dict[str, Any]) -> None:
         store = open_store(str(run))
         config = saved_config(store)
-        at = latest_round(config, store, MDNRNN)
-        v = vae_weights(store, vae_folder(config, at))
+        at = latest_round(config.rounds, store, MDNRNN)
+        v = vae_weights(store, vae_folder(config.rounds, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         self.observe = observe or config.controller.features
         if not self.observe or set(self.observe) - set("zhc"):

@@ -67,7 +67,7 @@ def run_stages(
     """
     for stage in stages_of(config) if stages is None else stages:
         if stage.name == EVALUATE:
-            stage = replace(stage, outside=evaluate.agent_identity(config))
+            stage = replace(stage, outside=evaluate.agent_identity(config.evaluate))
         _refer_to_inputs(config, store, stage, reuse)
         of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)

@@ -187,7 +187,7 @@ def _returns(config: RunConfig, run: TrainedRun, executor: Callable[[RunConfig],
 
 def _evaluated(store: Store, config: RunConfig) -> list[float]:
     """Returns of the best controller on the test tracks in order, from the run's evaluation."""
-    evaluation = latest_round(config, store, EVALUATION).folder(EVALUATION)
+    evaluation = latest_round(config.rounds, store, EVALUATION).folder(EVALUATION)
     record = newest(require_manifest(store, evaluation).records, TEST_EPISODES)
     returns = read_test_returns(store, record).get("best", [])
     if config.evaluate.rendering != "gymnasium" or len(returns) != config.evaluate.episodes:

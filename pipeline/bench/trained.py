@@ -47,7 +47,7 @@ class TrainedRun:
         latest = None
         if store.exists(CONFIG):
             config = saved_config(store)
-            at = latest_round(config, store, EVOLUTION)
+            at = latest_round(config.rounds, store, EVOLUTION)
             latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
         if latest is None:
             raise ConfigError(

@@ -62,7 +62,7 @@ def _baselines(options: argparse.Namespace) -> int:
     store = open_store(options.run_dir)
     config = saved_config(store, options.override)
     refuse_other_identity(saved_config(store), config, (), "baselines")
-    evaluation = require_manifest(store, latest_round(config, store, EVALUATION).folder(EVALUATION))
+    evaluation = require_manifest(store, latest_round(config.rounds, store, EVALUATION).folder(EVALUATION))
     scores = read_test_returns(store, newest(evaluation.records, TEST_EPISODES))
     controller = min(scores)  # "best" before "mean"
     returns = scores[controller]

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.base.errors import SessionEnded
 from pipeline.base.formatting import counted, duration
+from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
 from pipeline.data.quality import controller_names, held_out_quality, predicted_ends
@@ -41,7 +42,7 @@ def describe_run(store: Store) -> str:
                 f"  {stage.name:<13} complete  {duration(manifest.info['seconds']):>11}  {_facts(manifest.info)}"
             )
             if stage.name == EVOLVE and config.evolve.select == "dream":
-                lines[-1] += f"; best_validation is in dreams ({_recall(config, store, stage.round)})"
+                lines[-1] += f"; best_validation is in dreams ({_recall(config.dream, store, stage.round)})"
         else:
             lines.append(f"  {stage.name:<13} {_unfinished(config, store, stage)}")
     lines += _branches(config, store)
@@ -52,7 +53,7 @@ def describe_run(store: Store) -> str:
         ended = read_manifest(store, at.folder(EVOLUTION)) is not None
         generations = config.in_round(at.number).evolve.generations
         left = max(0, generations - last.generation) * each_s
-        recall = _recall(config, store, at)
+        recall = _recall(config.dream, store, at)
         dreamt = f", in dreams: {recall}" if config.in_round(at.number).evolve.dreams_at(last.generation) else ""
         of_round = "" if at == FIRST else f"round {at.number}, "
         lines.append(
@@ -74,16 +75,16 @@ def describe_run(store: Store) -> str:
     return "\n".join(lines)
 
 
-def _recall(config: RunConfig, store: Store, at: Round) -> str:
+def _recall(config: DreamConfig, store: Store, at: Round) -> str:
     """Share of the ends that a round's M predicts, in words."""
     manifest = read_manifest(store, at.folder(MDNRNN))
-    return predicted_ends(held_out_quality(manifest.info if manifest else {}, config.dream.end_probability))
+    return predicted_ends(held_out_quality(manifest.info if manifest else {}, config.end_probability))
 
 
 def _branches(config: RunConfig, store: Store) -> list[str]:
     """Lines on the evolutions of ``world-models temperatures``."""
     lines = []
-    for at in rounds_of(config):
+    for at in rounds_of(config.rounds):
         starts = (at.folder(TEMPERATURE), at.folder(f"{GAME}/"))
         keys = [key for start in starts for key in store.list(start)]
         for branch in sorted({key.removeprefix(at.folder("")).split("/")[0] for key in keys}):
@@ -146,7 +147,7 @@ def _unfinished(config: RunConfig, store: Store, stage: Stage) -> str:
         return f"unfinished             checkpoint at {steps[-1]:,}"
     if records and stage.name in (COLLECT, ENCODE):
         at = stage.round
-        shown = encoded_rounds(config, at) if stage.name == ENCODE else [at]
+        shown = encoded_rounds(config.rounds, at) if stage.name == ENCODE else [at]
         shards = sum(len(shards_of(config, each)) for each in shown)
         return f"unfinished             {records} of {shards} shards"
     return "unfinished" if records else "-"
@@ -176,7 +177,7 @@ def _facts(info: Any) -> str:
 
 def _evolution(config: RunConfig, store: Store) -> tuple[Round, dict[str, Any] | None]:
     """The last round whose evolution has begun, and its state."""
-    for at in reversed(rounds_of(config)):
+    for at in reversed(rounds_of(config.rounds)):
         latest = Checkpoints(store, at.folder(EVOLUTION)).latest()
         if latest is not None:
             return at, read_progress(latest[1])
@@ -188,7 +189,7 @@ def summarise_scores(store: Store) -> str:
     lines = []
     config = saved_config(store)
     names = {"agent": config.evaluate.agent, **controller_names(config.evolve.select)}
-    for at in rounds_of(config):
+    for at in rounds_of(config.rounds):
         evaluation = read_manifest(store, at.folder(EVALUATION))
         if evaluation is None:
             break

@@ -164,9 +164,8 @@ def _asha(study: StudyConfig, trials: Sequence[Trial]) -> dict[str, Any] | None:
     """Arguments of Tune's ASHA, see ``actors.study.run_trials``."""
     if study.early_stopping is None:
         return None
-    longest = max(
-        sum(trial.config.in_round(at.number).evolve.generations for at in rounds_of(trial.config)) for trial in trials
-    )
+    configs = [trial.config for trial in trials]
+    longest = max(sum(c.in_round(at.number).evolve.generations for at in rounds_of(c.rounds)) for c in configs)
     if study.early_stopping.grace_generations > longest:
         raise ConfigError(
             f"early_stopping.grace_generations = {study.early_stopping.grace_generations}: the runs have {longest} "

@@ -89,7 +89,7 @@ def _temperatures(options: argparse.Namespace) -> int:
         from pipeline.stages.table import branch_stages
         from pipeline.training.hardware import check_devices
 
-        last = latest_round(config, store, MDNRNN).number
+        last = latest_round(config.rounds, store, MDNRNN).number
         branches = {at: Round(last, folder) for at, folder in folders.items()}
         check_devices(next(iter(configs.values())), executor, ["dream"])
         with lease_for(config.storage, store, "temperatures", lambda: executor.ready_workers) as fenced:

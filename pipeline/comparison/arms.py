@@ -79,7 +79,7 @@ def read_result(store: Store) -> RunResult:
         DamagedDataError: Committed data is missing or changed.
     """
     config = saved_config(store)
-    last = latest_round(config, store, EVALUATION)
+    last = latest_round(config.rounds, store, EVALUATION)
     evaluation = read_manifest(store, last.folder(EVALUATION))
     evolution = read_manifest(store, last.folder(EVOLUTION))
     external = config.evaluate.agent is not None

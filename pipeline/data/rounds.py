@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.config.rounds import RoundsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, VAE
 from pipeline.storage.layout import round_folder
@@ -57,14 +58,14 @@ def config_in(config: RunConfig, at: Round) -> RunConfig:
     return config if at.branch else config.in_round(at.number)
 
 
-def rounds_of(config: RunConfig) -> list[Round]:
+def rounds_of(rounds: RoundsConfig) -> list[Round]:
     """All rounds of a run."""
-    return Round(config.rounds.count).so_far
+    return Round(rounds.count).so_far
 
 
-def latest_round(config: RunConfig, store: Store, name: str) -> Round:
+def latest_round(rounds: RoundsConfig, store: Store, name: str) -> Round:
     """Latest round in which the stage of a folder is complete; the first if there is none."""
-    complete = [at for at in rounds_of(config) if read_manifest(store, at.folder(name)) is not None]
+    complete = [at for at in rounds_of(rounds) if read_manifest(store, at.folder(name)) is not None]
     return complete[-1] if complete else FIRST
 
 
@@ -93,21 +94,21 @@ def shard_episodes(config: RunConfig, at: Round, shard: int) -> range:
     return episodes[first : first + size]
 
 
-def vae_round(config: RunConfig, at: Round) -> Round:
+def vae_round(rounds: RoundsConfig, at: Round) -> Round:
     """The round whose V a round uses."""
-    return at if config.rounds.vae_epochs else FIRST
+    return at if rounds.vae_epochs else FIRST
 
 
-def vae_folder(config: RunConfig, at: Round) -> str:
+def vae_folder(rounds: RoundsConfig, at: Round) -> str:
     """Folder of the V that a round uses."""
-    return vae_round(config, at).folder(VAE)
+    return vae_round(rounds, at).folder(VAE)
 
 
-def encoded_rounds(config: RunConfig, at: Round) -> list[Round]:
+def encoded_rounds(rounds: RoundsConfig, at: Round) -> list[Round]:
     """Rounds whose frames a round encodes: with a new V all so far, else its own alone."""
-    return at.so_far if vae_round(config, at) == at else [at]
+    return at.so_far if vae_round(rounds, at) == at else [at]
 
 
-def latents_rounds(config: RunConfig, at: Round) -> list[Round]:
+def latents_rounds(rounds: RoundsConfig, at: Round) -> list[Round]:
     """Rounds whose folders hold the latents of all episodes so far: a V with further training encodes all again."""
-    return [at] if config.rounds.vae_epochs else at.so_far
+    return [at] if rounds.vae_epochs else at.so_far

@@ -44,7 +44,7 @@ class TrainedAgent:
             DamagedDataError: Weights or controllers are missing or changed.
         """
         config = saved_config(store)
-        at = latest_round(config, store, EVOLUTION)
+        at = latest_round(config.rounds, store, EVOLUTION)
         evolution = at.folder(EVOLUTION)
         names = ["mean"]
         if controllers_record(store, evolution).info["best_generation"] is not None:
@@ -53,7 +53,7 @@ class TrainedAgent:
         return cls(
             config,
             at,
-            vae_weights(store, vae_folder(config, at)),
+            vae_weights(store, vae_folder(config.rounds, at)),
             mdnrnn_weights(store, at.folder(MDNRNN)),
             {name: tensors[name] for name in names},
         )

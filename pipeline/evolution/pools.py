@@ -211,7 +211,7 @@ class EvolutionWorkers:
             executor: Executor of the pools.
             at: Round of the evolution.
         """
-        v = vae_weights(store, vae_folder(config, at))
+        v = vae_weights(store, vae_folder(config.rounds, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         starts = read_starts(config, store, at) if config.evolve.environment == "dream" else None
 
@@ -246,7 +246,7 @@ def read_starts(config: RunConfig, store: Store, at: Round = FIRST, start: str |
     """
     start = start or config.dream.start
     mu, logvar = [], []
-    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config, at)))
+    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config.rounds, at)))
     for name, record in sorted(records.items()):
         rng = seeding.generator(config.seed, f"dream/starts/{name}")
         for episode in read_latents(store, record):

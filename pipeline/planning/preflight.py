@@ -12,6 +12,7 @@ from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
 from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
 from pipeline.base.threads import check_thread_limit
+from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import ExecutionConfig, RunConfig
 from pipeline.data.frames import FRAME_SIZE
 from pipeline.data.rounds import config_in, episodes_of, rounds_of
@@ -100,7 +101,7 @@ def estimate(
     *rows, report = _estimate(config, first, env_rate)
     if config.evaluate.agent is not None:
         return [row for row in rows if row.stage == EVALUATE]
-    for at in rounds_of(config)[1:]:
+    for at in rounds_of(config.rounds)[1:]:
         so_far, new = episodes_of(config, at).stop, config.rounds.episodes
         new_frames = new * limit
         frames = collected * length + (so_far - collected) * limit
@@ -170,7 +171,7 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     )
     if dreamt:
         dreams += validations * evolve.validation_dreams
-        dream_s = dreams * config.dream.max_steps / (_DREAM_WEIGHTS_PER_S / _lstm_weights(config))
+        dream_s = dreams * config.dream.max_steps / (_DREAM_WEIGHTS_PER_S / _lstm_weights(config.agent))
         scored_in = f"dreams of up to {config.dream.max_steps:,} steps"
         if dreamt < evolve.generations:
             scored_in += f", from generation {dreamt + 1} on in the environment"
@@ -238,10 +239,10 @@ def _estimate(config: RunConfig, episodes: _Episodes, env_rate: float | None) ->
     return [replace(stage, seconds=stage.seconds + start) for stage in stages]
 
 
-def _lstm_weights(config: RunConfig) -> float:
+def _lstm_weights(agent: AgentConfig) -> float:
     """Approximate number of weights of M that a step of a dream multiplies."""
-    z_size, hidden_size = config.vae.z_size, config.mdnrnn.hidden_size
-    return 4.0 * hidden_size * (hidden_size + z_size) + 3.0 * hidden_size * z_size * config.mdnrnn.mixtures
+    z_size, hidden_size = agent.vae.z_size, agent.mdnrnn.hidden_size
+    return 4.0 * hidden_size * (hidden_size + z_size) + 3.0 * hidden_size * z_size * agent.mdnrnn.mixtures
 
 
 def complete_stages(config: RunConfig, store: Store) -> list[Stage]:

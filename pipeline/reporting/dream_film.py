@@ -88,7 +88,7 @@ def film_dream(config: RunConfig, store: Store) -> Generator[Update, None, Dream
         Film; None if every episode has fewer than two steps.
     """
     yield Update(0, 1)
-    at = rounds_of(config)[-1]
+    at = rounds_of(config.rounds)[-1]
     collected = require_manifest(store, at.folder(ROLLOUTS))
     rollouts, actions_per_second = collected.records, collected.info["steps_per_second"] / config.env.action_repeat
     chosen = _choose(config, at, rollouts)
@@ -166,7 +166,7 @@ def _dream(
 @torch.inference_mode()
 def _decode(config: RunConfig, store: Store, at: Round, z: NDArray[np.float32]) -> Frames:
     """Decode z (N, Z) to frames (N, 64, 64, 3) uint8."""
-    vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
+    vae = load_vae(config.agent, vae_weights(store, vae_folder(config.rounds, at))).eval()
     size = config.encode.batch_size
     batches = (torch.from_numpy(z[start : start + size]) for start in range(0, len(z), size))
     return np.concatenate([output_to_frames(vae.decode(batch)) for batch in batches])

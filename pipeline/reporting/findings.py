@@ -235,14 +235,14 @@ def gather(config: RunConfig, store: Store) -> Findings:
         StorageError: A stage is not complete.
         DamagedDataError: Committed data is missing or changed.
     """
-    everything, last = all_manifests(config, store), rounds_of(config)[-1]
-    manifests = {name: everything[folder] for name, folder in folders_of(config, last).items()}
+    everything, last = all_manifests(config.rounds, store), rounds_of(config.rounds)[-1]
+    manifests = {name: everything[folder] for name, folder in folders_of(config.rounds, last).items()}
     evaluation = manifests[EVALUATION].records
     summary_record = newest_record(store, last.folder(EVALUATION), SUMMARY)
     summary = json.loads(read_verified(store, summary_record))
     history = newest_record(store, last.folder(EVOLUTION), HISTORY)
     infos = [manifest.info for manifest in everything.values()]
-    vae = read_losses(store, vae_folder(config, last))
+    vae = read_losses(store, vae_folder(config.rounds, last))
     first_vae = vae if last == FIRST else read_losses(store, VAE)
     best = min((row for row in first_vae.held_out), key=lambda row: row["loss"], default={})
     return Findings(

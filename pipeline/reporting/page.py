@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.base.formatting import duration, fact, number, size
+from pipeline.config.evolution import EvolveConfig
 from pipeline.config.presets import dump
 from pipeline.config.schema import RunConfig
 from pipeline.data.frames import FRAME_SIZE
@@ -58,7 +59,7 @@ def make_page(
         drive: MP4 of a drive; None if none was filmed.
         reconstructions: PNG of V's reconstructions; None if there is none.
     """
-    of_round = config_in(config, rounds_of(config)[-1])
+    of_round = config_in(config, rounds_of(config.rounds)[-1])
     scale = run.published.scale if run.published else None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -72,7 +73,7 @@ def make_page(
         "script": Markup((package / "page.js").read_text("utf-8")),
         "run": run,
         "names": controller_names(run.selected_by),
-        "differs": {score.controller: _differs(of_round, run, score) for score in run.scores},
+        "differs": {score.controller: _differs(of_round.evolve, run, score) for score in run.scores},
         "best_validation": run.best_validation,
         "scale": _scale(of_round, run, scale) if scale else [],
         "verdict": _verdict(run, scale) if scale else "",
@@ -193,21 +194,21 @@ def _published_by_steps(run: Findings) -> bool:
     return run.history[-1].env_steps >= 0.1 * run.published.curve_env_steps(first)
 
 
-def _differs(config: RunConfig, run: Findings, score: Score) -> str:
+def _differs(evolve: EvolveConfig, run: Findings, score: Score) -> str:
     """Conditions of a score of this run, in words."""
-    population = f"{config.evolve.population_size} x {config.evolve.episodes}"
+    population = f"{evolve.population_size} x {evolve.episodes}"
     where = run.published.ours if run.published else run.environment
     if score.controller == "best":
         chosen = run.chosen
         assert chosen is not None, "there is a best controller where there was validation"
-        first = max(1, chosen.generation + 1 - config.evolve.average_means)
+        first = max(1, chosen.generation + 1 - evolve.average_means)
         what = f"the CMA mean of generation {number(chosen.generation)}"
         if first < chosen.generation:
             what = f"the average of the CMA means of generations {number(first)} to {number(chosen.generation)}"
-        places, reached = f"{number(config.evolve.validation_episodes)} validation tracks", chosen.validation_mean
+        places, reached = f"{number(evolve.validation_episodes)} validation tracks", chosen.validation_mean
         trust = ""
         if run.selected_by == "dream":
-            places, reached = f"{number(config.evolve.validation_dreams)} dreams", chosen.dream_mean
+            places, reached = f"{number(evolve.validation_dreams)} dreams", chosen.dream_mean
             trust = f" ({predicted_ends(run.mdnrnn_held_out)})"
         return f"{where}; {what}, chosen on {places}, where it reached {number(reached or 0.0, 1)}{trust}"
     text = f"{where}; after {number(len(run.history))} generations of {population} episodes"

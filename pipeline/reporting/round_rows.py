@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config.rounds import RoundsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, HISTORY, LATENTS, MDNRNN, ROLLOUTS, VAE
 from pipeline.data.quality import Assessment, held_out_quality
@@ -44,19 +45,19 @@ class RoundRow:
     test_episodes: int
 
 
-def folders_of(config: RunConfig, at: Round) -> dict[str, str]:
+def folders_of(rounds: RoundsConfig, at: Round) -> dict[str, str]:
     """Folders of the stages that a round uses, by the names that they have in the first round."""
     folders = {name: at.folder(name) for name in (ROLLOUTS, VAE, LATENTS, MDNRNN, EVOLUTION, EVALUATION)}
-    return {**folders, VAE: vae_folder(config, at)}
+    return {**folders, VAE: vae_folder(rounds, at)}
 
 
-def all_manifests(config: RunConfig, store: Store) -> dict[str, Manifest]:
+def all_manifests(rounds: RoundsConfig, store: Store) -> dict[str, Manifest]:
     """Manifests of all stages but the report, by folder, in the order in which they ran.
 
     Raises:
         StorageError: A stage is not complete.
     """
-    folders = [folder for at in rounds_of(config) for folder in folders_of(config, at).values()]
+    folders = [folder for at in rounds_of(rounds) for folder in folders_of(rounds, at).values()]
     return {folder: require_manifest(store, folder) for folder in dict.fromkeys(folders)}
 
 
@@ -74,8 +75,8 @@ def round_rows(
     if config.rounds.count == 1:
         return []
     rows = []
-    for at in rounds_of(config):
-        of_round = {name: manifests[folder] for name, folder in folders_of(config, at).items()}
+    for at in rounds_of(config.rounds):
+        of_round = {name: manifests[folder] for name, folder in folders_of(config.rounds, at).items()}
         records = of_round[ROLLOUTS].records.values()
         returns = [float(value) for record in records for value in record.info["returns"]]
         chosen = _chosen(store, of_round[EVOLUTION])

@@ -58,34 +58,34 @@ def check_agent(config: RunConfig) -> None:
         make_external_agent(agent)
         source_digest(agent)
     else:
-        environment_for(saved_config(open_other(agent)), config)
+        environment_for(saved_config(open_other(agent)).env, config)
 
 
-def environment_for(theirs: RunConfig, config: RunConfig) -> EnvConfig:
+def environment_for(theirs: EnvConfig, config: RunConfig) -> EnvConfig:
     """Environment in which the agent of another run is evaluated.
 
     It is that of the evaluation, but how the agent sees and how long it holds an action are its own.
 
     Args:
-        theirs: Config of the agent's run.
+        theirs: Section ``env`` of the agent's run.
         config: Config of the evaluation.
 
     Raises:
         ConfigError: The agent plays another environment, or cannot see or act in this one.
     """
     agent = config.evaluate.agent
-    if theirs.env.id != config.env.id:
-        raise ConfigError(f"evaluate.agent {agent} plays {theirs.env.id}, and env.id is {config.env.id}")
-    env = config.test_env.model_copy(update={key: getattr(theirs.env, key) for key in _AGENTS_OWN})
+    if theirs.id != config.env.id:
+        raise ConfigError(f"evaluate.agent {agent} plays {theirs.id}, and env.id is {config.env.id}")
+    env = config.test_env.model_copy(update={key: getattr(theirs, key) for key in _AGENTS_OWN})
     try:
         here = traits_of(env).actions
     except ConfigError as error:
         raise ConfigError(f"evaluate.agent {agent} in the environment of this evaluation: {error}") from error
-    there = traits_of(theirs.env).actions
+    there = traits_of(theirs).actions
     if here.space != there.space:
         raise ConfigError(
             f"evaluate.agent {agent} has action space {there.space}; {env.id} with env.options {env.options} has "
-            f"{here.space}. Evaluate it with the options of its run: env.options={theirs.env.options}"
+            f"{here.space}. Evaluate it with the options of its run: env.options={theirs.options}"
         )
     return env
 

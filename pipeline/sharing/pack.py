@@ -122,7 +122,7 @@ def make_pack(source: Store, name: str, target: LocalStore, executor: Executor) 
     config = as_shared(saved_config(source), name)
     if config.evaluate.agent is not None:
         raise ConfigError(f"{source.locate()} evaluates an external agent: pack the run of that agent")
-    at = latest_round(config, source, EVALUATION)
+    at = latest_round(config.rounds, source, EVALUATION)
     own = read_test_returns(source, newest_record(source, at.folder(EVALUATION), TEST_EPISODES))
     shown = min(own)  # "best" before "mean"
     for precision in ("float16", "float32"):
@@ -207,7 +207,7 @@ def _write_agent(source: Store, target: LocalStore, config: RunConfig, at: Round
     target.write(CONFIG, dump(config).encode())
     evolution = at.folder(EVOLUTION)
     for prefix, starts in (
-        (vae_folder(config, at), (VAE_WEIGHTS,)),
+        (vae_folder(config.rounds, at), (VAE_WEIGHTS,)),
         (at.folder(MDNRNN), (MDNRNN_WEIGHTS,)),
         (evolution, (CONTROLLERS, HISTORY)),
     ):

@@ -29,7 +29,7 @@ def copy_results(source: Store, target: Store) -> None:
         DamagedDataError: Data of the run is missing or changed.
     """
     config = saved_config(source)
-    at = latest_round(config, source, EVALUATION)
+    at = latest_round(config.rounds, source, EVALUATION)
     parts = [(at.folder(EVALUATION), TEST_EPISODES)]
     if config.evaluate.agent is None:
         parts.insert(0, (at.folder(EVOLUTION), HISTORY))

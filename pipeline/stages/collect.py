@@ -193,7 +193,7 @@ def _collector(config: RunConfig, store: Store, at: Round) -> EvolvedAgent | Non
         return None
     tensors = controllers_of(store, before.folder(EVOLUTION))
     return EvolvedAgent(
-        vae_weights(store, vae_folder(config, before)),
+        vae_weights(store, vae_folder(config.rounds, before)),
         mdnrnn_weights(store, before.folder(MDNRNN)),
         tensors["mean"],
         tensors["spread"],

@@ -7,7 +7,7 @@ run must give the same bytes.
 
 from __future__ import annotations
 
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.frames import FRAME_SHAPE
 from pipeline.envs.registry import traits_of
 from pipeline.models.controller import ControllerShape
@@ -44,7 +44,7 @@ def describe_mdnrnn(config: RunConfig, action_size: int) -> Description:
             "log_sigma": [config.mdnrnn.log_sigma_min, config.mdnrnn.log_sigma_max],
         },
         "action_repeat": config.env.action_repeat,
-        "actions": _describe_actions(config),
+        "actions": _describe_actions(config.env),
     }
 
 
@@ -63,12 +63,12 @@ def describe_controller(config: RunConfig) -> Description:
         else "for each layer: weights, row-major (outputs, inputs); no biases",
         "hidden_activation": "tanh" if shape.hidden_size else None,
         "action_repeat": config.env.action_repeat,
-        "actions": _describe_actions(config),
+        "actions": _describe_actions(config.env),
     }
 
 
-def _describe_actions(config: RunConfig) -> Description:
-    traits = traits_of(config.env)
+def _describe_actions(env: EnvConfig) -> Description:
+    traits = traits_of(env)
     return {
         "low": traits.actions.low.tolist(),
         "high": traits.actions.high.tolist(),

@@ -104,8 +104,8 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         executor: Executor of the stage's work.
         at: Round of the stage.
     """
-    v, folder = vae_round(config, at), at.folder(LATENTS)
-    frames = sealed_records(store, (each.folder(ROLLOUTS) for each in encoded_rounds(config, at)))
+    v, folder = vae_round(config.rounds, at), at.folder(LATENTS)
+    frames = sealed_records(store, (each.folder(ROLLOUTS) for each in encoded_rounds(config.rounds, at)))
     present = read_records(store, folder)
     missing = [EncodeJob(name, record) for name, record in frames.items() if name not in present]
     total = sum(record.rows for record in frames.values())
@@ -148,7 +148,7 @@ def reconstruction_error(config: RunConfig, store: Store, at: Round) -> Generato
     from pipeline.models.vae import frames_to_input
     from pipeline.models.weights import load_vae
 
-    vae = load_vae(config.agent, vae_weights(store, vae_folder(config, at))).eval()
+    vae = load_vae(config.agent, vae_weights(store, vae_folder(config.rounds, at))).eval()
     held_out = held_out_of_round(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     records = require_manifest(store, at.folder(ROLLOUTS)).records.values()
     size, total, count = config.vae.batch_size, 0.0, 0

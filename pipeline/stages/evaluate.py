@@ -22,7 +22,7 @@ from pipeline.base import seeding
 from pipeline.base.progress import Progress, Update
 from pipeline.base.statistics import summarise
 from pipeline.config.agent import AgentConfig
-from pipeline.config.schema import EnvConfig, RunConfig
+from pipeline.config.schema import EnvConfig, EvaluateConfig, RunConfig
 from pipeline.data.artifacts import (
     DRIVE,
     EVALUATION,
@@ -97,13 +97,13 @@ class _TestedAgent:
     info: Mapping[str, Any]
 
 
-def agent_identity(config: RunConfig) -> dict[str, str]:
+def agent_identity(config: EvaluateConfig) -> dict[str, str]:
     """Identity of the agent under test beyond its name in ``evaluate.agent``; empty for the run's own.
 
     Raises:
         WorldModelsError: There is no such agent.
     """
-    agent = config.evaluate.agent
+    agent = config.agent
     if agent is None:
         return {}
     if names_class(agent):
@@ -150,7 +150,7 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
     """The run's own agent, or the one of ``evaluate.agent``."""
     agent = config.evaluate.agent
     if agent is None:
-        v = vae_weights(store, vae_folder(config, at))
+        v = vae_weights(store, vae_folder(config.rounds, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
         controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
         film_arguments = (config.test_env, config.agent, v, m)
@@ -169,7 +169,7 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
         return _TestedAgent({AGENT: none}, 0, config.seed, digest, external, None, {"agent": agent, "source": digest})
     trained = TrainedAgent.read(open_other(agent))
     theirs, weights = trained.config, trained.digest()
-    env = environment_for(theirs, config)
+    env = environment_for(theirs.env, config)
     film_arguments = (env, theirs.agent, trained.vae_weights, trained.mdnrnn_weights)
     return _TestedAgent(
         {AGENT: trained.controller()},

@@ -35,9 +35,9 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     findings = gather(config, store)
     with Progress("film a dream", "dream") as show:
         film = executor.run(film_dream, config, store, resources=Resources(), on_update=show)
-    last = rounds_of(config)[-1]
+    last = rounds_of(config.rounds)[-1]
     drive = _picture(store, last.folder(EVALUATION), DRIVE, VIDEO_END)
-    reconstructions = _picture(store, vae_folder(config, last), RECONSTRUCTIONS)
+    reconstructions = _picture(store, vae_folder(config.rounds, last), RECONSTRUCTIONS)
     page = make_page(config, findings, film, drive, reconstructions)
     numbers = json.dumps(
         {"format_version": 1, **findings.to_json(), "dream": _dream_numbers(film)}, indent=1, allow_nan=False

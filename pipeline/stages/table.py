@@ -101,7 +101,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
     if config.evaluate.agent is not None:
         keys = ("seed", "env", "tracks.test", "rollouts", "evaluate")
         return [Stage(EVALUATE, EVALUATION, (), keys, "evaluate an external agent on the test tracks")]
-    of_rounds = [stage for at in rounds_of(config) for stage in _round(config, at)]
+    of_rounds = [stage for at in rounds_of(config.rounds) for stage in _round(config, at)]
     reads = tuple(stage.prefix for stage in of_rounds)
     return [*of_rounds, Stage(MAKE_REPORT, REPORT, reads, (), "7: make a page with the results", may_grow=reads)]
 
@@ -112,14 +112,14 @@ _ROUND_KEYS = tuple(flatten(RunConfig(), "identity", ("rounds",)))
 
 def _round(config: RunConfig, at: Round) -> list[Stage]:
     """The stages of a round."""
-    before, v = at.previous, vae_folder(config, at)
+    before, v = at.previous, vae_folder(config.rounds, at)
     rollouts = tuple(each.folder(ROLLOUTS) for each in at.so_far)
-    latents = tuple(each.folder(LATENTS) for each in latents_rounds(config, at))
+    latents = tuple(each.folder(LATENTS) for each in latents_rounds(config.rounds, at))
     agent_before: tuple[str, ...] = ()
     if before is not None:
-        agent_before = (vae_folder(config, before), before.folder(MDNRNN), before.folder(EVOLUTION))
+        agent_before = (vae_folder(config.rounds, before), before.folder(MDNRNN), before.folder(EVOLUTION))
     agent_sizes = ("vae.z_size", "mdnrnn.hidden_size", "controller")
-    encoded = tuple(each.folder(ROLLOUTS) for each in encoded_rounds(config, at))
+    encoded = tuple(each.folder(ROLLOUTS) for each in encoded_rounds(config.rounds, at))
 
     def stage(name: str, folder: str, reads: tuple[str, ...], keys: tuple[str, ...], text: str) -> Stage:
         grows = (at.folder(EVOLUTION),) if name == EVALUATE else ()

@@ -113,7 +113,7 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Update, None, Mapping[str, Any]]:
     """Train M and commit its weights; the task for the executor. Returns a summary."""
     prefix, before = at.folder(MDNRNN), at.previous
-    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config, at)))
+    records = sealed_records(store, (each.folder(LATENTS) for each in latents_rounds(config.rounds, at)))
     window = config.mdnrnn.window
     example = next(read_latents(store, next(iter(records.values()))))
     action_size = example.actions.shape[1]

@@ -166,7 +166,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
     held_out = held_out_so_far(config, at, config.vae.validation_fraction, HELD_OUT_OF_V)
     stream = frame_stream(config.agent, store, records, held_out)
     held_out_frames = HeldOut(store, records, held_out, config.vae.max_validation_frames)
-    start = None if before is None else vae_weights(store, vae_folder(config, before))
+    start = None if before is None else vae_weights(store, vae_folder(config.rounds, before))
     objective = VaeObjective(config.agent, held_out_frames, start)
     fit = Fit(
         store,

@@ -66,7 +66,7 @@ def progress(trial: Trial, study_dir: str) -> Iterator[dict[str, float]]:
     """Validated generations of a run so far, each with the number of its generation and its validation return."""
     store = open_store(f"{study_dir}/{trial.folder}")
     before = 0
-    for at in rounds_of(trial.config):
+    for at in rounds_of(trial.config.rounds):
         last = before
         for row in read_metrics(store, at.folder(EVOLUTION)):
             last = before + int(row["step"])
@@ -82,4 +82,4 @@ def progress(trial: Trial, study_dir: str) -> Iterator[dict[str, float]]:
 def is_evaluated(trial: Trial, study_dir: str) -> bool:
     """Whether a run of a study has its test scores."""
     store = open_store(f"{study_dir}/{trial.folder}")
-    return read_manifest(store, rounds_of(trial.config)[-1].folder(EVALUATION)) is not None
+    return read_manifest(store, rounds_of(trial.config.rounds)[-1].folder(EVALUATION)) is not None

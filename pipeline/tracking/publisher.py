@@ -156,7 +156,7 @@ class Publisher:
 
     def _finish(self, name: str, session: _Session, *, failed: bool) -> None:
         """End the session in a tracker; publish the scores and the report, unless an earlier session has."""
-        manifest = read_manifest(self._store, rounds_of(self._config)[-1].folder(EVALUATION))
+        manifest = read_manifest(self._store, rounds_of(self._config.rounds)[-1].folder(EVALUATION))
         page = view_key(REPORT, PAGE)
         scores: dict[str, float] = {}
         report = None

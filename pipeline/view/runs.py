@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.base.errors import DamagedDataError, StorageError, WorldModelsError
+from pipeline.config.rounds import RoundsConfig
 from pipeline.config.schema import RunConfig
 from pipeline.config.study import saved_study
 from pipeline.data.artifacts import DRIVE, EVALUATION, EVOLUTION, MDNRNN, RECONSTRUCTIONS, VAE, VIDEO_END
@@ -92,7 +93,7 @@ class Runs:
         if number >= len(stores) or not stores[number].exists(CONFIG):
             return None
         find = _film if what == "film" else _picture
-        found = find(saved_config(stores[number]), stores[number])
+        found = find(saved_config(stores[number]).rounds, stores[number])
         return None if found is None else read_verified(stores[number], found[1], found[0])
 
 
@@ -127,7 +128,7 @@ def describe(store: Store) -> dict[str, Any]:
             current, state = stage, "under way" if alive else "stopped"
         seconds = None if manifest is None else manifest.info.get("seconds")
         stages.append({"title": stage.title, "state": state, "seconds": seconds})
-    film, picture = _film(config, store), _picture(config, store)
+    film, picture = _film(config.rounds, store), _picture(config.rounds, store)
     return {
         "title": config.name,
         "environment": config.env.id,
@@ -153,7 +154,7 @@ def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
     if stage.name == COLLECT:
         unit, total = "episodes", len(episodes_of(config, at))
     elif stage.name == ENCODE:
-        unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded_rounds(config, at))
+        unit, total = "shards", sum(len(shards_of(config, each)) for each in encoded_rounds(config.rounds, at))
         done_at = [(row["time"], row["shards"]) for row in rows]
     elif stage.name in (TRAIN_VAE, TRAIN_MDNRNN):
         section = of_round.vae if stage.name == TRAIN_VAE else of_round.mdnrnn
@@ -187,9 +188,9 @@ def _epochs(rows: Sequence[MetricsRow]) -> list[Point]:
 def _curves(config: RunConfig, store: Store) -> list[dict[str, Any]]:
     """Learning curves of V, M and C of all rounds, each with its validation."""
     curves = []
-    for at in rounds_of(config):
+    for at in rounds_of(config.rounds):
         suffix = "" if config.rounds.count == 1 else f", round {at.number}"
-        if vae_round(config, at) == at:
+        if vae_round(config.rounds, at) == at:
             rows = read_metrics(store, at.folder(VAE))
             curves.append(_curve(f"V{suffix}: loss", "step", rows, {"training": "loss", "held out": "held_out_loss"}))
         rows = read_metrics(store, at.folder(MDNRNN))
@@ -219,7 +220,7 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 def _scores(config: RunConfig, store: Store) -> dict[str, Any] | None:
     """Test scores of the latest evaluated round, by controller."""
-    for at in reversed(rounds_of(config)):
+    for at in reversed(rounds_of(config.rounds)):
         manifest = read_manifest(store, at.folder(EVALUATION))
         if manifest is not None:
             scores: dict[str, Any] = manifest.info["controllers"]
@@ -230,19 +231,19 @@ def _scores(config: RunConfig, store: Store) -> dict[str, Any] | None:
 _Found = tuple[str, Any]
 
 
-def _film(config: RunConfig, store: Store) -> _Found | None:
-    return _latest(config, store, lambda at: at.folder(EVALUATION), DRIVE, VIDEO_END)
+def _film(rounds: RoundsConfig, store: Store) -> _Found | None:
+    return _latest(rounds, store, lambda at: at.folder(EVALUATION), DRIVE, VIDEO_END)
 
 
-def _picture(config: RunConfig, store: Store) -> _Found | None:
-    return _latest(config, store, lambda at: vae_folder(config, at), RECONSTRUCTIONS)
+def _picture(rounds: RoundsConfig, store: Store) -> _Found | None:
+    return _latest(rounds, store, lambda at: vae_folder(rounds, at), RECONSTRUCTIONS)
 
 
 def _latest(
-    config: RunConfig, store: Store, folder: Callable[[Round], str], start: str, end: str = ""
+    rounds: RoundsConfig, store: Store, folder: Callable[[Round], str], start: str, end: str = ""
 ) -> _Found | None:
     """Prefix of a stage and record of the newest object with such a name, of the latest round that has one."""
-    for at in reversed(rounds_of(config)):
+    for at in reversed(rounds_of(rounds)):
         prefix = folder(at)
         manifest = read_manifest(store, prefix)
         record = newest(read_records(store, prefix) if manifest is None else manifest.records, start, end)

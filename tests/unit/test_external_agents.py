@@ -188,7 +188,7 @@ def cartpole(**env: Any) -> RunConfig:
 def test_the_agent_of_another_run_plays_the_environment_of_the_evaluation_and_sees_as_it_did() -> None:
     theirs = cartpole(crop=[0, 300, 0, 600], action_repeat=2, options={"sutton_barto_reward": True})
     ours = cartpole(fresh=True, max_episode_steps=60)
-    env = environment_for(theirs, ours)
+    env = environment_for(theirs.env, ours)
     assert env == ours.test_env.model_copy(update={"crop": [0, 300, 0, 600], "action_repeat": 2})
     assert env.options == {} and env.fresh and env.max_episode_steps == 60
     small = {"env": {"max_episode_steps": 50}, "collect": {"episode_steps": 50}, "mdnrnn": {"window": 5}}
@@ -196,9 +196,9 @@ def test_the_agent_of_another_run_plays_the_environment_of_the_evaluation_and_se
     random = RunConfig.model_validate(
         {**small, "env": {"max_episode_steps": 50, "domain_randomize": True, "view": "full"}}
     )
-    played = environment_for(random, car)
+    played = environment_for(random.env, car)
     assert (played.domain_randomize, played.view, played.rendering) == (False, "full", "gymnasium")
-    assert environment_for(car, random).domain_randomize
+    assert environment_for(car.env, random).domain_randomize
 
 
 def test_the_agent_of_another_run_that_cannot_act_or_see_here_is_refused() -> None:
@@ -207,10 +207,10 @@ def test_the_agent_of_another_run_that_cannot_act_or_see_here_is_refused() -> No
     discrete = RunConfig.model_validate({**small, "env": lander})
     continuous = RunConfig.model_validate({**small, "env": {**lander, "options": {"continuous": True}}})
     with pytest.raises(ConfigError, match=r"has action space Discrete\(4\); LunarLander-v3 with .* has Box"):
-        environment_for(discrete, continuous)
+        environment_for(discrete.env, continuous)
     keyed = cartpole(frame_key="screen")
     with pytest.raises(ConfigError, match=r"in the environment of this evaluation: env.frame_key = 'screen'"):
-        environment_for(keyed, cartpole())
+        environment_for(keyed.env, cartpole())
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def agent_of(store: LocalStore) -> EvolvedAgent:
 
 def test_episodes_and_shards_are_numbered_across_rounds() -> None:
     config = config_of(3)
-    assert [episodes_of(config, at) for at in rounds_of(config)] == [range(10), range(10, 14), range(14, 18)]
-    assert [shards_of(config, at) for at in rounds_of(config)] == [range(4), range(4, 6), range(6, 8)]
-    for at in rounds_of(config):
+    assert [episodes_of(config, at) for at in rounds_of(config.rounds)] == [range(10), range(10, 14), range(14, 18)]
+    assert [shards_of(config, at) for at in rounds_of(config.rounds)] == [range(4), range(4, 6), range(6, 8)]
+    for at in rounds_of(config.rounds):
         drawn = [list(shard_episodes(config, at, shard)) for shard in shards_of(config, at)]
         assert [episode for shard in drawn for episode in shard] == list(episodes_of(config, at))
         assert max(map(len, drawn)) <= config.collect.episodes_per_shard
