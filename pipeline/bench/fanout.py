@@ -19,7 +19,7 @@ JOBS_PER_WORKER = (16, 64)
 FEWER_WORKERS = (4, 16)
 _SECONDS = (0.5, 1.5)
 _WARM_UP_S = 1.0
-_MOST, _MOST_PER_CORE = 32, 16
+_MOST, _MOST_PER_CORE = 32, 16  # real workers
 _WARM_UP_JOBS = 16  # jobs per worker of the unmeasured generation before the measured ones
 
 
@@ -109,9 +109,9 @@ def bench_fanout(
         for count in counts:
             with on(count).pool(SleepingWorker) as pool:
                 _wait_for_all(pool, count)
-                copies = pool.copies  # type: ignore[attr-defined]
+                copies = pool.copies
                 ours = _timings(pool.map, count)
-                copies = pool.copies - copies  # type: ignore[attr-defined]
+                copies = pool.copies - copies
             with actor_pool(SleepingWorker, [SimulatedEpisode((0, i), _WARM_UP_S) for i in range(count)]) as map_jobs:
                 references = _timings(map_jobs, count)
             for per_worker, timing, reference in zip(JOBS_PER_WORKER, ours, references, strict=True):
@@ -159,6 +159,15 @@ def check_workers(workers: int) -> None:
         raise ConfigError(
             f"--workers {workers}: use at most {most}; {reason}. Without it, `bench fanout` simulates up to 2,048"
         )
+
+
+def bounded_workers(wanted: int | None) -> int:
+    """Number of real workers of a bench: one for each core, but no more than are wanted, nor than 32.
+
+    Args:
+        wanted: ``execution.workers`` of the run.
+    """
+    return min(num_cores(), _MOST, wanted or _MOST)
 
 
 def table_header() -> list[str]:

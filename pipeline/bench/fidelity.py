@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.base.errors import ConfigError
 from pipeline.base.statistics import summarise
 from pipeline.base.threads import num_threads
+from pipeline.bench.fanout import bounded_workers
 from pipeline.bench.table import FIDELITY
 from pipeline.bench.trained import TrainedRun
 from pipeline.config.schema import RunConfig
@@ -146,6 +147,7 @@ def _with_precision(config: RunConfig, engine: str, precision: str) -> RunConfig
     values = config.model_dump()
     values["rollouts"] |= {"engine": engine, "precision": precision}
     values["env"] |= {"rendering": "texture"}
+    values["execution"] |= {"workers": bounded_workers(config.execution.workers)}
     return RunConfig.model_validate(values)
 
 

@@ -1,4 +1,4 @@
-"""``bench generation``: one generation of the paper's size, on all cores, through Ray."""
+"""``bench generation``: one generation of the paper's size, on all cores but no more than 32, through Ray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.base.seeding import generator
 from pipeline.base.threads import num_threads
 from pipeline.bench.agent import naive_loop
+from pipeline.bench.fanout import bounded_workers
 from pipeline.bench.measure import BenchResult
 from pipeline.bench.table import GENERATION
 from pipeline.bench.trained import TrainedRun
@@ -97,7 +98,7 @@ def bench_generation(seconds: float, run: TrainedRun, executor: Callable[[RunCon
 
 def _on_ray(config: RunConfig) -> RunConfig:
     values = config.model_dump()
-    values["execution"] |= {"executor": "ray"}
+    values["execution"] |= {"executor": "ray", "workers": bounded_workers(config.execution.workers)}
     return RunConfig.model_validate(values)
 
 

@@ -12,7 +12,7 @@ NEED_A_RUN = {GENERATION, FIDELITY}
 HELP = {
     ENV: "Gymnasium's CarRacing-v3 and ours, on one core",
     AGENT: "the naive agent loop and a rollout worker, on one core",
-    GENERATION: "one generation of 64 x 16 episodes on all cores, from the search distribution of a run",
+    GENERATION: "one generation of 64 x 16 episodes on up to 32 cores, from the search distribution of a run",
     FIDELITY: "the best controller of a run with both renderings and at every precision of V's encoder",
     COLLECT: "the environment alone and collecting frames into shards, on one core",
     TRAIN_VAE: "a plain training step of V and the pipeline's",

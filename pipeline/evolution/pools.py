@@ -129,7 +129,7 @@ class TaskPool:
     """
 
     num_workers = 1
-    retries = 0
+    retries = copies = 0
 
     def __init__(
         self, executor: Executor, task: Callable[..., Any], arguments: Sequence[Any], resources: Resources

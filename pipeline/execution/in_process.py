@@ -116,6 +116,10 @@ class _InProcessPool:
     def retries(self) -> int:
         return self._scheduler.retries
 
+    @property
+    def copies(self) -> int:
+        return self._scheduler.copies
+
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         self._scheduler.begin(jobs, _NOW)
         self._shown.clear()

@@ -59,6 +59,10 @@ class Pool(Protocol):
     def retries(self) -> int:
         """Number of times that a job was tried again, in all calls so far."""
 
+    @property
+    def copies(self) -> int:
+        """Number of jobs of slow workers that were also sent to another worker, in all calls so far."""
+
     def map(self, jobs: Iterable[Any]) -> Iterator[tuple[Hashable, Any]]:
         """Run jobs on free workers, yielding (job ID, result) as jobs end, each ID once.
 

@@ -247,7 +247,7 @@ def test_another_worker_runs_the_jobs_of_a_hanging_one(
             stack.enter_context(hanging_counts_as_silent(tmp_path))
         pool = stack.enter_context(ray_executor(workers).pool(Hanging, 5, str(tmp_path), how, jobs_at_once=4))
         assert squares_of(pool, 12)
-        assert (pool.retries if workers == 1 else pool.copies) >= 1  # type: ignore[attr-defined]
+        assert (pool.retries if workers == 1 else pool.copies) >= 1
     (pid,) = hung_processes(tmp_path)
     said = "try 1 of 3: its worker hung" if workers == 1 else "jobs are also run elsewhere: no answer"
     assert re.search(rf"{said}.*log: \S+{pid}.err .*, pid {pid}", caplog.text)
@@ -318,7 +318,7 @@ def test_idle_worker_copies_a_slow_workers_job_and_the_first_result_counts(tmp_p
         ray_executor(3, timeout_s=1e18).pool(OneSlow, str(tmp_path), 0.02, math.inf) as pool,
     ):
         assert squares_of(pool, 30)
-        assert (pool.copies, pool.retries) == (1, 0)  # type: ignore[attr-defined]
+        assert (pool.copies, pool.retries) == (1, 0)
         assert squares_of(pool, 30), "the slow worker gets no jobs"
     begun = Counter(int(path.name.split("-")[1]) for path in tmp_path.glob("begun-*"))
     assert sum(begun.values()) == 61

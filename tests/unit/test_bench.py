@@ -171,6 +171,14 @@ def test_too_many_real_workers_for_the_machine_are_refused(
     fanout.check_workers(most)
 
 
+@pytest.mark.parametrize(("cores", "wanted", "expected"), [(4, None, 4), (4, 2, 2), (4, 64, 4), (256, None, 32)])
+def test_benches_start_at_most_a_worker_for_each_core_and_no_more_than_32(
+    monkeypatch: pytest.MonkeyPatch, cores: int, wanted: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(fanout, "num_cores", lambda: cores)
+    assert fanout.bounded_workers(wanted) == expected
+
+
 SMALL = simulated_fanout.Setting(16, 2, 4, "uniform")
 
 

@@ -41,7 +41,7 @@ class FakePool:
     """A pool that gives each job a return by a function of the job, in another order."""
 
     num_workers = 1
-    retries = 0
+    retries = copies = 0
 
     def __init__(self, value: Callable[[RolloutJob], float], order: Callable[[list[Any]], list[Any]] = list) -> None:
         self._value, self._order = value, order
