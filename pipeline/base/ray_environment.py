@@ -28,13 +28,3 @@ def cluster_address(ray_address: str | None) -> str | None:
     """
     address = ray_address or os.environ.get("RAY_ADDRESS")
     return None if address in ("", "local") else address
-
-
-def joins_cluster(executor: str, ray_address: str | None) -> bool:
-    """Whether a run joins a cluster.
-
-    Args:
-        executor: Value of ``execution.executor``.
-        ray_address: Value of ``execution.ray_address``.
-    """
-    return executor == "ray" and cluster_address(ray_address) is not None

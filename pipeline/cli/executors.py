@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.base.ray_environment import joins_cluster
-
 if TYPE_CHECKING:
     from pipeline.config.schema import ExecutionConfig, RunConfig
     from pipeline.execution.protocol import Executor
@@ -18,7 +16,7 @@ def make_executor(config: RunConfig) -> Executor:
         from pipeline.execution.in_process import InProcessExecutor
 
         return InProcessExecutor(config.execution.max_attempts)
-    if not joins_cluster(config.execution.executor, config.execution.ray_address):
+    if not config.execution.joins_cluster:
         prepare_local_ray(config.execution)
     from actors.executor import RayExecutor
 

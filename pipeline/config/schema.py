@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.base.ray_environment import cluster_address
 from pipeline.config.agent import AgentConfig, ControllerConfig, MdnRnnConfig, RolloutsConfig, VaeConfig
 from pipeline.config.consistency import check_consistency
 from pipeline.config.evolution import ONLY_DREAMS, DreamConfig, EvolveConfig
@@ -188,6 +189,11 @@ class ExecutionConfig(Section):
         0, ge=0, le=19, description="nice value of a local Ray's workers; on a cluster: RAY_worker_niceness"
     )
     exact: bool = runtime(True, description="refuse to mix kinds of CPU within a run; false: accept and record it")
+
+    @property
+    def joins_cluster(self) -> bool:
+        """Whether the run joins a cluster, by ``ray_address`` or by the environment."""
+        return self.executor == "ray" and cluster_address(self.ray_address) is not None
 
 
 class StorageConfig(Section):

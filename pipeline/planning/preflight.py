@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.base.errors import ConfigError
 from pipeline.base.formatting import binary_size, counted, rough_duration
 from pipeline.base.machine import memory_bytes, num_cores
-from pipeline.base.ray_environment import has_uploaded_sources, joins_cluster
+from pipeline.base.ray_environment import has_uploaded_sources
 from pipeline.base.threads import check_thread_limit
 from pipeline.config.agent import AgentConfig
 from pipeline.config.schema import ExecutionConfig, RunConfig
@@ -285,7 +285,7 @@ def describe(
     rows = estimate(config, env_rate, collected_actions)
     rest = [row for row in rows if row.stage not in done]
     workers = "the cluster's workers"
-    if not _on_a_cluster(config.execution):
+    if not config.execution.joins_cluster:
         workers = f"{counted(num_workers(config.execution), 'worker')} here"
     lines = [
         f"{config.name}: {config.env.id}, seed {config.seed}, executor {config.execution.executor} ({workers}), "
@@ -327,7 +327,7 @@ def check(config: RunConfig, run_dir: str, collected_actions: float | None = Non
         check_lasting(run_dir)
     if "://" not in run_dir:
         _check_disk(Path(run_dir), sum(row.disk_bytes for row in rows))
-    if _on_a_cluster(config.execution):
+    if config.execution.joins_cluster:
         return  # each worker checks its own node
     check_thread_limit(max(config.vae.threads, config.mdnrnn.threads))
     memory = memory_bytes()
@@ -353,10 +353,6 @@ def _check_disk(run_dir: Path, size_bytes: float) -> None:
             f"the run needs about {binary_size(needed)} of disk and {folder} has {binary_size(free)} free: "
             "choose another --run-dir, or lower collect.episodes"
         )
-
-
-def _on_a_cluster(execution: ExecutionConfig) -> bool:
-    return joins_cluster(execution.executor, execution.ray_address)
 
 
 def _present_bytes(folder: Path) -> int:
