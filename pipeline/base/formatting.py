@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def number(value: float, digits: int = 0) -> str:
     """Format 1234.56 as 1,235, or as 1,234.6 with one digit, with a true minus sign."""
@@ -59,3 +62,10 @@ def fact(value: str | int | float) -> str:
     if isinstance(value, bool | str):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def score(summary: Mapping[str, Any]) -> str:
+    """Format the summary of returns: 906.5 +- 21.0 (95 % interval 901.2 to 911.8); a value of None is not finite."""
+    keys = ("mean", "sd", "low", "high")
+    mean, sd, low, high = ("not finite" if summary[key] is None else f"{summary[key]:.1f}" for key in keys)
+    return f"{mean} +- {sd} (95 % interval {low} to {high})"

@@ -6,7 +6,6 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import StorageError
 from pipeline.cli.arguments import FORMATTER, READ_HELP, add_below, run_dir, written_dir
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def _compare(options: argparse.Namespace) -> int:
     from pipeline.storage.saved_config import require_run
     from pipeline.studies.plan import STUDY, trials_of
     from pipeline.studies.results import compare_study
+    from pipeline.studies.trials import none_evaluated_error
 
     stores = [open_store(location) for location in options.runs]
     title = "Comparison"
@@ -64,7 +64,7 @@ def _compare(options: argparse.Namespace) -> int:
         study = saved_study(stores[0].read(STUDY).decode(), stores[0].locate(STUDY))
         of_study = compare_study(trials_of(study), stores[0].locate(), options.below)
         if of_study is None:
-            raise StorageError(f"no run of the study in {stores[0].locate()} is evaluated yet: finish one first")
+            raise none_evaluated_error(stores[0].locate(), "finish one first")
         found, title = of_study, f"Study {study.name}"
     else:
         for store in stores:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.base.formatting import counted, duration, number
+from pipeline.base.formatting import counted, duration, number, score
 from pipeline.view.runs import Runs
 
 EVERY_S = 2.0
@@ -139,14 +139,6 @@ def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
 
 def _scores(run: Mapping[str, Any]) -> list[RenderableType]:
     return [
-        Text(
-            f" {name}: {_score(score['mean'])} +- {_score(score['sd'])} (95 % interval {_score(score['low'])} to "
-            f"{_score(score['high'])}) on {score['episodes']} test tracks",
-            "green",
-        )
-        for name, score in (run["scores"] or {}).items()
+        Text(f" {name}: {score(found)} on {found['episodes']} test tracks", "green")
+        for name, found in (run["scores"] or {}).items()
     ]
-
-
-def _score(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.base.errors import SessionEnded
-from pipeline.base.formatting import counted, duration
+from pipeline.base.formatting import counted, duration, score
 from pipeline.config.evolution import DreamConfig
 from pipeline.config.schema import RunConfig
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, MDNRNN, REPORT
@@ -66,7 +66,7 @@ def describe_run(store: Store) -> str:
                 f"  {controller_names(config.evolve.select)['best']} {state['best_validation']:.1f}, generation "
                 f"{state['best_generation']}{f' ({recall})' if config.evolve.select == 'dream' else ''}"
             )
-    checkpoint = _newest_checkpoint(config, store)
+    checkpoint = newest_checkpoint(config, store)
     if checkpoint is not None:
         lines.append(f"last checkpoint: {checkpoint}")
     session = last_session(store)
@@ -99,7 +99,7 @@ def _branches(config: RunConfig, store: Store) -> list[str]:
     return lines
 
 
-def _newest_checkpoint(config: RunConfig, store: Store) -> str | None:
+def newest_checkpoint(config: RunConfig, store: Store) -> str | None:
     """Newest checkpoint of all stages, in words."""
     checkpoints = {stage: Checkpoints(store, stage.prefix) for stage in stages_of(config)}
     ages = {stage: age for stage, found in checkpoints.items() if (age := found.age_s()) is not None}
@@ -195,14 +195,13 @@ def summarise_scores(store: Store) -> str:
             break
         if config.rounds.count > 1:
             lines.append(f"round {at.number}")
-        for name, score in evaluation.info["controllers"].items():
-            if score["episodes"] > 1:
+        for name, found in evaluation.info["controllers"].items():
+            if found["episodes"] > 1:
                 lines.append(
-                    f"{names[name]}: return {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} "
-                    f"to {score['high']:.1f}) on {score['episodes']} test tracks, none used for selection"
+                    f"{names[name]}: return {score(found)} on {found['episodes']} test tracks, none used for selection"
                 )
             else:
-                lines.append(f"{names[name]}: return {score['mean']:.1f} on one test track, too few for a score")
+                lines.append(f"{names[name]}: return {found['mean']:.1f} on one test track, too few for a score")
     if read_manifest(store, REPORT) is not None:
         lines.append(f"report: {store.locate(view_key(REPORT, PAGE))}")
     return "\n".join(lines)

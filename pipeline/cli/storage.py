@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pipeline.base.errors import StorageError
 from pipeline.base.formatting import counted
 from pipeline.cli.arguments import FORMATTER, READ_HELP, RUN_DIR_HELP, positive, run_dir, written_dir
 from pipeline.data.artifacts import EVOLUTION
@@ -86,7 +85,7 @@ def _copy_results(source_dir: str, target_dir: str) -> int:
     from pipeline.sharing.results import copy_results
     from pipeline.storage.run_dir import open_store
     from pipeline.studies.plan import STUDY, trials_of
-    from pipeline.studies.trials import is_evaluated
+    from pipeline.studies.trials import is_evaluated, none_evaluated_error
 
     source, target = open_store(source_dir), open_store(target_dir)
     if not source.exists(STUDY):
@@ -96,7 +95,7 @@ def _copy_results(source_dir: str, target_dir: str) -> int:
     trials = trials_of(saved_study(source.read(STUDY).decode(), source.locate(STUDY)))
     evaluated = [trial.folder for trial in trials if is_evaluated(trial, source.locate())]
     if not evaluated:
-        raise StorageError(f"no run of the study in {source.locate()} is evaluated yet")
+        raise none_evaluated_error(source.locate(), "finish one first")
     for folder in evaluated:
         copy_results(open_store(f"{source.locate()}/{folder}"), open_store(f"{target.locate()}/{folder}"))
     target.write(STUDY, source.read(STUDY))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import ConfigError, JobError, StorageError
+from pipeline.base.errors import ConfigError, JobError
 from pipeline.base.formatting import counted
 from pipeline.base.ray_environment import cluster_address
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, written_dir
@@ -78,6 +78,7 @@ def _study(options: argparse.Namespace) -> int:
     from pipeline.storage.run_dir import check_lasting, open_store
     from pipeline.studies.plan import COMPARISON, STUDY, trials_of
     from pipeline.studies.results import compare_study
+    from pipeline.studies.trials import none_evaluated_error
 
     study = load_study(options.study, options.override, options.vary, options.seeds)
     run_dir = options.run_dir or f"runs/{study.name}"
@@ -103,9 +104,10 @@ def _study(options: argparse.Namespace) -> int:
     if failed:
         raise JobError(f"{len(failed)} of {len(trials)} runs failed: {', '.join(failed)}", resume_after="")
     if found is None:
-        raise StorageError(
-            f"no run of the study in {study_dir} is evaluated yet: run the study without --only-compare; "
-            f"`world-models status {study_dir}/{trials[0].folder}` shows the state of a run"
+        raise none_evaluated_error(
+            study_dir,
+            "run the study without --only-compare; "
+            f"`world-models status {study_dir}/{trials[0].folder}` shows the state of a run",
         )
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.base.formatting import duration, size
+from pipeline.base.formatting import duration, score, size
 from pipeline.data.artifacts import EVOLUTION
 from pipeline.sharing.example import example
 from pipeline.sharing.licences import header_of
@@ -137,10 +137,10 @@ def card(pack: Pack, store: Store, where: str, license_id: str) -> str:
 
 def summary(pack: Pack, where: str, size_bytes: int) -> str:
     """Describe a finished pack in a few lines."""
-    score, difference = pack.score, pack.difference
+    difference = pack.difference
     return (
-        f"{pack.name}: return {score['mean']:.1f} +- {score['sd']:.1f} (95 % interval {score['low']:.1f} to "
-        f"{score['high']:.1f}) on {score['episodes']} test tracks, with weights in {pack.precision}\n"
+        f"{pack.name}: return {score(pack.score)} on {pack.score['episodes']} test tracks, "
+        f"with weights in {pack.precision}\n"
         f"the run itself: {pack.own['mean']:.1f}; difference {difference.mean:+.1f} (95 % interval "
         f"{difference.low:+.1f} to {difference.high:+.1f})\n"
         f"{size(size_bytes)} in {where}"

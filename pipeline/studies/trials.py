@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from pipeline.base.errors import LeaseError
+from pipeline.base.errors import LeaseError, StorageError
 from pipeline.data.artifacts import EVALUATION, EVOLUTION, REPORT
 from pipeline.data.rounds import rounds_of
 from pipeline.storage.layout import CONFIG
@@ -83,3 +83,8 @@ def is_evaluated(trial: Trial, study_dir: str) -> bool:
     """Whether a run of a study has its test scores."""
     store = open_store(f"{study_dir}/{trial.folder}")
     return read_manifest(store, rounds_of(trial.config.rounds)[-1].folder(EVALUATION)) is not None
+
+
+def none_evaluated_error(study_dir: str, remedy: str) -> StorageError:
+    """Error of a command that needs the scores of a study's runs, when no run has any; says what to do first."""
+    return StorageError(f"no run of the study in {study_dir} is evaluated yet: {remedy}")

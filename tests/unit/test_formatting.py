@@ -21,6 +21,10 @@ from pipeline.base import formatting
         (formatting.size(999_600), "1 MB"),
         (formatting.size(1_234_567), "1.23 MB"),
         (formatting.size(25.7e12), "25.7 TB"),
+        (
+            formatting.score({"mean": 906.54, "sd": 21.0, "low": 901.2, "high": None}),
+            "906.5 +- 21.0 (95 % interval 901.2 to not finite)",
+        ),
     ],
 )
 def test_numbers_are_formatted_readably(text: str, expected: str) -> None:
