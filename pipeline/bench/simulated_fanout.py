@@ -26,12 +26,12 @@ from pipeline.simulation.workers import SimulatedJob
 WORKERS = (16, 64, 256, 1024, 2048)
 JOBS_PER_LANE = (4, 16)
 LANES = (1, 16)
-DURATIONS = ("uniform", "heavy-tailed")
+_DURATIONS = ("uniform", "heavy-tailed")
 
 # Measured with Ray 2.60 and 8 actors on two cores of an AMD EPYC: CPU time of the driver's thread to submit one of many
 # calls, to look for their answers, and to read them at once. A call and its answer take 1.3 to 2.3 ms.
 RAY_COSTS = DriverCosts(look_s=1e-6, read_s=1e-5, send_s=1e-4, job_s=1e-5)
-DELAY_S = (0.5e-3, 1e-3)  # of a message, one way
+_DELAY_S = (0.5e-3, 1e-3)  # of a message, one way
 
 _UNIFORM_S = (0.5, 1.5)
 _TAIL_S, _TAIL_INDEX, _LONGEST_S = 0.5, 1.5, 20.0  # of a Pareto distribution
@@ -50,7 +50,7 @@ class Setting:
         workers: Number of workers, all up from the beginning.
         lanes: Jobs that a worker runs at once.
         jobs_per_lane: Number of jobs, for each lane of all workers.
-        durations: One of ``DURATIONS``.
+        durations: "uniform" or "heavy-tailed".
     """
 
     workers: int
@@ -115,7 +115,7 @@ def simulate_fanout(show: Callable[[str], None], settings: Sequence[Setting] | N
         settings: Rows; None: all of the table.
     """
     if settings is None:
-        settings = [Setting(*values) for values in product(WORKERS, LANES, JOBS_PER_LANE, DURATIONS)]
+        settings = [Setting(*values) for values in product(WORKERS, LANES, JOBS_PER_LANE, _DURATIONS)]
         settings = [setting for setting in settings if setting.num_jobs <= _MOST_JOBS]
     rows = []
     with ProcessPoolExecutor(num_cores(), mp_context=get_context("spawn")) as processes:
@@ -154,7 +154,7 @@ def _simulated_map(setting: Setting, number: int) -> _Map:
         seconds=seconds,
         work_s=sum(durations) / setting.num_lanes,
         greedy_s=greedy_seconds(durations, setting.num_lanes),
-        actor_pool_s=actor_pool_seconds(durations, setting.num_lanes, RAY_COSTS, _delays(number)),
+        actor_pool_s=_actor_pool_seconds(durations, setting.num_lanes, RAY_COSTS, _delays(number)),
         driver_s=cluster.driver_s,
         scheduler_us=1e6 * scheduler.cpu_s / len(durations),
     )
@@ -181,7 +181,7 @@ def _mean_of(values: Sequence[float]) -> float:
 
 def _delays(number: int) -> Callable[[], float]:
     rng = random.Random(derive(0, "bench/fanout/delays", number))
-    return lambda: rng.uniform(*DELAY_S)
+    return lambda: rng.uniform(*_DELAY_S)
 
 
 class TimedScheduler(Scheduler):
@@ -226,7 +226,7 @@ def greedy_seconds(seconds: Sequence[float], lanes: int) -> float:
     return max(free_at)
 
 
-def actor_pool_seconds(seconds: Sequence[float], lanes: int, costs: DriverCosts, delay: Callable[[], float]) -> float:
+def _actor_pool_seconds(seconds: Sequence[float], lanes: int, costs: DriverCosts, delay: Callable[[], float]) -> float:
     """Compute the seconds of the rule of ``ray.util.ActorPool``: a lane gets its next job when its result is read.
 
     Args:

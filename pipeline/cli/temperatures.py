@@ -74,8 +74,8 @@ def _temperatures(options: argparse.Namespace) -> int:
     config = saved_config(store, options.override)
     refuse_other_identity(saved_config(store), config, ("dream", "evolve", "evaluate"), "temperatures")
     wanted: list[float | None] = [*sorted(set(options.at)), *([None] if options.game else [])]
-    configs = {at: config_at(config, at, options.generations, options.episodes) for at in wanted}
-    folders = {at: branch_name(at) for at in configs}
+    configs = {at: _config_at(config, at, options.generations, options.episodes) for at in wanted}
+    folders = {at: _branch_name(at) for at in configs}
     check_environment(config)
     refuse_if_owned(store)
     check_machine(store, exact=config.execution.exact)
@@ -105,7 +105,7 @@ def _temperatures(options: argparse.Namespace) -> int:
     return 0
 
 
-def branch_name(temperature: float | None) -> str:
+def _branch_name(temperature: float | None) -> str:
     """Folder of an evolution at a temperature; None is the one in the game.
 
     Raises:
@@ -120,7 +120,9 @@ def branch_name(temperature: float | None) -> str:
     return temperature_folder(temperature)
 
 
-def config_at(config: RunConfig, temperature: float | None, generations: int | None, episodes: int | None) -> RunConfig:
+def _config_at(
+    config: RunConfig, temperature: float | None, generations: int | None, episodes: int | None
+) -> RunConfig:
     """Config of an evolution in the dream at a temperature: nothing in it is chosen by the environment.
 
     Args:
@@ -147,7 +149,7 @@ def config_at(config: RunConfig, temperature: float | None, generations: int | N
         values["dream"]["temperature"] = temperature
         values["evolve"] |= {"environment": "dream", "select": "dream", **ONLY_DREAMS}
     values["evaluate"] |= {"controllers": "best", "episodes": episodes or config.evaluate.episodes}
-    found = validate(values, branch_name(temperature))
+    found = validate(values, _branch_name(temperature))
     if found.evolve.generations < found.evolve.validate_every:
         raise ConfigError(
             f"{found.evolve.generations} generations end before the first validation, which chooses the controller "

@@ -23,30 +23,30 @@ from pipeline.reporting.published import Published
 
 # Colours for the light theme, from Okabe & Ito's palette for all kinds of colour vision. In the SVG each becomes the
 # page's CSS variable of that name, which has another value in the dark theme.
-INK, FAINT, GRID = "#1f2328", "#6b7280", "#d9dde3"
+_INK, FAINT, _GRID = "#1f2328", "#6b7280", "#d9dde3"
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a8559a"
 _VARIABLES = {
-    INK: "ink", FAINT: "faint", GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"
+    _INK: "ink", FAINT: "faint", _GRID: "grid", BLUE: "blue", VERMILLION: "vermillion", GREEN: "green", PURPLE: "purple"
 }  # fmt: skip
 
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "world-models",
     "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
     "axes.edgecolor": FAINT,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": GRID,
+    "grid.color": _GRID,
     "grid.linewidth": 0.7,
     "xtick.color": FAINT,
     "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
     "legend.frameon": False,
     "figure.facecolor": "none",
     "lines.solid_capstyle": "round",
@@ -180,8 +180,8 @@ def returns(
                 axes.plot(values, place + spread, "o", color=colour, alpha=0.6, markersize=3.5, markeredgewidth=0)
             mean = float(np.mean(values))
             if interval is not None:
-                axes.plot(interval, [place - 0.2] * 2, color=INK, linewidth=1.6)
-            axes.plot([mean], [place - 0.2], "D", color=INK, markersize=5)
+                axes.plot(interval, [place - 0.2] * 2, color=_INK, linewidth=1.6)
+            axes.plot([mean], [place - 0.2], "D", color=_INK, markersize=5)
         if reference is not None:
             label, value = reference
             axes.axvline(value, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)), label=label)

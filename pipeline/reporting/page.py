@@ -28,7 +28,7 @@ from pipeline.rollouts.video import still_of
 from pipeline.storage.layout import CONFIG
 from pipeline.training.assessment import DREAM_STEPS
 
-UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
+_UNIT_GAUSSIAN_NATS = 0.5 * math.log(2 * math.pi * math.e)  # its entropy
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def make_page(
         "held_out": _held_out(run.mdnrnn_held_out) if run.mdnrnn_held_out else [],
         "grey_levels": grey_levels,
         "free_nats": config.vae.kl_tolerance * config.vae.z_size,
-        "unit_gaussian": UNIT_GAUSSIAN_NATS,
+        "unit_gaussian": _UNIT_GAUSSIAN_NATS,
         "size_bytes": sum(stage.size_bytes for stage in run.stages),
         "config_yaml": dump(config),
         "commands": _commands(config, run.directory),

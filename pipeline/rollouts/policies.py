@@ -14,7 +14,7 @@ from pipeline.envs.environment import Environment
 from pipeline.models.controller import ControllerBatch, ControllerShape, join_features
 from pipeline.models.forward import Encoder, RnnStep, make_encoder, make_rnn_step, sample_z
 
-BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
+_BROWNIAN_DT = 1 / 50  # per action, independent of the number of steps that an action is held for
 
 
 class Policy(Protocol):
@@ -94,7 +94,7 @@ class BrownianPolicy:
     def act(self, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See ``Policy.act``."""
         action = self._action.astype(np.float32)
-        step = np.sqrt(BROWNIAN_DT) * self._rng.standard_normal(self._action.shape)
+        step = np.sqrt(_BROWNIAN_DT) * self._rng.standard_normal(self._action.shape)
         self._action = np.clip(self._action + step, self._low, self._high)
         return action
 
@@ -148,7 +148,7 @@ class ControllerPolicy:
         return first
 
 
-def random_controller(env: Environment, config: AgentConfig, rng: np.random.Generator) -> ControllerPolicy:
+def _random_controller(env: Environment, config: AgentConfig, rng: np.random.Generator) -> ControllerPolicy:
     """Create random V, M and C, drawn again for each episode, as the paper collects its data.
 
     As in the paper's code, every parameter is a Cauchy number times a scale that is uniform in [0, 0.01], drawn once
@@ -219,4 +219,4 @@ def make_policy(collect: CollectConfig, agent: AgentConfig, env: Environment, rn
         return WhitePolicy(env, rng)
     if collect.policy == "repeat":
         return RepeatPolicy(env, collect.max_repeats, rng)
-    return random_controller(env, agent, rng)
+    return _random_controller(env, agent, rng)

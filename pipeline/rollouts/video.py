@@ -14,7 +14,7 @@ from PIL import Image
 
 # The same pictures give the same bytes on every CPU: one thread, no random IDs in the container, and only those
 # algorithms of x264 that are equal on all CPUs. The result of its AVX-512 code differs from call to call.
-_OPTIONS: dict[str, object] = {"crf": "26", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+OPTIONS: dict[str, object] = {"crf": "26", "preset": "veryfast", "x264-params": "cpu-independent=1"}
 
 
 def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) -> bytes:
@@ -28,7 +28,7 @@ def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) ->
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=per_second)
         stream.pix_fmt = "yuv420p"
-        stream.options = _OPTIONS
+        stream.options = OPTIONS
         stream.codec_context.thread_count = 1
         stream.codec_context.flags |= Flags.bitexact
         for number, picture in enumerate(pictures):

@@ -46,7 +46,7 @@ from pipeline.storage.manifest import (
 from pipeline.storage.metrics import MetricsLog, MetricsRow
 from pipeline.storage.store import Store
 
-SHARDS_AT_ONCE = 2  # per worker: one is recorded while the previous one is committed
+_SHARDS_AT_ONCE = 2  # per worker: one is recorded while the previous one is committed
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
         before = done
         if missing:
             with executor.pool(
-                CollectWorker, config, store, at, _collector(config, store, at), jobs_at_once=SHARDS_AT_ONCE
+                CollectWorker, config, store, at, _collector(config, store, at), jobs_at_once=_SHARDS_AT_ONCE
             ) as pool:
                 for _, record in pool.map(missing):
                     episodes = len(record.info["episodes"])

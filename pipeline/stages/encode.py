@@ -27,7 +27,7 @@ from pipeline.storage.metrics import MetricsLog
 from pipeline.storage.store import Store
 from pipeline.training.held_out import HELD_OUT_OF_V, held_out_of_round
 
-SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
+_SHARDS_AT_ONCE = READ_AHEAD + 2  # per worker: shards read ahead, one being encoded, one being committed
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
                 store,
                 folder,
                 vae_weights(store, v.folder(VAE)),
-                jobs_at_once=SHARDS_AT_ONCE,
+                jobs_at_once=_SHARDS_AT_ONCE,
             ) as pool:
                 for count, (_, record) in enumerate(pool.map(missing), len(present) + 1):
                     done += record.rows

@@ -123,10 +123,10 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     prefix = at.folder(EVALUATION)
     subject = _subject(config, store, executor, at)
     jobs = {
-        name: _jobs(config, subject.seed, subject.digest, parameters)
+        name: jobs_of(config, subject.seed, subject.digest, parameters)
         for name, parameters in subject.controllers.items()
     }
-    episode_rows, retries = _run_test_episodes(store, prefix, executor, jobs, subject.open_pool)
+    episode_rows, retries = run_test_episodes(store, prefix, executor, jobs, subject.open_pool)
     tag = evaluation_tag(subject.generation, config.evaluate.episodes)
     rows = [{"evaluation": tag, "generation": subject.generation, **row} for row in episode_rows]
 
@@ -138,7 +138,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     shown = min(jobs)  # "best" before "mean"
     names = {f"{DRIVE}{tag}{end}" for end in (GIF_END, VIDEO_END)} - read_records(store, prefix).keys()
     if names and subject.film is not None:
-        job = _film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
+        job = film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))
     commit(store, prefix, test_episodes_name(tag), _to_parquet(rows), rows=len(rows))
     commit(store, prefix, summary_name(tag), json.dumps(summary, indent=1).encode(), folder=FILES)
@@ -152,7 +152,7 @@ def _subject(config: RunConfig, store: Store, executor: Executor, at: Round) -> 
     if agent is None:
         v = vae_weights(store, vae_folder(config.rounds, at))
         m = mdnrnn_weights(store, at.folder(MDNRNN))
-        controllers, generation = _controllers(config, store, at.folder(EVOLUTION))
+        controllers, generation = chosen_controllers(config, store, at.folder(EVOLUTION))
         film_arguments = (config.test_env, config.agent, v, m)
         return _TestedAgent(
             controllers,
@@ -197,7 +197,7 @@ def _film(
         commit(store, prefix, name, data, folder=FILES, controller=controller, **made.info)
 
 
-def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[str, NDArray[np.float32]], int]:
+def chosen_controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Load the newest controllers, by name, and their generation.
 
     If both are wanted and ``best`` equals the mean, only the mean is returned: equal parameters have equal scores. If
@@ -217,7 +217,15 @@ def _controllers(config: RunConfig, store: Store, evolution: str) -> tuple[dict[
     return {name: tensors[name] for name in wanted}, int(info["generation"])
 
 
-def _jobs(config: RunConfig, seed: int, digest: str, parameters: NDArray[np.float32]) -> list[RolloutJob]:
+def jobs_of(config: RunConfig, seed: int, digest: str, parameters: NDArray[np.float32]) -> list[RolloutJob]:
+    """Test episodes of a controller, one on each test track.
+
+    Args:
+        config: Config of the run.
+        seed: Seed of the noise with which z is sampled.
+        digest: See ``_TestedAgent``.
+        parameters: Parameters of the controller, (n,) float32.
+    """
     # The candidate number is derived from the parameters, so that a checkpoint distinguishes controllers and agents.
     candidate = seeding.derive(config.seed, f"evaluate/{digest}{parameters.tobytes().hex()}")
     return scored_jobs(
@@ -232,7 +240,7 @@ def _jobs(config: RunConfig, seed: int, digest: str, parameters: NDArray[np.floa
     )
 
 
-def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
+def film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
     """Select the episode to film: the one with the median return (the upper of two), not the best."""
     job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
     steps = min(
@@ -241,7 +249,7 @@ def _film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[f
     return RolloutJob(**{**vars(job), "max_steps": steps})
 
 
-def _run_test_episodes(
+def run_test_episodes(
     store: Store,
     prefix: str,
     executor: Executor,

@@ -184,7 +184,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
         objective.module.calibrate(frames_to_input(batch, objective.device))
     commit(store, prefix, VAE_WEIGHTS, weights.to_bytes(objective.module, description))
     if RECONSTRUCTIONS not in read_records(store, prefix):
-        commit(store, prefix, RECONSTRUCTIONS, _reconstructions(objective, held_out_frames))
+        commit(store, prefix, RECONSTRUCTIONS, picture_of_reconstructions(objective, held_out_frames))
     return {
         **summary,
         "device": str(objective.device),
@@ -194,7 +194,7 @@ def train(config: RunConfig, store: Store, at: Round = FIRST) -> Generator[Updat
 
 
 @torch.inference_mode()
-def _reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
+def picture_of_reconstructions(objective: VaeObjective, held_out: HeldOut) -> bytes:
     """Draw a PNG: evenly spaced held-out frames in the upper row, their reconstructions by V below."""
     frames = np.concatenate(list(held_out.frames()))
     chosen = frames[np.linspace(0, len(frames) - 1, min(_PICTURE_FRAMES, len(frames))).astype(int)]

@@ -35,7 +35,7 @@ from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
 from pipeline.view.json_numbers import without_nan
 
-_FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
+FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured
 _MOST_POINTS = 300  # of a curve
 
@@ -68,12 +68,12 @@ class Runs:
             )
         self._lock = threading.Lock()
         self._described: dict[str, Any] = {}
-        self._described_at = -_FRESH_S
+        self._described_at = -FRESH_S
 
     def describe(self) -> dict[str, Any]:
         """Describe all runs in plain, finite values; ``runs`` of the result has the order of ``media``."""
         with self._lock:
-            if time.monotonic() - self._described_at >= _FRESH_S:
+            if time.monotonic() - self._described_at >= FRESH_S:
                 runs = [_describe_or_say_why(name, store) for name, store in self._stores.items()]
                 self._described = {"study": self.study, "runs": runs}
                 self._described_at = time.monotonic()

@@ -28,7 +28,7 @@ from pipeline.base.machine import reachable_address
 from pipeline.view import runs, wire
 from pipeline.view.viewer import run_viewer
 
-MOST_VIEWERS = 4
+_MOST_VIEWERS = 4
 
 # Every file of the page, and nothing else, can be asked for.
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -124,7 +124,7 @@ class ViewServer:
         seats: Viewers' processes, each until it is gone.
     """
 
-    def __init__(self, run: str, host: str = "127.0.0.1", port: int = 0, most: int = MOST_VIEWERS) -> None:
+    def __init__(self, run: str, host: str = "127.0.0.1", port: int = 0, most: int = _MOST_VIEWERS) -> None:
         self._run, self._host, self._port, self._most = run, host, port, most
         self.token = secrets.token_urlsafe(24)
         self.seats: set[Seat] = set()

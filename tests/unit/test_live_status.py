@@ -146,7 +146,7 @@ def test_a_store_that_does_not_answer_once_is_shown_and_watched_on(
         return exists(store, key)
 
     monkeypatch.setattr(LocalStore, "exists", answer)
-    monkeypatch.setattr("pipeline.view.runs._FRESH_S", 0.0)
+    monkeypatch.setattr("pipeline.view.runs.FRESH_S", 0.0)
     waits: list[float] = []
     monkeypatch.setattr(live, "sleep", waits.append)
     out = io.StringIO()

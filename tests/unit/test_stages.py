@@ -256,7 +256,7 @@ def test_requested_controllers_are_evaluated(
     )  # fmt: skip
     seal_current_data(store, "evolution")
     config = counting_config({"evaluate.controllers": wanted})
-    found, generation = evaluate._controllers(config, store, "evolution")
+    found, generation = evaluate.chosen_controllers(config, store, "evolution")
     assert list(found) == evaluated
     assert generation == 7
     if "best" in found:
@@ -265,8 +265,8 @@ def test_requested_controllers_are_evaluated(
 
 def test_shown_episode_is_the_median_one_not_the_best() -> None:
     config = counting_config({"evaluate.film_seconds": 0.1})
-    jobs = evaluate._jobs(config, config.seed, "", np.zeros(3, np.float32))
-    shown = evaluate._film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])
+    jobs = evaluate.jobs_of(config, config.seed, "", np.zeros(3, np.float32))
+    shown = evaluate.film_job(config, jobs, [5.0, 1.0, 9.0, 3.0])
     assert shown.track == jobs[0].track
     assert shown.max_steps == 5
-    assert evaluate._film_job(config, jobs[:3], [5.0, 1.0, 9.0]).track == jobs[0].track
+    assert evaluate.film_job(config, jobs[:3], [5.0, 1.0, 9.0]).track == jobs[0].track

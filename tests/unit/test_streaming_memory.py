@@ -109,7 +109,7 @@ def train(run_dir: str, shuffle_frames: int, num_frames: int) -> None:
 def measure(small: str, large: str) -> None:
     """Print the growth of peak memory for the stream, then for a stream with a single block."""
     train_vae.VaeObjective = TinyObjective  # type: ignore[assignment,misc]
-    train_vae._reconstructions = lambda *_: b""
+    train_vae.picture_of_reconstructions = lambda *_: b""
     train(small, 200, 2_000)
     gc.collect()
     before, result = peak_bytes(), {}

@@ -50,7 +50,7 @@ def interrupted(run_dir: Path, config: Any, monkeypatch: pytest.MonkeyPatch) -> 
         raise StorageError("the disk is full")
 
     with monkeypatch.context() as patched, pytest.raises(StorageError, match="full"):
-        patched.setattr("pipeline.stages.evaluate._run_test_episodes", stop)
+        patched.setattr("pipeline.stages.evaluate.run_test_episodes", stop)
         run_config(config, str(run_dir), "run")
 
 

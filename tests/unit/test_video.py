@@ -64,7 +64,7 @@ def test_bytes_depend_neither_on_the_cpu_nor_on_the_call(monkeypatch: pytest.Mon
     """x264's code for AVX-512 gives other bytes than its plain C, and on some content other bytes in each call."""
     pictures = [wavy(number) for number in range(12)]
     films = {encode_video(pictures, Fraction(25, 2)) for _ in range(10)}
-    monkeypatch.setitem(video._OPTIONS, "x264-params", "asm=0")
+    monkeypatch.setitem(video.OPTIONS, "x264-params", "asm=0")
     assert films == {encode_video(pictures, Fraction(25, 2))}
 
 
