@@ -202,6 +202,11 @@ def chosen_controllers(config: RunConfig, store: Store, evolution: str) -> tuple
 
     If both are wanted and ``best`` equals the mean, only the mean is returned: equal parameters have equal scores. If
     no generation was validated, there is no best controller and the mean is returned instead.
+
+    Args:
+        config: Config of the run.
+        store: Store of the run.
+        evolution: Folder of the evolution.
     """
     tensors, info = controllers_of(store, evolution), controllers_record(store, evolution).info
     wanted = ["mean", "best"] if config.evaluate.controllers == "both" else [config.evaluate.controllers]
@@ -241,7 +246,13 @@ def jobs_of(config: RunConfig, seed: int, digest: str, parameters: NDArray[np.fl
 
 
 def film_job(config: RunConfig, jobs: Sequence[RolloutJob], returns: Sequence[float]) -> RolloutJob:
-    """Select the episode to film: the one with the median return (the upper of two), not the best."""
+    """Select the episode to film: the one with the median return (the upper of two), not the best.
+
+    Args:
+        config: Config of the run.
+        jobs: Test episodes of a controller.
+        returns: Their returns, in the same order.
+    """
     job = jobs[int(np.argsort(returns, kind="stable")[len(returns) // 2])]
     steps = min(
         config.env.max_episode_steps, round(config.evaluate.film_seconds * traits_of(config.env).steps_per_second)
@@ -257,6 +268,13 @@ def run_test_episodes(
     open_pool: Callable[[], AbstractContextManager[Pool]],
 ) -> tuple[list[EpisodeRow], int]:
     """Run the jobs that the newest checkpoint does not have.
+
+    Args:
+        store: Store of the run, fenced by the session.
+        prefix: Folder of the evaluation.
+        executor: Executor of the stage's work.
+        jobs: Test episodes by the name of their controller.
+        open_pool: Function that opens a pool of workers for them.
 
     Returns:
         Rows of all jobs, in the order of controllers and tracks, and the number of retries.
