@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from pipeline.storage.local import LocalStore
 from tests.made_run import make_config, put_agent, put_data, put_evaluation, put_metrics
 
-LIMIT_S = 240  # only ever reached by what hangs
+LIMIT_S = 240  # only a hang reaches it
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,7 +29,7 @@ class Server:
     """A server in a process of its own.
 
     Attributes:
-        process: Its process.
+        process: Process of the server.
         url: Address that it printed.
     """
 

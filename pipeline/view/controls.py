@@ -67,7 +67,7 @@ def checked(actions: Actions, values: Sequence[float]) -> Vector:
 
 
 def value_of(actions: Actions, vector: Vector) -> Any:
-    """Value of the action space, which ``Actions.vector`` takes back to the same action."""
+    """Value of the action space, which ``Actions.vector`` converts to the same action."""
     return actions.native(vector) if actions.discrete else vector
 
 

@@ -38,7 +38,7 @@ class Ahead:
 
 
 def look_ahead(dream: SteeredDream, decode: Callable[[Array], Frames]) -> Ahead:
-    """Dream on for ``STEPS`` steps.
+    """Continue the dreams for ``STEPS`` steps.
 
     Args:
         dream: ``SAMPLES`` dreams that begin now.

@@ -37,7 +37,7 @@ from pipeline.view.json_numbers import without_nan
 
 FRESH_S = 1.5  # seconds for which a description is kept, regardless of the number of viewers
 _RECENT_ROWS = 20  # rows of metrics over which a rate is measured
-_MOST_POINTS = 300  # of a curve
+_MOST_POINTS = 300  # points per curve
 
 Point = tuple[float, float]
 
@@ -74,7 +74,7 @@ class Runs:
         """Describe all runs in plain, finite values; ``runs`` of the result has the order of ``media``."""
         with self._lock:
             if time.monotonic() - self._described_at >= FRESH_S:
-                runs = [_describe_or_say_why(name, store) for name, store in self._stores.items()]
+                runs = [_describe_or_problem(name, store) for name, store in self._stores.items()]
                 self._described = {"study": self.study, "runs": runs}
                 self._described_at = time.monotonic()
             return self._described
@@ -97,7 +97,7 @@ class Runs:
         return None if found is None else read_verified(stores[number], found[1], found[0])
 
 
-def _describe_or_say_why(name: str, store: Store) -> dict[str, Any]:
+def _describe_or_problem(name: str, store: Store) -> dict[str, Any]:
     run = {"name": name, "where": store.locate()}
     try:
         if not store.exists(CONFIG):

@@ -30,7 +30,7 @@ from pipeline.view.viewer import run_viewer
 
 _MOST_VIEWERS = 4
 
-# Every file of the page, and nothing else, can be asked for.
+# Types of the page's files, which are served and no others.
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -54,9 +54,9 @@ class Seat:
     Attributes:
         process: Process with the viewer's world.
         connection: Pipe to it.
-        messages: Its messages to the page; None at its end.
-        ready: Whether it has sent one: before, it has nothing to release.
-        leaving: Its end, once that has begun.
+        messages: Messages to the page; None at the end of the process.
+        ready: Whether the process has sent a message; before that it holds no resources.
+        leaving: Task that ends the process; None until the viewer leaves.
     """
 
     process: SpawnProcess
@@ -117,7 +117,7 @@ class ViewServer:
         run: Location of a run or of a study.
         host: Address to listen on.
         port: Port; 0 for a free one.
-        most: Most viewers at a time.
+        most: Maximum number of viewers at a time.
 
     Attributes:
         token: First part of every address.
@@ -148,7 +148,7 @@ class ViewServer:
         """Begin to listen.
 
         Returns:
-            Address of the page; with a host that means all addresses of this machine, by the one that others reach.
+            Address of the page. If the host stands for all addresses: the address that other machines reach.
 
         Raises:
             ConfigError: The address is not one of this machine, or the port is taken.
@@ -323,7 +323,7 @@ async def _listen(seat: Seat, page: web.WebSocketResponse) -> None:
 
 
 def _part(request: web.Request, content: bytes, content_type: str) -> web.Response:
-    """Answer with some media, or with the part of them that the header ``Range`` asks for: Safari plays nothing else.
+    """Answer with some media, or with the part of them that the header ``Range`` requests: Safari plays nothing else.
 
     Raises:
         HTTPRequestRangeNotSatisfiable: There is no such part.

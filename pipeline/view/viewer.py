@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from pipeline.view.world import World
 
 PICTURES_PER_SECOND = 30
-# Pictures and looks ahead on the way to the page. A page that is slower misses some rather than sees old ones.
+# Messages not yet acknowledged by the page. A slower page skips some, so that it never shows old ones.
 _ON_THE_WAY = 3
 _SHOW_AN_END_S = 2.0
 _AHEAD_EVERY_S = 0.4
-_AHEAD_SHARE = 0.25  # of the time at most that looking ahead takes
+_AHEAD_SHARE = 0.25  # maximum share of time spent looking ahead
 
 
 def run_viewer(connection: Connection, run: str) -> None:
@@ -55,8 +55,8 @@ def _serve(connection: Connection, run: str) -> None:
     torch.set_num_threads(1)
     world = World(TrainedAgent.read(open_store(as_run_dir(run))))
     try:
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as beside:
-            Viewer(world, connection, beside).run()
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as look_ahead_thread:
+            Viewer(world, connection, look_ahead_thread).run()
     finally:
         world.close()
 
@@ -67,15 +67,16 @@ class Viewer:
     Args:
         world: World of the viewer.
         connection: See ``run_viewer``.
-        beside: Thread in which M looks ahead.
+        look_ahead_thread: Thread in which M looks ahead.
     """
 
-    def __init__(self, world: World, connection: Connection, beside: ThreadPoolExecutor) -> None:
-        self._world, self._connection, self._beside = world, connection, beside
+    def __init__(self, world: World, connection: Connection, look_ahead_thread: ThreadPoolExecutor) -> None:
+        self._world, self._connection, self._look_ahead_thread = world, connection, look_ahead_thread
         self._paused, self._speed = False, 1.0
         self._stale = True  # whether the page lacks the present picture
         self._sent = self._seen = 0
-        self._driven = self._taken = self._shown = 0  # drives by number: the newest, in the last step, in the picture
+        # Numbers of the person's actions: the newest, the one of the last step, the one in the picture.
+        self._newest = self._taken = self._shown = 0
         self._step_due = self._picture_due = self._ahead_due = time.monotonic()
         self._ahead: Future[Ahead] | None = None
         self._ahead_began = 0.0
@@ -127,8 +128,11 @@ class Viewer:
             self._step_due = now + _SHOW_AN_END_S
 
     def _step_world(self, see: bool = True) -> None:
-        """Take a step, and note which drive its picture shows: a scene of the game is that before the action."""
-        before, self._taken = self._taken, self._driven
+        """Take a step, and note which of the person's actions its picture shows.
+
+        A scene of the game is drawn before the action.
+        """
+        before, self._taken = self._taken, self._newest
         self._world.step(see)
         if self._world.dreaming:
             self._shown = self._taken
@@ -137,7 +141,7 @@ class Viewer:
 
     def _send_picture(self) -> None:
         picture = self._world.look()
-        facts = {**picture.status, "drive": self._shown, "paused": self._paused, "speed": self._speed}
+        facts = {**picture.status, "action_number": self._shown, "paused": self._paused, "speed": self._speed}
         arrays: dict[str, NDArray[Any]] = {
             "scene": picture.scene, "frame": picture.frame, "reconstruction": picture.reconstruction,
             "z": picture.z, "h": picture.h,
@@ -169,7 +173,8 @@ class Viewer:
             self._send("ahead", {}, arrays)
         if self._ahead_wanted and now >= self._ahead_due:
             self._ahead_wanted, self._ahead_began = False, now
-            self._ahead = self._beside.submit(look_ahead, self._world.dream_ahead(), self._world.agent.decode)
+            dreams, decode = self._world.dream_ahead(), self._world.agent.decode
+            self._ahead = self._look_ahead_thread.submit(look_ahead, dreams, decode)
 
     def _handle(self, message: wire.Message) -> None:
         world = self._world
@@ -177,18 +182,18 @@ class Viewer:
             case wire.Seen(number=number):
                 self._seen = max(self._seen, min(number, self._sent))
                 return
-            case wire.Drive(number=number, action=action):
-                world.drive(action)
-                self._driven = number
+            case wire.Steer(number=number, action=action):
+                world.steer(action)
+                self._newest = number
                 return
-            case wire.Wheel(driver=driver):
-                world.hand_to(driver)
+            case wire.Wheel(holder=holder):
+                world.hand_to(holder)
             case wire.Sleep(on=on):
                 if on:
                     world.fall_asleep()
                 else:
                     world.wake_up()
-                self._step_due = time.monotonic()  # whichever begins does not wait for the end of the other
+                self._step_due = time.monotonic()  # the dream, or the game, starts at once
             case wire.Temperature(value=value):
                 world.temperature = value
             case wire.Hold(z=z):
@@ -199,7 +204,7 @@ class Viewer:
             case wire.Pause(on=on):
                 self._paused = on
                 self._step_due = time.monotonic()
-            case wire.Step():
+            case wire.StepOnce():
                 self._step_world()
             case wire.Speed(value=value):
                 self._speed = value

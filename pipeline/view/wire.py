@@ -40,10 +40,10 @@ class Seen(_Strict):
     number: int = Field(ge=0)
 
 
-class Drive(_Strict):
-    """The person's action from now on; pictures tell the number of the newest that they show."""
+class Steer(_Strict):
+    """The person's action from now on; pictures tell the number of the newest action that they show."""
 
-    do: Literal["drive"]
+    do: Literal["steer"]
     number: int = Field(ge=0)
     action: list[Number] = Field(max_length=_MOST_NUMBERS)
 
@@ -52,7 +52,7 @@ class Wheel(_Strict):
     """The wheel goes to the person or the controller."""
 
     do: Literal["wheel"]
-    driver: Literal["controller", "person"]
+    holder: Literal["controller", "person"]
 
 
 class Sleep(_Strict):
@@ -76,7 +76,7 @@ class Pause(_Strict):
     on: bool
 
 
-class Step(_Strict):
+class StepOnce(_Strict):
     """One step while the world stands still."""
 
     do: Literal["step"]
@@ -103,7 +103,7 @@ class Hold(_Strict):
     z: list[Number] | None = Field(max_length=_MOST_NUMBERS)
 
 
-Message = Seen | Drive | Wheel | Sleep | Temperature | Pause | Step | Speed | Track | Hold
+Message = Seen | Steer | Wheel | Sleep | Temperature | Pause | StepOnce | Speed | Track | Hold
 
 _ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="do")])
 

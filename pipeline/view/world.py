@@ -18,7 +18,7 @@ from pipeline.view import controls
 from pipeline.view.look_ahead import SAMPLES
 
 Frame = NDArray[np.uint8]
-Driver = Literal["controller", "person"]
+Holder = Literal["controller", "person"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class World:
         trained: Weights and controllers of a run.
 
     Attributes:
-        agent: Agent, whose M follows the driver, controller or person.
-        driver: Holder of the wheel, controller or person.
+        agent: Agent, whose M follows the holder of the wheel.
+        holder: Holder of the wheel, controller or person.
         track: Seed of the track.
         over: Whether the episode, or the dream, has ended; the next step begins another.
         steps_per_second: Steps of the world per second of the game's own clock: one for each action.
@@ -71,7 +71,7 @@ class World:
         self._ends_at = config.dream.end_probability
         self._repeat = config.env.action_repeat
         self.steps_per_second = self._env.steps_per_second / self._repeat
-        self.driver: Driver = "controller"
+        self.holder: Holder = "controller"
         self._wheel = controls.at_rest(self._actions)
         self._temperature = 1.0
         self._held: Array | None = None
@@ -103,7 +103,7 @@ class World:
         self._dreamt: Dreamt | None = None
         self.step()
 
-    def drive(self, values: Sequence[float]) -> None:
+    def steer(self, values: Sequence[float]) -> None:
         """Set the action that a person takes while having the wheel.
 
         Raises:
@@ -111,9 +111,9 @@ class World:
         """
         self._wheel = controls.checked(self._actions, values)
 
-    def hand_to(self, driver: Driver) -> None:
+    def hand_to(self, holder: Holder) -> None:
         """Hand the wheel over."""
-        self.driver = driver
+        self.holder = holder
         self._wheel = controls.at_rest(self._actions)
 
     @property
@@ -178,7 +178,7 @@ class World:
         )
 
     def dream_ahead(self) -> SteeredDream:
-        """Dreams that begin at the present moment, for ``ahead.look_ahead``; another thread may step them."""
+        """Dreams that begin at the present moment, for ``look_ahead.look_ahead``; another thread may step them."""
         self._looks += 1
         return self.agent.begin_dream(self._temperature, samples=SAMPLES, seed=self._looks, moment=self._moment())
 
@@ -187,7 +187,7 @@ class World:
         self._env.close()
 
     def _step_game(self, see: bool) -> None:
-        taken = controls.value_of(self._actions, self._wheel) if self.driver == "person" else None
+        taken = controls.value_of(self._actions, self._wheel) if self.holder == "person" else None
         self.agent.act(self._frame, taken)
         if see:  # before the step: the scene is then of the frame that V sees
             self._scene = self._env.render().copy()
@@ -209,7 +209,7 @@ class World:
             self.over = self._game_over
             self._begin_dream()
             return
-        self._dreamt = dreamt = dream.step(self._wheel if self.driver == "person" else None)
+        self._dreamt = dreamt = dream.step(self._wheel if self.holder == "person" else None)
         self._dream_steps += 1
         if dreamt.reward is not None:
             self._dream_return += float(dreamt.reward[0])
@@ -227,7 +227,7 @@ class World:
             "track": self.track,
             "steps": self._steps,
             "return": self._return,
-            "driver": self.driver,
+            "holder": self.holder,
             "over": self.over,
             "action": [round(float(each), 3) for each in action],
             "temperature": self._temperature,

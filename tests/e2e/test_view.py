@@ -87,7 +87,7 @@ def take_the_wheel(page: Page) -> None:
         page.press(Keys.TAB)
     assert page.at("hand").value_of_css_property("outline-style") == "solid", "the focus is visible"
     page.press(Keys.ENTER)
-    page.until("driver", "person")
+    page.until("holder", "person")
     assert page.at("who").text == "You drive"
     wait(page.chrome, lambda _: page.gas() == 0)  # nobody touches anything
     ActionChains(page.chrome).key_down(Keys.ARROW_UP).perform()
@@ -95,10 +95,10 @@ def take_the_wheel(page: Page) -> None:
     ActionChains(page.chrome).key_up(Keys.ARROW_UP).perform()
     wait(page.chrome, lambda _: page.gas() == 0)
     page.press("t")
-    page.until("driver", "controller")
+    page.until("holder", "controller")
     pad = page.chrome.find_element(By.CSS_SELECTOR, "[data-holds='1+']")  # the pads of a touch screen
     ActionChains(page.chrome).click_and_hold(pad).perform()
-    page.until("driver", "person")
+    page.until("holder", "person")
     wait(page.chrome, lambda _: page.gas() == 1)
     ActionChains(page.chrome).release().perform()
 
@@ -221,7 +221,7 @@ def test_hostile_messages_end_the_connection_and_nothing_else(server: Server) ->
         asyncio.run(ending(message))
     assert codes == [1009, 1008, 1003]
     asyncio.run(freed(server))
-    last = asyncio.run(ending(json.dumps({"do": "drive", "number": 1, "action": [0.0]})))
+    last = asyncio.run(ending(json.dumps({"do": "steer", "number": 1, "action": [0.0]})))
     assert last is not None and last.type is WSMsgType.BINARY
     header, _ = unpacked(last.data)
     assert header["is"] == "failed" and "action of 1 numbers: expected 3" in header["reason"]

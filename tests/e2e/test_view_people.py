@@ -86,7 +86,7 @@ def test_each_viewer_has_a_world_and_one_who_leaves_takes_only_that(server: Serv
         second.at("track").send_keys("21", Keys.ENTER)
         wait(chrome, lambda _: second.text("track-shown") == "21")
         second.press("t")
-        second.until("driver", "person")
+        second.until("holder", "person")
         chrome.get("about:blank")
         wait(chrome, lambda _: len(server.worlds()) == 1)
         chrome.switch_to.window(window)
@@ -122,7 +122,7 @@ def steer_by_gamepad(page: Page) -> None:
         window.pad = { axes: [stick, 0], buttons };
     """
     page.press("t")
-    page.until("driver", "person")
+    page.until("holder", "person")
     page.chrome.execute_script(move, -0.5, 0.75)
     wait(page.chrome, lambda _: (page.axis(0), page.gas()) == (-0.5, 0.75))
     page.chrome.execute_script(move, 0.1, 0)  # the stick lies in its dead zone
@@ -158,12 +158,12 @@ def record(page: Page) -> None:
 
 def touch_a_phone(page: Page) -> None:
     page.press("t")
-    page.until("driver", "controller")
+    page.until("holder", "controller")
     resize(page.chrome, PHONE)
     page.chrome.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
     gas = page.chrome.find_element(By.CSS_SELECTOR, "[data-holds='1+']")
     touch(page.chrome, gas)
-    page.until("driver", "person")
+    page.until("holder", "person")
     wait(page.chrome, lambda _: page.gas() == 1)
     lift(page.chrome)
     wait(page.chrome, lambda _: page.gas() == 0)
@@ -194,7 +194,7 @@ def test_the_agent_of_the_package_is_watched_driven_and_dreams() -> None:
         page = opened(chrome, server.url)
         page.until_more("steps", 20)
         page.press("t")
-        page.until("driver", "person")
+        page.until("holder", "person")
         ActionChains(chrome).key_down(Keys.ARROW_UP).perform()
         wait(chrome, lambda _: page.gas() == 1.0)
         ActionChains(chrome).key_up(Keys.ARROW_UP).perform()
@@ -214,7 +214,7 @@ def test_choices_are_held_by_keys_and_pads(tmp_path: Path) -> None:
         assert page.at("scene").get_property("width") == 600
         assert page.at("keys").text == "Keys: hold 1 to 2, ← →. Pads and a gamepad work too."
         page.press("t")
-        page.until("driver", "person")
+        page.until("holder", "person")
 
         def taken(_: Chrome) -> list[str]:
             return [each.text for each in chrome.find_elements(By.CSS_SELECTOR, "#controls .taken")]

@@ -25,7 +25,7 @@ from pipeline.view.server import ViewServer
 from tests.made_run import make_config, put_agent, put_data
 from tests.viewer_messages import unpacked
 
-LIMIT_S = 60  # only ever reached by what hangs
+LIMIT_S = 60  # only a hang reaches it
 
 
 @asynccontextmanager

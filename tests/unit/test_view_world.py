@@ -83,14 +83,14 @@ def test_the_controller_drives_as_the_agent_does_alone_and_m_follows_a_person() 
         np.testing.assert_array_equal(world.agent.h, alone.h)
         if step == 2:
             world.hand_to("person")
-            world.drive([0.25, 0.5])
+            world.steer([0.25, 0.5])
         world.step()
-    assert world.look().status["driver"] == "person"
+    assert world.look().status["holder"] == "person"
 
 
 def test_a_person_who_takes_the_wheel_and_touches_nothing_is_at_rest() -> None:
     world = make_world()
-    world.drive([1.0, 1.0])
+    world.steer([1.0, 1.0])
     world.hand_to("person")
     assert steps(world, 1)[0]["action"] == [0.0, 0.0]
 
@@ -116,7 +116,7 @@ def test_a_person_drives_in_the_dream_too() -> None:
     world = make_world()
     world.fall_asleep()
     world.hand_to("person")
-    world.drive([-0.5, 0.75])
+    world.steer([-0.5, 0.75])
     assert steps(world, 2)[-1]["action"] == [-0.5, 0.75]
 
 
@@ -175,7 +175,7 @@ def test_held_latents_are_decoded_and_leave_the_agent_alone() -> None:
 def test_numbers_that_do_not_fit_are_refused() -> None:
     world = make_world()
     with pytest.raises(ValueError, match="action of 3 numbers: expected 2"):
-        world.drive([0.0, 0.0, 0.0])
+        world.steer([0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="latents of 1 numbers: expected 5"):
         world.hold([1.0])
 
@@ -255,11 +255,11 @@ def test_a_choice_is_named_by_its_number_and_the_car_by_what_it_does() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", '{"do":"quit"}', '{"do":"step","more":1}', '{"do":"drive","number":1,"action":[NaN]}',
-        '{"do":"drive","number":1,"action":[1e999]}', '{"do":"drive","number":1,"action":["1"]}',
-        '{"do":"drive","number":-1,"action":[]}', f'{{"do":"hold","z":{[0] * 2000}}}', '{"do":"temperature","value":0}',
+        "", "{", "[]", "null", '{"do":"quit"}', '{"do":"step","more":1}', '{"do":"steer","number":1,"action":[NaN]}',
+        '{"do":"steer","number":1,"action":[1e999]}', '{"do":"steer","number":1,"action":["1"]}',
+        '{"do":"steer","number":-1,"action":[]}', f'{{"do":"hold","z":{[0] * 2000}}}', '{"do":"temperature","value":0}',
         '{"do":"speed","value":1e9}', '{"do":"track","seed":-1}', '{"do":"track","seed":4294967296}',
-        '{"do":"track","seed":"../../etc"}', '{"do":"wheel","driver":"nobody"}', '{"do":"pause","on":1}', "[" * 5000,
+        '{"do":"track","seed":"../../etc"}', '{"do":"wheel","holder":"nobody"}', '{"do":"pause","on":1}', "[" * 5000,
     ],
 )  # fmt: skip
 def test_malformed_messages_are_refused(text: str) -> None:
@@ -268,8 +268,8 @@ def test_malformed_messages_are_refused(text: str) -> None:
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
-    assert wire.read_message('{"do":"drive","number":7,"action":[0.5,1]}') == wire.Drive(
-        do="drive", number=7, action=[0.5, 1.0]
+    assert wire.read_message('{"do":"steer","number":7,"action":[0.5,1]}') == wire.Steer(
+        do="steer", number=7, action=[0.5, 1.0]
     )
     frame = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
     arrays = {"frame": frame, "z": np.array([1.5, -2]), "scene": np.zeros((1200, 1600, 3), np.uint8)}

@@ -1,4 +1,4 @@
-"""The pace of a viewer's process: how much it sends to a slow page, which drive a picture shows, and when it steps."""
+"""The pace of a viewer's process: how much it sends to a slow page, which action a picture shows, and when it steps."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ def test_a_page_that_reads_gets_its_pictures_and_looks_ahead(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("dreams", [False, True], ids=["game", "dream"])
-def test_a_picture_tells_the_drive_whose_effect_it_shows(monkeypatch: pytest.MonkeyPatch, dreams: bool) -> None:
+def test_picture_tells_the_number_of_the_action_that_it_shows(monkeypatch: pytest.MonkeyPatch, dreams: bool) -> None:
     taken = [0.5, 0.5]
-    drive = wire.Drive(do="drive", number=7, action=taken)
-    wheel = wire.Wheel(do="wheel", driver="person")
+    steer = wire.Steer(do="steer", number=7, action=taken)
+    wheel = wire.Wheel(do="wheel", holder="person")
     begins = [(0.1, wire.Sleep(do="dream", on=True))] if dreams else []
-    page = Page(leaves_at=1.0, sends=deque([(0.0, wheel), *begins, (0.5, drive)]))
+    page = Page(leaves_at=1.0, sends=deque([(0.0, wheel), *begins, (0.5, steer)]))
     world = make_world(env__max_episode_steps=1000)
-    began: list[int] = []  # number of the step that took the drive first
+    began: list[int] = []  # number of the step that took the action first
     step_of, count = world.step, iter(range(2000))
 
     def step(see: bool = True) -> None:
@@ -127,8 +127,8 @@ def test_a_picture_tells_the_drive_whose_effect_it_shows(monkeypatch: pytest.Mon
         if number is not None:
             # A scene of the game is that before the action of its step; a dream shows what the step made of it.
             shows = number >= began[0] if dreams else number > began[0]
-            assert picture["drive"] == (7 if shows else 0)
-    assert page.of("picture")[-1]["drive"] == 7
+            assert picture["action_number"] == (7 if shows else 0)
+    assert page.of("picture")[-1]["action_number"] == 7
 
 
 def test_neither_dream_nor_game_waits_for_the_end_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
 // A slider for each dimension of z. They follow the agent until a person moves one; then they hold still, and V draws
-// what they say, until they are let go.
+// their latents, until they are let go.
 
 import { drawFrame } from "./draw.js";
 

@@ -1,4 +1,4 @@
-// The page: it shows what this viewer's world sends, and sends what the person does.
+// The page: it shows the messages of this viewer's world, and sends the person's actions.
 
 import { drawAhead, drawBars, drawFrame, drawScene, drawSpread, drawStrip } from "./draw.js";
 import { Film } from "./film.js";
@@ -13,8 +13,8 @@ const AHEAD_STEPS = [1, 5, 10, 15, 20, 25, 30];
 const RECENT = 30; // pictures and actions that the rate and the latency are measured over
 
 let connection = null, wheel = null, latents = null, about = null, now = null;
-let waiting = null, drawing = false, drives = 0, measured = 0;
-const sentDrives = [], latencies = [], shownAt = [];
+let waiting = null, drawing = false, actions = 0, measured = 0;
+const sentActions = [], latencies = [], shownAt = [];
 const film = new Film(byId("scene"), [byId("frame"), byId("reconstruction")], showFilm);
 
 function connect() {
@@ -54,12 +54,12 @@ function receive({ header, arrays }) {
 
 function begin(header) {
   about = header;
-  drives = 0;
-  sentDrives.length = 0;
+  actions = 0;
+  sentActions.length = 0;
   byId("run").textContent = header.run;
   byId("environment").textContent = header.environment;
   document.title = `${header.run} · World Models`;
-  wheel = new Wheel(byId("controls"), header.controls, sendDrive, () => hand("person"));
+  wheel = new Wheel(byId("controls"), header.controls, sendAction, () => hand("person"));
   latents = new Latents(header.z_size, (z) => connection.send("hold", { z }));
   byId("keys").textContent = wheel.help();
   const lacks = [header.predicts_reward ? "" : "rewards", header.predicts_end ? "" : "ends"].filter(Boolean);
@@ -102,9 +102,9 @@ const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits)
 function showStatus(header) {
   const { dream } = header, before = now;
   now = header;
-  Object.assign(body.dataset, { state: "running", driver: header.driver, asleep: dream ? "yes" : "no",
+  Object.assign(body.dataset, { state: "running", holder: header.holder, asleep: dream ? "yes" : "no",
     paused: header.paused ? "yes" : "no" });
-  const mine = header.driver === "person";
+  const mine = header.holder === "person";
   set("return", fixed(header.return, 1));
   set("steps", header.steps.toLocaleString("en"));
   set("track-shown", String(header.track));
@@ -123,7 +123,7 @@ function showStatus(header) {
   const over = `The episode is over: return ${fixed(header.return, 1)}`;
   set("ended", dream ? "M expects the end here. It dreams again from where you fell asleep." : over);
   wheel.show(header.action);
-  if (before && (before.driver !== header.driver || !before.dream !== !dream)) {
+  if (before && (before.holder !== header.holder || !before.dream !== !dream)) {
     set("say", `${mine ? "You drive" : "The controller drives"}${dream ? ", in M's dream" : ""}`);
   }
   if (before?.track !== header.track && document.activeElement !== byId("track")) byId("track").value = header.track;
@@ -141,12 +141,12 @@ function showAhead(arrays) {
   set("expected", `${reward}${arrays.end_probability ? "; orange: probability of an end" : ""}`);
 }
 
-function measure({ drive }) {
+function measure({ action_number: shown }) {
   const at = performance.now();
   shownAt.push(at);
   if (shownAt.length > RECENT) shownAt.shift();
-  while (sentDrives.length && sentDrives[0].number <= drive) {
-    latencies.push(at - sentDrives.shift().at);
+  while (sentActions.length && sentActions[0].number <= shown) {
+    latencies.push(at - sentActions.shift().at);
     if (latencies.length > RECENT) latencies.shift();
   }
   measured += 1;
@@ -157,21 +157,21 @@ function measure({ drive }) {
   set("rate", `${rate.toFixed(0)} pictures a second${delay}`);
 }
 
-function sendDrive(action, at) {
-  drives += 1;
-  sentDrives.push({ number: drives, at });
-  if (sentDrives.length > RECENT) sentDrives.shift();
-  connection.send("drive", { number: drives, action });
+function sendAction(action, at) {
+  actions += 1;
+  sentActions.push({ number: actions, at });
+  if (sentActions.length > RECENT) sentActions.shift();
+  connection.send("steer", { number: actions, action });
 }
 
-function hand(driver) {
-  if (!now || now.driver === driver) return;
+function hand(holder) {
+  if (!now || now.holder === holder) return;
   wheel.letGo();
-  connection.send("wheel", { driver });
+  connection.send("wheel", { holder });
 }
 
 const commands = {
-  t: () => hand(now.driver === "person" ? "controller" : "person"),
+  t: () => hand(now.holder === "person" ? "controller" : "person"),
   m: () => connection.send("dream", { on: !now.dream }),
   p: () => connection.send("pause", { on: !now.paused }),
   ".": () => { if (now.paused) connection.send("step"); },
@@ -203,7 +203,7 @@ addEventListener("keydown", (event) => {
   if (!now || event.ctrlKey || event.metaKey || event.altKey || typesInto(event.target)
     || byId("world").hidden) return;
   const slides = event.target.matches?.("input[type=range]");
-  if (now.driver === "person" && !slides && wheel.key(event, true)) event.preventDefault();
+  if (now.holder === "person" && !slides && wheel.key(event, true)) event.preventDefault();
   else if (!event.repeat && commands[event.key.toLowerCase()]) commands[event.key.toLowerCase()]();
 });
 addEventListener("keyup", (event) => wheel?.key(event, false));
@@ -223,11 +223,11 @@ byId("tracks").onsubmit = (event) => {
 };
 byId("again").onclick = connect;
 
-function drive(at) {
-  if (now?.driver === "person") wheel.update(at);
-  requestAnimationFrame(drive);
+function steer(at) {
+  if (now?.holder === "person") wheel.update(at);
+  requestAnimationFrame(steer);
 }
-requestAnimationFrame(drive);
+requestAnimationFrame(steer);
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
 function open(tab) {

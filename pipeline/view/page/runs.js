@@ -1,4 +1,4 @@
-// The state of the runs, which is asked for again every few seconds while it is looked at.
+// The state of the runs. It is requested every few seconds while its tab is open.
 
 import { colour } from "./draw.js";
 
@@ -148,7 +148,7 @@ function film(address, kind, caption) {
   if (!media.has(address)) {
     const made = kind === "video" ? element("video", { controls: true, loop: true, muted: true, playsInline: true,
       preload: "metadata", "aria-label": caption }) : element("img", { alt: caption });
-    made.onerror = () => media.delete(address); // it is asked for again with the next state
+    made.onerror = () => media.delete(address); // it is requested again with the next state
     made.src = address;
     media.set(address, made);
   }
