@@ -116,7 +116,7 @@ class RayExecutor:
             if failure.kind is FailureKind.FATAL and failure.cause is not None:
                 raise failure.cause
             what = f"{failure.what}; {attempt.where()}"
-            if failure.kind in LOST and self._is_of_a_lost_node(failure, attempt):
+            if failure.kind in LOST and self._lost_with_node(failure, attempt):
                 nodes_lost += 1
                 if attempt.worker is not None:  # else it was sent to a node whose loss Ray had not noticed yet
                     self._telemetry.lost_worker(preempted=True)
@@ -178,7 +178,7 @@ class RayExecutor:
         """See ``pipeline.execution.protocol.Executor.publish``."""
         self._telemetry.publish(stage, metrics)
 
-    def _is_of_a_lost_node(self, failure: Failure, lost: TaskTry) -> bool:
+    def _lost_with_node(self, failure: Failure, lost: TaskTry) -> bool:
         """Whether a task was lost because its node was."""
         if failure.kind is FailureKind.NODE_LOST:
             return True

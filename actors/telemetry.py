@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Gauge
 from pipeline.base.progress import Counted, Measured, Metrics
 
 # With the tags `run` and `stage`.
-OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
+STAGE_METRICS: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
     "episodes": (Counter, "Episodes run"),
     "env_steps": (Counter, "Environment steps in these episodes"),
     "encoded_frames": (Counter, "Frames encoded into latents"),
@@ -27,7 +27,7 @@ OF_STAGES: Final[dict[Counted | Measured, tuple[type[Any], str]]] = {
     "held_out_loss": (Gauge, "Loss on the held-out episodes after the last epoch"),
 }
 # With the tag `run`.
-OF_WORKERS: Final[dict[str, tuple[type[Any], str]]] = {
+WORKER_METRICS: Final[dict[str, tuple[type[Any], str]]] = {
     "workers": (Gauge, "Workers that are ready"),
     "retries": (Counter, "Retries of jobs and tasks"),
     "preemptions": (Counter, "Workers that left a draining node or were lost with their node"),
@@ -50,11 +50,11 @@ class Telemetry:
         tags = {"run": run}
         self._of_stages = {
             name: kind(f"world_models_{name}", what, ("run", "stage")).set_default_tags(tags)
-            for name, (kind, what) in OF_STAGES.items()
+            for name, (kind, what) in STAGE_METRICS.items()
         }
         self._of_workers = {
             name: kind(f"world_models_{name}", what, ("run",)).set_default_tags(tags)
-            for name, (kind, what) in OF_WORKERS.items()
+            for name, (kind, what) in WORKER_METRICS.items()
         }
 
     def publish(self, stage: str, metrics: Metrics) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.util.state import list_actors, list_tasks
 
 from actors.executor import RayExecutor
-from actors.telemetry import OF_STAGES, OF_WORKERS, Telemetry
+from actors.telemetry import STAGE_METRICS, WORKER_METRICS, Telemetry
 from pipeline.config.schema import ExecutionConfig
 from tests.cluster.head import Head
 from tests.cluster_files.test_grafana import EXPORTED
@@ -52,7 +52,7 @@ def test_every_metric_is_served_under_its_name(local_ray: None) -> None:
     executor = RayExecutor(ExecutionConfig(workers=1), run)
     workers = Telemetry(run)
     for value in (2.0, 3.5):
-        for name in OF_STAGES:
+        for name in STAGE_METRICS:
             executor.publish("evolve", {name: value})
     executor.publish("collect", {"episodes": 7, "env_steps": 0})
     workers.workers(4)
@@ -65,12 +65,12 @@ def test_every_metric_is_served_under_its_name(local_ray: None) -> None:
     workers.lost_worker(preempted=False)
 
     of_workers = {"workers": 3.0, "retries": 6.0, "preemptions": 2.0, "worker_failures": 1.0}
-    assert of_workers.keys() == OF_WORKERS.keys()
+    assert of_workers.keys() == WORKER_METRICS.keys()
     expected: dict[tuple[str, str | None], tuple[str, float]] = {
         ("ray_world_models_episodes_total", "collect"): ("counter", 7.0)
     }
     for exported, (short, of_stage) in zip(
-        EXPORTED, [*((name, True) for name in OF_STAGES), *((name, False) for name in OF_WORKERS)], strict=True
+        EXPORTED, [*((name, True) for name in STAGE_METRICS), *((name, False) for name in WORKER_METRICS)], strict=True
     ):
         counted = exported.endswith("_total")
         value = (5.5 if counted else 3.5) if of_stage else of_workers[short]

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from ray.util.metrics import Counter
 
-from actors.telemetry import OF_STAGES, OF_WORKERS
+from actors.telemetry import STAGE_METRICS, WORKER_METRICS
 from tests.cluster_files.documents import ROOT
 
 # tests/cluster/test_telemetry.py checks these names on a real node.
 EXPORTED = {
-    f"ray_world_models_{name}{'_total' if kind is Counter else ''}": ("run", "stage") if name in OF_STAGES else ("run",)
-    for name, (kind, _) in (OF_STAGES | OF_WORKERS).items()
+    f"ray_world_models_{name}{'_total' if kind is Counter else ''}": labels
+    for metrics, labels in ((STAGE_METRICS, ("run", "stage")), (WORKER_METRICS, ("run",)))
+    for name, (kind, _) in metrics.items()
 }
 
 
