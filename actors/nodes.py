@@ -120,7 +120,7 @@ def staying_nodes() -> set[str]:
 
 
 def was_lost(look: Callable[[], object], timeout_s: float = _UNTIL_NOTICED_S) -> bool:
-    """Wait whether Ray reports the loss of a node on which a process has just died.
+    """Wait for Ray to report the loss of a node on which a process has just died.
 
     Ray notices the death of a process some seconds before the loss of its node.
 

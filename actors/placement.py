@@ -41,7 +41,7 @@ class Placement:
         self._included = frozenset(execution.workers_on)
 
     def places(self, nodes: Sequence[Node], on_head: int) -> Iterator[Place]:
-        """Places for new actors, one after the other, without end.
+        """Endless iterator over places for new actors.
 
         Args:
             nodes: Nodes of the cluster.

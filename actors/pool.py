@@ -1,6 +1,6 @@
 """A pool of worker actors: it turns Ray's answers into events of the scheduler, and the scheduler's actions into calls.
 
-What to do, and when, is decided in ``pipeline.execution.scheduler``.
+``pipeline.execution.scheduler`` makes the decisions.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class RayPool:
             jobs_per_worker=jobs_per_worker, max_workers=max_workers,
         )  # fmt: skip
         self._actions: deque[Action] = deque()  # decided, and not done yet
-        self._actors: dict[WorkerHandle, None] = {}  # all that were not ended
+        self._actors: dict[WorkerHandle, None] = {}  # all that are not ended
         # Seconds that this process was awake: while it is stopped (Ctrl-Z), no worker can be heard.
         self._clock = self._warned_at = 0.0
         self._listened_at = time.monotonic()
@@ -119,7 +119,7 @@ class RayPool:
                 maintain_at = self._clock + _MAINTAIN_EVERY_S
             self._act()
             answers = self._listen()
-            if any(self._may_tell_of_nodes(worker, answer) for worker, answer, _ in answers):
+            if any(self._concerns_nodes(worker, answer) for worker, answer, _ in answers):
                 self._look_at_nodes(self._clock)
             for worker, answer, is_recall in answers:
                 if is_recall:
@@ -128,7 +128,7 @@ class RayPool:
                     yield from self._handle_answer(worker, answer)
 
     def close(self) -> None:
-        """Kill all actors, also the ones that still wait for a node."""
+        """Kill all actors, including actors that still wait for a node."""
         for worker in self._actors:
             worker.kill()
         self._actors.clear()
@@ -138,18 +138,18 @@ class RayPool:
 
     def _listen(self) -> list[tuple[WorkerHandle, Any, bool]]:
         """Wait a moment for answers; returns worker, answer, and whether it answers a recall."""
-        speaking = {worker.waiting_for: (worker, False) for worker in self._workers if worker.waiting_for is not None}
+        pending = {worker.waiting_for: (worker, False) for worker in self._workers if worker.waiting_for is not None}
         recalled = [worker for worker in self._workers if worker.recall_answer is not None]
-        speaking.update((worker.recall_answer, (worker, True)) for worker in recalled)
-        answers = listening.listen_to_all([*speaking])
+        pending.update((worker.recall_answer, (worker, True)) for worker in recalled)
+        answers = listening.listen_to_all([*pending])
         now = time.monotonic()
         if now - self._listened_at > 2 * listening.LISTEN_S:  # it was stopped: nobody with an answer was silent
-            answers |= listening.ready_answers([reference for reference in speaking if reference not in answers])
+            answers |= listening.ready_answers([reference for reference in pending if reference not in answers])
         self._clock += min(now - self._listened_at, 2 * listening.LISTEN_S)
         self._listened_at = now
         found = []
         for reference, answer in answers.items():
-            worker, is_recall = speaking[reference]
+            worker, is_recall = pending[reference]
             found.append((worker, answer, is_recall))
         return found
 
@@ -178,7 +178,7 @@ class RayPool:
                 if job is not None:
                     yield job.id, result
 
-    def _may_tell_of_nodes(self, worker: WorkerHandle, answer: Any) -> bool:
+    def _concerns_nodes(self, worker: WorkerHandle, answer: Any) -> bool:
         """Whether the nodes matter to an answer: a worker is up, or was lost, maybe with its node."""
         if isinstance(answer, RayError) or worker.failure is not None:
             return True
@@ -207,7 +207,7 @@ class RayPool:
                 known=frozenset(node.id for node in found),
                 gone=frozenset(node.id for node in found if not node.alive or node.draining),
                 leave=frozenset(leave),
-                unwanted=frozenset(node.id for node in found if node.id in leave and _stays(node)),
+                unwanted=frozenset(node.id for node in found if node.id in leave and _is_permanent(node)),
             ),
             now,
         )
@@ -240,7 +240,7 @@ class RayPool:
     # ---- actions to calls
 
     def _act(self) -> None:
-        """Do what the scheduler decides, until it has nothing more to do."""
+        """Carry out the scheduler's actions, until there are no more."""
         self._actions.extend(self._scheduler.decide(self._clock))
         while self._actions:
             self._do(self._actions.popleft())
@@ -289,6 +289,6 @@ class RayPool:
             self._scheduler.requested(worker)
 
 
-def _stays(node: Node) -> bool:
-    """Whether a node that workers leave will not go away by itself, nor be needed if it were the only one."""
+def _is_permanent(node: Node) -> bool:
+    """Whether a node that workers leave stays up, and is not the head (which is needed if it is the only node)."""
     return not (node.draining or node.is_head)

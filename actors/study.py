@@ -47,7 +47,7 @@ def run_trials(
         perform: Function that runs a trial to its end, in a process of its own; it is pickled.
         progress: Function that returns the rows of a trial so far, oldest first; it is pickled.
         concurrent: Trials at once.
-        cpus: CPUs that a trial's own process takes; 0 for one that only drives workers, which runs on the head.
+        cpus: CPUs of a trial's own process; 0 for a trial that only dispatches jobs to workers, which runs on the head.
         early_stopping: Arguments of ASHA (``metric``, ``mode``, ``time_attr`` and so on); None for no early stopping.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Recorded drives of a driver that sees the track, for replay, so that all sides of a bench do the same."""
+"""Recorded drives of a scripted policy that sees the track, replayed so that all sides of a bench do the same."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def check_workers(workers: int) -> None:
     """
     most = min(_MOST_PER_CORE * num_cores(), _MOST)
     if workers > most:
-        reason = "more real actors show nothing that fewer do not"
+        reason = "more real actors give no further information"
         if most < _MOST:
             reason = f"more than {_MOST_PER_CORE} for each core stall this machine, which has {num_cores()}"
         raise ConfigError(

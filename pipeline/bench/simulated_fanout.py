@@ -31,12 +31,12 @@ _DURATIONS = ("uniform", "heavy-tailed")
 # Measured with Ray 2.60 and 8 actors on two cores of an AMD EPYC: CPU time of the driver's thread to submit one of many
 # calls, to look for their answers, and to read them at once. A call and its answer take 1.3 to 2.3 ms.
 RAY_COSTS = DriverCosts(look_s=1e-6, read_s=1e-5, send_s=1e-4, job_s=1e-5)
-_DELAY_S = (0.5e-3, 1e-3)  # of a message, one way
+_DELAY_S = (0.5e-3, 1e-3)  # bounds of a message's time, one way
 
 _UNIFORM_S = (0.5, 1.5)
-_TAIL_S, _TAIL_INDEX, _LONGEST_S = 0.5, 1.5, 20.0  # of a Pareto distribution
-_MOST_JOBS = 131_072  # of a row; more would take minutes
-_LEAST_JOBS, _MOST_MAPS = 16_384, 64  # of a row: one with fewer jobs is the mean of several maps
+_TAIL_S, _TAIL_INDEX, _LONGEST_S = 0.5, 1.5, 20.0  # Pareto distribution: scale, index, largest value
+_MOST_JOBS = 131_072  # jobs per row; more would take minutes
+_LEAST_JOBS, _MOST_MAPS = 16_384, 64  # per row: with fewer jobs, a row is the mean of several maps
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -111,7 +111,7 @@ def simulate_fanout(show: Callable[[str], None], settings: Sequence[Setting] | N
     """Simulate all rows, on all cores of this machine.
 
     Args:
-        show: Receiver of each row's line as soon as it and those before it are there.
+        show: Function that gets each row's line, in order.
         settings: Rows; None: all of the table.
     """
     if settings is None:
@@ -230,9 +230,9 @@ def _actor_pool_seconds(seconds: Sequence[float], lanes: int, costs: DriverCosts
     """Compute the seconds of the rule of ``ray.util.ActorPool``: a lane gets its next job when its result is read.
 
     Args:
-        seconds: Durations in order of dispatch.
+        seconds: Durations in seconds, in order of dispatch.
         lanes: Number of lanes; each is an actor of its own.
-        costs: Driver's time; it looks at all unfinished jobs for each result.
+        costs: Costs of the driver's actions; it looks at all unfinished jobs for each result.
         delay: Function that returns the seconds that the next message takes.
     """
     answers: list[float] = []

@@ -48,9 +48,9 @@ class IdleAndFull:
             del self._noted[worker]
 
     def surplus_for_idle(self) -> Iterator[tuple[ScheduledWorker, int]]:
-        """Workers to recall jobs from for the idle ones, the fullest first, and how many from each.
+        """Yield (worker, number of jobs to recall) for idle workers, the fullest first.
 
-        Each is to be updated before the next one is taken.
+        Call ``update`` with each worker before the next.
         """
         while (wanted := self._free - self._awaited) > 0:
             while self._largest and not self._by_surplus.get(self._largest):

@@ -97,7 +97,7 @@ def _run_task(updates: Generator[Update, None, Result], threads: int, on_update:
 
 
 class _InProcessPool:
-    """One worker, to which the scheduler gives jobs as it takes them. It knows no time: nothing is slow or hangs."""
+    """One worker, which takes jobs one by one. Time plays no part: nothing is slow or hangs."""
 
     def __init__(self, make_worker: Callable[[], Worker], max_attempts: int, jobs_at_once: int) -> None:
         self._make_worker = make_worker
@@ -153,14 +153,14 @@ class _InProcessPool:
             yield ticket.job
 
     def _forget_jobs(self) -> None:
-        """Take all jobs from the worker when a map ends, also one that its caller left or that failed."""
+        """Remove all jobs from the worker when a map ends, is abandoned or fails."""
         self._waiting.clear()
         self._taken.clear()
         for scheduled in self._scheduler.workers:
             self._scheduler.released(scheduled, [*scheduled.jobs])
 
     def _act(self) -> None:
-        """Do what the scheduler decides: with one worker, ask for it and send it jobs."""
+        """Carry out the scheduler's actions: with one worker, request it and send it jobs."""
         while actions := self._scheduler.decide(_NOW):
             for action in actions:
                 if isinstance(action, Request):
@@ -172,7 +172,7 @@ class _InProcessPool:
                     self._waiting.extend(action.tickets)
 
     def _fail(self, scheduled: ScheduledWorker, error: Exception) -> None:
-        """Try jobs again after an error, with a new worker unless the error says that the old one is fit."""
+        """Retry jobs after an error, with a new worker unless it was an ``EpisodeError``."""
         failure = raised(error)
         if failure.kind is FailureKind.FATAL:
             raise error

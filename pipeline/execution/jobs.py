@@ -39,7 +39,7 @@ class _Entry:
         ticket: Ticket of the job.
         position: Place in the queue; jobs with a lower one are taken first.
         queued: Whether the job waits for a worker.
-        alone: Whether the job must be the only one of its worker, because any of its like may kill a worker.
+        alone: Whether the job must be the only one of its worker, because it may kill its worker.
         holders: Number of workers that have the job.
         failures: Number of failed attempts.
         causes: Distinct errors of the failed attempts.
@@ -55,7 +55,7 @@ class _Entry:
 
 
 class MapJobs:
-    """Jobs of one ``Pool.map``: the ones that wait for a worker, the ones that workers have, and their failures.
+    """Jobs of one ``Pool.map``: queued jobs, jobs that workers have, and their failures.
 
     A job that has a result is forgotten. All operations take constant time for each job.
 
@@ -99,15 +99,15 @@ class MapJobs:
         return ticket_id in self._entries
 
     @property
-    def has_sociable(self) -> bool:
-        """Whether a job waits that need not go alone, as far as is known."""
+    def has_shareable(self) -> bool:
+        """Whether a queued job may run next to others on one worker, as far as is known."""
         return _first(self._waiting) is not None
 
     def take(self, count: int, *, has_others: bool = False) -> list[Ticket]:
         """Take the next jobs from the queue.
 
-        A job on its last attempt is taken alone, so that the job that the final error names is the one that failed. A
-        job that was requeued with ``alone`` is also taken alone.
+        A job on its last attempt is taken alone, so that the final error names the failed job. A job that was requeued
+        with ``alone`` is also taken alone.
 
         Args:
             count: Maximum number of jobs, at least 1.
@@ -177,9 +177,9 @@ class MapJobs:
         """Put jobs at the front of the queue.
 
         Args:
-            tickets: Tickets of jobs in the order of their dispatch. The ones that have a result, are queued already,
-                or are of an earlier map, are left out.
-            alone: Whether each job goes alone from now on, because any of them may kill its worker.
+            tickets: Tickets of jobs in the order of their dispatch. Jobs that have a result, are queued already, or
+                are of an earlier map, are left out.
+            alone: Whether each job goes alone from now on, because it may kill its worker.
 
         Returns:
             Tickets of the requeued jobs.
@@ -199,7 +199,7 @@ class MapJobs:
 
         Args:
             ticket_id: ID of the ticket.
-            seconds: Duration of the job in its worker.
+            seconds: Duration of the job in its worker, in seconds.
 
         Returns:
             Job; None if it has a result already or is of another map.

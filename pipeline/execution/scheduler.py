@@ -1,4 +1,4 @@
-"""The scheduler of a pool: which worker gets which jobs, and what becomes of the jobs of a lost one.
+"""The scheduler of a pool: which worker gets which jobs, and how the jobs of a lost worker are rescued.
 
 It knows no Ray and no clock: events come in, actions go out, and time is a value of an event.
 """
@@ -30,7 +30,7 @@ _BATCHING_DELAY_S = 2.0  # how long a worker with jobs ahead keeps results: one 
 class Scheduler:
     """Decides about the workers of a pool. The same events give the same actions.
 
-    After events, ``decide`` returns the actions. About once a second ``tick`` checks what depends on time. Events of a
+    After events, ``decide`` returns the actions. About once a second ``tick`` handles timeouts. Events of a
     removed worker are ignored. The life of a worker (``pipeline.execution.worker_state.WorkerState``):
 
     1. Requested: there are jobs for one more worker. It may wait for a node.
@@ -104,7 +104,7 @@ class Scheduler:
         self._needs_workers = True
 
     def requested(self, worker: ScheduledWorker) -> None:
-        """A worker was asked for."""
+        """A worker was requested."""
         self.workers[worker] = None
 
     def up(self, worker: ScheduledWorker, node_id: str | None, now: float) -> None:
@@ -134,7 +134,7 @@ class Scheduler:
 
         Args:
             worker: Worker.
-            results: (ID of the ticket, seconds) each.
+            results: Pairs (ID of the ticket, seconds).
             now: Time in seconds.
 
         Returns:
@@ -249,9 +249,9 @@ class Scheduler:
         if self._needs_workers:
             self._request()
         if self.jobs.num_waiting:
-            if self.jobs.has_sociable:
+            if self.jobs.has_shareable:
                 self._changed.update(self._idle_and_full.idle)
-            else:  # each of these jobs needs a worker without any, and no more of them are looked at
+            else:  # each of these jobs needs a worker without jobs: look at no more workers than jobs
                 for worker in self._changed:
                     self._idle_and_full.update(worker)
                 self._changed.update(dict.fromkeys(islice(self._idle_and_full.empty, self.jobs.num_waiting)))
@@ -271,7 +271,7 @@ class Scheduler:
                 self._send(worker, tickets)
             self._note_ready(worker)
             self._idle_and_full.update(worker)
-        if not self.jobs.has_sociable:
+        if not self.jobs.has_shareable:
             for worker, count in self._idle_and_full.surplus_for_idle():
                 self._recall(worker, count, now)
         actions, self._actions = self._actions, []
@@ -365,7 +365,7 @@ class Scheduler:
         self._recall(worker, worker.surplus, now)
         if worker.node_id in self._nodes.nodes.unwanted and worker.node_id not in self.skipped_nodes:
             self.skipped_nodes.add(worker.node_id)
-            # The ones that wait for a node may be sent there as well: new ones will avoid it.
+            # Workers that wait for a node may be sent there as well: new ones will avoid it.
             for waiting in [waiting for waiting in self.workers if waiting.node_id is None]:
                 self._end(waiting, preempted=None)
         if not worker.jobs:
@@ -379,14 +379,14 @@ class Scheduler:
         return self.jobs.finish(ticket_id, seconds)
 
     def _remove_jobs(self, worker: ScheduledWorker, ids: Iterable[int]) -> list[Ticket]:
-        """Remove tickets from a worker's; returns the ones to requeue: without a result, and with no other worker."""
+        """Remove tickets from a worker; returns the ones to requeue: without a result and another worker."""
         tickets = worker.remove_jobs(ids)
         for ticket in tickets:
             self.jobs.note_dropped(ticket)
         return self.jobs.with_holders(0, tickets)
 
     def _retry(self, tickets: Iterable[Ticket], begun: Sequence[int]) -> None:
-        """Requeue jobs; the ones that had begun count as retries."""
+        """Requeue jobs; started jobs count as retries."""
         self.retries += sum(1 for ticket in self.jobs.requeue(tickets) if ticket.id in begun)
 
     def _note_change(self, worker: ScheduledWorker) -> None:

@@ -13,7 +13,7 @@ from pipeline.execution.jobs import Ticket
 class WorkerState(Enum):
     """State of a worker, as its driver sees it."""
 
-    REQUESTED = "it was asked for, and may wait for a node"
+    REQUESTED = "it was requested, and may wait for a node"
     BUILDING = "its process is up and builds the worker"
     READY = "it receives jobs and returns results"
     SLOW = "it was silent for long: its jobs also run elsewhere, until it answers"
@@ -35,7 +35,7 @@ class ScheduledWorker:
         jobs: Tickets of the jobs that were sent to the worker and have no result from it, by ID, in the order of
             their start.
         recalled: IDs of the tickets that the worker was asked to release; None while no answer is awaited.
-        recalled_at: Time of this question, in seconds.
+        recalled_at: Time of the recall, in seconds.
         heard_at: Time of the last answer, or when the worker last had nothing to answer, in seconds.
         asked: Whether the worker was asked for its next results.
         copied: Whether the worker's jobs were also sent to others, because it has been silent for long.
@@ -137,7 +137,7 @@ class ScheduledWorker:
         return [ticket_id for ticket_id in self.begun() if self.jobs[ticket_id].job.id == job_id]
 
     def not_begun(self, count: int) -> list[int]:
-        """IDs of the tickets of the last jobs that the worker surely has not begun, ``count`` of them at most."""
+        """IDs of the last tickets, at most ``count``, whose jobs the worker has certainly not begun."""
         return list(islice(self.jobs, max(self._lanes, len(self.jobs) - count), None))
 
     def remove_jobs(self, ids: Iterable[int]) -> list[Ticket]:

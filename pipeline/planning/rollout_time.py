@@ -86,8 +86,8 @@ class SimulatedRollouts:
 class LockstepLanes:
     """Lanes that step together: a worker's step takes the longer, the more of them are active.
 
-    See ``pipeline.simulation.workers.Lanes``; the size of a job is its length in steps, and ``busy_s`` is the time in
-    which any lane was active.
+    See ``pipeline.simulation.workers.SimulatedLanes``; the size of a job is its length in steps, and ``busy_s`` is the
+    time in which any lane was active.
 
     Args:
         speed: Speed of the worker.
@@ -102,23 +102,23 @@ class LockstepLanes:
 
     @property
     def running(self) -> int:
-        """See ``Lanes.running``."""
+        """See ``SimulatedLanes.running``."""
         return len(self._ends)
 
     def begin(self, job: SimulatedJob, now: float) -> None:
-        """See ``Lanes.begin``."""
+        """See ``SimulatedLanes.begin``."""
         self._advance(now)
         self._begun += 1
         heapq.heappush(self._ends, (self._steps + job.size, self._begun, job))
 
     def next_end(self) -> float:
-        """See ``Lanes.next_end``."""
+        """See ``SimulatedLanes.next_end``."""
         if not self._ends:
             return math.inf
         return self._at + (self._ends[0][0] - self._steps) * self._speed.step_s(len(self._ends))
 
     def end(self, now: float) -> SimulatedJob:
-        """See ``Lanes.end``."""
+        """See ``SimulatedLanes.end``."""
         self._advance(now)
         self._steps, _, job = heapq.heappop(self._ends)
         return job

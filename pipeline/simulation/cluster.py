@@ -1,4 +1,4 @@
-"""A simulated cluster in virtual time: workers, messages that take their time, and a driver that does one at a time."""
+"""A simulated cluster in virtual time: workers, messages with delays, and a driver that does one thing at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.execution.actions import Action, Build, End, Recall, ReportHung, R
 from pipeline.execution.failures import Failure, FailureKind, hung
 from pipeline.execution.jobs import Ticket
 from pipeline.execution.scheduler import Scheduler
-from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedJob, SimulatedWorker
+from pipeline.simulation.workers import FreeLanes, Result, SimulatedJob, SimulatedLanes, SimulatedWorker
 
 TICK_S = 1.0
 _AWAKE_S = 2.0  # a longer silence between two looks means that the driver itself was stopped
@@ -20,7 +20,7 @@ _AWAKE_S = 2.0  # a longer silence between two looks means that the driver itsel
 _EXCHANGE, _INBOX = 0, 1
 
 
-Answer: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]  # what the driver does with it
+Answer: TypeAlias = tuple[Callable[..., None], tuple[Any, ...]]  # handler in the driver, and its arguments
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class DriverCosts:
     """Seconds of the driver's thread, during which it does nothing else.
 
     Attributes:
-        look_s: Time to look at one worker; the driver looks at all of them at once.
-        read_s: Time to read an answer.
-        send_s: Time to send a message.
-        job_s: Time per job, to send it and take its result.
+        look_s: Time to look at one worker, in seconds; the driver looks at all of them at once.
+        read_s: Time to read an answer, in seconds.
+        send_s: Time to send a message, in seconds.
+        job_s: Time per job, to send it and take its result, in seconds.
     """
 
     look_s: float = 0.0
@@ -41,12 +41,12 @@ class DriverCosts:
 
 
 class SimulatedCluster:
-    """Runs maps of jobs with a scheduler. Override the methods that say how workers are made and what befalls them.
+    """Runs maps of jobs with a scheduler. Subclasses override how workers are made and which faults they have.
 
     Args:
         scheduler: Scheduler.
         num_lanes: Number of lanes of each worker.
-        costs: Driver's time.
+        costs: Costs of the driver's actions.
         delay: Function that returns the seconds that the next message takes.
 
     Attributes:
@@ -127,12 +127,12 @@ class SimulatedCluster:
 
     # ---- to override
 
-    def make_lanes(self) -> Lanes:
+    def make_lanes(self) -> SimulatedLanes:
         """Make the lanes of a new worker."""
         return FreeLanes()
 
     def start(self, worker: SimulatedWorker) -> None:
-        """Start a worker that was asked for: call ``come_up`` with its node, maybe later."""
+        """Start a requested worker: call ``come_up`` with its node, maybe later."""
         self.at(self.now + self._delay(), self.come_up, worker, "node")
 
     def build(self, worker: SimulatedWorker) -> None:
@@ -146,10 +146,10 @@ class SimulatedCluster:
         """A worker has begun a job."""
 
     def ended(self, worker: SimulatedWorker) -> None:
-        """A worker has ended a job, and keeps the result until it is asked for it."""
+        """A worker has ended a job, and keeps the result until the driver requests it."""
 
     def take_answers(self, arrived: list[Answer]) -> list[Answer]:
-        """Take the answers that the driver finds when it looks out of those that have arrived: all of them."""
+        """Remove and return the arrived answers that this look of the driver finds; by default all."""
         taken = arrived[:]
         arrived.clear()
         return taken
@@ -215,7 +215,7 @@ class SimulatedCluster:
         self.move(worker)
 
     def release_jobs(self, worker: SimulatedWorker, ids: Sequence[int]) -> None:
-        """A worker is asked to give back the jobs that it has not begun."""
+        """Ask a worker to release the jobs that it has not begun."""
         self.to_driver(worker, self.handle_released, worker, worker.recall(ids), channel=_INBOX)
         self.move(worker)
 
@@ -236,7 +236,7 @@ class SimulatedCluster:
             self.at(time, self._step)
 
     def _step(self) -> None:
-        """The driver takes all that has arrived, decides and acts."""
+        """The driver handles all arrived answers, decides and acts."""
         if self.now < self._step_at:
             return
         self._step_at = math.inf
@@ -320,7 +320,7 @@ class SimulatedCluster:
         self.results += [(job.id, value) for (_, value, _), job in zip(results, jobs, strict=True) if job is not None]
 
     def handle_released(self, worker: SimulatedWorker, ids: Sequence[int], now: float) -> None:
-        """A worker has given back jobs."""
+        """A worker has released jobs."""
         self.scheduler.released(worker, ids)
 
     def handle_failed(self, worker: SimulatedWorker, failure: Failure, now: float) -> None:

@@ -31,7 +31,7 @@ class SimulatedJob:
 Result: TypeAlias = tuple[int, Any, float]  # ID of the ticket, value of the job, and the seconds that it took
 
 
-class Lanes(Protocol):
+class SimulatedLanes(Protocol):
     """Lanes of a worker, which run jobs side by side.
 
     Attributes:
@@ -55,7 +55,7 @@ class Lanes(Protocol):
 
 
 class FreeLanes:
-    """Lanes that do not slow each other down; ``busy_s`` is summed over lanes. See ``Lanes``.
+    """Lanes that do not slow each other down; ``busy_s`` is summed over lanes. See ``SimulatedLanes``.
 
     Args:
         slowness: Factor of all durations.
@@ -69,22 +69,22 @@ class FreeLanes:
 
     @property
     def running(self) -> int:
-        """See ``Lanes.running``."""
+        """See ``SimulatedLanes.running``."""
         return len(self._ends)
 
     def begin(self, job: SimulatedJob, now: float) -> None:
-        """See ``Lanes.begin``."""
+        """See ``SimulatedLanes.begin``."""
         self._begun += 1
         seconds = job.size * self._slowness
         self.busy_s += seconds
         heapq.heappush(self._ends, (now + seconds, self._begun, job))
 
     def next_end(self) -> float:
-        """See ``Lanes.next_end``."""
+        """See ``SimulatedLanes.next_end``."""
         return self._ends[0][0] if self._ends else math.inf
 
     def end(self, now: float) -> SimulatedJob:
-        """See ``Lanes.end``."""
+        """See ``SimulatedLanes.end``."""
         return heapq.heappop(self._ends)[2]
 
 
@@ -109,7 +109,7 @@ class SimulatedWorker(ScheduledWorker):
             there is none.
     """
 
-    def __init__(self, name: str, num_lanes: int, lanes: Lanes) -> None:
+    def __init__(self, name: str, num_lanes: int, lanes: SimulatedLanes) -> None:
         super().__init__(num_lanes)
         self.lanes = lanes
         self.end_at = math.inf
@@ -193,7 +193,7 @@ class SimulatedWorker(ScheduledWorker):
         self._results.append((ticket_id, job.value, now - began))
         self.kept_since = min(self.kept_since, now)
 
-    def fail(self, error: BaseException, lanes: Lanes) -> None:
+    def fail(self, error: BaseException, lanes: SimulatedLanes) -> None:
         """Raise an error: see ``Mailbox.fail``."""
         self.failures += 1
         self.error, self.lanes, self.end_at = error, lanes, math.inf

@@ -12,12 +12,12 @@ from tests.simulation.truth import Life, Truth, Violated
 
 
 class Blame:
-    """Compares what the scheduler makes of each failure with what has really failed.
+    """Compares the scheduler's account of each failure with the true one.
 
     Args:
         case: Case.
         scheduler: Scheduler.
-        truth: What really happens.
+        truth: True state of the cluster.
     """
 
     def __init__(self, case: Case, scheduler: Scheduler, truth: Truth) -> None:
@@ -93,7 +93,7 @@ class Blame:
         return set() if known or life.unreachable else ran
 
     def _check_blamed(self, life: Life, failure: Failure, blamed: list[int], *, lost: bool) -> None:
-        """Only jobs that may have run are blamed, and the ones that did."""
+        """Blamed jobs may have run, and all jobs that did run are blamed."""
         where = life.worker.where()
         if lost:
             if blamed:

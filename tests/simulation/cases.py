@@ -1,4 +1,4 @@
-"""What a seed draws: maps of jobs, a cluster, and the harm that is done to it."""
+"""Cases drawn from seeds: maps of jobs, a cluster, and the harm that is done to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.simulation.workers import SimulatedJob
 
 FEW = 24  # workers of most cases, at most
 _IDS = 100_000  # more than any map has jobs
-_FEW_JOBS, _MORE_JOBS, _MANY_JOBS = 140, 400, 10_000  # of a map, at most
+_FEW_JOBS, _MORE_JOBS, _MANY_JOBS = 140, 400, 10_000  # maximum numbers of jobs of a map
 
 
 @dataclass
@@ -30,7 +30,7 @@ class SimulatedMap:
 
 @dataclass
 class Case:
-    """What a seed draws.
+    """Case drawn from a seed.
 
     Attributes:
         seed: The seed.
@@ -148,7 +148,7 @@ def _draw_harm(rng: random.Random, case: Case, ids: Sequence[int], *, anything: 
         case.lost_recalls = rng.choice([0, 0, 0, 0.1, 0.5])
         for job in rng.sample(ids, min(len(ids), rng.choice([0, 0, 1]))):
             case.poison[job] = "hang", 1
-    # Whatever befalls a job, it does not fail for the last time, in most cases.
+    # Most cases let no job fail for the last time.
     harm = case.kills + case.hangs + case.disconnections + case.long_disconnections + case.failed_starts
     case.max_attempts = harm + sum(times for _, times in case.poison.values()) + rng.randint(1, 3)
     if anything and rng.random() < 0.3:

@@ -1,4 +1,4 @@
-"""What must be true of a scheduler, whatever happens. The scheduler's own beliefs are not asked."""
+"""Invariants of a scheduler under all events. They do not use the scheduler's own beliefs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline.simulation.workers import SimulatedJob, SimulatedWorker
 from tests.simulation.cases import FEW, Case
 from tests.simulation.truth import Life, Truth, Violated
 
-_BATCHING_DELAY_S = 2.0  # a worker keeps results for so long
-_RECALL_S = 0.5  # a recall without an answer counts as refused after so long, which is noticed at a tick
+_BATCHING_DELAY_S = 2.0  # a worker keeps results for this long
+_RECALL_S = 0.5  # a recall without an answer counts as refused after this long, which is noticed at a tick
 _REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
 _TICKS = 3  # an action that is due at this number of ticks in a row is overdue
 _BUILD_S = 2.0  # a worker is built within this time
@@ -24,12 +24,12 @@ class Checks:
     """Checks a cluster while it runs. With up to ``FEW`` workers, all are looked at after each decision.
 
     With more, idle workers and results that are kept are looked for once a second only. A worker that idles for too
-    long is found all the same: what is looked at is since when it idles. Everything else is checked at each event.
+    long is still found: its idle time counts from its beginning. Everything else is checked at each event.
 
     Args:
         case: Case.
         cluster: Cluster.
-        truth: What really happens.
+        truth: True state of the cluster.
         can_stay: Function that returns whether a worker can stay on its node.
     """
 
@@ -108,7 +108,7 @@ class Checks:
             wanted, present = self._wanted(), self._present()
             self._requested += action.count
             if present + action.count > wanted:
-                raise Violated(f"{action.count} workers are asked for beside {present}; {wanted} are wanted")
+                raise Violated(f"{action.count} workers are requested in addition to {present}; {wanted} are wanted")
         elif isinstance(action, Send):
             self._check_send(action)
         elif isinstance(action, Recall):
@@ -198,7 +198,7 @@ class Checks:
         wanted, present = self._wanted(), self._present()
         present += self._requested
         if self._is_due("requests", present < wanted):
-            raise Violated(f"{present} workers are there, and nobody asks for others; {wanted} are wanted")
+            raise Violated(f"{present} workers are there, and nobody requests others; {wanted} are wanted")
 
     def _check_leaving(self) -> None:
         for life in self._truth.lives.values():
@@ -259,7 +259,7 @@ class Checks:
         if kept_s > _BATCHING_DELAY_S + self.lag_s and any(
             result[0] not in life.recalled for result in life.worker.kept
         ):
-            raise Violated(f"{life.worker.where()} has results, and nobody has asked for them for {kept_s:.1f} s")
+            raise Violated(f"{life.worker.where()} has results, and nobody has requested them for {kept_s:.1f} s")
 
     def begun(self, life: Life, job: int) -> None:
         """Check a job that was just begun."""

@@ -14,7 +14,7 @@ from pipeline.execution.jobs import Ticket
 from pipeline.execution.node_watch import Nodes
 from pipeline.execution.scheduler import Scheduler
 from pipeline.simulation.cluster import Answer, SimulatedCluster
-from pipeline.simulation.workers import FreeLanes, Lanes, Result, SimulatedWorker
+from pipeline.simulation.workers import FreeLanes, Result, SimulatedLanes, SimulatedWorker
 from tests.simulation.blame import Blame
 from tests.simulation.cases import FEW, Case, SimulatedMap, case_of
 from tests.simulation.checks import Checks
@@ -113,7 +113,7 @@ class FaultyCluster(SimulatedCluster):
 
     # ---- the cluster
 
-    def make_lanes(self) -> Lanes:
+    def make_lanes(self) -> SimulatedLanes:
         return FreeLanes(10.0 if self._rng.random() < self._case.stragglers else 1.0)
 
     def start(self, worker: SimulatedWorker) -> None:

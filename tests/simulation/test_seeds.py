@@ -30,7 +30,7 @@ def quiet() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
-def test_whatever_happens_each_job_has_one_result_and_nobody_idles(first: int) -> None:
+def test_each_job_has_one_result_and_nobody_idles_under_all_events(first: int) -> None:
     for seed in range(first, first + AT_ONCE):
         try:
             run_seed(seed)

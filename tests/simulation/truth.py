@@ -1,6 +1,6 @@
-"""What really happens to the jobs and the workers of a simulated cluster, event by event.
+"""True state of the jobs and the workers of a simulated cluster, event by event.
 
-Nothing here asks the scheduler what it believes. What the driver was told, and what it sent, is noted as well: nobody$
+It does not use the scheduler's beliefs. All messages from and to the driver are noted as well: the driver cannot
 act on more than that. Jobs are known by the IDs of their tickets.
 """
 
@@ -26,7 +26,7 @@ class Violated(AssertionError):
 
 
 class Life:
-    """What happened to a worker so far. Times are virtual seconds, infinite for what did not happen or has ended.
+    """History of a worker. Times are virtual seconds, infinite for events that did not happen or have ended.
 
     Attributes:
         worker: Worker.
@@ -48,7 +48,7 @@ class Life:
         heard_at: Time of the driver's clock at which results last came, or the worker got its first jobs.
         maybe_slow: Whether the worker was silent for so long that it may count as slow, until it answers.
         copied: Whether a job of the worker was sent to another as well, until it answers.
-        empty_answer: Whether the last answer had no results, so that the worker may be told again what it has.
+        empty_answer: Whether the last answer had no results, so that the worker may be told its jobs again.
         recalled: Jobs that the worker was asked to release, and of which the driver may think that it did.
         unreachable_at: Time of the driver's clock at which it heard that the connection failed.
         leaves_at: Time of the driver's clock at which it saw that the worker must leave its node.
@@ -80,7 +80,7 @@ class Life:
 
 
 class Truth:
-    """What really happened in the present map, and to all workers.
+    """True state of the present map and of all workers.
 
     Args:
         case: Case.
