@@ -21,7 +21,7 @@ from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pipeline.base.errors import ClusterError, ConfigError
+from pipeline.base.errors import SUBMIT_AGAIN, ClusterError, ConfigError
 from pipeline.base.ray_environment import STOP_WAIT
 from pipeline.config.presets import dump, load_config, preset_names
 from pipeline.config.schema import ExecutionConfig
@@ -57,7 +57,7 @@ _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 @dataclass(frozen=True)
-class Job:
+class ClusterJob:
     """A job to submit to the cluster.
 
     Attributes:
@@ -82,7 +82,7 @@ def make_job(
     variables: Sequence[str],
     environment: Mapping[str, str],
     reuse: Sequence[str] = (),
-) -> Job:
+) -> ClusterJob:
     """Make a job, after all checks that need no cluster.
 
     Args:
@@ -115,7 +115,7 @@ def make_job(
         arguments, own = ["run", _OWN_CONFIG, "--run-dir", run_dir], dump(config)
     for location in reuse:
         arguments += ["--reuse", location]
-    return Job(
+    return ClusterJob(
         name=_unique(config.name),
         entrypoint=f"python -m pipeline {shlex.join(arguments)}",
         environment=_environment(variables, environment),
@@ -126,13 +126,13 @@ def make_job(
 
 def _study_job(
     name: str, overrides: Sequence[str], run_dir: str, environment: Mapping[str, str], reuse: Sequence[str]
-) -> Job:
+) -> ClusterJob:
     if reuse:
         raise ConfigError(f"--reuse {reuse[0]}: the runs of a study share stages by themselves")
     study = load_study(name, overrides)
     for arm in study.arms:
         _require_ray(config_of(study, arm, study.seeds[0]).execution)
-    return Job(
+    return ClusterJob(
         name=_unique(study.name),
         entrypoint=f"python -m pipeline {shlex.join(['study', _OWN_CONFIG, '--run-dir', run_dir])}",
         environment=environment,
@@ -209,7 +209,7 @@ class Jobs:
                 "forwarded (`ray dashboard cluster.yaml`). If it needs a token, set RAY_AUTH_MODE=token and the token."
             ) from error
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: ClusterJob) -> None:
         """Submit a job, with the sources.
 
         Raises:
@@ -233,7 +233,7 @@ class Jobs:
                     "`ray start --head --dashboard-agent-listen-port=0` lets the agent choose a free port."
                 ) from error
 
-    def _submit_with_retries(self, job: Job, folder: str) -> None:
+    def _submit_with_retries(self, job: ClusterJob, folder: str) -> None:
         """Submit a job, with retries while the agent of a new head, which starts jobs, is not ready."""
         deadline = time.monotonic() + _AGENT_READY_S
         said = False
@@ -300,14 +300,14 @@ class Jobs:
             f"  follow  ray job logs {where} --follow {name}\n"
             f"  status  world-models status {shlex.quote(run_dir)}\n"
             f"  stop    ray job stop {where} {name}\n"
-            "  resume  submit the same again: it resumes from the completed work"
+            f"  resume  {SUBMIT_AGAIN}: it resumes from the completed work"
         )
 
     def _all_of(self, run_dir: str) -> list[JobDetails]:
         return [job for job in self._client.list_jobs() if (job.metadata or {}).get(_RUN_DIR) == run_dir]
 
 
-def stage_sources(job: Job, folder: Path) -> None:
+def stage_sources(job: ClusterJob, folder: Path) -> None:
     """Copy the sources and the config that the job needs into a folder."""
     root = Path(__file__).parent.parent
     # No job needs the agents of the package, which are large.
@@ -318,7 +318,7 @@ def stage_sources(job: Job, folder: Path) -> None:
         (folder / _OWN_CONFIG).write_text(job.config)
 
 
-def submit(job: Job, address: str | None, *, follow: bool) -> int:
+def submit(job: ClusterJob, address: str | None, *, follow: bool) -> int:
     """Submit a job, and print how to follow, stop and resume it; returns the exit code."""
     jobs = Jobs(address)
     jobs.submit(job)

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+SUBMIT_AGAIN = "submit the same run again"  # how a job of a cluster resumes
+
+
+def resume_hint(how: str) -> str:
+    """Sentence for the user of a command whose completed work is saved.
+
+    Args:
+        how: Imperative clause that resumes it.
+    """
+    return f"Completed work is saved. To resume, {how}"
+
 
 class WorldModelsError(Exception):
     """An error that a user can act on: the message says what, where, what was expected and what to do next.
@@ -26,7 +37,7 @@ class WorldModelsError(Exception):
             stop = "" if message.endswith("?") else "."
             if resume_after:
                 self.for_readers = f"{message}{stop} {resume_after[0].upper()}{resume_after[1:]}, then try again."
-            message = f"{message}{stop} Completed work is saved: {first}run the same command again to resume."
+            message = f"{message}{stop} {resume_hint(f'{first}run the same command again')}."
         super().__init__(message)
 
 

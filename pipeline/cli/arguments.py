@@ -12,7 +12,7 @@ from pipeline.storage.run_dir import as_run_dir, require_writable
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parser of a command, which refuses unknown arguments itself and so with its own usage."""
+    """Parser of a command that reports unknown arguments with its own usage."""
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """See ``argparse.ArgumentParser.parse_known_args``; no argument is unknown in its result."""
@@ -38,8 +38,8 @@ exit codes:
   3    a wall-clock limit ended the session
   130  Ctrl-C
   143  SIGTERM
-After 1, 3, 130, 143 or a kill, run the same command again, or `world-models resume RUN_DIR`. Both resume from the
-committed work.
+After 1, 3, 130, 143 or a kill, run the same command again: it resumes from the committed work. After `world-models
+run`, so does `world-models resume RUN_DIR`.
 """
 
 

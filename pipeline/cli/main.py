@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.base import output
-from pipeline.base.errors import WorldModelsError
+from pipeline.base.errors import SUBMIT_AGAIN, WorldModelsError, resume_hint
 from pipeline.base.failpoints import VARIABLE, arm_from_environment
 from pipeline.base.logs import configure_logging
 from pipeline.base.ray_environment import is_job
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "terminated" if terminated else "interrupted"
         saved = ""
         if is_resumable(options):
-            saved = f". Completed work is saved. To resume{_resume_hint(options, arguments)}"
+            saved = f". {resume_hint(_how_to_resume(options, arguments))}"
         print(f"\nworld-models: {how}{saved}", file=sys.stderr)
         return 143 if terminated else 130
     finally:
@@ -144,9 +144,9 @@ def is_resumable(options: argparse.Namespace) -> bool:
     return command in _RESUMABLE
 
 
-def _resume_hint(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
-    """The rest of "To resume": by the same command or, for a job of a cluster, by submitting the same job again."""
+def _how_to_resume(options: argparse.Namespace, arguments: Sequence[str] | None) -> str:
+    """Clause for ``resume_hint``: by the same command or, for a job of a cluster, by submitting the same run again."""
     if is_job():
-        return ": submit the same run again"
+        return SUBMIT_AGAIN
     resume = f" (or: world-models resume {shlex.quote(options.run_dir)})" if options.command == "run" else ""
-    return f", run: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"
+    return f"run: world-models {shlex.join(arguments or sys.argv[1:])}{resume}"

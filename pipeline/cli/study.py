@@ -32,8 +32,8 @@ examples:
                                                                    the table and the page of the runs that are complete
   tensorboard --logdir runs/ablation/arms                          the curves of all runs
 
-The runs lie in STUDY_DIR/arms/ARM/seed-N, stages that several runs share in STUDY_DIR/shared. After an interruption,
-run the same command again: each run resumes to the same result.
+The runs lie in STUDY_DIR/arms/ARM/seed-N, stages that several runs share in STUDY_DIR/shared. Each run resumes to the
+same result.
 """
 
 
@@ -126,7 +126,7 @@ def _log_plan(study: StudyConfig, trials: Sequence[Trial], study_dir: str) -> No
 def _run_trials(
     study: StudyConfig, trials: Sequence[Trial], study_dir: str, early_stopping: dict[str, Any] | None
 ) -> dict[str, str]:
-    """Run the trials on Ray Tune; returns the errors of those that failed, by name."""
+    """Run the trials on Ray Tune; returns the errors of failed trials, by name."""
     from pipeline.base.machine import num_cores
 
     execution = trials[0].config.execution

@@ -8,7 +8,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from pipeline.base.errors import ConfigError
-from pipeline.cli.arguments import FORMATTER, RUN_DIR_HELP, above_zero, add_override, positive, written_dir
+from pipeline.cli.arguments import (
+    EXIT_CODES,
+    FORMATTER,
+    RUN_DIR_HELP,
+    above_zero,
+    add_override,
+    positive,
+    written_dir,
+)
 from pipeline.cli.executors import make_executor
 
 if TYPE_CHECKING:
@@ -29,11 +37,6 @@ examples:
                                                           and an evolution in the game, as long as the others
 """
 
-_RESUMING = """\
-After an interruption, run the same command again: it resumes from the committed work. The exit codes are those of
-`world-models run`.
-"""
-
 
 def add_parser(commands: Commands) -> None:
     """Add ``temperatures``."""
@@ -44,7 +47,7 @@ def add_parser(commands: Commands) -> None:
         description=f"{text}.\nV and M are those of the run. Each evolution lies in its own folder of the run and is "
         "resumed by the same command;\nits best controller is chosen by dreams alone and tested on the test tracks. "
         "They are those of the run's evaluation:\na temperature that is chosen by this table is chosen on them.",
-        epilog=f"{_EXAMPLES}\n{_RESUMING}",
+        epilog=f"{_EXAMPLES}\n{EXIT_CODES}",
         formatter_class=FORMATTER,
     )
     command.add_argument("run_dir", metavar="RUN_DIR", type=written_dir, help=RUN_DIR_HELP)

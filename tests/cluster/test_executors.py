@@ -155,7 +155,7 @@ def test_jobs_with_a_single_try_are_not_split_after_a_failure(tmp_path: Path) ->
         queue.failed(range(5), "it was unlucky", None)
 
 
-def test_worker_has_one_thread_whatever_its_libraries_set(executor: Executor) -> None:
+def test_worker_has_one_thread_despite_settings_of_its_libraries(executor: Executor) -> None:
     with executor.pool(Threads) as pool:
         assert dict(pool.map([Number(i) for i in range(3)])) == {0: 1, 1: 1, 2: 1}
 
@@ -201,7 +201,7 @@ def test_job_that_kills_every_worker_is_named_with_the_log(tmp_path: Path) -> No
     ):
         list(arriving(pool.map([Number(i) for i in range(12)]), tmp_path))
     assert log_exists(str(caught.value))
-    assert str(caught.value).endswith("run the same command again to resume."), "the cause may have been the machine"
+    assert str(caught.value).endswith("To resume, run the same command again."), "the cause may have been the machine"
     assert len(list(tmp_path.glob("fault-*"))) == 6, "one fault per try"
 
 
@@ -286,7 +286,7 @@ def test_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) 
 def test_worker_with_regular_results_is_not_replaced_in_a_long_call(tmp_path: Path) -> None:
     with ray_executor(1).pool(Paced, str(tmp_path), jobs_at_once=100) as pool:
         for _ in arriving(pool.map([Number(i) for i in range(8)]), tmp_path):
-            pool._clock += 600.0  # type: ignore[attr-defined]  # of the 900 s that a worker may be silent
+            pool._clock += 600.0  # type: ignore[attr-defined]  # a worker may be silent for 900 s
         assert pool.retries == 0
 
 

@@ -102,7 +102,7 @@ def test_stopped_and_resubmitted_job_gives_the_same_bits(
     while client.get_job_status(first) == JobStatus.RUNNING:
         time.sleep(0.1)
     assert client.get_job_status(first) == JobStatus.STOPPED
-    message = "terminated. Completed work is saved. To resume: submit the same run again"
+    message = "terminated. Completed work is saved. To resume, submit the same run again"
     assert message in client.get_job_logs(first)
     assert command.checkpointed(folder, "evolution", 2)() and not command.checkpointed(folder, "evolution", 3)()
 
@@ -171,7 +171,7 @@ def test_lost_head_during_follow_is_an_error_with_the_remedy(tmp_path: Path) -> 
     code, output = following.finish()
     assert code == 1, output
     assert f"the job server at {lost.jobs} no longer answers" in output
-    assert "submit the same again" in output
+    assert "submit the same run again" in output
     assert "Traceback" not in output
 
 
@@ -243,7 +243,7 @@ def test_user_preset_is_sent_and_secrets_are_not(head: Head, client: JobSubmissi
     assert sent.items() <= job.runtime_env["env_vars"].items()
     assert job.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "30", "Ray's own grace is 3 s"
     texts = command.texts([folder, head.folder])
-    assert any("nowhere-1" in text for text in texts.values()), "the search finds what is there"
+    assert any("nowhere-1" in text for text in texts.values()), "the search finds existing text"
     for secret in planted.values():
         assert secret not in output + json.dumps(job.dict(), default=str)
         assert [path for path, text in texts.items() if secret in text] == []

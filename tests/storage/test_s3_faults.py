@@ -239,7 +239,7 @@ def test_permanent_fault_is_an_error_after_the_allowed_tries(
     assert words in message
     assert proxy.endpoint in message
     assert store.locate() in message
-    assert "Completed work is saved: run the same command again to resume." in message
+    assert "Completed work is saved. To resume, run the same command again." in message
     assert len(proxy.requests) == 4
 
 

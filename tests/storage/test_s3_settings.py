@@ -94,7 +94,7 @@ def test_unreachable_endpoint_is_named_after_all_tries(
         message = _refusal(s3_store, call)
     assert f"{endpoint} refuses connections: no server listens there (EndpointConnectionError; 2 tries)" in message
     assert "Completed work is saved" in message
-    assert "run the same command again to resume" in message
+    assert "To resume, run the same command again" in message
 
 
 TROUBLES = {
