@@ -1,1 +1,1 @@
-"""The only package that imports Ray's core: thin remote wrappers around the pipeline's plain classes."""
+"""All use of Ray's core, except the reference of a bench: thin remote wrappers around the pipeline's plain classes."""

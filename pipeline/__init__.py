@@ -1,1 +1,1 @@
-"""World Models (Ha & Schmidhuber 2018): everything that is not Ray."""
+"""World Models (Ha & Schmidhuber 2018): all code without Ray, except the reference of a bench."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = ("configs", "pipeline", "actors", "cluster")
 # These modules assemble the program: inside functions, they may import from any layer.
 COMPOSITION_ROOTS = ("pipeline/cli/", "pipeline/bench/")
-
+RAY_REFERENCE = "pipeline/bench/actor_pool.py"  # Ray's own pool, to compare with
 
 # Modules that stages share.
 SHARED = ("pipeline.stages.description", "pipeline.stages.table")
@@ -43,7 +43,7 @@ def faults(file: str, source: str) -> list[str]:
         upwards = package in LAYERS and LAYERS.index(package) > LAYERS.index(layer)
         if upwards and not (inside and file.startswith(COMPOSITION_ROOTS)):
             found.append(f"{file} imports {name}")
-        if package == "ray" and layer == "pipeline" and not file.startswith(COMPOSITION_ROOTS):
+        if package == "ray" and layer == "pipeline" and file != RAY_REFERENCE:
             found.append(f"{file} imports {name}: that is for actors")
         if package == "torch" and layer == "cluster":
             found.append(f"{file} imports {name}")
@@ -69,6 +69,7 @@ def test_imports_follow_the_layers(file: str) -> None:
         ("pipeline/stages/evolve.py", "from pipeline.stages.collect import PREFIX"),
         ("pipeline/stages/evolve.py", "from pipeline.stages import collect"),
         ("pipeline/execution/protocol.py", "import ray"),
+        ("pipeline/bench/fanout.py", "def f():\n    import ray"),
         ("actors/pool.py", "if True:\n    import cluster.submit"),
         ("cluster/submit.py", "import torch.nn"),
         ("configs/__init__.py", "import pipeline"),
