@@ -65,7 +65,8 @@ def estimate(returns: NDArray[np.float64], seed: int) -> Estimate:
     seeds differ by much more than chance on the tracks.
 
     Args:
-        returns: Returns, or paired differences of returns, (S, T): a row for each seed, a column for each track.
+        returns: Returns, or paired differences of returns, (S, T) float64: a row for each seed, a column for each
+            track.
         seed: Seed of the bootstrap.
     """
     samples = _samples(returns.mean(axis=0), [(1, returns)], seed)
@@ -76,8 +77,8 @@ def estimate_difference(ours: NDArray[np.float64], theirs: NDArray[np.float64], 
     """Estimate the difference of two arms whose seeds are not paired; their tracks are. See ``estimate``.
 
     Args:
-        ours: Returns, (S, T): a row for each seed, a column for each track.
-        theirs: Returns of the other arm on the same tracks, (R, T).
+        ours: Returns, (S, T) float64: a row for each seed, a column for each track.
+        theirs: Returns of the other arm on the same tracks, (R, T) float64.
         seed: Seed of the bootstrap.
     """
     samples = _samples(ours.mean(axis=0) - theirs.mean(axis=0), [(1, ours), (-1, theirs)], seed)

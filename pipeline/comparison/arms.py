@@ -34,7 +34,7 @@ class RunResult:
         location: Location of the run.
         config: Config of the run.
         controller: Compared controller: ``"best"``, which validation chose, or else ``"mean"``; ``"agent"`` of others.
-        returns: Its returns on the test tracks, in their order, (T,) float64.
+        returns: Returns of the controller on the test tracks, in their order, (T,) float64.
         history: Generations of the evolution of the last round; empty for an external agent.
         env_steps: Environment steps of all stages.
         seconds: Time of all stages in seconds.
@@ -55,7 +55,7 @@ class Arm:
 
     Attributes:
         name: Name of the arm.
-        runs: At least one run.
+        runs: Runs, at least one.
     """
 
     name: str

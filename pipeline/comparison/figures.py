@@ -100,8 +100,8 @@ def band(runs: Sequence[RunResult], x: str) -> tuple[NDArray[np.float64], NDArra
         x: Quantity of the axis, a key of ``AXES``.
 
     Returns:
-        Points within the range that all validated runs cover, (P,), and the returns of each of these runs, (S, P);
-        None if no run was validated or the ranges have nothing in common.
+        Points within the range that all validated runs cover, (P,) float64, and the returns of each of these runs,
+        (S, P) float64; None if no run was validated or the ranges have nothing in common.
     """
     scale = 3600.0 if x == "seconds" else 1.0
     curves = []

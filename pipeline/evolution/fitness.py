@@ -34,7 +34,7 @@ def training_jobs(
         candidates: Parameters of the candidates, (population_size, n) float64.
         replayed: Track seeds to run again.
         *seed_indices: Further indices of the seeds, which keep rounds apart.
-        episodes: Number of episodes of each candidate; None for the config's in this generation.
+        episodes: Number of episodes of each candidate; None for the number in the config.
     """
     jobs = []
     episodes = config.evolve.episodes_at(generation) if episodes is None else episodes

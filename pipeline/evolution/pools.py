@@ -107,7 +107,7 @@ def run_dreams(
         Progress after every 64 dreams.
 
     Returns:
-        (job ID, result) of each dream.
+        Pairs (job ID, result).
     """
     worker = DreamWorker(agent, dream, actions, mdnrnn_weights, starts, on_gpu=True)
     found: list[tuple[JobId, RolloutResult]] = []
@@ -242,7 +242,7 @@ def read_starts(config: RunConfig, store: Store, at: Round = FIRST, start: str |
         config: Config of the run.
         store: Store of the run.
         at: Round whose episodes, and those of earlier rounds, are read.
-        start: ``"first"`` or ``"anywhere"``; None for the config's.
+        start: ``"first"`` or ``"anywhere"``; None for the value in the config.
     """
     start = start or config.dream.start
     mu, logvar = [], []

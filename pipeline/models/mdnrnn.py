@@ -17,9 +17,9 @@ class Mixture(NamedTuple):
     """Density of the next z.
 
     Attributes:
-        logpi: Log mixture weights, normalised over the last axis: (..., Z, K) factored, (..., K) joint.
-        mu: Means, (..., Z, K).
-        log_sigma: Log standard deviations, (..., Z, K).
+        logpi: Log mixture weights, normalised over the last axis: (..., Z, K) factored, (..., K) joint; float.
+        mu: Means, (..., Z, K) float.
+        log_sigma: Log standard deviations, (..., Z, K) float.
     """
 
     logpi: Tensor
@@ -32,8 +32,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         mixture: Density of the next z.
-        reward: Predicted reward, (...); None if there is no reward head.
-        done_logit: Logit of the episode's end, (...); None if there is no done head.
+        reward: Predicted reward, (...) float; None if there is no reward head.
+        done_logit: Logit of the episode's end, (...) float; None if there is no done head.
     """
 
     mixture: Mixture
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
     """Sample of the next step.
 
     Attributes:
-        z: Next latent, (..., Z).
+        z: Next latent, (..., Z) float.
         reward, done_logit: Values as in ``Prediction``.
     """
 
@@ -92,7 +92,7 @@ class MdnRnn(nn.Module):
         self.heads = nn.Linear(hidden_size, sum(self._sizes))
 
     def initial_state(self, batch_size: int) -> State:
-        """Create the initial h and c, zeros of shape (1, B, H)."""
+        """Create the initial h and c, zeros, (1, B, H) float."""
         zeros = self.heads.weight.new_zeros(1, batch_size, self.hidden_size)
         return zeros, zeros
 
@@ -100,9 +100,9 @@ class MdnRnn(nn.Module):
         """Predict the next step for each step of a sequence.
 
         Args:
-            z: Latents, (B, T, Z).
-            action: Actions, (B, T, A).
-            state: State h and c, each (1, B, H); zeros if None.
+            z: Latents, (B, T, Z) float.
+            action: Actions, (B, T, A) float.
+            state: State h and c, each (1, B, H) float; zeros if None.
 
         Returns:
             Prediction with leading axes (B, T), and the state after the last step.
@@ -111,7 +111,7 @@ class MdnRnn(nn.Module):
         return self.predict(hidden), state
 
     def predict(self, hidden: Tensor) -> Prediction:
-        """Apply the heads to hidden states, (..., H); the prediction has the same leading axes."""
+        """Apply the heads to hidden states, (..., H) float; the prediction has the same leading axes."""
         (logits, mu, log_sigma), reward, done_logit = self._outputs(hidden)
         mixture = Mixture(functional.log_softmax(logits, dim=-1), mu, self._bound(log_sigma))
         return Prediction(mixture, reward, done_logit)
@@ -120,7 +120,7 @@ class MdnRnn(nn.Module):
         """Sample from the prediction, without computing the density of components that are not drawn.
 
         Args:
-            hidden: Hidden states, (..., H).
+            hidden: Hidden states, (..., H) float.
             temperature: Temperature as in ``sample_mixture``.
             uniform: Uniform random numbers as in ``sample_mixture``.
             noise: Standard normal random numbers as in ``sample_mixture``.
@@ -156,10 +156,10 @@ def mixture_nll(mixture: Mixture, z: Tensor) -> Tensor:
 
     Args:
         mixture: Mixture with leading axes (...).
-        z: Latents, (..., Z).
+        z: Latents, (..., Z) float.
 
     Returns:
-        Mean over latent dimensions, (...).
+        Mean over latent dimensions, (...) float.
     """
     logpi, mu, log_sigma = mixture
     scaled = (z[..., None] - mu) * torch.exp(-log_sigma)
@@ -181,12 +181,12 @@ def sample_mixture(
     Args:
         mixture: Mixture with leading axes (...); logpi need not be normalised.
         temperature: Temperature; 1.0 is M's own density, higher values are more uncertain.
-        uniform: Random numbers in [0, 1) that pick the components: (..., Z) factored, (...) joint.
-        noise: Standard normal random numbers, (..., Z).
+        uniform: Random numbers in [0, 1) that pick the components: (..., Z) factored, (...) joint; float.
+        noise: Standard normal random numbers, (..., Z) float.
         bound: Elementwise function to apply to log_sigma; None if it is already bounded.
 
     Returns:
-        Next latent z, (..., Z).
+        Next latent z, (..., Z) float.
     """
     logpi, mu, log_sigma = mixture
     # Faster than softmax: over this few components, softmax alone takes longer than this whole function.

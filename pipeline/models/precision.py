@@ -32,8 +32,8 @@ def native_precisions() -> list[Precision]:
 def has_fast_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 on this kind of CPU: with AMX, or on AMD with AVX-512's bfloat16.
 
-    With AVX-512's alone, an Intel Xeon trains V at 118 instead of 143 frames/s, and its encoder computes 1,656 instead
-    of 2,033 frames/s. An AMD EPYC trains faster with it (docs/performance.md).
+    With AVX-512's alone, an Intel Xeon trains V at 118 instead of 143 frames/s, and rollouts run at 1,656 instead of
+    2,033 agent-steps/s. An AMD EPYC trains faster with it (docs/performance.md).
     """
     fields = cpu_info()
     flags = fields.get("flags", "").split()

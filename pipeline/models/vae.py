@@ -12,7 +12,7 @@ from torch.nn import functional
 
 
 class VaeLoss(NamedTuple):
-    """Mean losses of a batch, 0-dimensional float32.
+    """Mean losses of a batch, each () float32.
 
     Attributes:
         total: Loss to minimise.
@@ -67,12 +67,12 @@ class Vae(nn.Module):
         self.activation_max.copy_(torch.maximum(self.activation_max, torch.stack(largest)))
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode frames, (B, 3, 64, 64) float in [0, 1], to mu and logvar, (B, Z)."""
+        """Encode frames, (B, 3, 64, 64) float in [0, 1], to mu and logvar, (B, Z) float."""
         features = self.encoder(frames)
         return self.mu(features), self.logvar(features)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode z, (B, Z), to frames, (B, 3, 64, 64) in [0, 1]."""
+        """Decode z, (B, Z) float, to frames, (B, 3, 64, 64) float in [0, 1]."""
         first = self.decoder[0]
         assert isinstance(first, nn.ConvTranspose2d)
         assert first.bias is not None
@@ -85,11 +85,11 @@ class Vae(nn.Module):
         """Encode, sample and decode.
 
         Args:
-            frames: Frames in [0, 1], (B, 3, 64, 64).
-            noise: Standard normal random numbers, (B, Z).
+            frames: Frames in [0, 1], (B, 3, 64, 64) float.
+            noise: Standard normal random numbers, (B, Z) float.
 
         Returns:
-            Reconstructions (B, 3, 64, 64), mu and logvar (B, Z).
+            Reconstructions (B, 3, 64, 64), mu and logvar (B, Z), all float.
         """
         mu, logvar = self.encode(frames)
         return self.decode(sample_z(mu, logvar, noise)), mu, logvar
@@ -107,10 +107,10 @@ def vae_loss(reconstruction: Tensor, frames: Tensor, mu: Tensor, logvar: Tensor,
     over latent dimensions, has no cost below ``kl_tolerance * Z`` nats.
 
     Args:
-        reconstruction: Reconstructions in [0, 1], (B, 3, 64, 64).
-        frames: Frames in [0, 1], (B, 3, 64, 64).
-        mu: Means of z, (B, Z).
-        logvar: Log variances of z, (B, Z).
+        reconstruction: Reconstructions in [0, 1], (B, 3, 64, 64) float.
+        frames: Frames in [0, 1], (B, 3, 64, 64) float.
+        mu: Means of z, (B, Z) float.
+        logvar: Log variances of z, (B, Z) float.
         kl_tolerance: Free bits, in nats per latent dimension.
     """
     squared = (reconstruction.float() - frames.float()).square().sum(dim=(1, 2, 3))
