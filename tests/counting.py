@@ -1,7 +1,7 @@
 """A counting environment: every frame encodes its track and step, every reward the action that earned it.
 
 With it a test can prove that nothing was lost, doubled, reordered or shifted by a step. Everything it does is also
-given as plain functions of (track, step, action), which a test can compare with what came through the pipeline.
+given as plain functions of (track, step, action), which a test can compare with the data of the pipeline.
 
 Use it as ``env.id = "tests.counting:CountingEnv"``.
 """

@@ -31,7 +31,7 @@ _VISITED, _UNVISITED, _BAR = "visited tiles' colour", "other tiles' tint", "stat
 # Parts, each with the least change of the picture (in levels) without it. Without steering, the wheels are straight;
 # without stripes, they are half a turn further.
 PARTS = {"wheels": 16, "steering": 2, "stripes": 2, "hull": 16, "kerbs": 16, _VISITED: 2, _UNVISITED: 2, _BAR: 16}
-_LIT = 24  # of the status bar: the return and the gauges, which are bright on black
+_LIT = 24  # least level of the status bar's return and gauges, which are bright on black
 _FEW = 40  # pixels of a part in all pictures of a drive: no average over fewer
 
 

@@ -145,4 +145,4 @@ def wait_for(when: Callable[[], bool], timeout_s: float = 600.0) -> None:
         if when():
             return
         pause.wait(0.01)
-    raise AssertionError("what is waited for never came")
+    raise AssertionError("the awaited event never came")

@@ -61,9 +61,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make stress", description=__doc__)
     parser.add_argument("paths", nargs="*", default=TOUCHY, help="default: all that touch Ray, processes or storage")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--busy", type=int, default=2, help="busy processes beside them; default: 2")
+    parser.add_argument("--busy", type=int, default=2, help="busy processes next to the tests; default: 2")
     parser.add_argument("--workers", type=int, default=2, help="tests at a time; default: 2")
-    parser.add_argument("--seed", type=int, default=1, help="of the first round's order; default: 1")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the first round's order; default: 1")
     options = parser.parse_args()
     failed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder, busy(options.busy):
@@ -79,7 +79,7 @@ def main() -> int:
             print(f"round {number + 1} of {options.rounds}: {len(found)} failed, {seconds:.0f} s", flush=True)
     for name, times in failed.most_common():
         print(f"failed {times} of {options.rounds} times: {name}")
-    print(f"stress: {options.rounds} rounds beside {options.busy} busy processes, {len(failed)} flaky tests")
+    print(f"stress: {options.rounds} rounds next to {options.busy} busy processes, {len(failed)} flaky tests")
     return 1 if failed else 0
 
 

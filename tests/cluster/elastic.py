@@ -189,7 +189,7 @@ def evolve(folder: Path, what: str, workers: int = 0, **overrides: Any) -> dict[
 def square_while_a_node_is_drained(folder: Path, *, as_if_many: bool) -> tuple[str, float]:
     """Square numbers on two nodes of two CPUs, one of which is drained in the middle.
 
-    All workers pause before the drain, until the pool has taken back the waiting jobs of that node.
+    All workers pause before the drain, until the pool has recalled the queued jobs of that node.
 
     Args:
         folder: The folder in which the workers note the jobs that they begin.

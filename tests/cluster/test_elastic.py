@@ -100,7 +100,7 @@ def test_drained_node_gets_no_new_jobs_and_leaves_during_the_evolution(
     noted = cluster.in_driver(evolve, folder, "drain", execution__max_attempts=1, execution__workers=2)
     assert outcome(folder) == reference
     assert noted["hit"] not in noted["on"], "its workers have left it, though it was still there"
-    assert noted["retries"] == noted["lost_workers"] == 0, "what it had begun it ended"
+    assert noted["retries"] == noted["lost_workers"] == 0, "started jobs were finished"
     assert {*noted["preempted"]} == {True}
     cluster.in_driver(wait_until_gone, noted["hit"])
 
@@ -112,7 +112,7 @@ def test_drained_node_finishes_only_its_started_jobs(cluster: ManyNodes, tmp_pat
     begun = all_begun(tmp_path)
     assert sorted(each.job for each in begun) == [*range(100)]
     there = [each.at for each in begun if each.node_id == hit]
-    assert there and max(there) < at, "what lay before its workers was taken back"
+    assert there and max(there) < at, "jobs queued for its workers were recalled"
     assert max(each.at for each in begun) > at
     cluster.in_driver(wait_until_gone, hit)
 
@@ -233,5 +233,5 @@ def test_only_the_cpus_of_the_head_are_used_without_other_nodes(gone: list[Node]
     ],
 )
 def test_workers_leave_unsuitable_nodes(cluster_nodes: list[Node], workers_on: list[Any], left: set[str]) -> None:
-    """A GPU node may come after actors were asked for, and Ray then puts those that wait on it."""
+    """A GPU node may come after actors were requested, and Ray then puts waiting actors on it."""
     assert Placement(ExecutionConfig(workers_on=workers_on)).unsuitable_nodes(cluster_nodes) == left

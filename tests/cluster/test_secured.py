@@ -45,7 +45,7 @@ def test_job_needs_the_token_and_shows_no_secret(head: Head, s3_url: str, s3_ser
     texts = command.texts([head.folder])
     texts |= {Path(key): body for key, body in _objects(s3_server)}
     texts |= {Path("the job"): json.dumps(job), Path("its output"): output}
-    assert sum(s3_url in text for text in texts.values()) > 2, "the search finds what is there"
+    assert sum(s3_url in text for text in texts.values()) > 2, "the search finds existing text"
     hidden = [TOKEN, s3_server.environment["AWS_SECRET_ACCESS_KEY"]]
     assert [str(path) for path, text in texts.items() if any(secret in text for secret in hidden)] == []
 

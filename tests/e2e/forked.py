@@ -1,6 +1,6 @@
 """The command in a fork of a process that has imported everything: like a new process, but faster.
 
-Importing torch, Ray, OpenVINO and the rest takes longer than what most of these commands do.
+Importing torch, Ray, OpenVINO and the rest takes longer than most of these commands.
 """
 
 from __future__ import annotations

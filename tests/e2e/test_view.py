@@ -186,7 +186,7 @@ def status(url: str, path: str, method: str = "GET", **headers: str) -> int:
     return answer.status
 
 
-def test_what_does_not_come_from_the_page_is_refused(server: Server) -> None:
+def test_foreign_requests_are_refused(server: Server) -> None:
     asyncio.run(freed(server))
     url, root = server.url, urlsplit(server.url).path
     host = urlsplit(url).netloc

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 
-# What a checkout has and a wheel is not made of.
+# Parts of a checkout that are not in a wheel.
 _LEFT_OUT = (".git", ".venv", "runs", "build", "__pycache__", "*.egg-info", ".mypy_cache", ".ruff_cache", ".hypothesis")
 
 

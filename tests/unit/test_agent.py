@@ -92,7 +92,7 @@ def test_rows_of_a_batch_equal_single_agents_and_reset_alone() -> None:
         np.testing.assert_array_equal(agent.h[row], alone.h)
 
 
-def test_a_reset_without_a_seed_draws_other_noise_and_one_without_sampling_needs_none() -> None:
+def test_reset_without_a_seed_draws_other_noise_if_z_is_sampled() -> None:
     observation = images(1, np.random.default_rng(0))[0]
     for z, equal in (("sample", False), ("mu", True)):
         agent, found = Agent(make_trained(z)), []

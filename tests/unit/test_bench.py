@@ -182,7 +182,7 @@ def test_benches_start_at_most_a_worker_for_each_core_and_no_more_than_32(
 SMALL = simulated_fanout.Setting(16, 2, 4, "uniform")
 
 
-def test_the_table_of_many_workers_is_the_same_each_time_but_for_the_schedulers_own_time() -> None:
+def test_table_of_many_workers_repeats_except_the_schedulers_time() -> None:
     first, second = (simulated_fanout.simulated_row(SMALL) for _ in range(2))
     assert dataclasses.replace(first, scheduler_us=0.0) == dataclasses.replace(second, scheduler_us=0.0)
     assert first.scheduler_us > 0

@@ -51,18 +51,18 @@ def test_status_shows_the_return_with_the_recall(store: LocalStore) -> None:
 
 
 def test_report_shows_both_with_the_numbers_of_the_last_round(store: LocalStore) -> None:
-    figures = json.loads(store.read("report/report.json"))
+    numbers = json.loads(store.read("report/report.json"))
     page = " ".join(html.unescape(store.read("report/index.html").decode()).split())
     assert re.search(rf"chosen on 5 dreams, where it reached [\d.,]+ {TRUST}", page)
     assert len(re.findall(rf"fitness in dreams goes from .{{0,300}}? {TRUST}", page)) >= 2
-    assert figures["config"]["evolve"]["episodes"] == 3 and "mean return over 3 dreams" in page
+    assert numbers["config"]["evolve"]["episodes"] == 3 and "mean return over 3 dreams" in page
     assert "training episode" not in page, "no candidate was scored in the environment"
     assert "The same, in dreams" in page
-    for row, folder in zip(figures["rounds"], ("evolution", "round-002/evolution"), strict=True):
+    for row, folder in zip(numbers["rounds"], ("evolution", "round-002/evolution"), strict=True):
         info = require_manifest(store, folder).info
         assert row["dream"] == info["best_validation"] != row["validation"]
-    chosen = next(row for row in figures["history"] if row["dream_mean"] == figures["rounds"][1]["dream"])
-    assert figures["rounds"][1]["validation"] == chosen["validation_mean"]
+    chosen = next(row for row in numbers["history"] if row["dream_mean"] == numbers["rounds"][1]["dream"])
+    assert numbers["rounds"][1]["validation"] == chosen["validation_mean"]
 
 
 def test_progress_and_session_end_show_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

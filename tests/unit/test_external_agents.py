@@ -126,7 +126,7 @@ class Agent:
 
 
 @pytest.mark.parametrize("done", ["sealed", "stopped"])
-def test_the_results_of_a_class_are_not_mixed_with_those_of_its_other_source(
+def test_results_of_two_sources_of_a_class_are_not_mixed(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: str
 ) -> None:
     source = tmp_path / "changing.py"
@@ -185,7 +185,7 @@ def cartpole(**env: Any) -> RunConfig:
     return RunConfig.model_validate({**values, "mdnrnn": {"window": 5}})
 
 
-def test_the_agent_of_another_run_plays_the_environment_of_the_evaluation_and_sees_as_it_did() -> None:
+def test_agent_of_another_run_keeps_its_view_in_the_evaluations_game() -> None:
     theirs = cartpole(crop=[0, 300, 0, 600], action_repeat=2, options={"sutton_barto_reward": True})
     ours = cartpole(fresh=True, max_episode_steps=60)
     env = environment_for(theirs.env, ours)

@@ -18,7 +18,7 @@ def ids(tickets: Sequence[Ticket]) -> list[int]:
     return [ticket.id for ticket in tickets]
 
 
-def test_what_failed_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
+def test_failed_job_goes_alone_on_its_last_try_and_holds_nobody_up() -> None:
     queue = made(10)
     for _ in range(2):
         taken = queue.take(4)

@@ -78,7 +78,7 @@ def test_a_pack_is_a_small_sound_run_with_a_card(run: Path, packed: Path, capsys
     assert [path.name for path in packed.parent.iterdir()] == ["counter"], "nothing is left beside it"
 
 
-def test_the_example_on_the_card_runs_beside_the_pack_and_prints_the_first_return(packed: Path) -> None:
+def test_example_on_the_card_prints_the_first_return(packed: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (packed / "README.md").read_text(), re.DOTALL)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code]
@@ -117,9 +117,7 @@ def test_a_pack_says_nothing_about_who_made_it(run: Path, tmp_path: Path) -> Non
         assert "session" not in manifest["info"] and {"cpu", "code_version", "versions"} <= manifest["info"].keys()
 
 
-def test_the_agent_is_the_runs_in_half_precision_and_scores_what_the_card_says(
-    run: Path, packed: Path, tmp_path: Path
-) -> None:
+def test_half_precision_agent_of_the_run_has_the_score_on_its_card(run: Path, packed: Path, tmp_path: Path) -> None:
     ours, theirs = TrainedAgent.read(LocalStore(run)), TrainedAgent.read(LocalStore(packed))
     for before, after in ((ours.vae_weights, theirs.vae_weights), (ours.mdnrnn_weights, theirs.mdnrnn_weights)):
         assert len(after) < 0.7 * len(before)
@@ -219,7 +217,7 @@ def test_weights_too_large_for_half_precision_are_kept_in_float32(
     assert "keeping float32: mu.weight reaches 70000" in caplog.text
 
 
-def test_what_cannot_be_packed_is_refused_first(
+def test_runs_that_cannot_be_packed_are_refused_first(
     run: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["pack", str(run), "--name", "x", "--out", str(packed)]) == 1

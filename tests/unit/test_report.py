@@ -132,7 +132,7 @@ def test_page_needs_no_other_file(made: Any) -> None:
 
 
 def test_page_links_to_sources_and_files_of_the_run(made: Any) -> None:
-    store, figures, text, _, _ = made
+    store, numbers, text, _, _ = made
     anchors = Links(text).anchors
     assert {link for link in anchors if link.startswith("https:")} == {
         "https://arxiv.org/abs/1803.10122", "https://arxiv.org/abs/2003.08165", "https://ctallec.github.io/world-models/"
@@ -140,15 +140,15 @@ def test_page_links_to_sources_and_files_of_the_run(made: Any) -> None:
     files = {link.removeprefix("../") for link in anchors if link.startswith("../")}
     assert files >= {"report/report.json", "config.yaml"}
     assert all(store.exists(key) for key in files - {"config.yaml"})
-    assert set(figures["files"].values()) == files - {"report/report.json", "config.yaml"}
+    assert set(numbers["files"].values()) == files - {"report/report.json", "config.yaml"}
     assert {key.split("/")[0] for key in files} >= {"vae", "mdnrnn", "evolution", "evaluation"}
 
 
 def test_page_shows_no_path_of_the_machine(made: Any) -> None:
-    store, figures, text, _, _ = made
-    for words in (without_pictures(text), json.dumps(figures)):
+    store, numbers, text, _, _ = made
+    for words in (without_pictures(text), json.dumps(numbers)):
         assert store.locate() not in words and f"{Path.home()}/" not in words
-    assert figures["directory"] == "."
+    assert numbers["directory"] == "."
     assert "world-models run ./config.yaml --run-dir . -o evolve.generations=12" in shown(text)
 
 
@@ -162,9 +162,9 @@ def test_run_in_a_bucket_is_named_by_its_url(store: Store, executor: InProcessEx
 
 
 def test_pictures_have_texts_with_numbers(made: Any) -> None:
-    _, figures, text, random_returns, _ = made
+    _, numbers, text, random_returns, _ = made
     words = Links(text).words
-    rows = figures["history"]
+    rows = numbers["history"]
     by_generation, by_steps = (
         f"mean fitness goes from {rows[0]['fitness_mean']:.1f} to {rows[-1]['fitness_mean']:.1f} in {end}."
         for end in ("generation 6", "1,920 steps")
@@ -182,7 +182,7 @@ def test_pictures_have_texts_with_numbers(made: Any) -> None:
     assert vae.endswith("on held-out episodes 62.500 at its best of 1 epoch.")
     assert "The controller drives test track 0 for 40 steps and earns 100.5." in words
     (dream,) = [text for text in words if text.startswith("The real episode on the left")]
-    errors = figures["dream"]["latent_errors"]
+    errors = numbers["dream"]["latent_errors"]
     assert f"{errors[0]:.2f} from the real one at first and {errors[-1]:.2f} at the end" in dream
     assert not [text for text in words if not text.strip()]
 
@@ -200,28 +200,28 @@ def test_random_policy_with_random_starts_is_no_baseline(made: Any, tmp_path: Pa
 
 
 def test_report_numbers_match_the_input(made: Any) -> None:
-    store, figures, _, random_returns, summary = made
-    headline = dict(figures["headline"])
+    store, numbers, _, random_returns, summary = made
+    headline = dict(numbers["headline"])
     assert headline.pop("env_steps") == 209 + 6 * 320 + 6 * 40
     assert headline.pop("seconds") == sum(SECONDS.values())
     assert headline == {"controller": "best", **summary["best"]}
-    assert figures["scores"] == [{"controller": name, **summary[name]} for name in ("best", "mean")]
-    assert figures["returns"] == RETURNS
-    assert figures["history"] == [asdict(row) for row in history(6, 2)]
-    assert figures["tag"] == "000006-000003"
-    assert figures["frames"] == 209
-    baseline = figures["baseline"]
+    assert numbers["scores"] == [{"controller": name, **summary[name]} for name in ("best", "mean")]
+    assert numbers["returns"] == RETURNS
+    assert numbers["history"] == [asdict(row) for row in history(6, 2)]
+    assert numbers["tag"] == "000006-000003"
+    assert numbers["frames"] == 209
+    baseline = numbers["baseline"]
     assert baseline["returns"] == random_returns and baseline["policy"] == "random-controller"
     assert baseline["mean"] == pytest.approx(statistics.mean(random_returns), rel=1e-12)
     assert baseline["sd"] == pytest.approx(statistics.stdev(random_returns), rel=1e-12)
     plain = [{k: v for k, v in row.items() if k != "time"} for row in VAE_ROWS]
-    assert figures["vae"]["training"] == plain[:2]
-    assert figures["vae"]["held_out"] == [{"step": 40, "loss": 62.5, "reconstruction": 48.0, "kl": 14.5}]
-    assert figures["mdnrnn"] == {
+    assert numbers["vae"]["training"] == plain[:2]
+    assert numbers["vae"]["held_out"] == [{"step": 40, "loss": 62.5, "reconstruction": 48.0, "kl": 14.5}]
+    assert numbers["mdnrnn"] == {
         "training": [{"step": 10, "loss": 1.5, "nll": 1.4}],
         "held_out": [{"step": 10, "loss": 1.3, "nll": 1.2}],
     }
-    stages = {stage["name"]: stage for stage in figures["stages"]}
+    stages = {stage["name"]: stage for stage in numbers["stages"]}
     for prefix, name in STAGES.items():
         assert stages[name]["seconds"] == SECONDS[prefix]
         assert stages[name]["size_bytes"] == sum(
@@ -229,8 +229,8 @@ def test_report_numbers_match_the_input(made: Any) -> None:
         )
     assert [stages[name]["env_steps"] for name in STAGES.values()] == [209, None, None, None, 1920, 240]
     assert stages["train-vae"]["facts"] == {"steps": 40, "device": "cpu", "best_epoch": 1}
-    assert (figures["versions"], figures["cpus"], figures["code_versions"]) == (VERSIONS, ["a CPU"], ["c0de"])
-    assert figures["config"] == make_config().model_dump(mode="json")
+    assert (numbers["versions"], numbers["cpus"], numbers["code_versions"]) == (VERSIONS, ["a CPU"], ["c0de"])
+    assert numbers["config"] == make_config().model_dump(mode="json")
 
 
 def test_page_shows_the_numbers_of_the_report(made: Any) -> None:
@@ -250,12 +250,12 @@ def test_page_shows_the_numbers_of_the_report(made: Any) -> None:
 
 
 def test_curve_of_the_paper_is_shown_for_carracing(made: Any) -> None:
-    _, figures, text, _, _ = made
-    curve = figures["published"]["curve"]
+    _, numbers, text, _, _ = made
+    curve = numbers["published"]["curve"]
     assert {point["generation"]: point["mean"] for point in curve} == PAPER
     for point in curve:
         assert point["env_steps"] == pytest.approx(1.72e9 * point["generation"] / 1800)
-    assert [(s["mean"], s["sd"]) for s in figures["published"]["scores"]] == [
+    assert [(s["mean"], s["sd"]) for s in numbers["published"]["scores"]] == [
         (906, 21), (632, 251), (788, 141), (860, 120), (870, 120), (914, 15)
     ]  # fmt: skip
     assert "World Models, CMA mean" in text
@@ -290,10 +290,10 @@ def test_missing_parts_are_named(local_store: LocalStore, executor: InProcessExe
     assert "vae/metrics.jsonl is missing or empty" in words
     assert "M has its initial weights" in words
     assert "run &lt;b&gt;&amp;amp; ·" in text
-    figures = json.loads(local_store.read("report/report.json"))
-    assert figures["headline"]["controller"] == "mean"
-    assert figures["vae"] == figures["mdnrnn"] == {"training": [], "held_out": []}
-    assert figures["dream"]["unseen"] is True
+    numbers = json.loads(local_store.read("report/report.json"))
+    assert numbers["headline"]["controller"] == "mean"
+    assert numbers["vae"] == numbers["mdnrnn"] == {"training": [], "held_out": []}
+    assert numbers["dream"]["unseen"] is True
 
 
 def test_extended_run_gets_a_new_report(local_store: LocalStore, executor: InProcessExecutor) -> None:
@@ -315,14 +315,14 @@ def test_extended_run_gets_a_new_report(local_store: LocalStore, executor: InPro
     # The same page, except for the base of its links.
     assert local_store.read(new["html"].key).replace(b"../..", b"..") == read_page(local_store).encode()
     assert read_page(local_store) != first_page
-    figures = json.loads(local_store.read("report/report.json"))
+    numbers = json.loads(local_store.read("report/report.json"))
     assert local_store.read(new["json"].key) == local_store.read("report/report.json")
-    assert len(figures["history"]) == 9 and figures["returns"]["mean"] == [400.0, 500.0, 600.0, 700.0]
-    assert local_store.read(figures["files"]["the drive as a GIF"]) == b"GIF89a of 000009-000004"
+    assert len(numbers["history"]) == 9 and numbers["returns"]["mean"] == [400.0, 500.0, 600.0, 700.0]
+    assert local_store.read(numbers["files"]["the drive as a GIF"]) == b"GIF89a of 000009-000004"
 
 
 def test_dream_uses_a_held_out_episode_and_names_its_start(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, figures, _, random_returns, _ = made
+    store, numbers, _, random_returns, _ = made
     config = make_config()
     dream = InProcessExecutor().run(film_dream, config, store, resources=Resources(), on_update=lambda update: None)
     assert dream is not None and dream.unseen
@@ -352,7 +352,7 @@ def test_dream_uses_a_held_out_episode_and_names_its_start(made: Any, monkeypatc
         assert (far <= 1) == (step < dream.warm_up_steps), step
     with av.open(io.BytesIO(dream.video), "r") as video:
         assert len(list(video.decode(video=0))) == len(latents)
-    assert figures["dream"]["latent_errors"] == dream.latent_errors
+    assert numbers["dream"]["latent_errors"] == dream.latent_errors
 
 
 def test_report_has_no_dream_if_no_episode_has_two_steps(local_store: LocalStore, executor: InProcessExecutor) -> None:

@@ -163,14 +163,14 @@ def test_held_out_episodes_stay_held_out() -> None:
 
 
 def test_report_and_status_show_each_round(store: LocalStore) -> None:
-    figures = json.loads(store.read("report/report.json"))
-    assert [row["number"] for row in figures["rounds"]] == [1, 2]
-    assert [row["episodes"] for row in figures["rounds"]] == [10, 4]
+    numbers = json.loads(store.read("report/report.json"))
+    assert [row["number"] for row in numbers["rounds"]] == [1, 2]
+    assert [row["episodes"] for row in numbers["rounds"]] == [10, 4]
     info = require_manifest(store, "round-002/evaluation").info["controllers"]
-    assert figures["headline"]["mean"] == info[min(info)]["mean"] == figures["rounds"][1]["score"]
-    assert all(row["reconstruction"] > 0 for row in figures["rounds"])
-    assert figures["rounds"][1]["mdnrnn"]["episodes"] == round(4 * config_of().mdnrnn.validation_fraction)
-    names = [stage["name"] for stage in figures["stages"]]
+    assert numbers["headline"]["mean"] == info[min(info)]["mean"] == numbers["rounds"][1]["score"]
+    assert all(row["reconstruction"] > 0 for row in numbers["rounds"])
+    assert numbers["rounds"][1]["mdnrnn"]["episodes"] == round(4 * config_of().mdnrnn.validation_fraction)
+    names = [stage["name"] for stage in numbers["stages"]]
     assert names.count("collect") == 1 and "collect, round-002" in names and "train-vae, round-002" not in names
     assert "Rounds</h2>" in store.read("report/index.html").decode()
     text = describe_run(store)
@@ -236,7 +236,7 @@ def test_stage_command_runs_in_the_first_round_without_the_stage(store: LocalSto
         run_stages(config, store, InProcessExecutor(), stages_for(config, store, "train-mdnrnn"))
 
 
-def test_later_round_has_a_valid_config_also_after_an_evolution_that_ended_in_the_environment() -> None:
+def test_later_round_after_an_evolution_in_the_environment_is_valid() -> None:
     episodes = {"evolve.stall_steps": 9, "evolve.episode_steps": 9, "evolve.replayed_tracks": 1}
     in_dreams: dict[str, Any] = {"evolve.environment": "dream", "evolve.game_from": 2, "mdnrnn.done_weight": 1.0}
     evolve = config_of(**in_dreams, **episodes).in_round(2).evolve

@@ -62,7 +62,7 @@ def test_a_long_job_is_copied_once_and_not_to_one_worker_after_another() -> None
     assert [ids for _, ids in sent(driver.begin(*range(6, 10), now=60.0))] == [[6], [7], [8], [9]]
 
 
-def test_late_result_of_an_earlier_map_does_not_count_for_a_job_with_the_same_id() -> None:
+def test_late_result_of_an_earlier_map_does_not_count_for_an_equal_id() -> None:
     driver = Driver(2)
     driver.begin(1, 2)
     late, other = driver.workers
@@ -112,7 +112,7 @@ def test_jobs_of_an_earlier_map_take_lanes_but_leave_the_others_busy() -> None:
     assert driver.scheduler.jobs.num_earlier == 0
 
 
-def test_a_worker_with_a_job_that_goes_alone_does_not_count_in_the_fair_share() -> None:
+def test_worker_of_a_job_that_goes_alone_is_not_in_the_fair_share() -> None:
     driver = Driver(2, lanes=4)
     alone, other = driver.workers
     driver.begin(0)

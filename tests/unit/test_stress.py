@@ -38,10 +38,10 @@ def test_flaky_test_is_named_with_its_number_of_failures(tmp_path: Path) -> None
     assert code == 1
     assert "round 1 of 2: 1 failed" in output and "round 2 of 2: 0 failed" in output
     assert re.search(r"^failed 1 of 2 times: \S*test_flaky::test_that_fails_the_first_time$", output, re.MULTILINE)
-    assert output.splitlines()[-1] == "stress: 2 rounds beside 1 busy processes, 1 flaky tests"
+    assert output.splitlines()[-1] == "stress: 2 rounds next to 1 busy processes, 1 flaky tests"
     code, output = stress(path)
     assert code == 0
-    assert output.splitlines()[-1] == "stress: 1 rounds beside 1 busy processes, 0 flaky tests"
+    assert output.splitlines()[-1] == "stress: 1 rounds next to 1 busy processes, 0 flaky tests"
 
 
 def test_tests_that_cannot_run_are_no_success(tmp_path: Path) -> None:

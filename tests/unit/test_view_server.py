@@ -173,7 +173,7 @@ async def reasons(page: ClientWebSocketResponse) -> list[str]:
         return [unpacked(message.data)[0]["reason"] async for message in page]
 
 
-def test_the_last_message_of_a_process_arrives_whatever_the_page_sends(
+def test_last_message_of_a_process_arrives_while_the_page_sends(
     local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_agent(local_store, make_config())

@@ -72,7 +72,7 @@ def test_pictures_show_the_frame_that_v_sees_and_count_its_rewards() -> None:
         world.step()
 
 
-def test_the_controller_drives_as_the_agent_does_alone_and_m_follows_a_person() -> None:
+def test_controller_drives_like_the_agent_alone_and_m_follows_a_person() -> None:
     world, alone = make_world(), Agent(make_trained({"rollouts.micro_batch": 1, "rollouts.lanes": 1}))
     alone.reset(TRACK)
     person = np.array([0.25, 0.5], np.float32)
@@ -95,7 +95,7 @@ def test_a_person_who_takes_the_wheel_and_touches_nothing_is_at_rest() -> None:
     assert steps(world, 1)[0]["action"] == [0.0, 0.0]
 
 
-def test_a_dream_begins_at_this_very_moment_and_the_game_resumes_where_it_stopped() -> None:
+def test_dream_begins_at_the_present_moment_and_the_game_resumes() -> None:
     slept, awake = make_world(), make_world()
     steps(slept, 4), steps(awake, 4)
     before = slept.look()
@@ -148,7 +148,7 @@ def test_a_dream_in_which_m_expects_the_end_begins_again_at_the_same_moment() ->
     assert not world.over
 
 
-def test_after_an_end_the_next_track_begins_and_a_dream_there_does_not_undo_it() -> None:
+def test_after_an_end_the_next_track_begins_and_a_dream_keeps_it() -> None:
     world = make_world()
     assert steps(world, episode_length(TRACK, 16) - 1)[-1]["over"]
     world.fall_asleep()
@@ -188,7 +188,7 @@ def test_actions_that_are_held_for_several_steps_count_once() -> None:
     assert track_and_step(picture.frame) == (TRACK, 3) and picture.status["steps"] == 6
 
 
-def test_looking_ahead_imagines_samples_and_their_spread_and_changes_nothing() -> None:
+def test_looking_ahead_gives_samples_and_spread_and_changes_nothing() -> None:
     world, other = make_world(), make_world()
     ahead = look_ahead(world.dream_ahead(), world.agent.decode)
     assert ahead.frames.shape[1:] == (len(SHOWN), 64, 64, 3) and ahead.frames.dtype == np.uint8
@@ -285,7 +285,7 @@ def test_numbers_that_are_not_finite_arrive_as_null() -> None:
     assert (header["return"], header["action"]) == (None, [1.0, None])
 
 
-def test_a_run_under_way_shows_its_stage_its_curves_and_what_there_is_to_see(local_store: LocalStore) -> None:
+def test_run_under_way_shows_its_stage_curves_and_pictures(local_store: LocalStore) -> None:
     config = make_config()
     put_agent(local_store, config)
     (run,) = Runs(local_store.locate()).describe()["runs"]
