@@ -67,7 +67,7 @@ def run_stages(
     """
     for stage in stages_of(config) if stages is None else stages:
         if stage.name == EVALUATE:
-            stage = replace(stage, outside=evaluate.agent_identity(config.evaluate))
+            stage = replace(stage, external_inputs=evaluate.agent_identity(config.evaluate))
         _refer_to_inputs(config, store, stage, reuse)
         of_round = config_in(config, stage.round)
         upstream = _upstream_digests(config, store, stage)
@@ -155,7 +155,7 @@ def _refer_to_equal(
 
 
 def _refer_to_inputs(config: RunConfig, store: Store, stage: Stage, reuse: Sequence[Store]) -> None:
-    """Refer to the inputs that a stage lacks, and to theirs, as far as other runs have them."""
+    """Refer to a stage's missing inputs, and recursively to their inputs, where other runs have them."""
     earlier = {other.prefix: other for other in stages_of(config)}
     for prefix in stage.reads if reuse else ():
         if prefix in earlier and read_manifest(store, prefix) is None:

@@ -36,7 +36,7 @@ class Stage:
         help: One-line description for ``--help``.
         may_grow: Prefixes of ``reads`` that may grow after the completion of this stage, which is then resumed.
         round: Round that it belongs to.
-        outside: Further inputs of its output, beyond the config and the run, by a name for messages.
+        external_inputs: Further inputs of its output, beyond the config and the run, by a name for messages.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Stage:
     help: str
     may_grow: tuple[str, ...] = ()
     round: Round = FIRST
-    outside: Mapping[str, str] = field(default_factory=dict, hash=False)
+    external_inputs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def label(self) -> str:
@@ -62,8 +62,8 @@ class Stage:
         return ", ".join([*of_round, *([at.branch] if at.branch else []), self.name])
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        """Identity of its output, by dotted key: identity keys of the config of its round, and ``outside``."""
-        return {**flatten(config, "identity", self.keys), **self.outside}
+        """Identity of its output, by dotted key: identity keys of the config of its round, and ``external_inputs``."""
+        return {**flatten(config, "identity", self.keys), **self.external_inputs}
 
     def limits(self, config: RunConfig) -> dict[str, Any]:
         """Limits of its output that may grow, by dotted key of the config of its round."""

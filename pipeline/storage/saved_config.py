@@ -52,11 +52,11 @@ def require_run(store: Store) -> None:
 def _no_run(store: Store) -> StorageError:
     return StorageError(
         f"{store.locate()} holds no run: there is no {CONFIG}. "
-        f"{hint_of_runs(store) or 'Start one with `world-models run`.'}"
+        f"{runs_hint(store) or 'Start one with `world-models run`.'}"
     )
 
 
-def hint_of_runs(store: Store) -> str:
+def runs_hint(store: Store) -> str:
     """Sentence on runs in a folder that holds none itself, or on one beside it; empty if there are none."""
     if not isinstance(store, LocalStore):
         return ""

@@ -29,7 +29,7 @@ from pipeline.storage.layout import CONFIG, begun_key
 from pipeline.storage.manifest import newest, read_manifest, read_records, read_verified, stale_inputs
 from pipeline.storage.metrics import MetricsRow, read_metrics
 from pipeline.storage.run_dir import open_store
-from pipeline.storage.saved_config import hint_of_runs, saved_config
+from pipeline.storage.saved_config import runs_hint, saved_config
 from pipeline.storage.sessions import last_session
 from pipeline.storage.store import Store
 from pipeline.studies.plan import STUDY, trials_of
@@ -64,7 +64,7 @@ class Runs:
         elif not store.exists(CONFIG):
             raise StorageError(
                 f"{store.locate()} holds no run and no study: there is no {CONFIG} and no {STUDY}. "
-                f"{hint_of_runs(store) or 'Start one with `world-models run` or `world-models study`'}"
+                f"{runs_hint(store) or 'Start one with `world-models run` or `world-models study`'}"
             )
         self._lock = threading.Lock()
         self._described: dict[str, Any] = {}
