@@ -157,8 +157,8 @@ class Agent:
 
         Raises:
             ValueError: The observation is no image of the game, the number of rows has changed since ``reset``, the
-                actions taken are no actions, are not one for each row, or differ from those that are held, or the
-                controller's output is not finite.
+                actions taken are no actions, are not one for each row, or differ from held actions, or the controller's
+                output is not finite.
         """
         observations = rows_of(observation)
         self._single = observations is None
@@ -230,7 +230,7 @@ class Agent:
         row: int = 0,
         actions: Array | None = None,
     ) -> Imagined:
-        """Dream on from the observation of the last ``act``; the episode itself is not changed.
+        """Continue in a dream from the observation of the last ``act``; the episode itself is not changed.
 
         Args:
             steps: Steps of each dream.

@@ -36,7 +36,7 @@ ID = "WorldModels/Dream-v0"
 
 
 class Dreams:
-    """The dreams of a run, many in lockstep; what both environments below share.
+    """The dreams of a run, many in lockstep: the shared part of both environments below.
 
     Args:
         run: Run directory, a folder or ``s3://bucket/prefix``. The latest round whose M is trained is dreamt.

@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar on a terminal, plain lines in a log, metrics for external monitoring."""
+"""Progress of long steps: a bar on a terminal, or plain lines in a log."""
 
 from __future__ import annotations
 

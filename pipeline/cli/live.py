@@ -34,7 +34,7 @@ def watch(runs: Runs, console: Console) -> None:
 
     Args:
         runs: A run, or the runs of a study.
-        console: Terminal. Elsewhere each picture would follow the one before it, so it is drawn once.
+        console: Terminal. On other outputs the picture is drawn once.
     """
     if not console.is_terminal:
         console.print(picture(runs.describe()))
@@ -129,7 +129,7 @@ def _curves(run: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def sparkline(values: Sequence[float], width: int = _CURVE_WIDTH) -> str:
-    """Draw finite values as a line of blocks, the lowest as the lowest; of more than ``width``, evenly many."""
+    """Draw finite values as a line of blocks; more than ``width`` values are sampled evenly."""
     count = min(len(values), width)
     shown = [values[round(index * (len(values) - 1) / max(1, count - 1))] for index in range(count)]
     low, high = min(shown), max(shown)

@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _config_for(agent: str, options: argparse.Namespace) -> RunConfig:
-    """Config of the evaluation of an external agent: as given, or else that of the run that the agent is from.
+    """Config of the evaluation of an external agent: the given config, or that of the agent's run.
 
     Raises:
         ConfigError: There is no config, or no run directory.

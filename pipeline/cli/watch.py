@@ -38,7 +38,9 @@ def add_parser(commands: Commands) -> None:
     command.add_argument(
         "--dream", action="store_true", help="show M's dream of the same drive, begun again every 50 actions"
     )
-    command.add_argument("--temperature", type=above_zero, default=1.0, metavar="T", help="of the dream (default: 1.0)")
+    command.add_argument(
+        "--temperature", type=above_zero, default=1.0, metavar="T", help="uncertainty of the dream (default: 1.0)"
+    )
     command.add_argument("--out", type=Path, metavar="FILE", help="file of the video (default: NAME-SEED.mp4)")
     command.set_defaults(perform=_watch)
 

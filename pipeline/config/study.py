@@ -27,9 +27,7 @@ class EarlyStoppingConfig(Section):
     """Early stopping of arms with low validation returns, by asynchronous successive halving (ASHA)."""
 
     grace_generations: int = Field(ge=1, description="generations before the first decision on a run")
-    reduction_factor: float = Field(
-        3, gt=1, description="of the runs that reach a decision, one in this many continues"
-    )
+    reduction_factor: float = Field(3, gt=1, description="share of continued runs: one in this many at each decision")
 
 
 class StudyConfig(Section):
@@ -103,7 +101,7 @@ def _values(text: str, source: str) -> dict[str, Any] | None:
 
 
 def saved_study(text: str, source: str) -> StudyConfig:
-    """Read what ``dump_study`` wrote.
+    """Read the output of ``dump_study``.
 
     Raises:
         ConfigError: It is not a study.
@@ -122,7 +120,7 @@ def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], s
         raise ConfigError(f"{error}. Studies: {', '.join(study_names())}") from error
     if not varied and len(seeds) < 2:
         raise ConfigError(
-            f"{base} with one seed is one run, not a study: name what varies, for example --vary "
+            f"{base} with one seed is one run, not a study: name a key to vary, for example --vary "
             f"mdnrnn.init=trained,random or --seeds 1,2,3; or world-models run {base}"
         )
     choices = []

@@ -1,1 +1,1 @@
-"""Training data: episodes, latents, and the shards that hold them."""
+"""Data of a run: episodes, latents, shards, their quality; names of artifacts, rounds, and the trained agent."""

@@ -34,7 +34,7 @@ Sprite = NDArray[np.float32]
 
 # Rows of the 96x96 observation above the status bar; the paper crops to them (its carracing.py).
 PLAYFIELD_ROWS = 84
-OBSERVATION_SHAPE = (STATE_H, STATE_W, 3)  # of Gymnasium's observations
+OBSERVATION_SHAPE = (STATE_H, STATE_W, 3)  # shape of Gymnasium's observations
 BAR_TOP = WINDOW_H * PLAYFIELD_ROWS // STATE_H  # 700
 
 

@@ -52,7 +52,7 @@ PLUGINS = {
 
 
 def plugin_of(env_id: str) -> Plugin | None:
-    """Package that registers an ID when it is imported; None for those that need none, or name it themselves."""
+    """Package that registers an ID when it is imported; None for an ID that needs no package or names it itself."""
     return next((plugin for start, plugin in PLUGINS.items() if env_id.startswith(start)), None)
 
 

@@ -1,1 +1,1 @@
-"""Executors: their protocol, the job queue of a map, and the executor in this process."""
+"""Executors: their protocol, the scheduler of a pool with its workers and jobs, and the executor in this process."""

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pipeline.models.metadata import Description, to_metadata
 
 OPSET = 17
-_IR_VERSION = 8  # that of the first release of ONNX with this opset: older runtimes refuse a newer one
+_IR_VERSION = 8  # version of the first ONNX release with this opset: older runtimes refuse a newer one
 PRODUCER = "world-models-ray"
 BATCH = "N"  # name of the dynamic dimension, the first of every input and output
 

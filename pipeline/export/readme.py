@@ -28,7 +28,7 @@ def readme(config: RunConfig, controller: str, agent: str) -> str:
 {TITLE}
 
 Run `{config.name}` in {config.env.id}, controller `{controller}`, agent `{agent}`, opset {OPSET}. All numbers are
-float32, but for the encoder's frames. The first dimension of each input and output is the batch.
+float32, except the encoder's frames. The first dimension of each input and output is the batch.
 
 | file | takes | gives |
 |---|---|---|

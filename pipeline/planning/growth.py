@@ -13,7 +13,7 @@ from pipeline.storage.store import Store
 
 
 def check_growth(config: RunConfig, store: Store) -> None:
-    """Check that no limit has grown of a stage that a later round was made from.
+    """Refuse a grown limit of a stage from which a later round was made.
 
     Raises:
         ConfigError: A limit has grown too late; names the key, its values, and the folder that was made from it.

@@ -270,7 +270,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         f"speed of a worker: {speed.all_lanes:,.0f} agent-steps/s with its {speed.lanes} lanes active, "
         f"{1 / speed.step_s(1):,.0f} with one ({speed_from}); in between, a step takes {speed.batch_s * 1e3:.2f} ms "
         f"per micro-batch of {speed.micro_batch} and {speed.lane_s * 1e3:.2f} ms per lane",
-        "a worker is a vCPU, and every vCPU is as fast as the measured one with all of them busy: if two vCPUs are "
+        "a worker is a vCPU; all vCPUs are busy, and as fast as the measured one: if two vCPUs are "
         "hyperthreads of a core, measure on such a machine",
         lengths,
         f"validation every {evolve.validate_every} generations: {evolve.validation_episodes} episodes of "

@@ -33,9 +33,9 @@ from pipeline.storage.manifest import read_manifest
 from pipeline.storage.run_dir import check_lasting
 from pipeline.storage.store import Store
 
-# Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
-_CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}  # of an agent
-_NETWORK_STEPS_PER_S = 6_000.0  # of an agent whose environment costs nothing
+# Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates. Steps are agent-steps.
+_CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
+_NETWORK_STEPS_PER_S = 6_000.0  # in an environment that costs nothing
 _RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "repeat": 3_000.0, "random-controller": 700.0}
 _VAE_FRAMES_PER_S = 320.0
 _ENCODED_FRAMES_PER_S = 5_000.0
@@ -56,7 +56,7 @@ class StageEstimate:
     Attributes:
         stage: Name of the stage.
         work: Description of the work.
-        seconds: Approximate time.
+        seconds: Approximate time in seconds.
         disk_bytes: Bytes written to the run directory.
         memory: Peak bytes of all processes together, by the config key that each part grows with; ``""`` for the part
             that no key changes.
@@ -272,13 +272,13 @@ def describe(
     collected_actions: float | None = None,
     complete: Sequence[Stage] = (),
 ) -> str:
-    """Write the estimates as a table, with the sum of what is not complete.
+    """Write the estimates as a table, with the sum over the incomplete stages.
 
     Args:
         config: Config of the run.
         run_dir: Location of the run.
-        env_rate: As for ``estimate``.
-        collected_actions: As for ``estimate``.
+        env_rate: Rate of the environment, see ``estimate``.
+        collected_actions: Length of the collected episodes, see ``estimate``.
         complete: Stages that are complete.
     """
     done = {_name(stage.round.number, stage.name) for stage in complete}
@@ -316,7 +316,7 @@ def check(config: RunConfig, run_dir: str, collected_actions: float | None = Non
     Args:
         config: Config of the run.
         run_dir: Folder or ``s3://bucket/prefix``.
-        collected_actions: As for ``estimate``.
+        collected_actions: Length of the collected episodes, see ``estimate``.
 
     Raises:
         ConfigError: There is not enough disk, memory or threads, or the folder is deleted with a job. The message names

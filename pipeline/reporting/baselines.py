@@ -38,7 +38,7 @@ def baseline_rows(
 
     Args:
         controller: Name of the controller.
-        returns: Its returns, in the order of the tracks.
+        returns: Returns of the controller, in the order of the tracks.
         blind: Returns of each policy on the same tracks, in the same order.
         seed: Seed of the run.
     """

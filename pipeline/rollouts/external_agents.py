@@ -24,7 +24,7 @@ from pipeline.storage.run_dir import open_other
 from pipeline.storage.saved_config import saved_config
 
 # How the agent of another run sees and acts. All else of the environment is that of the evaluation.
-_AGENTS_OWN = ("view", "frame_key", "crop", "action_repeat")
+_AGENT_KEYS = ("view", "frame_key", "crop", "action_repeat")
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -76,7 +76,7 @@ def environment_for(theirs: EnvConfig, config: RunConfig) -> EnvConfig:
     agent = config.evaluate.agent
     if theirs.id != config.env.id:
         raise ConfigError(f"evaluate.agent {agent} plays {theirs.id}, and env.id is {config.env.id}")
-    env = config.test_env.model_copy(update={key: getattr(theirs, key) for key in _AGENTS_OWN})
+    env = config.test_env.model_copy(update={key: getattr(theirs, key) for key in _AGENT_KEYS})
     try:
         here = traits_of(env).actions
     except ConfigError as error:
@@ -139,7 +139,7 @@ def _import(agent: str) -> Any:
 class ExternalWorker:
     """Runs episodes of an external agent in the game itself; the plain class behind an actor.
 
-    The agent sees what the game returns: CarRacing-v3's (96, 96, 3), not the frames of V. Each episode has a new
+    The agent sees the game's own observations: CarRacing-v3's (96, 96, 3), not the frames of V. Each episode has a new
     instance of the game, and the agent acts at every step.
 
     Args:

@@ -90,7 +90,7 @@ def film(
     worker = RolloutWorker(env, agent, vae_weights, mdnrnn_weights, watch=camera)
     ((_, result),) = worker.run([job])
     decoded = _decode(agent, vae_weights, camera.frames)
-    tiles = zip(camera.frames, decoded, strict=True)  # what the agent sees, above V's picture of it
+    tiles = zip(camera.frames, decoded, strict=True)  # the agent's frame, above V's reconstruction
     pictures = [composed(scene, each) for scene, each in zip(camera.scenes, tiles, strict=True)]
     steps = every * env.action_repeat
     per_second = traits_of(env).steps_per_second

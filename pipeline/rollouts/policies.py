@@ -50,11 +50,11 @@ class WhitePolicy:
 class RepeatPolicy:
     """Uniform actions, each held for a uniform number of actions.
 
-    The paper collects its TakeCover data so, with at most 10 repeats.
+    The paper collects its TakeCover data this way, with at most 10 repeats.
 
     Args:
         env: Environment whose actions are drawn.
-        max_repeats: Largest number of actions that one is held for.
+        max_repeats: Maximum number of actions for which a drawn action is held.
         rng: Random stream of the episode.
     """
 
@@ -79,7 +79,7 @@ class RepeatPolicy:
 class BrownianPolicy:
     """A random walk of the action from a uniform start, with steps of variance dt, clipped to the bounds.
 
-    The PyTorch reproduction (Tallec, Blier & Kalainathan 2018) collects its data so, with dt = 1/50.
+    The PyTorch reproduction (Tallec, Blier & Kalainathan 2018) collects its data this way, with dt = 1/50.
 
     Args:
         env: Environment whose action bounds apply.
@@ -110,7 +110,7 @@ class ControllerPolicy:
         rng: Random stream of the episode.
         sample: Whether the controller sees a sample of z, or its mean.
         bursts: Probability that an action begins a burst.
-        burst_actions: Largest number of actions of a burst, which holds one random action.
+        burst_actions: Maximum number of actions for which a drawn action is held.
     """
 
     def __init__(

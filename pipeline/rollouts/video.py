@@ -21,7 +21,7 @@ def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) ->
     """Encode pictures as H.264 in MP4, which browsers, phones and chats play.
 
     Args:
-        pictures: At least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.
+        pictures: Pictures, at least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.
         per_second: Pictures per second.
     """
     buffer = io.BytesIO()

@@ -1,1 +1,1 @@
-"""Agents in people's hands: small folders to share, with a card."""
+"""Sharing of agents and results: small folders with a card, their upload, and results without their data."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # The hub's own identifiers of licences, which are SPDX's in lower case. It takes no others.
-_OF_THE_HUB = frozenset((
+_HUB_LICENCES = frozenset((
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear",
     "bsl-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
     "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
@@ -22,6 +22,6 @@ def header_of(spdx: str) -> str:
     """
     lower = spdx.lower()
     for own in (lower, lower.removesuffix("-only"), lower.removesuffix("-or-later")):
-        if own in _OF_THE_HUB:
+        if own in _HUB_LICENCES:
             return f"license: {own}"
     return f"license: other\nlicense_name: {lower}\nlicense_link: https://spdx.org/licenses/{spdx}.html"

@@ -1,4 +1,4 @@
-"""A pack: the agent of a run and its test results, small enough to share, as a run directory that everything reads.
+"""A pack: the agent of a run and its test results, small enough to share, as a run directory for all commands.
 
 It holds the weights of V and M, the controllers, the history of the evolution, the test episodes, the config and a
 card. It holds no data of the other stages. The test episodes are played with the packed weights, so the score on the
@@ -67,13 +67,13 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 12_000_000
 
-# Facts of a stage of the run that its pack keeps: what was done, and with what it gives the same bits. The others are
-# about the sessions, the workers and the places of those who made it.
+# Facts of a stage that its pack keeps: the work done, and the machine and versions that give the same bits. The other
+# facts concern the sessions, the workers and the places of the run's makers.
 _KEPT = (
     "env_steps", "dream_steps", "seconds", "steps", "epochs", "best_epoch", "loss", "held_out", "init", "generations",
     "ended_by", "best_generation", "best_validation", "engine", "precision", "cpu", "code_version", "versions",
 )  # fmt: skip
-_OF_THE_PACK = ("controllers", "weights", WHOLE_RUN)
+_PACK_FACTS = ("controllers", "weights", WHOLE_RUN)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def move_into_place(folder: Path, out: Path) -> int:
     Raises:
         StorageError: It is too large, or the place was taken in the meantime.
     """
-    for path in sorted(folder.rglob("*"), reverse=True):  # of temporary files, and of what was removed
+    for path in sorted(folder.rglob("*"), reverse=True):  # folders left empty by temporary and removed files
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
     size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -180,7 +180,7 @@ def move_into_place(folder: Path, out: Path) -> int:
 
 
 def new_folder(out: Path) -> Path:
-    """Make an empty folder beside the place of a pack, on the same disk.
+    """Make an empty folder next to the place of a pack, on the same disk.
 
     Raises:
         StorageError: The place is taken, or the folder cannot be made.
@@ -190,7 +190,7 @@ def new_folder(out: Path) -> Path:
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         folder = out.absolute().parent / f".{out.name}-{uuid4().hex[:12]}"
-        folder.mkdir()  # with the permissions of any new folder, which those of `tempfile` lack
+        folder.mkdir()  # with the permissions of any new folder, unlike folders of `tempfile`
     except OSError as error:
         raise StorageError(f"{out} cannot be made: {error.strerror or error}. Choose another --out") from error
     return folder
@@ -263,7 +263,7 @@ def seal_stage(source: Store, target: Store, config: RunConfig, prefix: str, inf
     manifest = replace(
         stage.manifest(config_in(config, stage.round), upstream),
         records=read_records(target, prefix),
-        info={key: value for key, value in {**theirs.info, **info}.items() if key in (*_KEPT, *_OF_THE_PACK)},
+        info={key: value for key, value in {**theirs.info, **info}.items() if key in (*_KEPT, *_PACK_FACTS)},
     )
     seal(target, prefix, manifest)
 

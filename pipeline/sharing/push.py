@@ -13,7 +13,7 @@ from pipeline.storage.layout import CARD, CONFIG, ROUND, own_keys
 from pipeline.storage.maintenance import check_run
 from pipeline.storage.store import Store
 
-_FOLDERS = (VAE, MDNRNN, EVOLUTION, EVALUATION)  # of a pack
+_FOLDERS = (VAE, MDNRNN, EVOLUTION, EVALUATION)  # folders of a pack
 _URL = re.compile(r"hf://([\w.-]+/[\w.-]+)", re.ASCII)
 
 
@@ -62,7 +62,7 @@ def push(store: Store, repository: str, *, private: bool) -> str:
                 commit_message="Upload an agent of world-models-ray",
                 delete_patterns=[CARD, CONFIG, *(f"{folder}/*" for folder in _FOLDERS), f"{ROUND}*"],
             )
-        except Exception as error:  # of the hub, of its protocol and of the network
+        except Exception as error:  # from the hub, its protocol or the network
             raise StorageError(
                 f"the upload to {api.endpoint}/{repository} failed: {type(error).__name__}: {_words(error)}\n"
                 f"{_next_step(error)}; then run the same command again"
@@ -72,7 +72,7 @@ def push(store: Store, repository: str, *, private: bool) -> str:
 
 
 def _words(error: Exception) -> str:
-    """All that an error says, without empty lines: the hub names the cause in the last ones."""
+    """The whole text of an error, without empty lines: the hub names the cause in the last lines."""
     return "\n".join(line.rstrip() for line in str(error).splitlines() if line.strip()) or "no details"
 
 
@@ -80,6 +80,6 @@ def _next_step(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-    if isinstance(error, ValueError):  # of the hub's check of the card, or of the name
+    if isinstance(error, ValueError):  # from the hub's check of the card or the name
         return f"Correct {CARD} of the pack" if CARD in str(error) else "Choose another name in --to"
     return "See that the hub can be reached and is the one that you mean (HF_ENDPOINT)"

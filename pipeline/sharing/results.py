@@ -1,4 +1,4 @@
-"""The results of a run without its data: what ``world-models compare`` reads, in about 100 KB."""
+"""The results of a run without its data: the input of ``world-models compare``, in about 100 KB."""
 
 from __future__ import annotations
 

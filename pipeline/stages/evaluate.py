@@ -82,7 +82,7 @@ class _TestedAgent:
         controllers: Parameters of its controllers by name, (n,) float32 each.
         generation: Generation of the evolution that they are from.
         seed: Seed of the noise with which z is sampled.
-        digest: SHA-256 of what the agent is made from; empty for the run's own, whose weights never change.
+        digest: SHA-256 of the agent's weights or source; empty for the run's own agent, whose weights never change.
         open_pool: Function that opens a pool of workers for its episodes.
         film: Arguments of ``film`` before the job; None for an agent that is not filmed.
         info: Facts for the manifest.

@@ -1,1 +1,1 @@
-"""The run directory: stores, records and manifests, shards, checkpoints."""
+"""The run directory: stores, layout, records and manifests, checkpoints, sessions, lease, references, metrics."""

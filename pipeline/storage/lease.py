@@ -47,7 +47,7 @@ class Lease:
         heartbeat_s: Seconds between heartbeats.
         expiry_s: Seconds without a heartbeat after which another driver may take over.
         about: Further facts about the session, see ``Owner``.
-        count_workers: Function that returns the number of workers that are ready, for those who watch the run.
+        count_workers: Function that returns the number of workers that are ready, for display by other commands.
     """
 
     def __init__(

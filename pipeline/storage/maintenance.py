@@ -193,7 +193,7 @@ class Garbage:
     Attributes:
         data: Keys of data that no record names, here or in a run that refers to this one.
         notes: Keys of notes of runs that no longer refer to this one.
-        unknown: Locations of runs that refer to this one and are not there to be asked: no data is garbage then.
+        unknown: Locations of runs that refer to this one and cannot be read: no data is garbage then.
         checkpoints: Old checkpoints as (prefix of the stage, name).
         leftovers: Keys of temporary files of killed writers.
     """

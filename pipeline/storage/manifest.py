@@ -127,7 +127,7 @@ def commit(
             raise StorageError(
                 f"{store.locate(record_key(prefix, name))} holds other bytes ({present.sha256[:12]}) than the ones "
                 f"just computed ({sha256[:12]}). The same config and seed give the same bytes on one kind of CPU with "
-                "the same package versions; was this run begun on another machine? Both objects are kept",
+                "the same package versions; was this run started on another machine? Both objects are kept",
                 resume_after=f"to keep the new one, remove {store.locate(record_key(prefix, name))}",
             ) from None
         return present

@@ -57,7 +57,7 @@ def find_equal(wanted: Manifest, prefix: str, runs: Sequence[Store], cpu: str | 
 
 
 def _is_held(run: Store, manifest: Manifest) -> bool:
-    """Whether the runs that hold a stage's objects are still there; logs those that are not."""
+    """Whether the runs that hold a stage's objects are still there; logs the missing runs."""
     first = {record.run: record for record in manifest.records.values()}
     for record in first.values():
         place = holder(run, record)
@@ -99,7 +99,7 @@ def refer(store: Store, source: Store, prefix: str, manifest: Manifest) -> None:
     try:
         checkpoint = Checkpoints(source, prefix).latest()
     except DamagedDataError as error:
-        logger.warning("its checkpoints are not copied: %s", error)
+        logger.warning("%s: checkpoints are not copied: %s", source.locate(prefix), error)
         checkpoint = None
     if checkpoint is not None:
         Checkpoints(store, prefix).save(*checkpoint)
@@ -161,7 +161,7 @@ def referred_records(store: Store) -> dict[str, Record]:
 
 
 def keys_used_by(referrer: Store, store: Store) -> set[str] | None:
-    """Keys of the objects of a run to which another run refers; None if that run is not there to be asked."""
+    """Keys of the objects of a run to which another run refers; None if that run cannot be read."""
     if not referrer.exists(CONFIG):
         return None
     return {

@@ -115,7 +115,7 @@ def relative_run(run_dir: str, other: str) -> str:
 
 
 def absolute_run(run_dir: str, recorded: str) -> str:
-    """Location of another run, from what ``relative_run`` recorded.
+    """Location of another run, as recorded by ``relative_run``.
 
     Args:
         run_dir: Location of the run that recorded it, as ``Store.locate()`` returns it.

@@ -48,7 +48,7 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
         session: Number of this session if it has begun; differences were logged before and are not logged again.
 
     Raises:
-        ConfigError: The run was begun on another kind of CPU, and ``exact`` is set.
+        ConfigError: The run was started on another kind of CPU, and ``exact`` is set.
     """
     numbers = session_numbers(store)
     if not numbers:
@@ -56,12 +56,12 @@ def check_machine(store: Store, *, exact: bool, session: int | None = None) -> N
     first, current = read_owner(store, numbers[0]).about, this_machine()
     if first["cpu"] != current["cpu"] and exact:
         raise inexact_error(
-            f"{store.locate()} was begun on CPU {first['cpu']}, this is {current['cpu']}", "Continue there"
+            f"{store.locate()} was started on CPU {first['cpu']}, this is {current['cpu']}", "Continue there"
         )
     for key in ("cpu", "code_version", "versions"):
         if session is None and first[key] != current[key]:
             logger.warning(
-                "this run was begun with %s %s, this session has %s; the difference is recorded",
+                "this run was started with %s %s, this session has %s; the difference is recorded",
                 key,
                 first[key],
                 current[key],

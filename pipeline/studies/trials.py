@@ -49,8 +49,8 @@ def _make(stage: SharedStage, study_dir: str, run: RunConfigOf) -> None:
     store = open_store(location)
     waiting = False
     while read_manifest(store, stage.prefix) is None:
-        # The folder's name has the hash of all that the stage depends on. If its run was begun with another config, as
-        # before a change of the study, the two differ in keys that do not concern the stage.
+        # The folder's name has the hash of all that the stage depends on. If its run was started with another config,
+        # as before a change of the study, the two differ in keys that do not concern the stage.
         config = saved_config(store) if store.exists(CONFIG) else stage.config
         others = [f"{study_dir}/{folder}" for folder in (*stage.inputs, *stage.sharers)]
         try:

@@ -2,7 +2,7 @@
 
 Workers and stages know nothing of trackers: this thread of the driver reads the stages' metrics every few seconds. How
 far each metric was published is recorded in the run, so that a later session continues there. After a kill between the
-two, MLflow is asked what it has; the other trackers may have the points of the last seconds twice.
+two, MLflow reports its last step; the other trackers may have the points of the last seconds twice.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pipeline.envs.registry import make_environment
 from pipeline.models.steered_dream import SteeredDream
 from pipeline.rollouts.tiles import composed, fitted
 
-HEIGHT = 480  # of a picture
+HEIGHT = 480  # height of a picture, in pixels
 _SCENE_WIDTH = 720
 _DREAM_STEPS = 50  # after which the dream begins again at the present moment
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
