@@ -6,8 +6,8 @@
 #   world-models status /shared/runs/paper
 #   scancel JOB                                                                ends it for good
 # Submitted again, it resumes the run. Preempted or out of time, it submits itself again.
-# FILL IN, here or as options of sbatch: the partition, the number of nodes, the time, and what selects one kind of CPU,
-# because an exact run refuses to mix them. Of a partition with GPUs, also --gpus-per-node.
+# FILL IN, here or as options of sbatch: the partition, the number of nodes, the time, and an option that selects one
+# kind of CPU, because an exact run refuses to mix them. Of a partition with GPUs, also --gpus-per-node.
 #SBATCH --nodes=4
 #SBATCH --time=24:00:00
 #SBATCH --job-name=world-models
@@ -20,7 +20,7 @@
 # A lost node does not end the job: its work runs again on the others. A preempted job waits for nodes again.
 #SBATCH --no-kill
 #SBATCH --requeue
-# Two minutes before the time is up, to this script only. Not SIGTERM, which is also what scancel sends.
+# Two minutes before the time is up, to this script only. Not SIGTERM, which scancel also sends.
 #SBATCH --signal=B:USR1@120
 set -eu
 
