@@ -60,9 +60,9 @@ class RayExecutor:
             self.close()
             raise ConfigError(
                 f"{shared[0]} on one machine is the folder of several nodes. Each node unpacks this job's sources "
-                "there and deletes the ones that the others are running. Start each further node of a machine with its "
-                "own folder, `ray start --temp-dir=/tmp/ray-2 ...`, or run in the folder of the sources without a job: "
-                "RAY_ADDRESS=HOST:PORT world-models run ..."
+                "there and deletes the sources that other nodes are running. Start each further node of a machine with "
+                "its own folder, `ray start --temp-dir=/tmp/ray-2 ...`, or run in the folder of the sources without a "
+                "job: RAY_ADDRESS=HOST:PORT world-models run ..."
             )
         self.can_grow = not self._local
         self.has_gpu = any(node.num_gpus > 0 for node in nodes() if node.alive)

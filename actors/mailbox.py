@@ -102,7 +102,7 @@ class Mailbox:
             batching_delay_s: Maximum number of seconds that results wait for more results.
 
         Returns:
-            Results: (ID of the ticket, result, seconds) each. Empty only if the worker has no jobs.
+            Triples (ID of the ticket, result, seconds). Empty only if the worker has no jobs.
 
         Raises:
             BaseException: The worker raised this error.

@@ -34,7 +34,7 @@ def training_jobs(
         candidates: Parameters of the candidates, (population_size, n) float64.
         replayed: Track seeds to run again.
         *seed_indices: Further indices of the seeds, which keep rounds apart.
-        episodes: Number of episodes of each candidate; None for the number in the config.
+        episodes: Number of episodes of each candidate; None for the value in the config, at this generation.
     """
     jobs = []
     episodes = config.evolve.episodes_at(generation) if episodes is None else episodes
@@ -85,7 +85,7 @@ def scored_jobs(
         purpose: Purpose of the episodes: ``"validate"`` or ``"test"``.
         generation: Number of the generation.
         candidate: Number of the controller in the names of its jobs.
-        parameters: Parameters of the controller, (n,).
+        parameters: Parameters of the controller, (n,) float64 or float32.
         first_track: Track seed of episode 0.
         episodes: Numbers of the episodes.
         max_steps: Maximum number of steps of an episode.

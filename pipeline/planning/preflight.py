@@ -33,9 +33,9 @@ from pipeline.storage.manifest import read_manifest
 from pipeline.storage.run_dir import check_lasting
 from pipeline.storage.store import Store
 
-# Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates. Steps are agent-steps.
-_CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}
-_NETWORK_STEPS_PER_S = 6_000.0  # in an environment that costs nothing
+# Rough costs, measured on one core of a 2-core AVX-512 machine; used only for estimates.
+_CAR_RACING_STEPS_PER_S = {"texture": 2_700.0, "gymnasium": 90.0}  # agent-steps
+_NETWORK_STEPS_PER_S = 6_000.0  # agent-steps in an environment that costs nothing
 _RANDOM_STEPS_PER_S = {"brownian": 3_000.0, "white": 3_000.0, "repeat": 3_000.0, "random-controller": 700.0}
 _VAE_FRAMES_PER_S = 320.0
 _ENCODED_FRAMES_PER_S = 5_000.0

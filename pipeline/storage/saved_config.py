@@ -57,15 +57,15 @@ def _no_run(store: Store) -> StorageError:
 
 
 def runs_hint(store: Store) -> str:
-    """Sentence on runs in a folder that holds none itself, or on one beside it; empty if there are none."""
+    """Sentence on runs in a folder that holds none itself, or on one next to it; empty if there are none."""
     if not isinstance(store, LocalStore):
         return ""
     if inside := _runs_in(store.root):
         shown = ", ".join(str(path) for path in inside[:_SHOWN])
         return f"Name one of its folders: {shown}{', ...' if len(inside) > _SHOWN else ''}"
-    beside = {path.name: path for path in _runs_in(store.root.parent)}
-    close = difflib.get_close_matches(store.root.name, beside, n=1)
-    return f"Did you mean {beside[close[0]]}?" if close else ""
+    neighbours = {path.name: path for path in _runs_in(store.root.parent)}
+    close = difflib.get_close_matches(store.root.name, neighbours, n=1)
+    return f"Did you mean {neighbours[close[0]]}?" if close else ""
 
 
 def _runs_in(folder: Path) -> list[Path]:

@@ -180,7 +180,7 @@ def test_a_failure_stays_in_sight_and_the_page_begins_again(server: Server) -> N
         world.kill()  # while the page decodes a picture
         page.until("state", "failed")
         chrome.execute_script("window.held = null; window.letGo()")
-        # What was held is drawn before a script that is asked for later has waited for its turn twice.
+        # What was held is drawn before a script that is requested later has waited for its turn twice.
         chrome.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => setTimeout(done, 100))")
         assert chrome.find_element(By.TAG_NAME, "body").get_attribute("data-state") == "failed"
         assert page.at("reason").is_displayed() and "The connection is closed" in page.text("reason")

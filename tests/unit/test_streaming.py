@@ -57,7 +57,7 @@ def test_next_objects_are_read_ahead_up_to_the_limit(local_store: LocalStore, re
     store = Watched(local_store.root)
     store.allow(NUM_OBJECTS)
     objects = read_ahead(store, records)
-    assert store.begun == [], "nothing is read before the first is asked for"
+    assert store.begun == [], "nothing is read before the first is requested"
     for taken in range(1, NUM_OBJECTS + 1):
         next(objects)
         with store.lock:
