@@ -160,7 +160,10 @@ def test_fanout_shows_each_row_and_its_json_has_the_last_row(
 
 @pytest.mark.parametrize(
     ("cores", "most", "reason"),
-    [(1, 16, "more than 16 for each core stall this machine, which has 1"), (8, 32, "more real actors show nothing")],
+    [
+        (1, 16, "more than 16 for each core stall this machine, which has 1"),
+        (8, 32, "more real actors give no further information"),
+    ],
 )
 def test_too_many_real_workers_for_the_machine_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cores: int, most: int, reason: str
