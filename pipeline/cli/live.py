@@ -18,7 +18,7 @@ from pipeline.view.runs import Runs
 EVERY_S = 2.0
 
 _STEPS = "▁▂▃▄▅▆▇█"
-_CURVE_WIDTH = 40
+_CURVE_WIDTH = 24
 _STATES = {
     "complete": Text("done", "green"),
     "under way": Text("runs", "bold"),
@@ -59,11 +59,43 @@ def is_over(run: Mapping[str, Any]) -> bool:
 
 def picture(described: Mapping[str, Any]) -> RenderableType:
     """Draw the description of ``Runs.describe``; readable at 80 columns."""
-    parts: list[RenderableType] = []
-    if described["study"] is not None:
-        parts.append(Text(f"study {described['study']}", "bold"))
-    parts += [_run(run) for run in described["runs"]]
-    return Group(*parts)
+    runs = described["runs"]
+    if described["study"] is None:
+        return Group(*map(_run, runs))
+    under_way = [run for run in runs if run.get("alive")][:1]
+    return Group(Text(f"study {described['study']}", "bold"), _overview(runs), *map(_run, under_way))
+
+
+def _overview(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A line for each run of a study: a terminal has too few lines for all curves."""
+    table = Table.grid(padding=(0, 1))
+    for _ in range(4):
+        table.add_column(overflow="fold")
+    for run in runs:
+        if run.get("waiting"):
+            table.add_row(f" {run['name']}", Text("not begun", "dim"))
+        elif "problem" in run:
+            table.add_row(f" {run['name']}", Text(run["problem"], "red"))
+        else:
+            facts = [f"{name} {score(found)}" for name, found in (run["scores"] or {}).items()]
+            table.add_row(f" {run['name']}", _state(run), *(facts or [_now(run)])[:1])
+    return table
+
+
+def _state(run: Mapping[str, Any]) -> Text:
+    """Complete, the present stage, or the stage in which the run stopped."""
+    if run["now"] is None:
+        return Text("done", "green")
+    title = run["now"]["title"]
+    return Text(title, "bold") if run["alive"] else Text(f"stopped in {title}", "yellow")
+
+
+def _now(run: Mapping[str, Any]) -> str:
+    now = run["now"]
+    if now is None or not now["total"]:
+        return ""
+    left = f", {duration(now['left_s'])} left" if run["alive"] and now["left_s"] is not None else ""
+    return f"{_done(now)}{left}"
 
 
 def _run(run: Mapping[str, Any]) -> RenderableType:
@@ -96,11 +128,15 @@ def _stages(run: Mapping[str, Any]) -> RenderableType:
         facts = "" if stage["seconds"] is None else duration(stage["seconds"])
         if now is not None and now["total"]:
             bar = ProgressBar(total=now["total"], completed=now["done"], width=22)
-            facts = f"{number(now['done'])} of {number(now['total'])} {now['unit']}"
+            facts = _done(now)
             if now["rate"] is not None:
                 rate = _rate(now)
         table.add_row(f" {stage['title']}", _STATES[stage["state"]], bar, facts)
     return Group(table, Text(f" {rate}")) if rate else table
+
+
+def _done(now: Mapping[str, Any]) -> str:
+    return f"{number(now['done'])} of {number(now['total'])} {now['unit']}"
 
 
 def _rate(now: Mapping[str, Any]) -> str:
@@ -112,8 +148,9 @@ def _rate(now: Mapping[str, Any]) -> str:
 def _curves(run: Mapping[str, Any]) -> list[RenderableType]:
     """A line for each curve: its shape, and its last value."""
     table = Table.grid(padding=(0, 1))
-    for _ in range(4):
+    for _ in range(3):
         table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for curve in run["curves"]:
         for index, series in enumerate(curve["series"]):
             x, y = series["points"][-1]

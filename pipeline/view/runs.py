@@ -108,6 +108,9 @@ def _describe_or_problem(name: str, store: Store) -> dict[str, Any]:
         # A store that does not answer may do so the next time; damaged data stay damaged.
         passing = isinstance(error, StorageError) and not isinstance(error, DamagedDataError)
         return {**run, "problem": error.for_readers, "passing": passing}
+    except (KeyError, TypeError, ValueError) as error:  # metrics carry no checksum
+        problem = f"{store.locate()} holds metrics that are no longer whole: {error!r}"
+        return {**run, "problem": problem, "passing": False}
 
 
 def describe(store: Store) -> dict[str, Any]:

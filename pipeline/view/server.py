@@ -14,11 +14,13 @@ import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -55,14 +57,18 @@ class Seat:
         process: Process with the viewer's world.
         connection: Pipe to it.
         messages: Messages to the page; None at the end of the process.
+        sender: Thread that sends to the process, which may be busy.
         ready: Whether the process has sent a message; before that it holds no resources.
+        shown: Number of the last message that was passed to the page.
         leaving: Task that ends the process; None until the viewer leaves.
     """
 
     process: SpawnProcess
     connection: Connection
     messages: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
+    sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     ready: bool = False
+    shown: int = 0
     leaving: asyncio.Task[None] | None = None
 
     @classmethod
@@ -106,6 +112,7 @@ class Seat:
             self.process.kill()
             self.process.join()
         self.process.close()
+        self.sender.shutdown()
         self._reader.join()
         self.connection.close()
 
@@ -129,6 +136,9 @@ class ViewServer:
         self.token = secrets.token_urlsafe(24)
         self.seats: set[Seat] = set()
         self._runs = runs.Runs(run)
+        self._describing: asyncio.Task[dict[str, Any]] | None = None
+        # Threads of their own: leaving viewers wait for no slow bucket that others read from.
+        self._leavers = ThreadPoolExecutor(most)
         package = resources.files("pipeline.view") / "page"
         self._files = {
             each.name: (each.read_bytes(), _TYPES["." + each.name.rpartition(".")[2]])
@@ -213,7 +223,9 @@ class ViewServer:
         return web.Response(body=content[0], content_type=content[1], charset="utf-8")
 
     async def _describe_runs(self, request: web.Request) -> web.Response:
-        return web.json_response(await asyncio.to_thread(self._runs.describe))
+        if self._describing is None or self._describing.done():  # all pages wait for one description
+            self._describing = asyncio.create_task(asyncio.to_thread(self._runs.describe))
+        return web.json_response(await asyncio.shield(self._describing))
 
     async def _media(self, request: web.Request) -> web.Response:
         number, what = int(request.match_info["number"]), request.match_info["what"]
@@ -268,7 +280,7 @@ class ViewServer:
 
     async def _release(self, seat: Seat) -> None:
         try:
-            await asyncio.to_thread(seat.leave)
+            await asyncio.get_running_loop().run_in_executor(self._leavers, seat.leave)
         finally:
             self.seats.discard(seat)
 
@@ -301,6 +313,7 @@ async def _show(seat: Seat, page: web.WebSocketResponse) -> None:
     """Pass messages of a viewer's process to the page, until either ends."""
     with suppress(ConnectionError):  # the page has left
         while (message := await seat.messages.get()) is not None:
+            seat.shown = max(seat.shown, wire.number_of(message))
             await page.send_bytes(message)
     await page.close(code=WSCloseCode.GOING_AWAY)
 
@@ -313,11 +326,15 @@ async def _listen(seat: Seat, page: web.WebSocketResponse) -> None:
             return
         try:
             parsed = wire.read_message(message.data)
+            # The process sends more only if the page has shown the last ones, so a page that claims to have shown more
+            # than it got would fill this server's memory.
+            if isinstance(parsed, wire.Seen) and parsed.number > seat.shown:
+                raise ValueError(f"message {parsed.number} was never sent")
         except ValueError as error:
             await page.close(code=WSCloseCode.POLICY_VIOLATION, message=str(error).encode()[:120])
             return
         try:
-            await asyncio.to_thread(seat.connection.send, parsed)
+            await asyncio.get_running_loop().run_in_executor(seat.sender, seat.connection.send, parsed)
         except OSError:  # the process has ended
             return
 

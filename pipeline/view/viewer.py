@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +38,53 @@ def run_viewer(connection: Connection, run: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which then closes the connection
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: batches are small, and viewers share the cores
     try:
-        _serve(connection, run)
-    except (EOFError, ConnectionError):
-        pass  # the viewer has left
+        _serve(_Pipe(connection), run)
+    except _ViewerLeftError:
+        pass
     except Exception as error:  # an environment of a user may raise anything
         reason = str(error) if isinstance(error, WorldModelsError) else f"{type(error).__name__}: {error}"
-        connection.send_bytes(wire.to_bytes("failed", {"reason": reason}))
+        with suppress(OSError):  # the viewer has left
+            connection.send_bytes(wire.to_bytes("failed", {"reason": reason}))
 
 
-def _serve(connection: Connection, run: str) -> None:
+class _ViewerLeftError(EOFError):
+    """The pipe to the server is closed."""
+
+
+class _Pipe:
+    """Pipe to the server, whose end is no error of the environment.
+
+    Args:
+        connection: See ``run_viewer``.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def poll(self, timeout_s: float) -> bool:
+        """Whether a message arrives within ``timeout_s``."""
+        with self._ends():
+            return self._connection.poll(timeout_s)
+
+    def recv(self) -> Any:
+        """Next message of the page."""
+        with self._ends():
+            return self._connection.recv()
+
+    def send_bytes(self, message: bytes) -> None:
+        """Send a message to the page."""
+        with self._ends():
+            self._connection.send_bytes(message)
+
+    @contextmanager
+    def _ends(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            raise _ViewerLeftError("the viewer has left") from error
+
+
+def _serve(connection: _Pipe, run: str) -> None:
     import torch
 
     from pipeline.data.trained_agent import TrainedAgent
@@ -70,7 +109,7 @@ class Viewer:
         look_ahead_thread: Thread in which M looks ahead.
     """
 
-    def __init__(self, world: World, connection: Connection, look_ahead_thread: ThreadPoolExecutor) -> None:
+    def __init__(self, world: World, connection: Connection | _Pipe, look_ahead_thread: ThreadPoolExecutor) -> None:
         self._world, self._connection, self._look_ahead_thread = world, connection, look_ahead_thread
         self._paused, self._speed = False, 1.0
         self._stale = True  # whether the page lacks the present picture

@@ -127,8 +127,8 @@ def to_bytes(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[A
     Args:
         kind: Kind of the message, the key ``is`` of its header.
         facts: Further entries of the header; a number that is not finite is sent as null.
-        arrays: Arrays by name. ``scene`` is sent as a JPEG where that is smaller; other uint8 arrays are sent as they
-            are, and all others as float32.
+        arrays: Arrays by name. ``scene`` is sent as a JPEG if it is larger than a frame of V; other uint8 arrays are
+            sent as they are, and all others as float32.
     """
     parts, blobs = [], []
     for name, array in (arrays or {}).items():
@@ -137,6 +137,12 @@ def to_bytes(kind: str, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[A
         blobs.append(blob)
     header = json.dumps({"is": kind, **without_nan(facts), "parts": parts}, allow_nan=False).encode()
     return b"".join([struct.pack("<I", len(header)), header, *blobs])
+
+
+def number_of(message: bytes) -> int:
+    """Number of a packed message, which the page acknowledges; 0 if it has none."""
+    (size,) = struct.unpack_from("<I", message)
+    return int(json.loads(message[4 : 4 + size]).get("number", 0))
 
 
 def _encoded(name: str, array: NDArray[Any]) -> tuple[str, bytes]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from packaging.requirements import Requirement
@@ -116,9 +117,26 @@ def test_its_command_runs_a_preset_where_there_are_no_sources(installed: Path, t
     code = (
         "import gymnasium\n"
         "from pipeline.agent import Agent\n"
-        "agent = Agent.load('made')\n"
+        "agent = Agent.load('pretrained:carracing')\n"
+        "assert Agent.load('made').config.name == 'smoke'\n"
         "env = gymnasium.make('pipeline.envs.car_racing:WorldModels/FastCarRacing-v3')\n"
         "observation, _ = env.reset(seed=1)\n"
         "print(env.action_space.contains(agent.act(observation)))\n"
     )
     assert run(installed / "python", "-c", code, cwd=tmp_path) == "True\n"
+    code = "import gymnasium, pipeline.dream_env; print(gymnasium.spec('WorldModels/Dream-v0').id)"
+    assert run(installed / "python", "-c", code, cwd=tmp_path) == "WorldModels/Dream-v0\n"
+    assert "usage: world-models" in run(installed / "world-models-ray", "--help", cwd=tmp_path)
+
+
+def test_page_of_the_packaged_agent_is_served_where_there_are_no_sources(installed: Path, tmp_path: Path) -> None:
+    command = [str(installed / "world-models"), "view", "pretrained:carracing"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            _, _, url = server.stdout.readline().strip().partition("open ")
+            with urlopen(url, timeout=600) as page:
+                assert b"World Models" in page.read()
+        finally:
+            server.terminate()

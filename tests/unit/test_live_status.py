@@ -78,17 +78,42 @@ def test_a_study_shows_every_run_and_what_is_wrong_with_one() -> None:
     waiting = {"name": "b", "where": "x", "waiting": True}
     broken = {"name": "c", "where": "x", "problem": "x/config.yaml is damaged", "passing": False}
     silent = {"name": "d", "where": "x", "problem": "s3://x does not answer", "passing": True}
-    text = drawn({"study": "arms", "runs": [{**UNDER_WAY, "name": "a"}, waiting, broken, silent]})
-    assert text.startswith("study arms\na  CarRacing-v3") and "b: not begun" in text
-    assert "c: x/config.yaml is damaged" in text and "d: s3://x does not answer" in text
+    tested = {"mean": 861.26, "sd": 89.4, "low": 841.3, "high": 876.8, "episodes": 100}
+    done = {**UNDER_WAY, "name": "e", "now": None, "alive": False, "scores": {"best": tested}}
+    stopped = {**UNDER_WAY, "name": "f", "alive": False}
+    lines = drawn({"study": "arms", "runs": [{**UNDER_WAY, "name": "a"}, waiting, broken, silent, done, stopped]})
+    assert [line.rstrip() for line in lines.splitlines()[:7]] == [
+        "study arms",
+        " a evolve                   50 of 200 generations, 12 min 30 s left",
+        " b not begun",
+        " c x/config.yaml is damaged",
+        " d s3://x does not answer",
+        " e done                     best 861.3 +- 89.4 (95 % interval 841.3 to 876.8)",
+        " f stopped in evolve        50 of 200 generations",
+    ]
+    assert lines.splitlines()[7].startswith("a  CarRacing-v3"), "the run under way, with its stages and curves"
     assert [is_over(run) for run in (UNDER_WAY, waiting, broken, silent)] == [False, False, True, False]
     assert is_over({**UNDER_WAY, "alive": False}) and is_over({**UNDER_WAY, "now": None})
+
+
+def test_long_names_and_numbers_are_whole_at_80_columns() -> None:
+    points = [(generation, 900.0 * math.sin(generation / 1_000)) for generation in range(1, 1_801)]
+    series = [
+        {"name": "best candidate", "points": points, "not_finite": 0},
+        {"name": "validation", "points": points, "not_finite": 12},
+    ]
+    steps = {"title": "V: loss, round 2", "x": "step", "series": [{**series[0], "name": "held out"}]}
+    returns = {"title": "C, round 2: return", "x": "generation", "series": series}
+    text = drawn({"study": None, "runs": [{**UNDER_WAY, "curves": [returns, steps]}]})
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "C, round 2" in text and "best candidate" in text and "at generation 1,800" in text
+    assert "12 not finite" in " ".join(text.split()), "a longer text takes a second line"
 
 
 def test_the_shape_of_a_curve() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([5.0]) == "▁" and sparkline([2, 2, 2]) == "▁▁▁"
-    assert len(sparkline([float(n) for n in range(1000)])) == 40
+    assert len(sparkline([float(n) for n in range(1000)])) == 24
     assert sparkline([float(n) for n in range(1000)])[-1] == "█"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from aiohttp import ClientSession, ClientWebSocketResponse
+from aiohttp import ClientSession, ClientWebSocketResponse, WSCloseCode, WSMsgType
 
 from pipeline.base.errors import StorageError
 from pipeline.config.study import dump_study, load_study
@@ -25,7 +25,7 @@ from pipeline.view.server import ViewServer
 from tests.made_run import make_config, put_agent, put_data
 from tests.viewer_messages import unpacked
 
-LIMIT_S = 60  # only a hang reaches it
+LIMIT_S = 600  # only a hang reaches it
 
 
 @asynccontextmanager
@@ -140,6 +140,7 @@ class Seat:
 
     def __init__(self) -> None:
         self.leaving: asyncio.Task[None] | None = None
+        self.sender, self.shown = None, 0  # the loop's own threads send
         self.may_leave = threading.Event()
         self.connection = self.messages = self
         self.sent = asyncio.Event()
@@ -188,6 +189,26 @@ def test_last_message_of_a_process_arrives_while_the_page_sends(
             return found
 
     assert asyncio.run(look()) == ["the game has ended"]
+
+
+def test_page_that_acknowledges_a_message_it_never_got_is_closed(
+    local_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that claims to have shown more than it got would be sent more than it reads."""
+    put_agent(local_store, make_config())
+    seats = Seats(monkeypatch)
+
+    async def look() -> int | None:
+        async with serving(local_store.root) as (_, url), ClientSession() as session:
+            page = await connected(session, url)
+            await page.send_str('{"do":"seen","number":1}')
+            async with asyncio.timeout(LIMIT_S):
+                assert (await page.receive()).type is WSMsgType.CLOSE
+            seats.taken[0].may_leave.set()
+            assert not seats.taken[0].sent.is_set(), "the process has not seen it"
+            return page.close_code
+
+    assert asyncio.run(look()) == WSCloseCode.POLICY_VIOLATION
 
 
 def test_leaving_viewer_keeps_its_place_until_its_world_has_ended(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -147,3 +148,23 @@ def test_neither_dream_nor_game_waits_for_the_end_of_the_other(monkeypatch: pyte
     world.reset(TRACK)
     show(page, world, monkeypatch)
     assert page.of("picture")[-1]["dream"]["steps"] == pytest.approx(0.5 / STEP_S, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "reasons"),
+    [(EOFError("the game has closed its socket"), ["EOFError: the game has closed its socket"]), (None, [])],
+)
+def test_environment_that_raises_is_no_viewer_who_leaves(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, reasons: list[str]
+) -> None:
+    page = Page(leaves_at=1.0)
+
+    def serve(pipe: Any, _: str) -> None:
+        if error is not None:
+            raise error
+        pipe.poll(2.0)
+
+    monkeypatch.setattr(viewer, "_serve", serve)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    viewer.run_viewer(page, "runs/x")  # type: ignore[arg-type]
+    assert [header["reason"] for header in page.of("failed")] == reasons
