@@ -102,7 +102,7 @@ class RayExecutor:
                     if kind == "update":
                         on_update(value)
                     elif not self._local and (worker := attempt.worker) is not None:
-                        worker.warn_if_starved(driver)
+                        worker.warn_if_starved()
                 failure = Failure(FailureKind.WORKER_LOST, "it ended without a result", None)
             except RayError as error:
                 failure = classify(error)

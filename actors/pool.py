@@ -261,7 +261,7 @@ class RayPool:
             case Build(worker):
                 worker.identity.check(self._driver, exact=self._execution.exact)
                 if self._placement is not None:
-                    worker.identity.warn_if_starved(self._driver)
+                    worker.identity.warn_if_starved()
                 worker.build(self._factory, self._arguments)
             case Send(worker, tickets, asks, batching_delay_s):
                 worker.send(tickets, batching_delay_s if asks else None)

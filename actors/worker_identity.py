@@ -87,9 +87,9 @@ class WorkerIdentity:
             message = f"the worker on {self.host} differs from the driver:\n" + "\n".join(differences)
             refuse_or_accept(message, "Use nodes of one kind and one image", exact=exact)
 
-    def warn_if_starved(self, driver: WorkerIdentity) -> None:
-        """Warn if a cluster's worker has lower priority than the driver, so that busy programs starve it."""
-        if self.niceness > driver.niceness:
+    def warn_if_starved(self) -> None:
+        """Warn if a cluster's worker has a low priority, so that busy programs starve it."""
+        if self.niceness > 0:
             _warn_of_niceness(self.host, self.niceness)
 
     def _bits_depend_on(self, on_gpu: bool) -> Mapping[str, str]:

@@ -10,6 +10,8 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name
 os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
 # Ray starts no process before it is needed.
 os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0"}
+# Ray kills workers where another program has taken the memory.
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 - its name
 # Before torch is imported: waiting OpenMP threads sleep. By default they spin, and two of them occupy both cores while
 # another test needs one.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -20,9 +20,13 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 
 TOUCHY = (
-    "tests/cluster", "tests/e2e", "tests/storage", "tests/unit/test_lease.py", "tests/unit/test_mailbox.py",
-    "tests/unit/test_progress.py", "tests/unit/test_spot.py", "tests/unit/test_stops.py", "tests/unit/test_store.py",
-    "tests/unit/test_streaming.py",
+    "tests/cluster", "tests/cluster_files/test_slurm.py", "tests/e2e", "tests/storage",
+    "tests/unit/test_checkpoints.py", "tests/unit/test_disks.py", "tests/unit/test_lease.py",
+    "tests/unit/test_mailbox.py", "tests/unit/test_maintenance.py", "tests/unit/test_manifest.py",
+    "tests/unit/test_progress.py",
+    "tests/unit/test_references.py", "tests/unit/test_spot.py", "tests/unit/test_stops.py", "tests/unit/test_store.py",
+    "tests/unit/test_streaming.py", "tests/unit/test_study.py", "tests/unit/test_take_cover.py",
+    "tests/unit/test_view_server.py",
 )  # fmt: skip
 
 

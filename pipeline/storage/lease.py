@@ -177,12 +177,17 @@ class Lease:
         self._heartbeat_store.write(session_key(self._owner.number, HEARTBEAT), json.dumps(heartbeat).encode())
 
     def _refuse_if_late(self) -> None:
-        """Refuse to write a late heartbeat: the next one is due. The last one has a longer limit.
+        """Refuse to write a late heartbeat: the next one is due. The first and the last one have longer limits.
 
         Raises:
             StorageError: The heartbeat is late.
         """
-        limit_s = self._limit_s if self._is_last else 0.0 if self._stopped.is_set() else self._heartbeat_s
+        if self._is_last:
+            limit_s = self._limit_s
+        elif self._count == 1:  # nothing else is due yet
+            limit_s = self._expiry_s
+        else:
+            limit_s = 0.0 if self._stopped.is_set() else self._heartbeat_s
         if time.monotonic() - self._beat_began > limit_s:
             raise StorageError("the heartbeat was late")
 

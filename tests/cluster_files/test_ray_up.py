@@ -202,7 +202,7 @@ def test_only_rollout_nodes_are_spot_and_labelled_so(config: Any) -> None:
 
 
 def test_dashboard_and_job_server_listen_on_loopback(config: Any) -> None:
-    (start,) = [command for command in config["head_start_ray_commands"] if command.startswith("ray start")]
+    (start,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
     options = parse_ray_command(start)
     assert options["head"] and options["dashboard_host"] == "127.0.0.1"
     assert options["autoscaling_config"] == "~/ray_bootstrap_config.yaml"

@@ -98,14 +98,13 @@ def test_second_driver_is_refused_with_host_pid_and_age_of_the_owner(store: Stor
         sessions.refuse_if_owned(store)
 
 
-def test_dead_driver_on_this_host_is_replaced_at_once(store: Store) -> None:
+def test_dead_driver_on_this_host_is_replaced_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     dead = replace(gone_process(), expiry_s=3600.0)
     put(store, dead, count=5)
     sessions.refuse_if_owned(store)
-    began = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waits for the expiry"))
     with new_lease(store) as held:
         assert held.session == 2
-    assert time.monotonic() - began < 600, "it did not wait for the expiry"
 
 
 def test_reused_pid_is_not_taken_for_the_dead_driver(store: Store) -> None:
@@ -125,9 +124,9 @@ def test_silent_driver_elsewhere_is_replaced_after_its_lease_expires(store: Stor
     assert sessions.read_session(store, 1).age_s >= ELSEWHERE.expiry_s - 1  # S3 dates have whole seconds
 
 
-def test_driver_elsewhere_with_a_new_heartbeat_keeps_its_run(store: Store) -> None:
-    put(store, replace(ELSEWHERE, expiry_s=60.0), count=5)
-    threading.Timer(1.0, beat, (store, ELSEWHERE), {"count": 6}).start()
+def test_driver_elsewhere_with_a_new_heartbeat_keeps_its_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, replace(ELSEWHERE, expiry_s=3600.0), count=5)
+    monkeypatch.setattr(time, "sleep", lambda _: beat(store, ELSEWHERE, count=6))
     with pytest.raises(LeaseError, match="far-away, pid 7"), new_lease(store):
         pass
     assert sessions.session_numbers(store) == [1]
@@ -164,7 +163,7 @@ def test_exactly_one_of_many_concurrent_drivers_gets_the_run(store: Store) -> No
     threads = [threading.Thread(target=take) for _ in range(8)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while len(outcomes) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
     done.set()
@@ -219,7 +218,7 @@ def test_heartbeats_continue_after_temporary_store_failures(
         with monkeypatch.context() as patch:
             patch.setattr(type(local_store), "write", fails)
             for _ in range(3):
-                failures.get(timeout=30)
+                failures.get(timeout=600)
         _wait_for_heartbeats(local_store, sessions.read_session(local_store, 1).heartbeats + 3)
     assert sessions.read_session(local_store, 1).ended == "complete"
 
@@ -244,6 +243,7 @@ def test_last_heartbeat_waits_for_a_slow_store(
 ) -> None:
     """Without that heartbeat, a successor on another machine would wait until the lease expires."""
     monkeypatch.setattr(lease, "_SLOW_S", 0.01)
+    monkeypatch.setattr(lease, "stop_grace_s", lambda: 1800.0)
     store = Gated(tmp_path)
 
     def open_after_the_message() -> None:

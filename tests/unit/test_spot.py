@@ -134,9 +134,9 @@ def test_watcher_waits_through_service_errors(
 
 
 def test_hanging_request_times_out_and_is_repeated(aws: AwsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "_TIMEOUT_S", 0.2)
     watching = Watching(Aws())
     wait_for_requests(aws, 4)
+    monkeypatch.setattr(metadata, "_TIMEOUT_S", 0.2)
     aws.faults = [None, None]
     wait_for(lambda: not aws.faults)
     aws.interrupt("terminate", WHEN)
@@ -163,7 +163,8 @@ def test_watcher_sleeps_between_two_requests(aws: AwsServer, faults: list[Answer
     watching = Watching(Aws(), poll_s=0.1, lives=lambda: not ended.is_set())
     wait_for_requests(aws, 3)
     aws.faults = faults
-    before, began = len(aws.asked), time.monotonic()
+    began = time.monotonic()
+    before = len(aws.asked)
     wait_for_requests(aws, 8)
     assert len(aws.asked) - before <= (time.monotonic() - began) / 0.1 + 1
     ended.set()
