@@ -31,6 +31,7 @@ from pipeline.storage.local import LocalStore
 from pipeline.storage.s3 import S3Store
 from pipeline.storage.store import Store
 from tests.counting import counting_config
+from tests.crashes import pytest_runtest_protocol, pytest_runtest_setup  # noqa: F401 - hooks
 from tests.e2e import command
 from tests.s3_server import S3Server
 
