@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cv2
@@ -35,7 +35,8 @@ class Environment(Protocol):
 
     A class that supports ``env.action_repeat`` also has the attribute ``repeats_actions = True``. A method
     ``describe_frames()`` is optional: it returns a dict of plain values that describes how frames are cut from a larger
-    image, for the metadata of weights.
+    image, for the metadata of weights. So is ``action_names()``: it returns the names of the choices of a discrete
+    action in their order, for people.
 
     Attributes:
         actions: Actions, A numbers each.
@@ -90,6 +91,12 @@ def frames_of(env: Environment) -> Mapping[str, Any]:
     """Description of an environment's frames; empty if it has none."""
     describe = getattr(env, "describe_frames", None)
     return describe() if describe is not None else {}
+
+
+def action_names_of(env: Environment) -> Sequence[str]:
+    """Names of the choices of an environment's action; empty if it has none."""
+    name = getattr(env, "action_names", None)
+    return name() if name is not None else []
 
 
 def configure_headless() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import math
 from contextlib import AbstractContextManager, nullcontext
+from enum import EnumType
+from itertools import compress
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -107,6 +109,18 @@ class GymnasiumEnvironment:
         """See ``Environment.describe_frames``."""
         source = RENDERED if self._key == _RENDERED else f"the observation{f'[{self._key!r}]' if self._key else ''}"
         return {"from": source, "crop": self._config.crop, "reduced": "by area averaging"}
+
+    def action_names(self) -> list[str]:
+        """See ``Environment``: names of Atari, MiniGrid and ViZDoom, and of all that name theirs as they do."""
+        game = self._game.unwrapped
+        if hasattr(game, "get_action_meanings"):
+            return [str(each) for each in game.get_action_meanings()]
+        if isinstance(kinds := getattr(game, "actions", None), EnumType):
+            return [str(each) for each in kinds.__members__]
+        if hasattr(game, "button_map") and not getattr(game, "num_delta_buttons", 0):
+            buttons = [each.name for each in game.game.get_available_buttons()]
+            return ["+".join(compress(buttons, pressed)) or "NOOP" for pressed in game.button_map]
+        return []
 
     def reset(self, track: int) -> Picture:
         """See ``Environment.reset``. With ``env.fresh``, each episode has a new instance."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.agent import Agent
 from pipeline.base.arrays import Array
 from pipeline.data.trained_agent import TrainedAgent
+from pipeline.envs.environment import action_names_of
 from pipeline.envs.registry import make_environment
 from pipeline.models.steered_dream import Dreamt, Moment, SteeredDream
 from pipeline.view import controls
@@ -67,12 +68,12 @@ class World:
         # The agent gets the frames of the pipeline's environment, which are cropped and repeat actions already; and a
         # batch of one costs least.
         self.agent = Agent(trained, batch_size=1, own_frames=True)
-        self._actions = self._env.actions
+        self._actions, self._action_names = self._env.actions, action_names_of(self._env)
         self._ends_at = config.dream.end_probability
         self._repeat = config.env.action_repeat
         self.steps_per_second = self._env.steps_per_second / self._repeat
         self.holder: Holder = "controller"
-        self._wheel = controls.at_rest(self._actions)
+        self._wheel = controls.at_rest(self._actions, self._action_names)
         self._temperature = 1.0
         self._held: Array | None = None
         self._dreams = self._looks = 0
@@ -85,7 +86,7 @@ class World:
         return {
             "environment": config.env.id,
             "run": config.name,
-            "controls": controls.describe(self._actions, config.env.id),
+            "controls": controls.describe(self._actions, config.env.id, self._action_names),
             "z_size": config.vae.z_size,
             "hidden_size": config.mdnrnn.hidden_size,
             "steps_per_second": self.steps_per_second,
@@ -114,7 +115,7 @@ class World:
     def hand_to(self, holder: Holder) -> None:
         """Hand the wheel over."""
         self.holder = holder
-        self._wheel = controls.at_rest(self._actions)
+        self._wheel = controls.at_rest(self._actions, self._action_names)
 
     @property
     def dreaming(self) -> bool:
