@@ -164,7 +164,7 @@ def look_at_the_runs(page: Page) -> None:
     # V and M; this evolution has no metrics.
     wait(page.chrome, lambda _: len(card().find_elements(By.CSS_SELECTOR, "svg[role=img]")) == 2)
     wait(page.chrome, lambda _: int(card().find_element(By.TAG_NAME, "video").get_property("readyState")) >= 1)
-    page.press(Keys.ARROW_LEFT)  # tabs are one stop of the keyboard
+    page.at("tab-runs").send_keys(Keys.ARROW_LEFT)  # tabs are one stop of the keyboard
     wait(page.chrome, lambda _: page.at("world").is_displayed())
 
 

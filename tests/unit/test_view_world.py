@@ -12,10 +12,11 @@ import pytest
 from gymnasium import spaces
 
 from pipeline.agent import Agent
-from pipeline.config.schema import RunConfig
+from pipeline.config.schema import EnvConfig, RunConfig
 from pipeline.data.trained_agent import TrainedAgent
 from pipeline.envs.actions import Actions, BoxActions, actions_of
-from pipeline.envs.registry import traits_of
+from pipeline.envs.environment import action_names_of
+from pipeline.envs.registry import make_environment, traits_of
 from pipeline.storage.local import LocalStore
 from pipeline.view import controls, wire
 from pipeline.view.look_ahead import SAMPLES, SHOWN, STEPS, look_ahead
@@ -230,10 +231,14 @@ def test_every_kind_of_action_has_controls_and_keeps_its_meaning(name: str) -> N
     described = controls.describe(actions, "A-v0")
     assert json.loads(json.dumps(described)) == described
     parts: Sequence[Any] = (
-        described.get("axes") or described.get("switches") or [name for block in described["blocks"] for name in block]
+        described.get("axes")
+        or described.get("switches")
+        or [name for block in described["blocks"] for name in block["names"]]
     )
     assert len(parts) == actions.size
-    assert actions.space.contains(actions.native(controls.at_rest(actions)))
+    resting = controls.at_rest(actions)
+    assert actions.space.contains(actions.native(resting)) and resting.dtype == np.float32
+    np.testing.assert_array_equal(actions.vector(controls.value_of(actions, resting)), resting)
     rng = np.random.default_rng(0)
     for _ in range(5):
         action = actions.random(rng)
@@ -246,10 +251,47 @@ def test_every_kind_of_action_has_controls_and_keeps_its_meaning(name: str) -> N
 
 
 def test_a_choice_is_named_by_its_number_and_the_car_by_what_it_does() -> None:
-    assert controls.describe(ACTIONS["choice"], "A-v0")["blocks"] == [["1", "2", "3", "4"]]
+    (block,) = controls.describe(ACTIONS["choice"], "A-v0")["blocks"]
+    assert block == {"names": ["1", "2", "3", "4"], "rest": 0, "keys": {}}
     car = controls.describe(traits_of(RunConfig().env).actions, "CarRacing-v3")
     assert [axis["name"] for axis in car["axes"]] == ["steering", "gas", "brake"]
     assert [axis["plus"] for axis in car["axes"]] == ["ArrowRight", "ArrowUp", "ArrowDown"]
+
+
+@pytest.mark.parametrize(
+    ("names", "rest", "keys"),
+    [
+        ("NOOP UP DOWN", 0, {"ArrowUp": 1, "ArrowDown": 2}),  # Atari's Freeway
+        ("NOOP FIRE RIGHT LEFT RIGHTFIRE LEFTFIRE", 0, {"ArrowRight": 2, "ArrowLeft": 3}),
+        ("left right forward pickup drop toggle done", 6, {"ArrowLeft": 0, "ArrowRight": 1, "ArrowUp": 2}),
+        ("ATTACK+MOVE_LEFT MOVE_RIGHT TURN_RIGHT NOOP", 3, {"ArrowRight": 1}),
+        ("", 1, {"ArrowLeft": 0, "ArrowRight": 2}),
+        ("too few", 1, {"ArrowLeft": 0, "ArrowRight": 2}),
+    ],
+)
+def test_names_of_choices_give_their_rest_and_their_arrows(names: str, rest: int, keys: dict[str, int]) -> None:
+    named = names.split()
+    count = len(named) if len(named) > 2 else 3
+    actions = actions_of(spaces.Discrete(count), "A-v0")
+    (block,) = controls.describe(actions, "A-v0", named)["blocks"]
+    assert block == {"names": named if count == len(named) else ["0", "1", "2"], "rest": rest, "keys": keys}
+    np.testing.assert_array_equal(controls.at_rest(actions, named), np.eye(count)[rest])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "names"),
+    [
+        ("ALE/Freeway-v5", ["NOOP", "UP", "DOWN"]),
+        ("MiniGrid-Empty-8x8-v0", ["left", "right", "forward", "pickup", "drop", "toggle", "done"]),
+        ("VizdoomTakeCover-v1", ["NOOP", "MOVE_RIGHT", "MOVE_LEFT"]),
+        ("CartPole-v1", []),
+        ("CarRacing-v3", []),
+    ],
+)
+def test_environments_name_their_choices(env_id: str, names: list[str]) -> None:
+    env = make_environment(EnvConfig(id=env_id))
+    assert action_names_of(env) == names
+    env.close()
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ export class Film {
     const recorder = new MediaRecorder(this.canvas.captureStream(30), { mimeType: kind, videoBitsPerSecond: 4_000_000 });
     recorder.ondataavailable = ({ data }) => parts.push(data);
     recorder.onerror = ({ error }) => this.#set(null, `The film has ended early: ${error.message}.`);
-    recorder.onstop = () => save(new Blob(parts, { type }), `${name}.${type.split("/")[1]}`);
+    recorder.onstop = () => {
+      recorder.stream.getTracks().forEach((each) => each.stop());
+      save(new Blob(parts, { type }), `${name}.${type.split("/")[1]}`);
+    };
     recorder.start();
     this.#set(recorder);
   }

@@ -10,16 +10,18 @@ import { Connection } from "./wire.js";
 const byId = (id) => document.getElementById(id);
 const { body } = document;
 const AHEAD_STEPS = [1, 5, 10, 15, 20, 25, 30];
+const DEAD = ".transport, .wheel, .dream, .latents"; // without a world
 const RECENT = 30; // pictures and actions that the rate and the latency are measured over
 
+// The last holder that was asked for: pictures tell the one of a round trip ago, and no one else hands the wheel over.
+let asked = "controller";
 let connection = null, wheel = null, latents = null, about = null, now = null;
 let waiting = null, drawing = false, actions = 0, measured = 0;
 const sentActions = [], latencies = [], shownAt = [];
 const film = new Film(byId("scene"), [byId("frame"), byId("reconstruction")], showFilm);
 
 function connect() {
-  body.dataset.state = "starting";
-  byId("reason").textContent = "Loading the agent …";
+  standBy("starting", "Loading the agent …");
   byId("again").hidden = true;
   const mine = new Connection(
     (message) => { if (mine === connection) receive(message); }, // an earlier one says nothing more
@@ -29,12 +31,21 @@ function connect() {
 
 function fail(reason) {
   if (body.dataset.state === "failed") return; // the first reason is the one that helps
-  body.dataset.state = "failed";
-  byId("reason").textContent = reason;
-  byId("again").hidden = false;
   if (film.recording) film.stop();
-  waiting = now = null;
+  standBy("failed", reason);
+  byId("again").hidden = false;
   connection.close();
+}
+
+// There is no world: its controls are dead, and nobody drives.
+function standBy(state, reason) {
+  waiting = now = null;
+  asked = "controller";
+  showHolder({ holder: asked, dream: null, paused: false });
+  body.dataset.state = state;
+  set("reason", reason);
+  set("ended", "");
+  for (const each of document.querySelectorAll(DEAD)) each.inert = true;
 }
 
 function receive({ header, arrays }) {
@@ -54,6 +65,7 @@ function receive({ header, arrays }) {
 
 function begin(header) {
   about = header;
+  asked = "controller";
   actions = 0;
   sentActions.length = 0;
   byId("run").textContent = header.run;
@@ -99,29 +111,36 @@ async function draw({ header, arrays }) {
 const set = (id, text) => { const at = byId(id); if (at.textContent !== text) at.textContent = text; };
 const fixed = (value, digits) => (value === null ? "–" : value.toFixed(digits).replace("-", "−"));
 
+function showHolder({ holder, dream, paused }) {
+  const mine = holder === "person";
+  Object.assign(body.dataset, { holder, asleep: dream ? "yes" : "no", paused: paused ? "yes" : "no" });
+  set("who", mine ? "You drive" : "The controller drives");
+  byId("hand").firstElementChild.textContent = mine ? "Hand the wheel back" : "Take the wheel";
+  byId("dream").firstElementChild.textContent = dream ? "Wake up" : "Fall asleep here";
+  byId("pause").firstElementChild.textContent = paused ? "Resume" : "Pause";
+  byId("step").disabled = !paused;
+}
+
 function showStatus(header) {
-  const { dream } = header, before = now;
+  const { dream } = header, before = now, mine = header.holder === "person";
   now = header;
-  Object.assign(body.dataset, { state: "running", holder: header.holder, asleep: dream ? "yes" : "no",
-    paused: header.paused ? "yes" : "no" });
-  const mine = header.holder === "person";
+  showHolder(header);
+  if (!before) {
+    body.dataset.state = "running";
+    set("reason", "");
+    for (const each of document.querySelectorAll(DEAD)) each.inert = false;
+  }
   set("return", fixed(header.return, 1));
   set("steps", header.steps.toLocaleString("en"));
   set("track-shown", String(header.track));
-  set("who", mine ? "You drive" : "The controller drives");
   set("saw", dream ? "V saw last" : "V sees");
   set("drew", dream ? "V draws the dream" : "V's reconstruction");
   set("dream-steps", dream ? String(dream.steps) : "–");
   set("dream-reward", dream ? fixed(dream.reward, 2) : "–");
   set("dream-end", dream && dream.end_probability !== null ? `${(100 * dream.end_probability).toFixed(0)} %` : "–");
-  byId("hand").firstElementChild.textContent = mine ? "Hand the wheel back" : "Take the wheel";
-  byId("dream").firstElementChild.textContent = dream ? "Wake up" : "Fall asleep here";
-  byId("pause").firstElementChild.textContent = header.paused ? "Resume" : "Pause";
-  byId("step").disabled = !header.paused;
-  const ended = byId("ended");
-  ended.hidden = !header.over;
-  const over = `The episode is over: return ${fixed(header.return, 1)}`;
-  set("ended", dream ? "M expects the end here. It dreams again from where you fell asleep." : over);
+  const over = dream ? "M expects the end here. It dreams again from where you fell asleep."
+    : `The episode is over: return ${fixed(header.return, 1)}`;
+  set("ended", header.over ? over : "");
   wheel.show(header.action);
   if (before && (before.holder !== header.holder || !before.dream !== !dream)) {
     set("say", `${mine ? "You drive" : "The controller drives"}${dream ? ", in M's dream" : ""}`);
@@ -165,13 +184,14 @@ function sendAction(action, at) {
 }
 
 function hand(holder) {
-  if (!now || now.holder === holder) return;
+  if (!now || asked === holder) return;
+  asked = holder;
   wheel.letGo();
   connection.send("wheel", { holder });
 }
 
 const commands = {
-  t: () => hand(now.holder === "person" ? "controller" : "person"),
+  t: () => hand(asked === "person" ? "controller" : "person"),
   m: () => connection.send("dream", { on: !now.dream }),
   p: () => connection.send("pause", { on: !now.paused }),
   ".": () => { if (now.paused) connection.send("step"); },
@@ -203,7 +223,7 @@ addEventListener("keydown", (event) => {
   if (!now || event.ctrlKey || event.metaKey || event.altKey || typesInto(event.target)
     || byId("world").hidden) return;
   const slides = event.target.matches?.("input[type=range]");
-  if (now.holder === "person" && !slides && wheel.key(event, true)) event.preventDefault();
+  if (asked === "person" && !slides && wheel.key(event, true)) event.preventDefault();
   else if (!event.repeat && commands[event.key.toLowerCase()]) commands[event.key.toLowerCase()]();
 });
 addEventListener("keyup", (event) => wheel?.key(event, false));
@@ -211,7 +231,13 @@ addEventListener("blur", () => wheel?.letGo());
 
 // After a slider or a mouse choice, the keys steer again.
 addEventListener("pointerup", ({ target }) => { if (target.matches?.("input[type=range]")) target.blur(); });
-byId("speed").onchange = ({ target }) => { connection.send("speed", { value: Number(target.value) }); target.blur(); };
+let pointed = false; // the keyboard stays in the list, for its next step
+byId("speed").onpointerdown = () => { pointed = true; };
+byId("speed").onkeydown = () => { pointed = false; };
+byId("speed").onchange = ({ target }) => {
+  connection.send("speed", { value: Number(target.value) });
+  if (pointed) target.blur();
+};
 byId("temperature").oninput = ({ target }) => {
   set("temperature-shown", Number(target.value).toFixed(2));
   connection.send("temperature", { value: Number(target.value) });
@@ -224,7 +250,8 @@ byId("tracks").onsubmit = (event) => {
 byId("again").onclick = connect;
 
 function steer(at) {
-  if (now?.holder === "person") wheel.update(at);
+  if (now && wheel.touched() && !byId("world").hidden) hand("person");
+  if (now && asked === "person") wheel.update(at);
   requestAnimationFrame(steer);
 }
 requestAnimationFrame(steer);
@@ -240,9 +267,13 @@ function open(tab) {
   showRuns(tab.id === "tab-runs");
 }
 for (const tab of tabs) {
-  tab.onclick = () => open(tab);
+  tab.onclick = ({ detail }) => {
+    open(tab);
+    if (detail) tab.blur(); // after a pointer the keys steer
+  };
   tab.onkeydown = ({ key }) => {
     if (key !== "ArrowLeft" && key !== "ArrowRight") return;
+    if (asked === "person" && !byId("world").hidden) return; // the wheel has the key
     const other = tabs[(tabs.indexOf(tab) + 1) % tabs.length];
     other.focus();
     open(other);

@@ -1,14 +1,13 @@
 // The state of the runs. It is requested every few seconds while its tab is open.
 
-import { colour } from "./draw.js";
-
 const EVERY_MS = 2000;
 const COLOURS = {
   training: "blue", "held out": "vermillion", "best candidate": "faint", mean: "blue", validation: "vermillion",
 };
+const colour = (name) => `var(--${COLOURS[name]})`; // it follows the page from light to dark
 const SVG = "http://www.w3.org/2000/svg";
 
-let timer = null;
+let timer = null, asking = 0, last = "";
 const media = new Map(); // films and pictures by their address: they are loaded once, and keep playing
 
 function element(name, facts = {}, ...children) {
@@ -41,31 +40,44 @@ function duration(seconds) {
 
 export function showRuns(open) {
   clearTimeout(timer);
-  if (open) ask();
+  asking += 1; // an answer that is still on its way has come too late
+  if (open) ask(asking);
 }
 
-async function ask() {
-  const problem = document.getElementById("runs-problem");
+async function ask(mine) {
+  let text = "", lacks = "";
   try {
     const answer = await fetch("runs");
-    if (!answer.ok) throw new Error(await answer.text());
-    show(await answer.json());
-    problem.hidden = true;
+    text = await answer.text();
+    if (!answer.ok) throw new Error(text);
+    if (mine === asking) refresh(text);
   } catch (error) {
-    problem.textContent = `The state of the runs cannot be read: ${error.message}`;
-    problem.hidden = false;
+    lacks = `The state of the runs cannot be read: ${error.message}`;
   }
-  if (!document.getElementById("runs").hidden) timer = setTimeout(ask, EVERY_MS);
+  if (mine !== asking) return;
+  const problem = document.getElementById("runs-problem");
+  if (problem.textContent !== lacks) problem.textContent = lacks;
+  timer = setTimeout(() => ask(mine), EVERY_MS);
 }
 
-function show({ study, runs }) {
+// What has not changed stays, for readers of the screen; and so does a film that fills the screen or floats above it.
+function refresh(text) {
+  if (document.fullscreenElement || document.pictureInPictureElement) return;
   const table = document.getElementById("overview");
-  table.replaceChildren(...(study ? [overview(study, runs)] : []));
+  if (text !== last) {
+    show(JSON.parse(text), table);
+    last = text;
+  }
   table.tabIndex = table.scrollWidth > table.clientWidth + 1 ? 0 : -1; // a box that scrolls takes the keyboard
+}
+
+function show({ study, runs }, table) {
+  table.replaceChildren(...(study ? [overview(study, runs)] : []));
   const cards = document.getElementById("cards");
   cards.classList.toggle("one", runs.length === 1);
   const focused = document.activeElement?.closest?.("video")?.src;
   cards.replaceChildren(...runs.map(card));
+  for (const [address, each] of media) if (!each.isConnected) media.delete(address);
   if (focused) [...media.values()].find((each) => each.src === focused)?.focus();
 }
 
@@ -148,7 +160,10 @@ function film(address, kind, caption) {
   if (!media.has(address)) {
     const made = kind === "video" ? element("video", { controls: true, loop: true, muted: true, playsInline: true,
       preload: "metadata", "aria-label": caption }) : element("img", { alt: caption });
-    made.onerror = () => media.delete(address); // it is requested again with the next state
+    made.onerror = () => { // it is requested again with the next state
+      media.delete(address);
+      last = "";
+    };
     made.src = address;
     media.set(address, made);
   }
@@ -177,7 +192,7 @@ function curve({ title, x, series }) {
     shape("text", { x: start, y: height - 5 }, number(first, 0)),
     shape("text", { x: width - 6, y: height - 5, "text-anchor": "end" }, `${x} ${number(last, 0)}`));
   for (const { name, points: some } of series) {
-    const stroke = colour(COLOURS[name]);
+    const stroke = colour(name);
     const places = some.map(at);
     if (places.length > 1) drawing.append(shape("path", { d: `M${places.join("L")}`, stroke }));
     if (places.length === 1 || (places.length < 40 && name !== "training")) {
@@ -186,7 +201,7 @@ function curve({ title, x, series }) {
   }
   const legend = element("p", { className: "legend" }, ...series.map(({ name, points: some, not_finite: lost }) => {
     const key = element("i");
-    key.style.background = colour(COLOURS[name]);
+    key.style.background = colour(name);
     return element("span", {}, key, `${name} ${number(some.at(-1)[1], 2)}${lost ? `, ${lost} not finite` : ""}`);
   }));
   return element("figure", {}, element("h3", { textContent: title }), drawing, legend);

@@ -2,6 +2,7 @@
 
 const FULL_TURN_S = 0.25; // a key turns an axis that rests in its middle this quickly from there to its end
 const DEAD_ZONE = 0.12;
+const TAKES = 0.5; // a stick or a trigger this far from its rest takes the wheel
 const ALIASES = { KeyA: "ArrowLeft", KeyD: "ArrowRight", KeyW: "ArrowUp", KeyS: "ArrowDown" };
 const SIGNS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓" };
 
@@ -25,11 +26,12 @@ export class Wheel {
     this.sent = "";
     this.turned = performance.now();
     this.inputAt = null;
+    this.padRests = false;
     box.replaceChildren();
     if (controls.kind === "axes") this.show = this.#axes(box);
     else this.show = controls.kind === "choices" ? this.#choices(box) : this.#switches(box);
-    if (controls.kind === "axes") this.values = controls.axes.map((axis) => axis.rest);
     this.keys = this.#keys();
+    this.letGo();
   }
 
   // In words, for the person.
@@ -40,8 +42,9 @@ export class Wheel {
         `${axis.name} ${sign(axis.minus)} ${sign(axis.plus)}`);
       return `Keys: ${named.join(", ").replace(/ +/g, " ")}. Pads and a gamepad work too.`;
     }
-    const count = kind === "choices" ? blocks[0].length : switches.length;
-    const arrows = kind === "choices" && count <= 3 ? ", ← →" : "";
+    const count = kind === "choices" ? blocks[0].names.length : switches.length;
+    const arrows = kind === "choices" ? ["", ...Object.keys(SIGNS).filter((key) => this.keys.has(key)).map(sign)]
+      .join(" ").replace(" ", ", ") : "";
     const digits = count > 1 ? `1 to ${count < 10 ? count : 0}` : "1";
     return `Keys: hold ${digits}${arrows}. Pads and a gamepad work too.`;
   }
@@ -57,6 +60,17 @@ export class Wheel {
   letGo() {
     this.held.clear();
     this.sent = "";
+    this.values = this.controls.axes?.map((axis) => axis.rest);
+  }
+
+  // Whether the gamepad, which lay at rest, has just been touched. It is called for each picture of the screen. What is
+  // not at rest when the gamepad appears, such as a trigger that is an axis, takes nothing.
+  touched() {
+    const pad = this.#gamepad();
+    const rests = pad.connected && ![...pad.axes, ...pad.buttons].some((value) => Math.abs(value) > TAKES);
+    const touched = pad.connected && this.padRests && !rests;
+    this.padRests = rests;
+    return touched;
   }
 
   // Compute the action of now, and send it if it has changed.
@@ -88,16 +102,13 @@ export class Wheel {
       });
       return keys;
     }
-    const count = kind === "choices" ? blocks[0].length : switches.length;
+    const count = kind === "choices" ? blocks[0].names.length : switches.length;
     for (let index = 0; index < Math.min(count, 10); index++) {
       const what = kind === "choices" ? `0:${index}` : `${index}`;
       keys.set(`Digit${(index + 1) % 10}`, what);
       keys.set(`Numpad${(index + 1) % 10}`, what);
     }
-    if (kind === "choices" && count <= 3) {
-      keys.set("ArrowLeft", "0:0");
-      keys.set("ArrowRight", `0:${count - 1}`);
-    }
+    for (const [key, index] of Object.entries(blocks?.[0].keys ?? {})) keys.set(key, `0:${index}`);
     return keys;
   }
 
@@ -162,7 +173,7 @@ export class Wheel {
   }
 
   #choices(box) {
-    const pads = this.controls.blocks.flatMap((names, block) => {
+    const pads = this.controls.blocks.flatMap(({ names }, block) => {
       const row = element("div", "choices");
       const made = names.map((name, index) => this.#pad(name, `Choice ${name}`, `${block}:${index}`));
       row.append(...made);
@@ -183,9 +194,9 @@ export class Wheel {
   // The first gamepad: its axes without their dead zones, its buttons as numbers.
   #gamepad() {
     const pad = [...(navigator.getGamepads?.() ?? [])].find(Boolean);
-    if (!pad) return { axes: [], buttons: [] };
+    if (!pad) return { connected: false, axes: [], buttons: [] };
     const axes = pad.axes.map((value) => (Math.abs(value) < DEAD_ZONE ? 0 : value));
-    return { axes, buttons: pad.buttons.map((each) => each.value) };
+    return { connected: true, axes, buttons: pad.buttons.map((each) => each.value) };
   }
 
   _axes(passed_s, pad) {
@@ -207,18 +218,22 @@ export class Wheel {
   }
 
   _choices(passed_s, pad) {
-    return this.controls.blocks.flatMap((names, block) => {
-      const count = names.length;
+    return this.controls.blocks.flatMap(({ names, rest }, block) => {
       let chosen = names.findIndex((_, index) => this.held.has(`${block}:${index}`));
       if (chosen < 0 && block === 0) {
-        chosen = pad.buttons.slice(0, count).findIndex((value) => value > 0.5);
-        const way = pad.axes[0] ?? 0;
-        if (chosen < 0 && count <= 3 && way) chosen = way < 0 ? 0 : count - 1;
+        chosen = pad.buttons.slice(0, names.length).findIndex((value) => value > 0.5);
+        if (chosen < 0) chosen = this.#pushed(pad);
       }
-      // Three choices have their rest in the middle: left, nothing, right.
-      if (chosen < 0) chosen = count === 3 ? 1 : 0;
+      if (chosen < 0) chosen = rest;
       return names.map((_, index) => Number(index === chosen));
     });
+  }
+
+  // The choice whose arrow points where the first stick does; -1 if there is none.
+  #pushed({ axes: [x = 0, y = 0] }) {
+    const key = Math.abs(x) >= Math.abs(y) ? x && (x < 0 ? "ArrowLeft" : "ArrowRight")
+      : y < 0 ? "ArrowUp" : "ArrowDown";
+    return this.controls.blocks[0].keys[key] ?? -1;
   }
 
   _switches(passed_s, pad) {
