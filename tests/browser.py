@@ -47,18 +47,20 @@ def prepare(chrome: Chrome, script: str) -> None:
     chrome.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
 
 
-def prefer_dark(chrome: Chrome) -> None:
-    """Tell pages that the person prefers dark colours."""
-    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+def prefer(chrome: Chrome, colours: str) -> None:
+    """Tell pages that the person prefers dark or light colours."""
+    features = [{"name": "prefers-color-scheme", "value": colours}]
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
-def touch(chrome: Chrome, element: WebElement) -> None:
-    """Put a finger on the middle of an element, after it was scrolled to, and leave it there."""
-    chrome.execute_script("arguments[0].scrollIntoView({ block: 'center', behavior: 'instant' })", element)
-    box = chrome.execute_script("return arguments[0].getBoundingClientRect().toJSON()", element)
-    point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-    chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+def touch(chrome: Chrome, *elements: WebElement) -> None:
+    """Put a finger on the middle of each element in turn, after the first was scrolled to, and leave it there."""
+    chrome.execute_script("arguments[0].scrollIntoView({ block: 'center', behavior: 'instant' })", elements[0])
+    points: list[dict[str, float]] = []
+    for finger, element in enumerate(elements):
+        box = chrome.execute_script("return arguments[0].getBoundingClientRect().toJSON()", element)
+        points.append({"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "id": finger})
+        chrome.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": points})
 
 
 def lift(chrome: Chrome) -> None:

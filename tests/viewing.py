@@ -22,6 +22,53 @@ from tests.made_run import make_config, put_agent, put_data, put_evaluation, put
 
 LIMIT_S = 240  # only a hang reaches it
 ROOT = Path(__file__).parents[1]
+# A gamepad that the test moves, what the page says to its world, films that are kept instead of saved, and pictures
+# that are decoded when the test says so.
+STAND_INS = """
+window.pad = null;
+window.said = [];
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (text) {
+  said.push(JSON.parse(text));
+  send.call(this, text);
+};
+navigator.getGamepads = () => [null, window.pad];
+window.films = [];
+const blobs = new Map(), address = URL.createObjectURL;
+URL.createObjectURL = (blob) => {
+  const made = address.call(URL, blob);
+  blobs.set(made, blob);
+  return made;
+};
+HTMLAnchorElement.prototype.click = function () {
+  const { size, type } = blobs.get(this.href);
+  films.push([this.download, size, type]);
+};
+const decode = window.createImageBitmap;
+window.held = null;
+window.createImageBitmap = async (...what) => {
+  await window.held;
+  return decode(...what);
+};
+"""
+# Contrast of texts with what is behind them, as WCAG defines it, by the text; only of those that are shown.
+CONTRAST = """
+const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = ([r, g, b]) => [r, g, b].map((each) => each / 255)
+  .map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
+const behind = (at) => {
+  const found = rgb(getComputedStyle(at).backgroundColor);
+  return found[3] === 0 ? behind(at.parentElement) : found;
+};
+const texts = [...document.querySelectorAll("h1, h2, h3, small, dt, dd, figcaption, p, label, button:enabled, "
+  + ".name, li, td, th, caption, .pill, .legend span")];
+const shown = (each) => each.innerText.trim() && each.checkVisibility() && !each.closest(".screen");
+return texts.filter(shown).map((each) => {
+  const pair = [light(rgb(getComputedStyle(each).color)), light(behind(each))].sort((a, b) => b - a);
+  return [each.innerText, (pair[0] + 0.05) / (pair[1] + 0.05)];
+});
+"""
 
 
 @dataclass(frozen=True)
@@ -108,3 +155,17 @@ class Page:
 
     def gas(self) -> float:
         return self.axis(1)
+
+
+def opened(chrome: Chrome, url: str) -> Page:
+    chrome.get(url)
+    page = Page(chrome)
+    body = chrome.find_element(By.TAG_NAME, "body")
+    wait(chrome, lambda _: body.get_attribute("data-state") in ("running", "failed"))
+    assert body.get_attribute("data-state") == "running", page.text("reason")
+    return page
+
+
+def contrasts(chrome: Chrome) -> list[tuple[str, float]]:
+    """Texts that are shown outside the scene, each with its contrast."""
+    return [(text, contrast) for text, contrast in chrome.execute_script(CONTRAST)]

@@ -14,65 +14,17 @@ from selenium.webdriver.common.keys import Keys
 from pipeline.config.study import dump_study, load_study
 from pipeline.storage.local import LocalStore
 from pipeline.studies.plan import STUDY
-from tests.browser import browser, lift, prefer_dark, prepare, resize, touch
+from tests.browser import browser, lift, prefer, prepare, resize, touch
 from tests.made_run import make_config, put_trained, random_agent
-from tests.viewing import Page, Server, put_car_racing, viewing, wait
+from tests.viewing import STAND_INS, Page, Server, contrasts, opened, put_car_racing, viewing, wait
 
 PHONE = 400
-# A gamepad that the test moves, films that are kept instead of saved, and pictures that are decoded when it says so.
-STAND_INS = """
-window.pad = null;
-navigator.getGamepads = () => [null, window.pad];
-window.films = [];
-const blobs = new Map(), address = URL.createObjectURL;
-URL.createObjectURL = (blob) => {
-  const made = address.call(URL, blob);
-  blobs.set(made, blob);
-  return made;
-};
-HTMLAnchorElement.prototype.click = function () {
-  const { size, type } = blobs.get(this.href);
-  films.push([this.download, size, type]);
-};
-const decode = window.createImageBitmap;
-window.held = null;
-window.createImageBitmap = async (...what) => {
-  await window.held;
-  return decode(...what);
-};
-"""
-# Contrast of texts with what is behind them, as WCAG defines it, by the text; only of those that are shown.
-CONTRAST = """
-const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const light = ([r, g, b]) => [r, g, b].map((each) => each / 255)
-  .map((each) => (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4))
-  .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
-const behind = (at) => {
-  const found = rgb(getComputedStyle(at).backgroundColor);
-  return found[3] === 0 ? behind(at.parentElement) : found;
-};
-const texts = [...document.querySelectorAll("h1, h2, small, dt, dd, figcaption, p, label, button:enabled, .name")];
-const shown = (each) => each.innerText.trim() && each.checkVisibility() && !each.closest(".screen");
-return texts.filter(shown).map((each) => {
-  const pair = [light(rgb(getComputedStyle(each).color)), light(behind(each))].sort((a, b) => b - a);
-  return [each.innerText, (pair[0] + 0.05) / (pair[1] + 0.05)];
-});
-"""
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with viewing(put_car_racing(tmp_path_factory.mktemp("run")), "--viewers", "2") as running:
         yield running
-
-
-def opened(chrome: Chrome, url: str) -> Page:
-    chrome.get(url)
-    page = Page(chrome)
-    body = chrome.find_element(By.TAG_NAME, "body")
-    wait(chrome, lambda _: body.get_attribute("data-state") in ("running", "failed"))
-    assert body.get_attribute("data-state") == "running", page.text("reason")
-    return page
 
 
 def test_each_viewer_has_a_world_and_one_who_leaves_takes_only_that(server: Server) -> None:
@@ -97,7 +49,7 @@ def test_each_viewer_has_a_world_and_one_who_leaves_takes_only_that(server: Serv
 def test_the_page_by_gamepad_by_touch_in_the_dark_and_on_film(server: Server) -> None:
     with browser(width=1400) as chrome:
         prepare(chrome, STAND_INS)
-        prefer_dark(chrome)
+        prefer(chrome, "dark")
         page = opened(chrome, server.url)
         look_in_the_dark(page)
         steer_by_gamepad(page)
@@ -110,7 +62,7 @@ def test_the_page_by_gamepad_by_touch_in_the_dark_and_on_film(server: Server) ->
 def look_in_the_dark(page: Page) -> None:
     page.until_more("steps")
     assert page.chrome.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 24)"
-    found = page.chrome.execute_script(CONTRAST)
+    found = contrasts(page.chrome)
     assert len(found) > 20
     assert [(text, contrast) for text, contrast in found if contrast < 4.5] == []
 
@@ -175,6 +127,8 @@ def test_a_failure_stays_in_sight_and_the_page_begins_again(server: Server) -> N
         prepare(chrome, STAND_INS)
         page = opened(chrome, server.url)
         page.until_more("steps")
+        page.press("t")
+        page.until("holder", "person")
         chrome.execute_script("window.held = new Promise((let_go) => { window.letGo = let_go; })")
         (world,) = server.worlds()
         world.kill()  # while the page decodes a picture
@@ -184,9 +138,13 @@ def test_a_failure_stays_in_sight_and_the_page_begins_again(server: Server) -> N
         chrome.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => setTimeout(done, 100))")
         assert chrome.find_element(By.TAG_NAME, "body").get_attribute("data-state") == "failed"
         assert page.at("reason").is_displayed() and "The connection is closed" in page.text("reason")
+        page.until("holder", "controller")
+        assert chrome.execute_script("return Boolean(arguments[0].closest('[inert]'))", page.at("hand"))
         page.at("again").click()
         page.until("state", "running")
         page.until_more("steps")
+        page.at("hand").click()
+        page.until("holder", "person")
 
 
 def test_the_agent_of_the_package_is_watched_driven_and_dreams() -> None:

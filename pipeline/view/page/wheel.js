@@ -117,23 +117,28 @@ export class Wheel {
     pad.type = "button";
     pad.setAttribute("aria-label", label);
     pad.dataset.holds = what;
+    const fingers = new Set(); // and pens and mice that are on it: another pad that takes the focus leaves them there
     const press = (event, down) => {
       if (down) this.onTake();
       this.#hold(what, down, event.timeStamp);
       event.preventDefault();
     };
     pad.addEventListener("pointerdown", (event) => {
+      fingers.add(event.pointerId);
       pad.setPointerCapture(event.pointerId);
       pad.focus();
       press(event, true);
     });
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-      pad.addEventListener(end, (event) => press(event, false));
+      pad.addEventListener(end, (event) => {
+        fingers.delete(event.pointerId);
+        if (!fingers.size) press(event, false);
+      });
     }
     for (const [kind, down] of [["keydown", true], ["keyup", false]]) {
       pad.addEventListener(kind, (event) => { if (event.key === " " || event.key === "Enter") press(event, down); });
     }
-    pad.addEventListener("blur", (event) => this.#hold(what, false, event.timeStamp));
+    pad.addEventListener("blur", (event) => { if (!fingers.size) this.#hold(what, false, event.timeStamp); });
     pad.addEventListener("contextmenu", (event) => event.preventDefault());
     return pad;
   }
