@@ -192,6 +192,25 @@ def test_choices_are_held_by_keys_and_pads(tmp_path: Path) -> None:
         assert chrome.get_log("browser") == []
 
 
+def test_choices_have_the_names_and_the_rest_of_their_environment(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"env__id": "ALE/Freeway-v5", "collect__policy": "white"}
+    put_trained(LocalStore(tmp_path), random_agent(make_config(**changes, rollouts__precision="float32")))
+    with viewing(tmp_path) as server, browser(width=1400) as chrome:
+        page = opened(chrome, server.url)
+        assert page.at("keys").text == "Keys: hold 1 to 3, ↑ ↓. Pads and a gamepad work too."
+        page.press("t")
+        page.until("holder", "person")
+
+        def taken(name: str) -> bool:
+            return [each.text for each in chrome.find_elements(By.CSS_SELECTOR, "#controls .taken")] == [name]
+
+        wait(chrome, lambda _: taken("NOOP"))
+        ActionChains(chrome).key_down(Keys.ARROW_UP).perform()
+        wait(chrome, lambda _: taken("UP"))
+        ActionChains(chrome).key_up(Keys.ARROW_UP).perform()
+        wait(chrome, lambda _: taken("NOOP"))
+
+
 def test_a_study_opens_with_its_runs(tmp_path: Path) -> None:
     LocalStore(tmp_path).write(STUDY, dump_study(load_study("tiny", seeds=[1, 2])).encode())
     with viewing(tmp_path) as server, browser(width=1400) as chrome:
