@@ -54,11 +54,12 @@ export class Film {
     }
     const parts = [], [type] = kind.split(";");
     this.draw();
-    const recorder = new MediaRecorder(this.canvas.captureStream(30), { mimeType: kind, videoBitsPerSecond: 4_000_000 });
+    const stream = this.canvas.captureStream(30);
+    const recorder = new MediaRecorder(stream, { mimeType: kind, videoBitsPerSecond: 4_000_000 });
     recorder.ondataavailable = ({ data }) => parts.push(data);
     recorder.onerror = ({ error }) => this.#set(null, `The film has ended early: ${error.message}.`);
     recorder.onstop = () => {
-      recorder.stream.getTracks().forEach((each) => each.stop());
+      stream.getTracks().forEach((each) => each.stop());
       save(new Blob(parts, { type }), `${name}.${type.split("/")[1]}`);
     };
     recorder.start();
