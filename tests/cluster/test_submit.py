@@ -16,12 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from psutil import Process
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster import submit
 from pipeline.base.errors import ClusterError, ConfigError
-from pipeline.base.failpoints import VARIABLE
+from pipeline.base.failpoints import VARIABLE, WORKER_VARIABLE
 from pipeline.config.identity import code_version
 from pipeline.config.presets import dump, load_config
 from pipeline.config.study import load_study
@@ -69,6 +70,26 @@ def end(client: JobSubmissionClient, name: str) -> None:
         time.sleep(0.2)
 
 
+def frozen_process(head: Head, client: JobSubmissionClient, name: str) -> Process:
+    """Wait until a process of a job has stopped at its failpoint."""
+    while not (frozen := command.frozen_below(head.pid)):
+        assert not client.get_job_status(name).is_terminal(), client.get_job_logs(name)
+        time.sleep(0.1)
+    (process,) = frozen
+    return process
+
+
+def stop_frozen(head: Head, client: JobSubmissionClient, name: str) -> None:
+    """Stop a job at the failpoint of its driver, and wait for its end."""
+    driver = frozen_process(head, client, name)
+    client.stop_job(name)
+    while not command.has_pending(driver.pid, signal.SIGTERM):
+        time.sleep(0.1)
+    driver.resume()
+    while not client.get_job_status(name).is_terminal():
+        time.sleep(0.1)
+
+
 def test_stopped_and_resubmitted_job_gives_the_same_bits(
     head: Head, client: JobSubmissionClient, tmp_path: Path
 ) -> None:
@@ -91,16 +112,7 @@ def test_stopped_and_resubmitted_job_gives_the_same_bits(
     assert f"{folder} is in use by job {first}, " in output
     assert f"ray job stop --address {head.jobs} {first}" in output
 
-    while not (frozen := command.frozen_below(head.pid)):
-        assert client.get_job_status(first) in (JobStatus.PENDING, JobStatus.RUNNING), client.get_job_logs(first)
-        time.sleep(0.1)
-    client.stop_job(first)
-    (driver,) = frozen
-    while not command.has_pending(driver.pid, signal.SIGTERM):
-        time.sleep(0.1)
-    driver.resume()
-    while client.get_job_status(first) == JobStatus.RUNNING:
-        time.sleep(0.1)
+    stop_frozen(head, client, first)
     assert client.get_job_status(first) == JobStatus.STOPPED
     message = "terminated. Completed work is saved. To resume, submit the same run again"
     assert message in client.get_job_logs(first)
@@ -126,13 +138,17 @@ def test_follow_returns_the_exit_code_and_ctrl_c_does_not_stop_the_job(
     assert code == 1, output
     assert re.search(r"world-models: job \S+ failed: .*exit code 1", output)
 
-    following = command.Command(*arguments, str(tmp_path / "run"))
+    # Its worker freezes, so that the job cannot end before the test looks at it.
+    following = command.Command(
+        *arguments, str(tmp_path / "run"), "--env", f"{WORKER_VARIABLE}=record-created@1:freeze"
+    )
     code, output = following.interrupt(signal.SIGINT, lambda: "collect: begins" in following.output())
     assert code == 130, output
     assert "the job continues without this terminal" in output
     assert "Traceback" not in output
     name = job_in(output)
     assert client.get_job_status(name) == JobStatus.RUNNING
+    frozen_process(head, client, name).resume()
     end(client, name)
 
 
@@ -159,15 +175,16 @@ def test_ray_job_submit_works_in_a_clone(head: Head, tmp_path: Path) -> None:
     assert code == 0, output
     assert "collect: complete" in output
     assert len(read_records(LocalStore(tmp_path / "run"), "rollouts")) == 3
-    travelled = {path.name for path in head.folder.rglob("*")}
+    # Not `rglob`: it raises if a folder of the running head vanishes meanwhile.
+    travelled = {name for _, folders, files in os.walk(head.folder) for name in (*folders, *files)}
     assert {"pipeline", "README.md"} < travelled and travelled.isdisjoint({planted.name, ".git", ".venv"})
 
 
 def test_lost_head_during_follow_is_an_error_with_the_remedy(tmp_path: Path) -> None:
     with Head() as lost:
         arguments = ("submit", *SMALL, "--run-dir", str(tmp_path / "run"), "--address", lost.jobs, "--follow")
-        following = command.Command(*arguments)
-        following.wait_until(lambda: "collect: begins" in following.output())
+        following = command.Command(*arguments, "--env", f"{VARIABLE}=stage-begun@2:freeze")
+        following.wait_until(lambda: "collect: complete" in following.output())
     code, output = following.finish()
     assert code == 1, output
     assert f"the job server at {lost.jobs} no longer answers" in output
@@ -179,7 +196,10 @@ def test_nodes_that_share_a_source_folder_are_refused(tmp_path: Path) -> None:
     (dashboard,) = free_ports(1)
     server = {"include_dashboard": True, "dashboard_port": dashboard, "dashboard_agent_listen_port": 0}
     arguments = ("submit", *SMALL, "--address", f"http://127.0.0.1:{dashboard}", "--follow", "--run-dir")
-    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ManyNodes(num_cpus=2, **server) as cluster:
+    with (
+        TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,  # Ray may still write
+        ManyNodes(num_cpus=2, **server) as cluster,
+    ):
         cluster.add(num_cpus=2, temp_dir=folder)
         following = command.Command(*arguments, str(tmp_path / "run"))
         following.wait_until(lambda: "collect: begins" in following.output())
@@ -230,10 +250,11 @@ def test_user_preset_is_sent_and_secrets_are_not(head: Head, client: JobSubmissi
     preset.write_text(dump(load_config(SMALL[0], SMALL[2::2])))
     following = command.Command(
         "submit", str(preset), "--run-dir", str(folder), "--address", head.jobs, "--follow", "--env", "AWS_PROFILE",
+        "--env", f"{VARIABLE}=stage-begun@2:freeze",
         environment={**planted, "AWS_PROFILE": "runs", "AWS_REGION": "nowhere-1", "AWS_ENDPOINT_URL": "http://x:1"},
     )  # fmt: skip
     following.wait_until(lambda: "collect: complete" in following.output())
-    client.stop_job(job_in(following.output()))
+    stop_frozen(head, client, job_in(following.output()))
     code, output = following.finish()
     assert code == 1, output
     assert "stopped: Job was intentionally stopped" in output
