@@ -117,13 +117,21 @@ class Head:
 
     def get(self, path: str) -> Any:
         """The dashboard's JSON response."""
-        with urlopen(Request(f"{self.jobs}{path}", headers=self._headers), timeout=10) as reply:
+        with urlopen(Request(f"{self.jobs}{path}", headers=self._headers), timeout=_READY_S) as reply:
             return json.load(reply)
 
     def live_nodes(self) -> list[dict[str, float]]:
         """The resources of each node except the head."""
+        return [node["resources_total"] for node in self._nodes() if node["state"] == "ALIVE"]
+
+    def labelled_nodes(self, label: str) -> set[str]:
+        """The ids of all nodes with a label that the cluster has ever had, except the head."""
+        return {node["node_id"] for node in self._nodes() if label in node["labels"]}
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """Ray's entry of each node except the head, including dead ones."""
         nodes = self.get("/api/v0/nodes?detail=1")["data"]["result"]["result"]
-        return [node["resources_total"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
+        return [node for node in nodes if not node["is_head_node"]]
 
     def _answers(self) -> bool:
         try:
