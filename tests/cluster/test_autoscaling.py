@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from tests.cluster.gated import gate
 from tests.cluster.head import Head
 from tests.e2e.command import Command, frozen_below, outcome
 
+NOT_FOR_WORKERS = "world-models/workers"
 NODE_TYPES = {
     "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 3},
     # It has CPUs for workers, but must never start for them.
     "gpu": {
         "resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1,
-        "labels": {"world-models/workers": "no"},
+        "labels": {NOT_FOR_WORKERS: "no"},
     },
 }  # fmt: skip
 
@@ -39,22 +41,19 @@ class _Watch:
 
     Attributes:
         counts: Number of nodes, every half second.
-        gpus: Number of GPUs of all nodes, every half second.
     """
 
     def __init__(self, head: Head) -> None:
         self.counts: list[int] = []
-        self.gpus: list[float] = []
         self._head = head
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
         while not self._over.wait(0.5):
-            with suppress(OSError, KeyError, TypeError):  # a busy head sometimes does not answer
-                nodes = self._head.live_nodes()
-                self.gpus.append(sum(node.get("GPU", 0) for node in nodes))
-                self.counts.append(len(nodes))
+            # A busy head sometimes does not answer.
+            with suppress(OSError, HTTPException, ValueError, KeyError, TypeError):
+                self.counts.append(len(self._head.live_nodes()))
 
     @property
     def count(self) -> int:
@@ -62,7 +61,9 @@ class _Watch:
         return self.counts[-1] if self.counts else 0
 
     def wait_until_none_is_left(self) -> None:
-        while self.count > 0:
+        """Wait for the end of all nodes, after at least one count that begins now."""
+        before = len(self.counts)
+        while len(self.counts) < before + 2 or self.count > 0:
             time.sleep(0.5)
 
     def __enter__(self) -> _Watch:
@@ -101,30 +102,43 @@ def _preset(folder: Path, **overrides: Any) -> RunConfig:
     return chosen
 
 
+@contextmanager
+def _gate_closed(head: Head) -> Iterator[Callable[[], int]]:
+    """Make all environments on a head's nodes pause. Gives a function that returns how many workers do."""
+    (session,) = head.folder.glob("session_2*")
+    for note in session.glob("blocked@*"):
+        note.unlink()
+    gate(session).touch()
+    try:
+        yield lambda: len([*session.glob("blocked@*")])
+    finally:
+        gate(session).unlink()
+
+
 def _resume_training(head: Head) -> None:
     for training in frozen_below(head.pid):
         training.resume()
 
 
 def test_nodes_join_for_a_run_and_leave_after_its_end(head: Head, watch: _Watch, tmp_path: Path) -> None:
-    """V's training and the evolution's episodes pause until the expected number of nodes is up."""
+    """All episodes and V's training pause until the expected number of nodes is up."""
     chosen = _preset(tmp_path, vae__device="cpu", mdnrnn__device="cpu")
-    driver = _run(head, tmp_path)
-    driver.wait_until(lambda: frozen_below(head.pid) and watch.count == 1)
-    assert max(watch.counts) >= 2, "several nodes join for collect, and one stays for V's training"
-    (session,) = head.folder.glob("session_2*")
-    gate(session).touch()
+    with_gpu = head.labelled_nodes(NOT_FOR_WORKERS)
+    with _gate_closed(head) as paused:
+        driver = _run(head, tmp_path)
+        driver.wait_until(lambda: watch.count >= 2 and paused() >= 2)  # several nodes join for collect
+    driver.wait_until(lambda: frozen_below(head.pid) and watch.count == 1)  # one stays for V's training
 
     def evolves_on_all() -> bool:
         _resume_training(head)
-        return watch.count == 3 and len([*session.glob("blocked@*")]) == 3
+        return watch.count == 3 and paused() == 3
 
-    driver.wait_until(evolves_on_all)
-    gate(session).unlink()
+    with _gate_closed(head) as paused:
+        driver.wait_until(evolves_on_all)
     code, output = driver.finish()
     assert code == 0, output
     assert max(watch.counts) == 3, "the maximum number of nodes"
-    assert max(watch.gpus) == 0, "the GPU node never joins"
+    assert head.labelled_nodes(NOT_FOR_WORKERS) == with_gpu, "the GPU node never joins"
     watch.wait_until_none_is_left()
     assert require_manifest(LocalStore(tmp_path / "run"), "evolution").info["workers"] == 3
     run_stages(chosen, LocalStore(tmp_path / "here"), InProcessExecutor(), STAGES[:6])
@@ -136,11 +150,12 @@ def test_gpu_node_joins_for_training_and_leaves_after_the_driver_fails(
 ) -> None:
     """Ray sees a GPU on the node, but torch does not: training fails with this error."""
     _preset(tmp_path, vae__device="cuda", mdnrnn__device="cpu", execution__workers=1)
+    with_gpu = head.labelled_nodes(NOT_FOR_WORKERS)
     code, output = _run(head, tmp_path).finish()
     assert code == 2, output
     assert "train-vae: begins" in output
     assert "torch finds no CUDA device here" in output
-    assert max(watch.gpus) == 1
+    assert head.labelled_nodes(NOT_FOR_WORKERS) > with_gpu
     watch.wait_until_none_is_left()
 
 
@@ -153,6 +168,6 @@ def test_nodes_leave_after_the_driver_is_killed(head: Head, watch: _Watch, tmp_p
         return driver.is_frozen()
 
     driver.wait_until(is_frozen)
-    assert watch.count > 0
+    driver.wait_until(lambda: watch.count > 0)
     driver.process.kill()
     watch.wait_until_none_is_left()
