@@ -57,8 +57,12 @@ def hanging_counts_as_silent(hung: Path | Callable[[], Collection[int]], for_s: 
 
 @contextmanager
 def no_copies() -> Iterator[None]:
-    """Let no worker count as slow, also in giving jobs back. A stalling machine then changes no count of tries."""
+    """Let no worker count as slow, also in giving jobs back, and none as lost before Ray reports its death.
+
+    A stalling machine then changes no count of tries.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs_module, "_SLOW_AFTER", 1e9)
         patch.setattr(scheduler_module, "_RECALL_S", 300.0)
+        patch.setattr(scheduler_module, "_UNREACHABLE_S", 1e9)
         yield

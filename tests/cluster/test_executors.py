@@ -21,6 +21,7 @@ from actors.worker_handle import WorkerHandle
 from pipeline.base.errors import DamagedDataError, JobError
 from pipeline.base.progress import Update
 from pipeline.config.schema import ExecutionConfig
+from pipeline.execution import node_watch
 from pipeline.execution import scheduler as scheduler_module
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.execution.jobs import MapJobs
@@ -44,6 +45,7 @@ from tests.cluster.toys import (
     failing_task,
     hung_processes,
 )
+from tests.storage.proxy import wait_until
 
 
 def ray_executor(workers: int, *, max_attempts: int = 3, timeout_s: float = 900.0) -> RayExecutor:
@@ -222,13 +224,14 @@ def test_last_try_of_a_job_waits_until_its_worker_is_known_to_be_dead(
         return answers
 
     monkeypatch.setattr(listening, "listen_to_all", listen_late)
-    monkeypatch.setattr(scheduler_module, "_UNREACHABLE_S", 0.0)
     leave_faults(tmp_path, 9)
     with (
         no_copies(),
         ray_executor(2, max_attempts=1).pool(Dying, 5, str(tmp_path), jobs_at_once=1) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 1 time; the last time "),
     ):
+        monkeypatch.setattr(scheduler_module, "_UNREACHABLE_S", 0.0)
+        monkeypatch.setattr(node_watch, "REPORT_S", 1e9)  # however long Ray takes to notice the death
         list(arriving(pool.map([Number(i) for i in range(12)]), tmp_path))
     assert len(unreachable) == 4
     assert len(list(tmp_path.glob("fault-*"))) == 8, "one fault per try"
@@ -262,6 +265,7 @@ def test_worker_that_hangs_after_its_results_is_replaced_for_the_next_call(tmp_p
         ray_executor(1).pool(Hanging, 5, str(tmp_path), "at the end", jobs_at_once=4) as pool,
     ):
         assert squares_of(pool, 4)
+        wait_until(lambda: bool(hung_processes(tmp_path)))  # it takes no more jobs
         assert squares_of(pool, 4)
         assert pool.retries == 4, "the jobs of the second call, which the hanging worker never began"
     assert not list(tmp_path.glob("fault-*"))
@@ -279,7 +283,9 @@ def test_job_that_makes_every_worker_hang_is_named_with_the_log(tmp_path: Path) 
         list(pool.map([Number(i) for i in range(12)]))
     assert log_exists(str(caught.value))
     assert len(list(tmp_path.glob("fault-*"))) == 7, "one fault per try"
-    assert all(ends(pid) for pid in hung_processes(tmp_path)), "also the one whose job ended the map"
+    hung = hung_processes(tmp_path)
+    assert len(hung) == 2
+    assert all(ends(pid) for pid in hung), "also the one whose job ended the map"
 
 
 @pytest.mark.usefixtures("local_ray")
