@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from actors import listening
+from actors import task as task_module
 from actors.executor import RayExecutor
-from actors.nodes import drain, nodes
+from actors.nodes import drain, nodes, was_lost
 from actors.worker_identity import WorkerIdentity
 from pipeline.config.schema import RunConfig
 from pipeline.execution import node_watch
@@ -284,6 +285,8 @@ def run_while_its_node_is_lost(folder: Path, *, identified: bool) -> tuple[str, 
             many_nodes.kill_node(first.node_id)
 
     with pytest.MonkeyPatch.context() as patch:
+        # However long Ray takes to notice the loss.
+        patch.setattr(task_module, "was_lost", lambda look, timeout_s=1e9: was_lost(look, 1e9))
         if not identified:
             patch.setattr(WorkerIdentity, "announced", lambda _: None)
         return executor.run(noting_task, str(folder), resources=Resources(), on_update=lose), losses
