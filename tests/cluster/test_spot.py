@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors import nodes
+from tests.cluster import many_nodes
 from tests.cluster.many_nodes import ManyNodes
 from tests.e2e.command import Command
 from tests.metadata_server import AwsServer, GcpServer, wait_for
@@ -74,6 +75,11 @@ def first_was_preempted() -> bool:
         time.sleep(0.1)
 
 
+def drain_until(node_id: str, deadline_s: float) -> None:
+    """Drain a node with another deadline, which may be past."""
+    nodes.drain(node_id, many_nodes.address(), reason="a test", deadline_s=deadline_s)
+
+
 def _actors_end() -> None:
     for actor in _actors:
         ray.kill(actor)
@@ -92,7 +98,7 @@ def test_aws_notice_drains_the_node_until_the_time_of_the_notice(cluster: ManyNo
     with AwsServer() as aws:
         watcher = watch(leaving, aws)
         assert cluster.in_driver(nodes.draining_nodes) == {}
-        when = float(int(time.time()) + 3)  # notices are in whole seconds
+        when = float(int(time.time()) + 1200)  # notices are in whole seconds
         aws.interrupt("terminate", when)
         code, output = watcher.finish()
     assert code == 0, output
@@ -108,8 +114,11 @@ def test_aws_notice_drains_the_node_until_the_time_of_the_notice(cluster: ManyNo
     assert sorted(placed) == sorted([head, staying, staying]), "the free CPU of the draining node is not used"
     assert cluster.in_driver(first_answers_from) == leaving, "running actors continue"
 
-    wait_for(lambda: time.time() > when)
-    assert cluster.in_driver(first_answers_from) == leaving
+    deadline_s = time.time() + 1
+    cluster.in_driver(drain_until, leaving, deadline_s)
+    assert cluster.in_driver(nodes.draining_nodes) == {leaving: pytest.approx(deadline_s, abs=0.001)}
+    wait_for(lambda: time.time() > deadline_s + 1)
+    assert cluster.in_driver(first_answers_from) == leaving, "the cloud ends the node at the deadline, not Ray"
     cluster.kill(leaving)
     assert cluster.in_driver(first_was_preempted), "Ray knows that the node was preempted"
 
