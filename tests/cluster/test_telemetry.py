@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
@@ -11,6 +14,7 @@ from uuid import uuid4
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray.util.state import list_actors, list_tasks
+from ray.util.state.exception import RayStateApiException
 
 from actors.executor import RayExecutor
 from actors.telemetry import STAGE_METRICS, WORKER_METRICS, Telemetry
@@ -21,6 +25,8 @@ from tests.e2e import command
 from tests.storage.proxy import wait_until
 
 _DEADLINE_S = 600.0  # a node reports every 10 s; the machine may be busy
+# Of an HTTP server, or of Ray's state service.
+_NO_ANSWER = (OSError, HTTPException, ValueError, RayStateApiException)
 
 
 def this_node() -> str:
@@ -42,9 +48,25 @@ def samples(run: str, node: str) -> dict[tuple[str, str | None], tuple[str, floa
 
 def wait_for(run: str, node: str, expected: dict[tuple[str, str | None], tuple[str, float]]) -> None:
     deadline = time.monotonic() + _DEADLINE_S
-    while samples(run, node) != expected:
-        assert time.monotonic() < deadline, samples(run, node)
+    last: object = None
+    while last != expected:
+        assert time.monotonic() < deadline, last
+        try:
+            last = samples(run, node)
+        except _NO_ANSWER as error:
+            last = error
         time.sleep(0.5)
+
+
+def wait_for_answer(expected: Callable[[], bool]) -> None:
+    """Wait until a condition holds that asks a server, which may fail to answer meanwhile."""
+
+    def holds() -> bool:
+        with suppress(*_NO_ANSWER):
+            return expected()
+        return False
+
+    wait_until(holds, _DEADLINE_S)
 
 
 def test_every_metric_is_served_under_its_name(local_ray: None) -> None:
@@ -103,24 +125,23 @@ def test_run_is_served_to_prometheus_and_named_in_the_dashboard(tmp_path: Path) 
         # The file from which `ray metrics launch-prometheus` reads its targets: nodes, then Ray's services.
         (found,) = json.loads((head.folder / "prom_metrics_service_discovery.json").read_text())
         steps = json.loads((tmp_path / "rollouts/metrics.jsonl").read_text().splitlines()[-1])["env_steps"]
-        wait_until(
+        wait_for_answer(
             lambda: {
                 ("ray_world_models_episodes_total", "collect"): ("counter", 6.0),
                 ("ray_world_models_env_steps_total", "collect"): ("counter", steps),
-            }.items() <= samples("smoke", found["targets"][0]).items(),
-            _DEADLINE_S,
+            }.items() <= samples("smoke", found["targets"][0]).items()
         )  # fmt: skip
 
         # Ray's state service lists actors and tasks with a delay as well.
         def workers() -> set[str]:
             return {worker.repr_name for worker in list_actors(address=head.jobs, detail=True)}
 
-        wait_until(lambda: workers() == {"CollectWorker"}, _DEADLINE_S)
+        wait_for_answer(lambda: workers() == {"CollectWorker"})
         tasks: set[str] = set()
 
         def seen() -> bool:
             tasks.update(task.name for task in list_tasks(address=head.jobs))
             return {"CollectWorker.run", "train_vae"} <= tasks
 
-        wait_until(seen, _DEADLINE_S)
+        wait_for_answer(seen)
         assert not {"WorkerActor.run", "run_task"} & tasks
