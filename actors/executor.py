@@ -25,7 +25,7 @@ from pipeline.base.errors import ConfigError, JobError
 from pipeline.base.machine import num_cores
 from pipeline.base.progress import Metrics, Update
 from pipeline.config.schema import ExecutionConfig
-from pipeline.execution.failures import LOST, Failure, FailureKind, abandoned_error, hung
+from pipeline.execution.failures import Failure, FailureKind, abandoned_error, hung
 from pipeline.execution.protocol import Pool, Resources, Worker
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class RayExecutor:
             if failure.kind is FailureKind.FATAL and failure.cause is not None:
                 raise failure.cause
             what = f"{failure.what}; {attempt.where()}"
-            if failure.kind in LOST and self._lost_with_node(failure, attempt):
+            if self._lost_with_node(failure, attempt):
                 nodes_lost += 1
                 if attempt.worker is not None:  # else it was sent to a node whose loss Ray had not noticed yet
                     self._telemetry.lost_worker(preempted=True)
@@ -182,9 +182,9 @@ class RayExecutor:
         """Whether a task was lost because its node was."""
         if failure.kind is FailureKind.NODE_LOST:
             return True
-        if self._local or failure.kind is FailureKind.OUT_OF_MEMORY or failure.cause is None:
-            return False
-        return lost.lost_its_node()
+        # Without a cause the task ended by itself.
+        died = failure.kind is FailureKind.WORKER_LOST and failure.cause is not None
+        return died and not self._local and lost.lost_its_node()
 
     def close(self) -> None:
         """Leave the cluster if this executor joined it; stop a local Ray if this executor started it."""

@@ -69,7 +69,7 @@ def picture(described: Mapping[str, Any]) -> RenderableType:
 def _overview(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A line for each run of a study: a terminal has too few lines for all curves."""
     table = Table.grid(padding=(0, 1))
-    for _ in range(4):
+    for _ in range(3):
         table.add_column(overflow="fold")
     for run in runs:
         if run.get("waiting"):
@@ -77,8 +77,8 @@ def _overview(runs: Sequence[Mapping[str, Any]]) -> RenderableType:
         elif "problem" in run:
             table.add_row(f" {run['name']}", Text(run["problem"], "red"))
         else:
-            facts = [f"{name} {score(found)}" for name, found in (run["scores"] or {}).items()]
-            table.add_row(f" {run['name']}", _state(run), *(facts or [_now(run)])[:1])
+            scores = (f"{name} {score(found)}" for name, found in (run["scores"] or {}).items())
+            table.add_row(f" {run['name']}", _state(run), next(scores, _now(run)))
     return table
 
 

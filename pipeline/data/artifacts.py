@@ -50,7 +50,7 @@ def evaluation_tag(generation: int, episodes: int) -> str:
     return f"{generation:06d}-{episodes:06d}"
 
 
-def test_episodes_name(tag: str) -> str:
+def episodes_name(tag: str) -> str:
     """Name of the test episodes of an evaluation, by its tag."""
     return f"{TEST_EPISODES}{tag}.parquet"
 

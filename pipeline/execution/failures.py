@@ -22,9 +22,6 @@ class FailureKind(Enum):
     OTHER = "an error of the cluster itself"
 
 
-LOST = frozenset({FailureKind.WORKER_LOST, FailureKind.NODE_LOST, FailureKind.OUT_OF_MEMORY})
-
-
 @dataclass(frozen=True)
 class Failure:
     """A failed call.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.execution.failures import LOST, Failure, FailureKind
+from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.worker_state import ScheduledWorker
 
+# Kinds of failures of a worker whose node may be gone.
+_PERHAPS_WITH_NODE = (
+    FailureKind.WORKER_LOST, FailureKind.NODE_LOST, FailureKind.OUT_OF_MEMORY, FailureKind.UNREACHABLE,
+)  # fmt: skip
 REPORT_S = 30.0  # the loss of a node is known within this time
 
 
@@ -47,7 +51,7 @@ class NodeWatch:
 
     def was_lost_with(self, worker: ScheduledWorker, failure: Failure, now: float) -> bool:
         """Whether a worker died with its node, so that no job is the cause."""
-        if failure.kind not in LOST and failure.kind is not FailureKind.UNREACHABLE:
+        if failure.kind not in _PERHAPS_WITH_NODE:
             return False
         if worker.node_id is None:  # it may have been starting on a node that was just lost
             return now - self._lost_at < REPORT_S

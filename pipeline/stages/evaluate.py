@@ -32,10 +32,10 @@ from pipeline.data.artifacts import (
     VIDEO_END,
     controllers_of,
     controllers_record,
+    episodes_name,
     evaluation_tag,
     mdnrnn_weights,
     summary_name,
-    test_episodes_name,
     vae_weights,
 )
 from pipeline.data.rounds import FIRST, Round, vae_folder
@@ -140,7 +140,7 @@ def run(config: RunConfig, store: Store, executor: Executor, at: Round = FIRST) 
     if names and subject.film is not None:
         job = film_job(config, jobs[shown], [row["episode_return"] for row in rows if row["controller"] == shown])
         _film(store, prefix, executor, names, shown, (*subject.film, job))
-    commit(store, prefix, test_episodes_name(tag), _to_parquet(rows), rows=len(rows))
+    commit(store, prefix, episodes_name(tag), _to_parquet(rows), rows=len(rows))
     commit(store, prefix, summary_name(tag), json.dumps(summary, indent=1).encode(), folder=FILES)
     env_steps = sum(row["steps"] for row in rows)
     return {"env_steps": env_steps, "controllers": summary, "retries": retries, **subject.info}

@@ -188,6 +188,7 @@ class ViewServer:
             seat.hang_up()
         await self._runner.cleanup()
         await asyncio.gather(*map(self._free, self.seats))
+        self._leavers.shutdown()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -11,7 +11,7 @@ function readColours() {
 readColours();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", readColours);
 
-export const colour = (name) => colours[name];
+const colour = (name) => colours[name];
 
 // Pixels of an RGB array, as an ImageData; `at` is the index of the first number.
 export function pixels(data, width, height, at = 0) {
