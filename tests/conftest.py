@@ -33,6 +33,7 @@ from pipeline.storage.store import Store
 from tests.counting import counting_config
 from tests.crashes import pytest_runtest_protocol, pytest_runtest_setup  # noqa: F401 - hooks
 from tests.e2e import command
+from tests.leftover_patches import leave_no_patch  # noqa: F401 - a fixture
 from tests.s3_server import S3Server
 
 BUCKET = "runs"

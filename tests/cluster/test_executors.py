@@ -227,11 +227,12 @@ def test_last_try_of_a_job_waits_until_its_worker_is_known_to_be_dead(
     leave_faults(tmp_path, 9)
     with (
         no_copies(),
+        pytest.MonkeyPatch.context() as patch,
         ray_executor(2, max_attempts=1).pool(Dying, 5, str(tmp_path), jobs_at_once=1) as pool,
         pytest.raises(JobError, match=r"^job 5 was tried 1 time; the last time "),
     ):
-        monkeypatch.setattr(scheduler_module, "_UNREACHABLE_S", 0.0)
-        monkeypatch.setattr(node_watch, "REPORT_S", 1e9)  # however long Ray takes to notice the death
+        patch.setattr(scheduler_module, "_UNREACHABLE_S", 0.0)
+        patch.setattr(node_watch, "REPORT_S", 1e9)  # however long Ray takes to notice the death
         list(arriving(pool.map([Number(i) for i in range(12)]), tmp_path))
     assert len(unreachable) == 4
     assert len(list(tmp_path.glob("fault-*"))) == 8, "one fault per try"
