@@ -42,6 +42,7 @@ class _Entry:
         alone: Whether the job must be the only one of its worker, because it may kill its worker.
         holders: Number of workers that have the job.
         failures: Number of failed attempts.
+        unresolved: Number of attempts on workers that are unreachable: failures, unless the workers lost their nodes.
         causes: Distinct errors of the failed attempts.
     """
 
@@ -51,6 +52,7 @@ class _Entry:
     alone: bool = False
     holders: int = 0
     failures: int = 0
+    unresolved: int = 0
     causes: set[str] = field(default_factory=set)
 
 
@@ -178,14 +180,14 @@ class MapJobs:
 
         Args:
             tickets: Tickets of jobs in the order of their dispatch. Jobs that have a result, are queued already, or
-                are of an earlier map, are left out.
+                are of an earlier map, are left out; and jobs whose last attempt may have failed: see ``resolve``.
             alone: Whether each job goes alone from now on, because it may kill its worker.
 
         Returns:
             Tickets of the requeued jobs.
         """
-        entries = [self._entries[ticket.id] for ticket in tickets if ticket.id in self._entries]
-        entries = [entry for entry in entries if not entry.queued]
+        found = dict.fromkeys(self._without_result(ticket.id for ticket in tickets))
+        entries = [each for each in found if not each.queued and _failures_at_most(each) < self._max_attempts]
         for entry in reversed(entries):
             entry.queued, entry.position = True, self._front
             entry.alone = entry.alone or alone
@@ -220,8 +222,30 @@ class MapJobs:
         return max(_SLOW_AT_LEAST_S, _SLOW_AFTER * float(np.quantile(self._seconds, 0.9)))
 
     def is_on_last_try(self, ticket_id: int) -> bool:
-        """Whether the next attempt of a job without a result is its last one."""
-        return self._entries[ticket_id].failures == self._max_attempts - 1
+        """Whether the next attempt of a job without a result is its last one, or may be."""
+        return _failures_at_most(self._entries[ticket_id]) >= self._max_attempts - 1
+
+    def note_unresolved(self, ids: Iterable[int]) -> None:
+        """Note one more attempt of each job whose fate is unknown; see ``resolve``."""
+        for entry in self._without_result(ids):
+            entry.unresolved += 1
+
+    def resolve(self, ids: Iterable[int]) -> list[Ticket]:
+        """Note that the fate of one attempt of each job is known, or that nobody waits for it any longer.
+
+        Args:
+            ids: IDs of the tickets. Those of jobs that have a result, or are of an earlier map, are left out.
+
+        Returns:
+            Tickets of the jobs that no worker has and that are not queued.
+        """
+        entries = self._without_result(ids)
+        for entry in entries:
+            entry.unresolved -= 1
+        return self.with_holders(0, [entry.ticket for entry in entries])
+
+    def _without_result(self, ids: Iterable[int]) -> list[_Entry]:
+        return [self._entries[ticket_id] for ticket_id in ids if ticket_id in self._entries]
 
     def goes_alone(self, ticket: Ticket) -> bool:
         """Whether a job must be the only one of its worker."""
@@ -229,7 +253,11 @@ class MapJobs:
         return entry is not None and self._goes_alone(entry)
 
     def _goes_alone(self, entry: _Entry) -> bool:
-        return entry.alone or (entry.failures > 0 and self.is_on_last_try(entry.ticket.id))
+        return entry.alone or (_failures_at_most(entry) > 0 and self.is_on_last_try(entry.ticket.id))
+
+
+def _failures_at_most(entry: _Entry) -> int:
+    return entry.failures + entry.unresolved
 
 
 def _first(queue: deque[_Entry]) -> _Entry | None:

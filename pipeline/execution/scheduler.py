@@ -190,7 +190,7 @@ class Scheduler:
         if isinstance(failure.cause, EpisodeError):
             begun = worker.tickets_of(failure.cause.job_id)
         begun = [ticket_id for ticket_id in begun if ticket_id in self.jobs]
-        left = self._remove_jobs(worker, [*worker.jobs])
+        left = [*self._remove_jobs(worker, [*worker.jobs]), *self.jobs.resolve(worker.resolve())]
         worker.recalled, worker.asked = None, False
         worker.mark_answered()
         if not stays:
@@ -349,11 +349,11 @@ class Scheduler:
             return
         # A job on its last try starts elsewhere only once its worker's fate is known.
         begun = [ticket_id for ticket_id in worker.begun_when_lost if ticket_id in self.jobs]
-        kept = {ticket_id for ticket_id in begun if self.jobs.is_on_last_try(ticket_id)}
-        if silent_s > node_watch.REPORT_S:
-            kept = set()
+        is_late = silent_s > node_watch.REPORT_S
+        kept = {ticket_id for ticket_id in begun if not is_late and self.jobs.is_on_last_try(ticket_id)}
+        self.jobs.note_unresolved(worker.leave_unresolved(kept))
         lost = self._remove_jobs(worker, [ticket_id for ticket_id in worker.jobs if ticket_id not in kept])
-        self._retry(lost, begun)
+        self._retry([*lost, *self.jobs.resolve(worker.resolve() if is_late else [])], begun)
 
     def _drain(self, worker: ScheduledWorker) -> None:
         worker.mark_draining()

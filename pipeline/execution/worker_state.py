@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from enum import Enum
 from itertools import islice, takewhile
 
@@ -53,6 +53,7 @@ class ScheduledWorker:
         self.recalled_at = self.heard_at = 0.0
         self.failure: Failure | None = None
         self.begun_when_lost: list[int] = []
+        self._unresolved: list[int] = []
         self._lanes = lanes
 
     @property
@@ -139,6 +140,24 @@ class ScheduledWorker:
     def not_begun(self, count: int) -> list[int]:
         """IDs of the last tickets, at most ``count``, whose jobs the worker has certainly not begun."""
         return list(islice(self.jobs, max(self._lanes, len(self.jobs) - count), None))
+
+    def leave_unresolved(self, kept: Collection[int]) -> list[int]:
+        """Note that the begun jobs of the unreachable worker, but those to keep, also run elsewhere.
+
+        Args:
+            kept: IDs of the tickets to keep.
+
+        Returns:
+            IDs of the tickets that were not noted before.
+        """
+        added = [ticket_id for ticket_id in self.begun_when_lost if ticket_id in self.jobs and ticket_id not in kept]
+        self._unresolved += added
+        return added
+
+    def resolve(self) -> list[int]:
+        """Forget the jobs of ``leave_unresolved``; returns the IDs of their tickets."""
+        resolved, self._unresolved = self._unresolved, []
+        return resolved
 
     def remove_jobs(self, ids: Iterable[int]) -> list[Ticket]:
         """Remove the tickets with these IDs from the worker's; returns the tickets."""

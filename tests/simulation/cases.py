@@ -55,7 +55,8 @@ class Case:
         lost_recalls: Share of recalls that are lost, or whose answers are.
         failed_starts: Number of workers that raise while they are built.
         poison: Jobs (by ID) that do harm to their worker: ``kill``, ``hang``, ``name`` or ``raise``, and how often.
-        fatal: Job that does harm at each attempt, and which; None in most cases.
+        fatal: Job that does harm at each attempt, and which; None in most cases. The harm may also be ``vanish``: the
+            worker dies, and Ray reports that long after its connection has failed.
         unlucky: Whether a job may fail for the last time by bad luck.
         no_start: Whether each worker raises while it is built.
     """
@@ -128,7 +129,7 @@ def case_of(seed: int, most_workers: int = FEW) -> Case:
     elif kind == 1 and rng.random() < 0.1:
         case.no_start = True
     elif kind == 1:
-        case.fatal = rng.choice(ids), rng.choice(["kill", "hang", "name", "raise"])
+        case.fatal = rng.choice(ids), rng.choice(["kill", "vanish", "hang", "name", "raise"])
     else:
         _draw_harm(rng, case, ids, anything=kind > 2)
     return case

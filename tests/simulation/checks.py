@@ -10,11 +10,10 @@ from pipeline.execution.actions import Action, End, Recall, Request, Send
 from pipeline.simulation.cluster import TICK_S, SimulatedCluster
 from pipeline.simulation.workers import SimulatedJob, SimulatedWorker
 from tests.simulation.cases import FEW, Case
-from tests.simulation.truth import Life, Truth, Violated
+from tests.simulation.truth import REPORT_S, Life, Truth, Violated
 
 _BATCHING_DELAY_S = 2.0  # a worker keeps results for this long
 _RECALL_S = 0.5  # a recall without an answer counts as refused after this long, which is noticed at a tick
-_REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
 _TICKS = 3  # an action that is due at this number of ticks in a row is overdue
 _BUILD_S = 2.0  # a worker is built within this time
 _ENOUGH = 20  # jobs that say how often workers run dry
@@ -158,12 +157,11 @@ class Checks:
 
     def _check_last_try(self, job: int) -> None:
         """A job on its last try is not begun elsewhere before the fate of a lost worker is known, or is late."""
-        if self._truth.tries[job] != self._case.max_attempts - 1:
-            return
         for life in self._truth.holders(job):
+            failures = self._truth.tries[job] + self._truth.unresolved(job, life, surely=True)
             silent_s = self._cluster.clock - life.unreachable_at
-            unsure = life.kept_when_frozen or life.disordered or life.maybe_slow or job in life.recalled
-            if job in life.ran_when_frozen and not unsure and 0 <= silent_s < _REPORT_S:
+            ran = job in life.ran_when_frozen and not life.unsure(job)
+            if ran and failures >= self._case.max_attempts - 1 and 0 <= silent_s < REPORT_S:
                 raise Violated(f"job {job} gets another last try {silent_s:.1f} s after {life.worker.where()} was lost")
 
     def _check_end(self, worker: SimulatedWorker) -> None:

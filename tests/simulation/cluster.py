@@ -355,6 +355,8 @@ class FaultyCluster(SimulatedCluster):
             return
         if how == "kill":
             self._die(life, 0.0)
+        elif how == "vanish":
+            self._die(life, self._rng.uniform(10, 25))
         elif how == "hang":
             self._hang(life)
         else:

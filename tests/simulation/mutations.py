@@ -208,6 +208,10 @@ def repeats_last_tries(patch: Patch) -> None:
     patch.setattr(MapJobs, "is_on_last_try", lambda self, ticket_id: False)
 
 
+def forgets_attempts_of_unreachable_workers(patch: Patch) -> None:
+    patch.setattr(MapJobs, "note_unresolved", _nothing)
+
+
 def waits_long_for_unreachable_workers(patch: Patch) -> None:
     patch.setattr(module, "_UNREACHABLE_S", 20.0)
 
@@ -264,6 +268,7 @@ MUTATIONS: tuple[Callable[[Patch], None], ...] = (
     blames_nobody_alone,
     ignores_unreachable_workers,
     repeats_last_tries,
+    forgets_attempts_of_unreachable_workers,
     waits_long_for_unreachable_workers,
     starts_workers_for_ever,
     stalls_after_failures,

@@ -80,6 +80,7 @@ def test_seeds_draw_every_kind_of_harm() -> None:
     for name in harms:
         assert sum(bool(getattr(case, name)) for case in cases) > 100, name
     assert sum(case.no_start for case in cases) > 20
+    assert any(case.fatal[1] == "vanish" for case in cases if case.fatal is not None)
     assert {how for case in cases for how, _ in case.poison.values()} == {"kill", "hang", "name", "raise"}
     maps = [pair for case in cases for pair in pairwise(case.maps)]
     assert sum(before.most is not None for before, _ in maps) > 100

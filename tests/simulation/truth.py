@@ -19,6 +19,7 @@ from tests.simulation.cases import Case
 _SLOW_AT_LEAST_S = 1.0  # a worker that is silent for as long, and for twice the time of nearly all jobs, is slow
 _UNREACHABLE_S = 3.0  # an unreachable worker's jobs are free after two seconds, which is noticed at a tick
 _LAST_TRY_S = 31.0  # the same for a job on its last try
+REPORT_S = 29.0  # the end of an unreachable worker is known after half a minute, which is noticed at a tick
 
 
 class Violated(AssertionError):
@@ -78,6 +79,10 @@ class Life:
         """Whether the driver knows that the connection failed."""
         return self.unreachable_at < math.inf
 
+    def unsure(self, job: int) -> bool:
+        """Whether the driver may know less of a job than that it ran when the worker froze."""
+        return self.kept_when_frozen or self.disordered or self.maybe_slow or job in self.recalled
+
 
 class Truth:
     """True state of the present map and of all workers.
@@ -94,6 +99,7 @@ class Truth:
         fresh_since: Time since which there are such jobs.
         again: Jobs that were begun in vain, as the driver can know.
         again_since: Time since which there are such jobs.
+        held_back: Jobs among these that are not counted: their last try may have failed.
         begins: Number of times that each job was begun.
         tries: Number of times that each job was blamed for a failure.
         explained: Number of times that each job had to be begun again.
@@ -110,6 +116,7 @@ class Truth:
         self.unsent: dict[int, None] = {}
         self.fresh: dict[int, None] = {}
         self.again: dict[int, None] = {}
+        self.held_back: set[int] = set()
         self.fresh_since = self.again_since = math.inf
         self.begins: Counter[int] = Counter()
         self.explained: Counter[int] = Counter()
@@ -130,6 +137,16 @@ class Truth:
         """Workers to which a job was sent, and which may still bring its result, as the driver knows."""
         return self._holders.get(job, set())
 
+    def unresolved(self, job: int, life: Life | None = None, *, surely: bool) -> int:
+        """Number of unreachable workers but one that took a job with them, or may have, and whose fate is awaited."""
+        clock = self._cluster.clock
+        others = [each for each in self.lives.values() if each is not life and each.unreachable]
+        if surely:
+            others = [each for each in others if clock - each.unreachable_at < REPORT_S and not each.unsure(job)]
+            return sum(1 for each in others if job in each.ran_when_frozen)
+        others = [each for each in others if clock - each.unreachable_at <= _LAST_TRY_S]
+        return sum(1 for each in others if job in each.held_when_frozen)
+
     def slow_after_s(self, *, surely: bool) -> float:
         """Silence after which a worker may be slow, or surely is; infinite before the first result."""
         if not self.seconds:
@@ -145,6 +162,7 @@ class Truth:
         self.unsent = dict.fromkeys(self.missing)
         self.fresh, self.fresh_since = dict(self.unsent), self._cluster.now
         self.again, self.again_since = {}, math.inf
+        self.held_back.clear()
         self.seconds.clear()
         self._runs, self._holders = {}, {}
 
@@ -179,8 +197,10 @@ class Truth:
         for life in self.lives.values():
             silent_s = self._cluster.clock - life.unreachable_at
             for job in [*life.begun] if silent_s > _UNREACHABLE_S else ():
-                if silent_s > _LAST_TRY_S or self.tries[job] < self._case.max_attempts - 1:
+                failures = self.tries[job] + self.unresolved(job, life, surely=False)
+                if silent_s > _LAST_TRY_S or failures < self._case.max_attempts - 1:
                     self._drop(life, job)
+        self._release_held_back()
 
     def failed(self, life: Life, *, stays: bool) -> None:
         """The driver has handled a failure."""
@@ -198,6 +218,7 @@ class Truth:
         """A worker was ended."""
         del self.lives[life.worker]
         self._drop_all(life)
+        self._release_held_back()
 
     def sent(self, life: Life, tickets: Sequence[Ticket]) -> None:
         """Jobs are sent to a worker."""
@@ -288,6 +309,7 @@ class Truth:
         self._runs.setdefault(job, set()).add(life)
         self.fresh.pop(job, None)
         self.again.pop(job, None)
+        self.held_back.discard(job)
         self._note_waiting()
 
     def _drop(self, life: Life, job: int) -> None:
@@ -301,8 +323,16 @@ class Truth:
             return
         self.explained[job] += 1
         if not runs and job not in self.fresh:
-            self.again[job] = None
-            self._note_waiting()
+            self.held_back.add(job)
+            self._release_held_back()
+
+    def _release_held_back(self) -> None:
+        """A job waits for its next try unless its last one may have failed."""
+        for job in sorted(self.held_back):
+            if self.tries[job] + self.unresolved(job, surely=False) < self._case.max_attempts:
+                self.held_back.remove(job)
+                self.again[job] = None
+        self._note_waiting()
 
     def _drop_all(self, life: Life) -> None:
         for job in [*life.begun]:
@@ -316,6 +346,7 @@ class Truth:
 
     def _finish(self, job: int) -> None:
         del self.missing[job]
+        self.held_back.discard(job)
         for waiting in (self.unsent, self.fresh, self.again):
             waiting.pop(job, None)
         self._note_waiting()

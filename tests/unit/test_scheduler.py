@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.base.errors import EpisodeError
+import pytest
+
+from pipeline.base.errors import EpisodeError, JobError
 from pipeline.execution.actions import Action, End, Recall, ReportHung, Request, Send
 from pipeline.execution.failures import Failure, FailureKind
 from pipeline.execution.node_watch import Nodes
@@ -38,6 +40,9 @@ class Driver:
         jobs = self.scheduler.results(worker, [(ticket_id, 0.1) for ticket_id in [*worker.jobs][:count]], now)
         self.scheduler.decide(now)
         return jobs
+
+    def nodes_of(self, workers: list[ScheduledWorker]) -> frozenset[str]:
+        return frozenset(worker.node_id for worker in workers if worker.node_id is not None)
 
     def tick(self, now: float) -> list[Action]:
         self.scheduler.tick(now)
@@ -74,6 +79,34 @@ def test_late_result_of_an_earlier_map_does_not_count_for_an_equal_id() -> None:
     driver.begin(1, now=5.0)
     assert driver.scheduler.results(late, [(of_first_map, 9.0)], 5.1) == [None]
     assert driver.finish(other, 6.0) == [Number(1)]
+
+
+@pytest.mark.parametrize("with_node", [False, True])
+def test_a_job_is_not_begun_too_often_before_its_lost_workers_are_reported(with_node: bool) -> None:
+    driver = Driver(5)
+    driver.begin(1)
+    lost: list[ScheduledWorker] = []
+    now = 0.0
+    for now in map(float, range(20)):  # each worker that begins the job loses its connection at once
+        holders = [worker for worker in driver.workers if worker.jobs and not worker.unreachable]
+        for worker in holders:
+            driver.scheduler.unreachable(worker, CONNECTION_LOST, now)
+            lost.append(worker)
+        driver.tick(now + 0.5)
+    assert len(lost) == 3, "max_attempts"
+    died = Failure(FailureKind.WORKER_LOST, "its worker died", None)
+    if with_node:  # none of them failed: there are as many attempts left as before
+        driver.scheduler.see_nodes(Nodes(known=driver.nodes, gone=driver.nodes_of(lost)), 21.0)
+        driver.tick(21.0)
+        (again,) = [worker for worker in driver.workers if worker.jobs]
+        driver.scheduler.failed(again, died, 22.0)
+        driver.scheduler.decide(22.0)
+        assert driver.scheduler.jobs.has_failures and len(driver.scheduler.jobs) == 1
+        return
+    for worker in lost[:2]:
+        driver.scheduler.failed(worker, died, 21.0)
+    with pytest.raises(JobError, match=r"^job 1 was tried 3 times"):
+        driver.scheduler.failed(lost[2], died, 22.0)
 
 
 def test_same_jobs_can_be_mapped_again_while_a_worker_still_has_one() -> None:
