@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -15,6 +17,7 @@ from PIL import Image
 # The same pictures give the same bytes on every CPU: one thread, no random IDs in the container, and only those
 # algorithms of x264 that are equal on all CPUs. The result of its AVX-512 code differs from call to call.
 OPTIONS: dict[str, object] = {"crf": "26", "preset": "veryfast", "x264-params": "cpu-independent=1"}
+_CONTAINER = {"fflags": "+bitexact", "movflags": "+faststart"}  # a browser plays it before it has all of it
 
 
 def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) -> bytes:
@@ -24,19 +27,20 @@ def encode_video(pictures: Iterable[NDArray[np.uint8]], per_second: Fraction) ->
         pictures: Pictures, at least one, each (H, W, 3) uint8 RGB, of one size, with H and W even.
         per_second: Pictures per second.
     """
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=per_second)
-        stream.pix_fmt = "yuv420p"
-        stream.options = OPTIONS
-        stream.codec_context.thread_count = 1
-        stream.codec_context.flags |= Flags.bitexact
-        for number, picture in enumerate(pictures):
-            if number == 0:
-                stream.height, stream.width = picture.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film.mp4"  # a file: the encoder writes the index last, and then moves it to the front
+        with av.open(str(film), "w", format="mp4", options=_CONTAINER) as container:
+            stream = container.add_stream("libx264", rate=per_second)
+            stream.pix_fmt = "yuv420p"
+            stream.options = OPTIONS
+            stream.codec_context.thread_count = 1
+            stream.codec_context.flags |= Flags.bitexact
+            for number, picture in enumerate(pictures):
+                if number == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+            container.mux(stream.encode(None))
+        return film.read_bytes()
 
 
 def still_of(video: bytes) -> bytes:

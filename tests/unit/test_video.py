@@ -48,6 +48,11 @@ def test_opencv_reads_the_film(tmp_path: Path) -> None:
     assert not film.read()[0]
 
 
+def test_a_browser_can_play_the_film_before_it_has_all_of_it() -> None:
+    film = encode_video(map(drifting, range(20)), Fraction(25))
+    assert 0 < film.index(b"moov") < film.index(b"mdat"), "the index comes before the pictures"
+
+
 def test_same_pictures_give_the_same_bytes_in_another_process() -> None:
     """By default, writers of films put the time into each file."""
     code = (
