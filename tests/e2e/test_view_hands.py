@@ -82,7 +82,7 @@ def test_arrows_steer_after_the_tabs_were_used(page: Page) -> None:
     page.press("t")
     page.until("holder", "controller")
     page.press(Keys.ARROW_LEFT)
-    assert page.at("runs").is_displayed()
+    wait(page.chrome, lambda _: page.at("runs").is_displayed())
 
 
 def test_wheel_that_is_taken_again_is_at_rest(page: Page) -> None:
