@@ -146,7 +146,7 @@ class MapJobs:
 
     def with_holders(self, count: int, tickets: Iterable[Ticket]) -> list[Ticket]:
         """Select the jobs that have no result, are not queued, and that this number of workers has."""
-        entries = (self._entries[ticket.id] for ticket in tickets if ticket.id in self._entries)
+        entries = self._without_result(ticket.id for ticket in tickets)
         return [entry.ticket for entry in entries if entry.holders == count and not entry.queued]
 
     def failed(self, begun: Sequence[int], what: str, cause: BaseException | None, *, raised: bool = True) -> None:

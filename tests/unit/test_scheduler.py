@@ -41,9 +41,6 @@ class Driver:
         self.scheduler.decide(now)
         return jobs
 
-    def nodes_of(self, workers: list[ScheduledWorker]) -> frozenset[str]:
-        return frozenset(worker.node_id for worker in workers if worker.node_id is not None)
-
     def tick(self, now: float) -> list[Action]:
         self.scheduler.tick(now)
         return self.scheduler.decide(now)
@@ -86,7 +83,6 @@ def test_a_job_is_not_begun_too_often_before_its_lost_workers_are_reported(with_
     driver = Driver(5)
     driver.begin(1)
     lost: list[ScheduledWorker] = []
-    now = 0.0
     for now in map(float, range(20)):  # each worker that begins the job loses its connection at once
         holders = [worker for worker in driver.workers if worker.jobs and not worker.unreachable]
         for worker in holders:
@@ -96,7 +92,8 @@ def test_a_job_is_not_begun_too_often_before_its_lost_workers_are_reported(with_
     assert len(lost) == 3, "max_attempts"
     died = Failure(FailureKind.WORKER_LOST, "its worker died", None)
     if with_node:  # none of them failed: there are as many attempts left as before
-        driver.scheduler.see_nodes(Nodes(known=driver.nodes, gone=driver.nodes_of(lost)), 21.0)
+        gone = frozenset(worker.node_id for worker in lost if worker.node_id is not None)
+        driver.scheduler.see_nodes(Nodes(known=driver.nodes, gone=gone), 21.0)
         driver.tick(21.0)
         (again,) = [worker for worker in driver.workers if worker.jobs]
         driver.scheduler.failed(again, died, 22.0)
