@@ -96,11 +96,11 @@ class Dreams:
             actions: Values of the action space, one for each dream.
 
         Returns:
-            Rewards, (count,) float32; whether M predicts an end, and whether the step limit was reached, (count,) bool.
+            Rewards, (count,) float32; whether M predicts an end, and whether the limit cuts the dream, (count,) bool.
         """
         rewards, ended = self._game.step(np.stack([self.actions.vector(action) for action in actions]))
         self.steps += 1
-        return rewards.copy(), ended.copy(), self.steps >= self.max_steps
+        return rewards.copy(), ended.copy(), (self.steps >= self.max_steps) & ~ended
 
     def decode(self, slots: slice) -> NDArray[np.uint8]:
         """V's decoded pictures of dreams, (N, 64, 64, 3) uint8 RGB."""

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 
 
 def check_heads(dream: DreamConfig, mdnrnn: MdnRnnConfig) -> None:
-    """Refuse dreams with rewards that M does not predict.
+    """Refuse dreams of an M that is not trained, or with rewards that it does not predict.
 
     Raises:
-        ValueError: M lacks the head. The message names the keys, and a remedy.
+        ValueError: M is not trained, or lacks the head. The message names the keys, and a remedy.
     """
+    if mdnrnn.init == "random":
+        raise ValueError(
+            "mdnrnn.init 'random' leaves M untrained, and its dreams have nothing to do with the environment: set it "
+            "to train, or evolve.environment to game"
+        )
     if dream.reward == "model" and mdnrnn.reward_weight == 0:
         raise ValueError(
             "dream.reward 'model' needs an M that predicts rewards: set mdnrnn.reward_weight above 0, in a new "

@@ -36,7 +36,7 @@ class DreamConfig(Section):
         "first", description="first: from the first frame of a collected episode (the paper); anywhere: from any frame"
     )
     reward: Literal["survival", "model"] = Field(
-        "survival", description="survival: 1 for each step (the paper); model: the reward that M predicts"
+        "survival", description="survival: 1 for each action (the paper); model: the reward that M predicts"
     )
     end_probability: float = Field(
         0.5, gt=0, lt=1, description="probability of an end, as M predicts it, above which a dream ends (the paper)"

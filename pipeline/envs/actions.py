@@ -68,17 +68,18 @@ class BoxActions:
     formula = "low + (tanh(x) + 1) / 2 * (high - low)"
 
     def __init__(self, low: ArrayLike, high: ArrayLike, dtype: Any = np.float32) -> None:
-        first, last = np.asarray(low, np.float32), np.asarray(high, np.float32)
+        lowest, highest = np.asarray(low, dtype), np.asarray(high, dtype)
+        first, last = lowest.astype(np.float32), highest.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             ranges = last - first
         if not (np.isfinite(ranges).all() and (ranges > 0).all()):
             raise ValueError(
                 f"the bounds {first.tolist()} and {last.tolist()} are not finite, too far apart, or not in order"
             )
-        self._shape, self._dtype = first.shape, dtype
+        self._dtype = np.dtype(dtype)
         self.low, self.high = first.reshape(-1), last.reshape(-1)
         self.size = self.low.size
-        self.space = spaces.Box(first.astype(dtype), last.astype(dtype), dtype=dtype)
+        self.space = spaces.Box(lowest, highest, dtype=dtype)
 
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``."""
@@ -88,17 +89,28 @@ class BoxActions:
 
     def random(self, rng: np.random.Generator) -> Vector:
         """See ``Actions.random``."""
+        if self._is_whole:
+            return self.vector(rng.integers(self.space.low, self.space.high, endpoint=True, dtype=self._dtype))
         return rng.uniform(self.low, self.high).astype(np.float32)
 
     def native(self, action: Vector) -> Any:
         """See ``Actions.native``."""
-        if np.issubdtype(self._dtype, np.integer):
-            action = np.rint(action)
-        return action.reshape(self._shape).astype(self._dtype)
+        if self._dtype == np.float32:
+            return action.reshape(self.space.shape).copy()
+        inside = (self.low < action) & (action < self.high)
+        rounded = np.rint(action) if self._is_whole else action
+        native = np.where(inside, rounded, 0).astype(self._dtype)
+        # In float32 the bounds are rounded and may lie outside the space.
+        bounds = np.where(action <= self.low, self.space.low.reshape(-1), self.space.high.reshape(-1))
+        return np.where(inside, native, bounds).reshape(self.space.shape)
 
     def vector(self, value: Any) -> Vector:
         """See ``Actions.vector``."""
         return _flat(value, self.size, self.space)
+
+    @property
+    def _is_whole(self) -> bool:
+        return bool(np.issubdtype(self._dtype, np.integer))
 
 
 class ChoiceActions:
@@ -222,5 +234,5 @@ def actions_of(space: gymnasium.Space[Any], env_id: str) -> Actions:
         try:
             return BoxActions(space.low, space.high, space.dtype)
         except ValueError as error:
-            reason = f"{error}. Wrap the environment with gymnasium.wrappers.RescaleAction or ClipAction"
+            reason = f"{error}. Give it another space with gymnasium.wrappers.TransformAction, see docs/environments.md"
     raise ConfigError(f"env.id = {env_id!r}: its action space is {space}, which a controller cannot act in: {reason}")

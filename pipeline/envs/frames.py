@@ -12,6 +12,22 @@ from numpy.typing import NDArray
 from pipeline.base.arrays import Picture
 from pipeline.data.frames import FRAME_SHAPE
 
+MIN_SIDE = 32  # smaller arrays are codes of cells rather than pixels, such as MiniGrid's (7, 7, 3)
+
+
+def is_image(shape: Sequence[int], dtype: Any) -> bool:
+    """Whether an array of this shape is an image: uint8, (H, W), (H, W, 1) or (H, W, 3), or with the channels first."""
+    if dtype != np.uint8 or len(shape) not in (2, 3):
+        return False
+    if len(shape) == 3:
+        if shape[2] in (1, 3):
+            shape = shape[:2]
+        elif shape[0] in (1, 3):
+            shape = shape[1:]
+        else:
+            return False
+    return min(shape) >= MIN_SIDE
+
 
 def to_rgb(image: NDArray[Any]) -> Picture:
     """Convert an image of one or three channels, first or last, to (H, W, 3) uint8 RGB."""

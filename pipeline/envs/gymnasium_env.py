@@ -25,9 +25,8 @@ from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import Actions, actions_of
 from pipeline.envs.engines import starting_engines
 from pipeline.envs.environment import Step, configure_headless
-from pipeline.envs.frames import to_frame, to_rgb
+from pipeline.envs.frames import MIN_SIDE, is_image, to_frame, to_rgb
 
-_MIN_SIDE = 32  # smaller arrays are codes of cells rather than pixels, such as MiniGrid's (7, 7, 3)
 _RENDERED = ""  # frames are drawn by render()
 RENDERED = "render()"  # and their description says so
 
@@ -100,7 +99,7 @@ class GymnasiumEnvironment:
         self._game = make_game(config)
         self.actions: Actions = actions_of(self._game.action_space, config.id)
         self._key = _frame_key(self._game, config)
-        self.steps_per_second = float(self._game.metadata.get("render_fps") or 30)
+        self.steps_per_second = float(self._game.metadata.get("render_fps") or 30) / _skipped_frames(self._game)
         self._fresh = True
         self._steps = 0
         self._seen: Picture | None = None
@@ -197,8 +196,16 @@ def make_game(config: EnvConfig) -> gymnasium.Env[Any, Any]:
 
 def _engines(game: gymnasium.Env[Any, Any]) -> AbstractContextManager[None]:
     """Guard of the engine that an environment starts in its first reset, regardless of its ID; only ViZDoom's do."""
-    packages = {kind.__module__.partition(".")[0] for kind in type(game.unwrapped).__mro__}
-    return starting_engines() if "vizdoom" in packages else nullcontext()
+    return starting_engines() if _is_of_vizdoom(game) else nullcontext()
+
+
+def _skipped_frames(game: gymnasium.Env[Any, Any]) -> float:
+    """Frames of ViZDoom that one step takes. Others' ``render_fps`` are steps a second, also those of Atari."""
+    return float(game.unwrapped.frame_skip) if _is_of_vizdoom(game) else 1.0
+
+
+def _is_of_vizdoom(game: gymnasium.Env[Any, Any]) -> bool:
+    return "vizdoom" in {kind.__module__.partition(".")[0] for kind in type(game.unwrapped).__mro__}
 
 
 def _render_modes(spec: Any) -> list[str] | None:
@@ -225,7 +232,7 @@ def _frame_key(game: gymnasium.Env[Any, Any], config: EnvConfig) -> str | None:
     space = game.observation_space
     named = config.frame_key
     if isinstance(space, spaces.Dict):
-        images = [key for key, entry in space.spaces.items() if _is_image(entry)]
+        images = [key for key, entry in space.spaces.items() if _has_images(entry)]
         if named is not None:
             if named not in images:
                 raise ConfigError(
@@ -242,26 +249,15 @@ def _frame_key(game: gymnasium.Env[Any, Any], config: EnvConfig) -> str | None:
             return str(images[0])
     elif named is not None:
         raise ConfigError(f"env.frame_key = {named!r}: {config.id}'s observation is no Dict; leave it null")
-    elif _is_image(space):
+    elif _has_images(space):
         return None
     if game.render_mode != "rgb_array":
         raise ConfigError(
-            f"env.id = {config.id!r}: its observation is no image of at least {_MIN_SIDE}x{_MIN_SIDE} pixels, and it "
+            f"env.id = {config.id!r}: its observation is no image of at least {MIN_SIDE}x{MIN_SIDE} pixels, and it "
             "has no render mode rgb_array: there are no frames to learn from"
         )
     return _RENDERED
 
 
-def _is_image(space: Any) -> bool:
-    """Whether a space holds images: uint8, (H, W), (H, W, 1) or (H, W, 3), or with the channels first."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) not in (2, 3):
-        return False
-    shape = space.shape
-    if len(shape) == 3:
-        if shape[2] in (1, 3):
-            shape = shape[:2]
-        elif shape[0] in (1, 3):
-            shape = shape[1:]
-        else:
-            return False
-    return bool(min(shape) >= _MIN_SIDE)
+def _has_images(space: Any) -> bool:
+    return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)

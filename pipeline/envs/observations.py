@@ -10,8 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.config.schema import EnvConfig
 from pipeline.data.frames import FRAME_SHAPE
-from pipeline.envs.frames import to_frame, to_rgb
+from pipeline.envs.frames import MIN_SIDE, is_image, to_frame, to_rgb
 from pipeline.envs.registry import CAR_RACING, TAKE_COVER
+
+_EXPECTED = (
+    f"expected one image of at least {MIN_SIDE}x{MIN_SIDE} pixels. If the run's frames were drawn by render(), pass "
+    "env.render()"
+)
 
 
 def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
@@ -35,6 +40,8 @@ def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
         raise ValueError(
             f"the observation is {array.dtype} {array.shape}: expected an image of {env.id}, uint8 (H, W, 3)"
         ) from None
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"the observation is {np.shape(observation)}: {_EXPECTED}")
     ours = env.id in (CAR_RACING, TAKE_COVER)
     if ours and image.shape == FRAME_SHAPE:
         return image
@@ -73,12 +80,13 @@ def rows_of(observation: Any) -> list[Any] | None:
 
 
 def _image_in(observation: Mapping[str, Any], env: EnvConfig) -> Any:
-    """Image in a Dict observation: the entry ``env.frame_key``, or else the only array of 8-bit numbers."""
+    """Image in a Dict observation: the entry ``env.frame_key``, or else the only one that looks like an image."""
     if env.frame_key is not None:
         if env.frame_key not in observation:
             raise ValueError(f"the observation has no entry {env.frame_key!r}: it has {', '.join(observation)}")
         return observation[env.frame_key]
-    images = [key for key, entry in observation.items() if getattr(entry, "dtype", None) == np.uint8]
+    arrays = {key: entry for key, entry in observation.items() if isinstance(entry, np.ndarray)}
+    images = [key for key, entry in arrays.items() if is_image(entry.shape, entry.dtype)]
     if len(images) != 1:
-        raise ValueError(f"the observation has {len(images)} entries that are images: expected one, or env.frame_key")
+        raise ValueError(f"the observation has {len(images)} entries that are images: {_EXPECTED}")
     return observation[images[0]]

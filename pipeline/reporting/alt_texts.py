@@ -72,9 +72,9 @@ def loss(name: str, training: Sequence[Values], held_out: Sequence[Values], key:
 
 
 def drive(film: FilmedDrive) -> str:
-    """Describe the filmed drive."""
+    """Describe the filmed episode."""
     return (
-        f"The controller drives test track {film.track} for {number(film.steps)} steps and earns "
+        f"The controller plays test track {film.track} for {number(film.steps)} steps and earns "
         f"{number(film.episode_return, 1)}."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,12 @@ SPACES: list[Any] = [
     spaces.Box(-2.0, 2.0, (1,)),
     spaces.Box(np.array([[-1, 0], [5, -7]], np.float32), np.array([[1, 3], [6, 9]], np.float32)),
     spaces.Box(0.0, 1.0, (3,), np.float64),
+    spaces.Box(np.array([0.1, -0.7]), np.array([0.3, 0.1]), dtype=np.float64),  # float32 rounds these outwards
+    spaces.Box(-0.1, 0.1, (2,), np.float16),
+    spaces.Box(-2, 3, (2,), np.int32),
+    spaces.Box(-(2**31), 2**31 - 1, (1,), np.int32),
+    spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
+    spaces.Box(0, 255, (2,), np.uint8),
     spaces.Discrete(4),
     spaces.Discrete(3, start=-1),
     spaces.MultiBinary(5),
@@ -41,11 +48,16 @@ def outputs(actions: Actions, rows: int = 200) -> np.ndarray[Any, np.dtype[np.fl
 
 def test_chosen_and_random_actions_are_within_bounds_and_space(actions: Actions, space: Any) -> None:
     rng = np.random.default_rng(2)
-    for action in [*actions.squash(outputs(actions)), *(actions.random(rng) for _ in range(200))]:
+    extremes = np.array([[-50.0] * actions.size, [50.0] * actions.size], np.float32)
+    found = [*actions.squash(outputs(actions)), *actions.squash(extremes), *(actions.random(rng) for _ in range(200))]
+    for action in found:
         assert action.shape == (actions.size,) and action.dtype == np.float32
         assert np.all((actions.low <= action) & (action <= actions.high))
         assert space.contains(actions.native(action)), (action, actions.native(action))
-        np.testing.assert_array_equal(actions.vector(actions.native(action)), action)
+        if space.dtype == np.float32 or not isinstance(space, spaces.Box):
+            np.testing.assert_array_equal(actions.vector(actions.native(action)), action)
+        taken = actions.native(action)
+        np.testing.assert_array_equal(actions.native(actions.vector(taken)), taken)
     assert actions.space == space
 
 
@@ -53,6 +65,8 @@ def test_every_value_of_a_small_space_is_reached(actions: Actions, space: Any) -
     if isinstance(space, spaces.Box):
         squashed = actions.squash(np.array([[-50.0] * actions.size, [50.0] * actions.size], np.float32))
         np.testing.assert_array_equal(squashed, [actions.low, actions.high])
+        np.testing.assert_array_equal(actions.native(squashed[0]), space.low)
+        np.testing.assert_array_equal(actions.native(squashed[1]), space.high)
         return
     rng = np.random.default_rng(3)
     drawn = {np.asarray(actions.native(actions.random(rng))).tobytes() for _ in range(3000)}
@@ -95,6 +109,14 @@ def test_integers_are_rounded_so_that_the_largest_is_reached() -> None:
     assert {value.dtype for value in taken} == {np.dtype(np.int32)}
 
 
+def test_random_integers_are_equally_frequent() -> None:
+    actions, rng = actions_of(spaces.Box(-2, 3, (1,), np.int32), "Any-v0"), np.random.default_rng(4)
+    drawn = [int(actions.random(rng)[0]) for _ in range(6000)]
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == [-2, -1, 0, 1, 2, 3]
+    assert np.abs(counts - 1000).max() < 150, "five standard deviations"
+
+
 @pytest.mark.parametrize(
     "space",
     [spaces.Box(-3e38, 3e38, (2,)),
@@ -102,7 +124,8 @@ def test_integers_are_rounded_so_that_the_largest_is_reached() -> None:
      spaces.Text(5), spaces.Box(1.0, 1.0, (2,))],
 )  # fmt: skip
 def test_other_spaces_are_refused_by_name(space: gymnasium.Space[Any]) -> None:
-    with pytest.raises(ConfigError, match=r"env\.id = 'Any-v0': its action space is .*Discrete, MultiB|finite"):
+    remedy = "wrappers.TransformAction, see docs/environments.md" if isinstance(space, spaces.Box) else "MultiBinary"
+    with pytest.raises(ConfigError, match=rf"env\.id = 'Any-v0': its action space is .*{re.escape(remedy)}"):
         actions_of(space, "Any-v0")
 
 

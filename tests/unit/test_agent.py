@@ -303,6 +303,16 @@ def test_frames_of_observations_are_the_environments(env: EnvConfig) -> None:
         else:
             observation = getattr(ours, "_seen")  # noqa: B009
         np.testing.assert_array_equal(frame_of(observation, env), frame)
-        np.testing.assert_array_equal(frame_of({"screen": observation, "health": 3}, env), frame)
+        codes = np.zeros((7, 7, 3), np.uint8)
+        np.testing.assert_array_equal(frame_of({"screen": observation, "health": 3, "codes": codes}, env), frame)
     finally:
         ours.close()
+
+
+def test_observations_without_an_image_are_refused() -> None:
+    env, codes, image = EnvConfig(id="CartPole-v1"), np.zeros((7, 7, 3), np.uint8), np.zeros((40, 50, 3), np.uint8)
+    for observation in (codes, {"codes": codes}, {"codes": codes, "mission": "go"}, {"left": image, "right": image}):
+        with pytest.raises(ValueError, match=r"expected one image of at least 32x32 pixels.* pass env\.render\(\)"):
+            frame_of(observation, env)
+    two = {"left": image, "right": image + 1}
+    np.testing.assert_array_equal(frame_of(two, EnvConfig(id="CartPole-v1", frame_key="right")), 1)

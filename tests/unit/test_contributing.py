@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
 
+from pipeline.envs.actions import actions_of
 from pipeline.envs.registry import check_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
@@ -40,3 +46,28 @@ def test_example_environments_run_through_all_stages(
     check_environment(config)
     run_stages(config, local_store, executor, STAGES)
     assert read_manifest(local_store, "report") is not None
+
+
+class Unbounded(gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    observation_space, action_space = spaces.Discrete(1), spaces.Box(-np.inf, np.inf, (2,))
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+
+@pytest.fixture
+def unbounded() -> Iterator[None]:
+    gymnasium.register("Unbounded-v0", entry_point=Unbounded)
+    yield
+    for name in ("Unbounded-v0", "MyGame-v0"):
+        gymnasium.registry.pop(name, None)
+
+
+def test_example_gives_bounds_to_an_unbounded_action_space(unbounded: None) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/environments.md").read_text(), re.DOTALL)
+    (example,) = [block for block in blocks if "TransformAction" in block]
+    exec(example, {})
+    space = gymnasium.make("MyGame-v0", render_mode="rgb_array", disable_env_checker=True).action_space
+    assert actions_of(space, "MyGame-v0").size == 2

@@ -312,6 +312,7 @@ def test_engine_guard_depends_on_the_class_and_not_on_the_id(monkeypatch: pytest
     make_environment(config()).reset(1)
     assert guarded == []
     monkeypatch.setattr(Ramp, "__module__", "vizdoom.gymnasium_wrapper.base_gymnasium_env")
+    monkeypatch.setattr(Ramp, "frame_skip", 1, raising=False)
     make_environment(config()).reset(1)
     assert guarded == ["engine"]
 
@@ -323,3 +324,8 @@ def test_facts_come_from_an_instance_and_frame_rate_from_its_metadata() -> None:
     assert traits_of(EnvConfig()).explores and traits_of(EnvConfig()).steps_per_second == 50.0
     discrete = traits_of(EnvConfig(options={"continuous": False}))
     assert (discrete.actions.size, discrete.actions.discrete) == (5, True)
+
+
+def test_steps_a_second_count_the_frames_that_vizdoom_skips() -> None:
+    env = EnvConfig(id="VizdoomBasic-v1", options={"frame_skip": 4})
+    assert traits_of(env).steps_per_second == 35 / 4

@@ -13,7 +13,7 @@ from pipeline.base.seeding import generator
 from pipeline.rollouts.policies import make_policy
 from tests.counting import CountingEnv, counting_config, frame_of
 
-POLICIES = ["white", "brownian", "random-controller"]
+POLICIES = ["white", "brownian", "repeat", "random-controller"]
 
 
 def actions(policy: str, steps: int, *, episode: int = 0, **overrides: Any) -> NDArray[np.float32]:
@@ -42,6 +42,20 @@ def test_white_actions_are_uniform_and_independent() -> None:
         assert np.all(np.abs(counts - 400) < 100)  # five standard deviations
     correlation = np.corrcoef(np.concatenate([unit[:-1], unit[1:]], axis=1).T)
     assert np.abs(correlation - np.eye(4)).max() < 0.08
+
+
+def test_repeated_actions_are_uniform_and_held_for_1_to_the_maximum() -> None:
+    taken = actions("repeat", 40_000, **{"collect.max_repeats": 4})
+    starts = np.flatnonzero(np.concatenate([[True], (np.diff(taken, axis=0) != 0).any(axis=1)]))
+    lengths = np.diff(starts)
+    expected = len(lengths) / 4
+    counts = np.bincount(lengths, minlength=5)
+    assert counts[0] == 0 and len(counts) == 5
+    assert np.all(np.abs(counts[1:] - expected) < 5 * np.sqrt(expected))
+    low, high = CountingEnv.actions.low, CountingEnv.actions.high
+    for values in ((taken[starts] - low) / (high - low)).T:
+        spread = np.histogram(values, 10, (0, 1))[0]
+        assert np.all(np.abs(spread - len(values) / 10) < 5 * np.sqrt(len(values) / 10))
 
 
 def test_brownian_actions_walk_with_variance_1_in_50_and_stop_at_the_bounds() -> None:

@@ -180,7 +180,7 @@ def test_pictures_have_texts_with_numbers(made: Any) -> None:
         text for text in words if text.startswith("Training of the VAE, loss: from 130.500 to 60.500 on training")
     ]
     assert vae.endswith("on held-out episodes 62.500 at its best of 1 epoch.")
-    assert "The controller drives test track 0 for 40 steps and earns 100.5." in words
+    assert "The controller plays test track 0 for 40 steps and earns 100.5." in words
     (dream,) = [text for text in words if text.startswith("The real episode on the left")]
     errors = numbers["dream"]["latent_errors"]
     assert f"{errors[0]:.2f} from the real one at first and {errors[-1]:.2f} at the end" in dream

@@ -33,7 +33,7 @@ from pipeline.run import run_stages, stages_for
 from pipeline.stages.table import STAGES, stages_of
 from pipeline.storage.layout import own_keys
 from pipeline.storage.local import LocalStore
-from pipeline.storage.manifest import read_records, require_manifest
+from pipeline.storage.manifest import read_manifest, read_records, require_manifest
 from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round, held_out_so_far
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
@@ -183,6 +183,44 @@ def test_run_stopped_anywhere_gives_the_same_results(store: LocalStore, tmp_path
     other = LocalStore(tmp_path / "parts")
     for count in (3, 7, 9, len(stages)):  # sessions that end after this number of stages
         run_stages(config_of(), other, InProcessExecutor(), stages[:count])
+    assert data_of(other) == data_of(store)
+
+
+class Stopping(LocalStore):
+    """A store whose session ends before a write, as by a kill."""
+
+    def __init__(self, root: Path, writes: int) -> None:
+        super().__init__(root)
+        self._left = writes
+
+    def write(self, key: str, data: bytes) -> None:
+        self._count()
+        super().write(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._count()
+        super().create(key, data)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+def test_later_round_stopped_within_its_stages_gives_the_same_results(store: LocalStore, tmp_path: Path) -> None:
+    config, other = config_of(), LocalStore(tmp_path / "parts")
+    stages = stages_of(config)
+    (first,) = [index for index, stage in enumerate(stages) if stage.label == "round-002-collect"]
+    run_stages(config, other, InProcessExecutor(), stages[:first])
+    stopped_in = set()
+    for writes in range(1, 100):  # one more in each session, so that every one gets further
+        try:
+            run_stages(config, Stopping(other.root, writes), InProcessExecutor(), stages)
+            break
+        except KeyboardInterrupt:
+            stopped_in.add(next(stage.label for stage in stages if read_manifest(other, stage.prefix) is None))
+    labels = {stage.label for stage in stages[first:]}
+    assert {f"round-002-{name}" for name in ("collect", "encode", "train-mdnrnn", "evolve")} <= stopped_in <= labels
     assert data_of(other) == data_of(store)
 
 
