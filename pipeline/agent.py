@@ -337,8 +337,6 @@ class Agent:
         vectors = np.zeros_like(self._chosen)
         for row, value in enumerate(values):
             vectors[row] = self._actions.vector(value)
-            if not np.isfinite(vectors[row]).all():
-                raise ValueError(f"the action taken in row {row} is not finite: {value}")
             if not (due[row] or np.array_equal(vectors[row], self._chosen[row])):
                 raise ValueError(
                     f"row {row}: the last action is held for {-self._calls[row] % self._repeat} more calls "

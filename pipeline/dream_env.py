@@ -50,7 +50,8 @@ class Dreams:
         steps: Steps of each dream so far, (count,) int64.
 
     Raises:
-        ConfigError: A key is unknown or has an invalid value, or the run predicts no rewards or ends.
+        ConfigError: A key is unknown or has an invalid value, or the run's M is untrained, or predicts no rewards
+            or ends.
         StorageError: There is no run, or its M is not trained.
     """
 

@@ -19,7 +19,7 @@ def check_heads(dream: DreamConfig, mdnrnn: MdnRnnConfig) -> None:
     if mdnrnn.init == "random":
         raise ValueError(
             "mdnrnn.init 'random' leaves M untrained, and its dreams have nothing to do with the environment: set it "
-            "to train, or evolve.environment to game"
+            "to trained, in a new run if there is an M already"
         )
     if dream.reward == "model" and mdnrnn.reward_weight == 0:
         raise ValueError(

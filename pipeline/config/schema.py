@@ -53,7 +53,8 @@ class EnvConfig(Section):
         1,
         ge=1,
         description="steps that each action is held for; the agent sees the frame of the last one. Episode lengths "
-        "still count environment steps, the last action in full; mdnrnn.window and dream.max_steps count actions",
+        "still count environment steps (the last action in full, even if the episode ends within it); mdnrnn.window "
+        "and dream.max_steps count actions",
     )
     domain_randomize: bool = Field(
         False, description="CarRacing only. Random colours of road, background and grass, per track"

@@ -49,7 +49,7 @@ class Actions(Protocol):
         """Convert a value of the space to an action, (A,) float32: the inverse of ``native``.
 
         Raises:
-            ValueError: The value has another length, or is none of the choices.
+            ValueError: The value has another length, is not finite, or is none of the choices.
         """
 
 
@@ -61,22 +61,25 @@ class BoxActions:
         dtype: Type of the numbers that the environment takes.
 
     Raises:
-        ValueError: A bound is not finite or not below the other, or their difference is too large for float32.
+        ValueError: A bound is not finite or not below the other, their difference is too large for float32, or the
+            type is none of numbers.
     """
 
     discrete = False
     formula = "low + (tanh(x) + 1) / 2 * (high - low)"
 
     def __init__(self, low: ArrayLike, high: ArrayLike, dtype: Any = np.float32) -> None:
+        self._dtype = np.dtype(dtype)
+        if self._dtype.kind not in "iuf":
+            raise ValueError(f"its values are of type {self._dtype}")
         lowest, highest = np.asarray(low, dtype), np.asarray(high, dtype)
-        first, last = lowest.astype(np.float32), highest.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
+            first, last = lowest.astype(np.float32), highest.astype(np.float32)
             ranges = last - first
         if not (np.isfinite(ranges).all() and (ranges > 0).all()):
             raise ValueError(
                 f"the bounds {first.tolist()} and {last.tolist()} are not finite, too far apart, or not in order"
             )
-        self._dtype = np.dtype(dtype)
         self.low, self.high = first.reshape(-1), last.reshape(-1)
         self.size = self.low.size
         self.space = spaces.Box(lowest, highest, dtype=dtype)
@@ -84,22 +87,20 @@ class BoxActions:
     def squash(self, output: Vector) -> Vector:
         """See ``Actions.squash``."""
         action = self.low + (np.tanh(output) + 1) / 2 * (self.high - self.low)
-        clipped: Vector = np.clip(action, self.low, self.high)  # rounding may leave the bounds
-        return clipped
+        return self._rounded(np.clip(action, self.low, self.high))  # the formula's own rounding may leave the bounds
 
     def random(self, rng: np.random.Generator) -> Vector:
         """See ``Actions.random``."""
         if self._is_whole:
             return self.vector(rng.integers(self.space.low, self.space.high, endpoint=True, dtype=self._dtype))
-        return rng.uniform(self.low, self.high).astype(np.float32)
+        return self._rounded(rng.uniform(self.low, self.high).astype(np.float32))
 
     def native(self, action: Vector) -> Any:
         """See ``Actions.native``."""
         if self._dtype == np.float32:
             return action.reshape(self.space.shape).copy()
         inside = (self.low < action) & (action < self.high)
-        rounded = np.rint(action) if self._is_whole else action
-        native = np.where(inside, rounded, 0).astype(self._dtype)
+        native = np.where(inside, self._rounded(action), 0).astype(self._dtype)
         # In float32 the bounds are rounded and may lie outside the space.
         bounds = np.where(action <= self.low, self.space.low.reshape(-1), self.space.high.reshape(-1))
         return np.where(inside, native, bounds).reshape(self.space.shape)
@@ -110,7 +111,13 @@ class BoxActions:
 
     @property
     def _is_whole(self) -> bool:
-        return bool(np.issubdtype(self._dtype, np.integer))
+        return self._dtype.kind in "iu"
+
+    def _rounded(self, action: Vector) -> Vector:
+        """Round to what the environment can take, so that M sees the same action."""
+        if self._is_whole:
+            return np.rint(action)
+        return action.astype(np.float16).astype(np.float32) if self._dtype == np.float16 else action
 
 
 class ChoiceActions:
@@ -208,6 +215,8 @@ class SwitchActions:
 def _flat(value: Any, size: int, space: gymnasium.Space[Any]) -> Vector:
     """Numbers of an action's value, (size,) float32."""
     numbers = np.asarray(value, np.float32).reshape(-1)
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"the action {value!r} is not finite: expected a value of {space}")
     if len(numbers) != size:
         raise ValueError(f"the action {value!r} has {len(numbers)} numbers: expected a value of {space}")
     return numbers

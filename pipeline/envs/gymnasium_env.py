@@ -171,6 +171,8 @@ class GymnasiumEnvironment:
         else:
             image = observation if self._key is None else observation[self._key]
         self._seen = to_rgb(np.asarray(image))
+        if min(self._seen.shape[:2]) < MIN_SIDE:
+            raise TypeError(f"render() returned an image {np.shape(image)}; expected {MIN_SIDE}x{MIN_SIDE} or more")
         return to_frame(self._seen, self._config.crop)
 
 
@@ -200,7 +202,7 @@ def _engines(game: gymnasium.Env[Any, Any]) -> AbstractContextManager[None]:
 
 
 def _skipped_frames(game: gymnasium.Env[Any, Any]) -> float:
-    """Frames of ViZDoom that one step takes. Others' ``render_fps`` are steps a second, also those of Atari."""
+    """Frames that one step takes; 1 except in ViZDoom, whose ``render_fps`` does not count steps."""
     return float(game.unwrapped.frame_skip) if _is_of_vizdoom(game) else 1.0
 
 

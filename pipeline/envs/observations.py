@@ -14,8 +14,8 @@ from pipeline.envs.frames import MIN_SIDE, is_image, to_frame, to_rgb
 from pipeline.envs.registry import CAR_RACING, TAKE_COVER
 
 _EXPECTED = (
-    f"expected one image of at least {MIN_SIDE}x{MIN_SIDE} pixels. If the run's frames were drawn by render(), pass "
-    "env.render()"
+    f"expected one image, uint8 (H, W, 3) with at least {MIN_SIDE}x{MIN_SIDE} pixels, or a Dict with one, or with the "
+    "entry env.frame_key. If the run's frames were drawn by render(), pass env.render()"
 )
 
 
@@ -37,11 +37,7 @@ def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
         image = to_rgb(np.asarray(observation))
     except TypeError:
         array = np.asarray(observation)
-        raise ValueError(
-            f"the observation is {array.dtype} {array.shape}: expected an image of {env.id}, uint8 (H, W, 3)"
-        ) from None
-    if min(image.shape[:2]) < MIN_SIDE:
-        raise ValueError(f"the observation is {np.shape(observation)}: {_EXPECTED}")
+        raise ValueError(f"the observation is {array.dtype} {array.shape}: {_EXPECTED}") from None
     ours = env.id in (CAR_RACING, TAKE_COVER)
     if ours and image.shape == FRAME_SHAPE:
         return image
@@ -58,6 +54,8 @@ def frame_of(observation: Any, env: EnvConfig) -> NDArray[np.uint8]:
         from pipeline.envs.take_cover import frame_of_screen
 
         return frame_of_screen(image)
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"the observation is {np.shape(observation)}: {_EXPECTED}")
     return to_frame(image, env.crop)
 
 

@@ -54,10 +54,7 @@ def test_chosen_and_random_actions_are_within_bounds_and_space(actions: Actions,
         assert action.shape == (actions.size,) and action.dtype == np.float32
         assert np.all((actions.low <= action) & (action <= actions.high))
         assert space.contains(actions.native(action)), (action, actions.native(action))
-        if space.dtype == np.float32 or not isinstance(space, spaces.Box):
-            np.testing.assert_array_equal(actions.vector(actions.native(action)), action)
-        taken = actions.native(action)
-        np.testing.assert_array_equal(actions.native(actions.vector(taken)), taken)
+        np.testing.assert_array_equal(actions.vector(actions.native(action)), action)
     assert actions.space == space
 
 
@@ -121,7 +118,8 @@ def test_random_integers_are_equally_frequent() -> None:
     "space",
     [spaces.Box(-3e38, 3e38, (2,)),
      spaces.Box(-np.inf, np.inf, (2,)), spaces.Dict(a=spaces.Discrete(2)), spaces.Tuple([spaces.Discrete(2)]),
-     spaces.Text(5), spaces.Box(1.0, 1.0, (2,))],
+     spaces.Text(5), spaces.Box(1.0, 1.0, (2,)), spaces.Box(-1e300, 1e300, (2,), np.float64),
+     spaces.Box(np.zeros(2, bool), np.ones(2, bool), dtype=np.bool_)],
 )  # fmt: skip
 def test_other_spaces_are_refused_by_name(space: gymnasium.Space[Any]) -> None:
     remedy = "wrappers.TransformAction, see docs/environments.md" if isinstance(space, spaces.Box) else "MultiBinary"
@@ -135,6 +133,7 @@ def test_a_value_that_is_none_of_the_space_is_an_error() -> None:
         (spaces.Discrete(3, start=1), 4, r"expected a value of Discrete\(3, start=1\)"),
         (spaces.Discrete(3, start=1), 0, r"expected a value of Discrete\(3, start=1\)"),
         (spaces.MultiDiscrete([3, 2]), 1, r"has 1 numbers: expected a value of MultiDiscrete"),
+        (spaces.Box(-1.0, 1.0, (2,)), [0.5, np.nan], r"is not finite: expected a value of Box"),
         (spaces.MultiBinary(3), [1, 0], r"has 2 numbers: expected a value of MultiBinary"),
     ):
         with pytest.raises(ValueError, match=words):

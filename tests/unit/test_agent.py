@@ -216,7 +216,7 @@ def test_misuse_is_an_error_that_says_what_was_expected() -> None:
         _ = agent.z
     with pytest.raises(ValueError, match=r"\(50, 50, 3\): expected \(96, 96, 3\)"):
         agent.act(np.zeros((50, 50, 3), np.uint8))
-    with pytest.raises(ValueError, match="expected an image of CarRacing-v3"):
+    with pytest.raises(ValueError, match="expected one image, uint8"):
         agent.act(np.zeros(7))
     rng = np.random.default_rng(0)
     agent.act(images(2, rng))
@@ -253,7 +253,7 @@ def test_actions_taken_that_do_not_fit_are_an_error_and_leave_the_state() -> Non
         agent.act(batch, [straight, straight])
     with pytest.raises(ValueError, match=r"has 2 numbers: expected a value of Box"):
         agent.act(batch, [straight, straight[:2], straight])
-    with pytest.raises(ValueError, match="the action taken in row 1 is not finite"):
+    with pytest.raises(ValueError, match=r"nan.* is not finite"):
         agent.act(batch, [straight, straight * np.nan, straight])
     np.testing.assert_array_equal(agent.h, before)
 
@@ -312,7 +312,7 @@ def test_frames_of_observations_are_the_environments(env: EnvConfig) -> None:
 def test_observations_without_an_image_are_refused() -> None:
     env, codes, image = EnvConfig(id="CartPole-v1"), np.zeros((7, 7, 3), np.uint8), np.zeros((40, 50, 3), np.uint8)
     for observation in (codes, {"codes": codes}, {"codes": codes, "mission": "go"}, {"left": image, "right": image}):
-        with pytest.raises(ValueError, match=r"expected one image of at least 32x32 pixels.* pass env\.render\(\)"):
+        with pytest.raises(ValueError, match=r"expected one image, uint8 .* pass env\.render\(\)"):
             frame_of(observation, env)
     two = {"left": image, "right": image + 1}
     np.testing.assert_array_equal(frame_of(two, EnvConfig(id="CartPole-v1", frame_key="right")), 1)

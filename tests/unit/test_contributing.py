@@ -1,4 +1,4 @@
-"""The example environments of CONTRIBUTING and the documentation, run through every stage."""
+"""The example environments of CONTRIBUTING and the documentation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from pipeline.config.schema import EnvConfig
 from pipeline.envs.actions import actions_of
+from pipeline.envs.gymnasium_env import make_game
 from pipeline.envs.registry import check_environment
 from pipeline.execution.in_process import InProcessExecutor
 from pipeline.run import run_stages
@@ -59,7 +61,7 @@ class Unbounded(gymnasium.Env[Any, Any]):  # type: ignore[misc]
 
 @pytest.fixture
 def unbounded() -> Iterator[None]:
-    gymnasium.register("Unbounded-v0", entry_point=Unbounded)
+    gymnasium.register("Unbounded-v0", entry_point=Unbounded, max_episode_steps=3)
     yield
     for name in ("Unbounded-v0", "MyGame-v0"):
         gymnasium.registry.pop(name, None)
@@ -69,5 +71,7 @@ def test_example_gives_bounds_to_an_unbounded_action_space(unbounded: None) -> N
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/environments.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "TransformAction" in block]
     exec(example, {})
-    space = gymnasium.make("MyGame-v0", render_mode="rgb_array", disable_env_checker=True).action_space
-    assert actions_of(space, "MyGame-v0").size == 2
+    game = make_game(EnvConfig(id="MyGame-v0", max_episode_steps=9))
+    assert actions_of(game.action_space, "MyGame-v0").size == 2
+    wrappers = str(game)
+    assert "TimeLimit" not in wrappers and "Checker" not in wrappers, "the run's limit and checks are the only ones"

@@ -186,7 +186,7 @@ def test_vector_resets_ended_dreams(run: str) -> None:
         observations, rewards, terminated, truncated, _ = many.step(actions)
         ends.append(truncated.tolist())
         assert not terminated.any()
-        if len(ends) in (5,):
+        if len(ends) == 5:
             assert (rewards == 0).all(), "this step began the dreams again"
     assert [any(row) for row in ends] == [False] * 3 + [True] + [False] * 4 + [True]
     again, _ = many.reset(seed=[12, 11, 10])
@@ -196,6 +196,28 @@ def test_vector_resets_ended_dreams(run: str) -> None:
     with pytest.raises(ValueError, match="2 seeds for 3 dreams: expected one for each"):
         many.reset(seed=[1, 2])
     assert many.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
+
+
+def test_dreams_of_a_vector_end_one_by_one(run: str) -> None:
+    keys = {"run": run, "max_steps": 4, "end_probability": 0.999999, "reward": "survival"}
+    many, undisturbed = (gymnasium.make_vec(NAME, num_envs=3, **keys) for _ in range(2))
+    for env in (many, undisturbed):
+        env.reset(seed=10)
+    many.unwrapped._dreams.steps[1] = 2  # the second ends after two steps more
+    actions = np.zeros((3, ACTION_SIZE), np.float32)
+    for step in range(1, 5):
+        observations, rewards, _, truncated, _ = many.step(actions)
+        expected = undisturbed.step(actions)[0]
+        np.testing.assert_array_equal(observations[[0, 2]], expected[[0, 2]])
+        assert rewards.tolist() == [1.0, 0.0 if step == 3 else 1.0, 1.0], "the second begins again in its third step"
+        assert truncated.tolist() == [step == 4, step == 2, step == 4]
+
+
+def test_action_that_is_no_number_is_refused(run: str) -> None:
+    env = gymnasium.make(NAME, run=run, disable_env_checker=True)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="is not finite"):
+        env.step(np.full(ACTION_SIZE, np.nan, np.float32))
 
 
 def test_agent_learns_by_random_search(run: str) -> None:

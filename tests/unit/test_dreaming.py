@@ -290,7 +290,7 @@ def test_evolution_moves_to_the_environment_at_the_set_generation(
         ({"evolve.select": "dream", "evolve.game_from": 3}, "would choose by dreams among generations"),
         ({"evolve.game_from": 4}, "evolve.game_from 4 is above evolve.generations 3"),
         ({"evolve.environment": "game", "evolve.game_from": 3}, "evolve.game_from 3 needs evolve.environment 'dream'"),
-        ({"mdnrnn.init": "random"}, "mdnrnn.init 'random' leaves M untrained"),
+        ({"mdnrnn.init": "random"}, "mdnrnn.init 'random' leaves M untrained.* set it to trained"),
         ({"mdnrnn.done_weight": 0.0}, "'survival' needs an M that predicts ends.*mdnrnn.done_weight"),
         ({"mdnrnn.reward_weight": 0.0, "dream.reward": "model"}, "'model' needs an M that predicts rewards"),
         ({"evolve.replayed_tracks": 1}, "a dream has no track"),

@@ -329,3 +329,9 @@ def test_facts_come_from_an_instance_and_frame_rate_from_its_metadata() -> None:
 def test_steps_a_second_count_the_frames_that_vizdoom_skips() -> None:
     env = EnvConfig(id="VizdoomBasic-v1", options={"frame_skip": 4})
     assert traits_of(env).steps_per_second == 35 / 4
+
+
+def test_tiny_pictures_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ramp, "render", lambda self: np.zeros((8, 40, 3), np.uint8))
+    with pytest.raises(TypeError, match=r"an image \(8, 40, 3\); expected 32x32 or more"):
+        make_environment(config(shows="vector")).reset(1)
