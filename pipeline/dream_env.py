@@ -20,7 +20,7 @@ from pipeline.base.arrays import Array
 from pipeline.base.errors import ConfigError
 from pipeline.config.consistency import check_heads
 from pipeline.config.evolution import DreamConfig
-from pipeline.data.artifacts import MDNRNN, ROLLOUTS, mdnrnn_weights, vae_weights
+from pipeline.data.artifacts import MDNRNN, mdnrnn_weights, vae_weights
 from pipeline.data.rounds import latest_round, vae_folder
 from pipeline.envs.registry import traits_of
 from pipeline.evolution.pools import read_starts
@@ -28,7 +28,6 @@ from pipeline.models.forward import make_dream_step
 from pipeline.models.vae import output_to_frames
 from pipeline.models.weights import load_vae
 from pipeline.rollouts.dreaming import DreamGame
-from pipeline.storage.manifest import require_manifest
 from pipeline.storage.run_dir import open_store
 from pipeline.storage.saved_config import saved_config
 
@@ -72,7 +71,7 @@ class Dreams:
         if without_effect := keys.keys() & {"device", "micro_batch", "lanes"}:
             raise ConfigError(f"{sorted(without_effect)[0]} has no effect here: all dreams are one batch on the CPU")
         self.actions, self.max_steps = traits_of(config.env).actions, dream.max_steps
-        self.steps_per_second = require_manifest(store, ROLLOUTS).info["steps_per_second"] / config.env.action_repeat
+        self.steps_per_second = traits_of(config.env).steps_per_second / config.env.action_repeat
         step = make_dream_step(config.agent, m, count, self.actions.size, dream.temperature)
         self._game = DreamGame(step, dream, read_starts(config, store, at, dream.start), count)
         self._vae = load_vae(config.agent, v).eval()

@@ -78,7 +78,7 @@ world-models run config.yaml --run-dir runs/{name}
 world-models pack runs/{name} --name {name}
 ```
 
-On the same kind of CPU, with the same libraries, the run gives the same bits.
+With the same code and libraries, on the same kind of CPU, the run gives the same bits.
 
 ## Licence
 

@@ -141,6 +141,7 @@ class Fit(Generic[Batch]):
         self._continues = continues
         self._hardware, self._exact = hardware, exact
         self._stream, self._objective, self._schedule, self._name = stream, objective, schedule, name
+        self._batches = [stream.num_batches(epoch) for epoch in range(schedule.epochs)]
         self._checkpoints = Checkpoints(store, prefix)
         self._state = _State()
         self._restore()
@@ -163,17 +164,16 @@ class Fit(Generic[Batch]):
             TrainingError: A loss or a weight is not finite.
         """
         state, schedule = self._state, self._schedule
-        totals = [self._stream.num_batches(epoch) for epoch in range(schedule.epochs)]
         if self._continues and state.step == 0:
             self._score(epoch=-1)
         while not state.finished:
             for batch in self._stream.batches(state.epoch, skip=state.step_in_epoch):
                 shown, metrics = self._train_step(batch)
                 if state.step % schedule.log_every_steps == 0:
-                    yield self._update(sum(totals), shown, metrics)
+                    yield self._update(shown, metrics)
                 if time.monotonic() - self._saved >= schedule.checkpoint_every_s:
                     self._save()
-            yield self._update(sum(totals), *self._end_epoch())
+            yield self._update(*self._end_epoch())
             self._save()
         self._objective.module.load_state_dict(state.best_weights)
         return {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch + 1, "loss": state.best_loss}
@@ -192,7 +192,9 @@ class Fit(Generic[Batch]):
             return {}, {}
         values = {name: float(value.detach()) for name, value in losses.items()}
         self._require_finite(values, "training")
-        self._metrics.log(state.step, values)
+        self._metrics.log(
+            state.step, {**values, "epochs": state.epoch + state.step_in_epoch / self._batches[state.epoch]}
+        )
         return {"epoch": str(state.epoch + 1), "loss": f"{values['loss']:.4g}"}, {"loss": values["loss"]}
 
     def _end_epoch(self) -> tuple[dict[str, str], Metrics]:
@@ -211,7 +213,8 @@ class Fit(Generic[Batch]):
         state = self._state
         held_out = self._held_out_losses()
         self._require_finite(held_out, "held-out")
-        self._metrics.log(state.step, {f"held_out_{name}": value for name, value in held_out.items()})
+        losses = {f"held_out_{name}": value for name, value in held_out.items()}
+        self._metrics.log(state.step, {**losses, "epochs": epoch + 1})
         if held_out["loss"] < state.best_loss:
             state.best_loss, state.best_epoch = held_out["loss"], epoch
             state.best_weights = {k: v.detach().clone() for k, v in self._objective.module.state_dict().items()}
@@ -236,7 +239,8 @@ class Fit(Generic[Batch]):
                 "rate, or train in float32, in a new --run-dir."
             )
 
-    def _update(self, total: int, shown: Mapping[str, str], metrics: Metrics) -> Update:
+    def _update(self, shown: Mapping[str, str], metrics: Metrics) -> Update:
+        total = sum(self._batches)
         done = total if self._state.finished else self._state.step
         return Update(done, total, shown, restored=self._restored_step, metrics=metrics)
 

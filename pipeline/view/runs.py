@@ -161,7 +161,7 @@ def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
         done_at = [(row["time"], row["shards"]) for row in rows]
     elif stage.name in (TRAIN_VAE, TRAIN_MDNRNN):
         section = of_round.vae if stage.name == TRAIN_VAE else of_round.mdnrnn
-        unit, total, done_at = "epochs", section.epochs, _epochs(rows)
+        unit, total, done_at = "epochs", section.epochs, [(row["time"], row["epochs"]) for row in rows]
     elif stage.name == EVOLVE:
         unit, total = "generations", of_round.evolve.generations
     elif stage.name == EVALUATE:
@@ -180,12 +180,6 @@ def _progress(config: RunConfig, store: Store, stage: Stage) -> dict[str, Any]:
 
 def _steps(rows: Sequence[MetricsRow]) -> list[Point]:
     return [(row["time"], row["step"]) for row in rows]
-
-
-def _epochs(rows: Sequence[MetricsRow]) -> list[Point]:
-    """Epochs so far at each row: an epoch ends with a row on held-out episodes, and the first tells its length."""
-    ends = [row["step"] for row in rows if "held_out_loss" in row]
-    return [(row["time"], row["step"] / ends[0]) for row in rows] if ends else []
 
 
 def _curves(config: RunConfig, store: Store) -> list[dict[str, Any]]:

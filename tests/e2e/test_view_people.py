@@ -159,6 +159,9 @@ def test_the_agent_of_the_package_is_watched_driven_and_dreams() -> None:
         page.press("m")
         page.until("asleep", "yes")
         page.until_more("dream-steps", 10)
+        ActionChains(chrome).key_down(Keys.ARROW_UP).perform()
+        wait(chrome, lambda _: page.gas() == 1.0)
+        ActionChains(chrome).key_up(Keys.ARROW_UP).perform()
         assert chrome.get_log("browser") == []
 
 

@@ -110,6 +110,9 @@ def test_training_lowers_the_held_out_loss_and_reports_it(store: Store) -> None:
     assert held_out[-1] < held_out[0] / 2
     assert summary["loss"] == min(held_out)
     assert [row["step"] for row in rows(store) if "loss" in row] == list(range(3, steps + 1, 3))
+    epochs = [row["epochs"] for row in rows(store)]
+    assert epochs == sorted(epochs) and 0 < epochs[0] < 1, "progress within the first epoch"
+    assert [row["epochs"] for row in rows(store) if "held_out_loss" in row] == list(range(1, EPOCHS + 1))
 
 
 def test_held_out_loss_is_the_weighted_mean_of_its_batches(store: Store) -> None:

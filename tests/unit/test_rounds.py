@@ -35,6 +35,7 @@ from pipeline.storage.layout import own_keys
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_records, require_manifest
 from pipeline.training.held_out import HELD_OUT_OF_M, held_out_of_round, held_out_so_far
+from pipeline.view.runs import Runs
 from tests.counting import ACTION_SIZE, counting_config, episode_length
 
 SECOND = Round(2)
@@ -209,6 +210,7 @@ class Stopping(LocalStore):
 
 def test_later_round_stopped_within_its_stages_gives_the_same_results(store: LocalStore, tmp_path: Path) -> None:
     config, other = config_of(), LocalStore(tmp_path / "parts")
+    other.write("config.yaml", dump(config).encode())
     stages = stages_of(config)
     (first,) = [index for index, stage in enumerate(stages) if stage.label == "round-002-collect"]
     run_stages(config, other, InProcessExecutor(), stages[:first])
@@ -221,6 +223,10 @@ def test_later_round_stopped_within_its_stages_gives_the_same_results(store: Loc
             except KeyboardInterrupt:
                 if any(key.startswith(f"{stages[index].prefix}/") for key in other.list()):
                     stopped_in.add(stages[index].label)
+                (shown,) = Runs(other.locate()).describe()["runs"]
+                assert "problem" not in shown, shown
+                if (now := shown["now"])["total"] is not None:
+                    assert 0 <= now["done"] <= now["total"], now
     assert stopped_in == {stage.label for stage in stages[first:]}, "each was stopped after its first writes"
     assert data_of(other) == data_of(store)
 
