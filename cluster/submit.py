@@ -25,7 +25,7 @@ from pipeline.base.errors import SUBMIT_AGAIN, ClusterError, ConfigError
 from pipeline.base.ray_environment import STOP_WAIT
 from pipeline.config.presets import dump, load_config, preset_names
 from pipeline.config.schema import ExecutionConfig
-from pipeline.config.study import config_of, dump_study, is_study, load_study
+from pipeline.config.study import StudyConfig, config_of, dump_study, is_study, load_study
 from pipeline.storage.pretrained import folder_of_pretrained
 from pipeline.storage.run_dir import check_lasting
 
@@ -81,7 +81,10 @@ def make_job(
     run_dir: str,
     variables: Sequence[str],
     environment: Mapping[str, str],
+    *,
     reuse: Sequence[str] = (),
+    varied: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
 ) -> ClusterJob:
     """Make a job, after all checks that need no cluster.
 
@@ -92,6 +95,8 @@ def make_job(
         variables: Further environment variables of the job, ``NAME`` (with its value here) or ``NAME=VALUE``.
         environment: Environment of this process.
         reuse: Other runs, to whose equal stages the job refers; locations as for ``run_dir``.
+        varied: Keys with their values, which are the arms of a study, see ``load_study``.
+        seeds: Seeds of a study's arms, see ``load_study``.
 
     Returns:
         The job.
@@ -102,8 +107,11 @@ def make_job(
     check_lasting(run_dir)
     for location in reuse:
         check_lasting(location, "--reuse")
-    if is_study(preset):
-        return _study_job(preset, overrides, run_dir, _environment(variables, environment), reuse)
+    if is_study(preset) or varied or seeds:
+        if reuse:
+            raise ConfigError(f"--reuse {reuse[0]}: the runs of a study share stages by themselves")
+        study = load_study(preset, overrides, varied, seeds)
+        return _study_job(study, run_dir, _environment(variables, environment))
     config = load_config(preset, overrides)
     _require_ray(config.execution)
     if preset in preset_names():
@@ -124,12 +132,7 @@ def make_job(
     )
 
 
-def _study_job(
-    name: str, overrides: Sequence[str], run_dir: str, environment: Mapping[str, str], reuse: Sequence[str]
-) -> ClusterJob:
-    if reuse:
-        raise ConfigError(f"--reuse {reuse[0]}: the runs of a study share stages by themselves")
-    study = load_study(name, overrides)
+def _study_job(study: StudyConfig, run_dir: str, environment: Mapping[str, str]) -> ClusterJob:
     for arm in study.arms:
         _require_ray(config_of(study, arm, study.seeds[0]).execution)
     return ClusterJob(

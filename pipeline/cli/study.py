@@ -14,7 +14,7 @@ from pipeline.base.ray_environment import cluster_address
 from pipeline.cli.arguments import EXIT_CODES, FORMATTER, add_below, add_override, written_dir
 from pipeline.cli.executors import prepare_local_ray
 from pipeline.cli.run import run_config
-from pipeline.config.study import StudyConfig, dump_study, load_study, study_names
+from pipeline.config.study import StudyConfig, dump_study, extended, load_study, saved_study, study_names
 from pipeline.data.rounds import rounds_of
 
 if TYPE_CHECKING:
@@ -53,15 +53,20 @@ def add_parser(commands: Commands) -> None:
         "--run-dir", type=written_dir, metavar="STUDY_DIR", help="folder or s3://bucket/prefix of the study "
         "(default: runs/NAME with the study's name, runs/PRESET-study without a study file)",
     )  # fmt: skip
+    add_arms(command)
+    command.add_argument("--only-compare", action="store_true", help="compare the complete runs, and run nothing")
+    add_below(command)
+    add_override(command)
+    command.set_defaults(perform=_study)
+
+
+def add_arms(command: argparse.ArgumentParser) -> None:
+    """Add ``--vary`` and ``--seeds``."""
     command.add_argument(
         "--vary", action="append", default=[], metavar="KEY=VALUE,VALUE",
         help="arms without a study file: one for each value, and for each combination if repeated",
     )  # fmt: skip
     command.add_argument("--seeds", type=_seeds, metavar="N,N", help="seeds of each arm (default: those of the file)")
-    command.add_argument("--only-compare", action="store_true", help="compare the complete runs, and run nothing")
-    add_below(command)
-    add_override(command)
-    command.set_defaults(perform=_study)
 
 
 def _seeds(text: str) -> list[int]:
@@ -86,6 +91,9 @@ def _study(options: argparse.Namespace) -> int:
     study_dir = store.locate()
     if store.exists(CONFIG):
         raise ConfigError(f"{study_dir} holds a run, not a study: choose another --run-dir")
+    whole = study
+    if store.exists(STUDY):
+        whole = extended(saved_study(store.read(STUDY).decode(), store.locate(STUDY)), study)
     trials = trials_of(study)
     early_stopping = _asha(study, trials)
     if cluster_address(trials[0].config.execution.ray_address) is not None:
@@ -93,11 +101,11 @@ def _study(options: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     if not options.only_compare:
         _log_plan(study, trials, study_dir)
-        store.write(STUDY, dump_study(study).encode())
+        store.write(STUDY, dump_study(whole).encode())
         failed = _run_trials(study, trials, study_dir, early_stopping)
     for name, error in failed.items():
         logger.error("%s failed: %s", name, error)
-    found = compare_study(trials, study_dir, options.below)
+    found = compare_study(trials_of(whole), study_dir, options.below)
     if found is not None:
         print("\n".join(table(found)))
         print(f"page: {write(found, open_store(f'{study_dir}/{COMPARISON}'), f'Study {study.name}')}")
@@ -129,9 +137,7 @@ def _run_trials(
     """Run the trials on Ray Tune; returns the errors of failed trials, by name."""
     from pipeline.base.machine import num_cores
 
-    execution = trials[0].config.execution
-    threads = max(max(trial.config.vae.threads, trial.config.mdnrnn.threads) for trial in trials)
-    in_process = execution.executor == "in-process"
+    execution, threads = trials[0].config.execution, _threads(trials)
     if cluster_address(execution.ray_address) is None:
         prepare_local_ray(execution)
     # Tune is slow to import, and Ray reads its settings when it is imported.
@@ -139,15 +145,30 @@ def _run_trials(
 
     names = {trial.name: trial for trial in trials}
     with joined_ray(execution, max(num_cores(), threads)) as cpus:
-        a_run = threads if in_process else max(threads, execution.workers or cpus)
         return run_trials(
             [*names],
             partial(_perform, names, study_dir),
             partial(_progress, names, study_dir),
-            concurrent=study.concurrent or max(1, cpus // a_run),
-            cpus=threads if in_process else 0,
+            concurrent=study.concurrent or runs_at_once(trials, cpus),
+            cpus=threads if execution.executor == "in-process" else 0,
             early_stopping=early_stopping,
         )
+
+
+def runs_at_once(trials: Sequence[Trial], cpus: int) -> int:
+    """Number of runs that fit onto a cluster's CPUs, each with the workers that its generations ask for."""
+    from pipeline.planning.plan import requested_workers
+
+    execution, a_run = trials[0].config.execution, _threads(trials)
+    if execution.executor != "in-process":
+        workers = execution.workers or max(requested_workers(trial.config) for trial in trials)
+        a_run = max(a_run, workers)
+    return max(1, cpus // a_run)
+
+
+def _threads(trials: Sequence[Trial]) -> int:
+    """Threads of a training of any run."""
+    return max(max(trial.config.vae.threads, trial.config.mdnrnn.threads) for trial in trials)
 
 
 def _perform(trials: Mapping[str, Trial], study_dir: str, name: str) -> None:

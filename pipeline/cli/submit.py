@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pipeline.cli.arguments import FORMATTER, add_override, add_reuse, written_dir
+from pipeline.cli.study import add_arms
 
 if TYPE_CHECKING:
     from pipeline.cli.arguments import Commands
@@ -16,6 +17,7 @@ examples:
   world-models submit paper --run-dir s3://bucket/paper --address http://127.0.0.1:8265
   world-models submit paper --run-dir s3://bucket/paper --follow           again, to resume it
   world-models submit ablation --run-dir s3://bucket/ablation              a study, as many runs at once as fit
+  world-models submit laptop --vary mdnrnn.init=trained,random --seeds 1,2,3 --run-dir s3://bucket/init
   world-models submit my.yaml --run-dir s3://bucket/mine --env AWS_PROFILE=runs -o evolve.population_size=256
 """
 
@@ -36,6 +38,7 @@ def add_parser(commands: Commands) -> None:
         help="run directory: s3://bucket/prefix, or the absolute path of a folder that all nodes share",
     )
     add_override(submit)
+    add_arms(submit)
     add_reuse(submit)
     submit.add_argument(
         "--address",
@@ -59,5 +62,8 @@ def add_parser(commands: Commands) -> None:
 def _submit(options: argparse.Namespace) -> int:
     from cluster.submit import make_job, submit
 
-    job = make_job(options.preset, options.override, options.run_dir, options.env, os.environ, options.reuse)
+    job = make_job(
+        options.preset, options.override, options.run_dir, options.env, os.environ,
+        reuse=options.reuse, varied=options.vary, seeds=options.seeds,
+    )  # fmt: skip
     return submit(job, options.address, follow=options.follow)

@@ -120,11 +120,13 @@ def verdict(score: ArmScore, first: str) -> str:
     """Sentence on an arm's difference from the first arm."""
     found = score.difference
     assert found is not None, "the first arm has no difference"
+    interval = f"{_signed(found.mean)} (95 % interval {_signed(found.low)} to {_signed(found.high)}, over"
+    if found.seeds == 1:
+        return f"One seed shows no difference between {score.name} and {first}: {interval} its tracks alone)."
     said = f"No difference is shown between {score.name} and {first}"
     if found.low > 0 or found.high < 0:
         said = f"{score.name} scores {'more' if found.low > 0 else 'less'} than {first}"
-    over = "seeds and tracks" if found.seeds > 1 else "tracks alone: one seed says nothing about another"
-    return f"{said}: {_signed(found.mean)} (95 % interval {_signed(found.low)} to {_signed(found.high)}, over {over})."
+    return f"{said}: {interval} seeds and tracks)."
 
 
 def table(found: Comparison) -> list[str]:
@@ -145,7 +147,7 @@ def table(found: Comparison) -> list[str]:
             more = [
                 _signed(row.difference.mean),
                 f"{_signed(row.difference.low)} to {_signed(row.difference.high)}",
-                f"{row.difference.above_zero:.0%}",
+                f"{row.difference.above_zero:.0%}" if row.difference.seeds > 1 else "–",
             ]
         cells = [
             row.name, str(len(row.seeds)), f"{row.score.mean:,.1f} ± {row.sd:,.1f}",

@@ -112,6 +112,19 @@ def saved_study(text: str, source: str) -> StudyConfig:
     return _validate(values, source)
 
 
+def extended(saved: StudyConfig, study: StudyConfig) -> StudyConfig:
+    """Study with the arms and seeds of a saved one too, so that none of its runs is forgotten.
+
+    Args:
+        saved: Study that was begun in the folder.
+        study: Study that goes on there; its first arm is the reference.
+    """
+    seeds = list(dict.fromkeys([*saved.seeds, *study.seeds]))
+    known = [*study.arms.values()]  # an arm of the same keys was renamed
+    others = {name: keys for name, keys in saved.arms.items() if name not in study.arms and keys not in known}
+    return study.model_copy(update={"seeds": seeds, "arms": {**study.arms, **others}})
+
+
 def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], seeds: Sequence[int]) -> StudyConfig:
     """Study of a preset or a config file, with an arm for each combination of values."""
     try:

@@ -242,9 +242,11 @@ def dollars(workers: int, seconds: float, price: float) -> float:
     return workers * seconds * price / 3600
 
 
-def _requested_workers(config: RunConfig) -> int:
+def requested_workers(config: RunConfig) -> int:
+    """Number of workers that the last generation asks for, with a micro-batch of episodes for each."""
     evolve = config.evolve
-    return -(-evolve.episodes_at(evolve.generations) * evolve.population_size // config.rollouts.micro_batch)
+    section = config.dream if evolve.dreams_at(evolve.generations) else config.rollouts
+    return -(-evolve.episodes_at(evolve.generations) * evolve.population_size // section.micro_batch)
 
 
 def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from: str) -> list[str]:
@@ -279,7 +281,7 @@ def assumptions(config: RunConfig, costs: Costs, price: float | None, speed_from
         f"the driver takes {costs.dispatch_s * 1e3:g} ms per episode, one after the other, and "
         f"{costs.overhead_s * 1e3:g} ms per generation while workers wait",
         "an evolution requests one worker per micro-batch of a generation's episodes, "
-        f"{_requested_workers(config):,} here; to have more (or fewer), -o execution.workers=N",
+        f"{requested_workers(config):,} here; to have more (or fewer), -o execution.workers=N",
         "workers have normal priority: nodes are started with RAY_worker_niceness=0, as by cluster/*.yaml; at Ray's "
         "default, nice 15, one busy program on a node takes nearly all of a core from them",
         "workers are up from start to end and none is lost; stages before and after the evolution, the driver's "

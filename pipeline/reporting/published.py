@@ -21,6 +21,11 @@ _AUTHORS_LOG = Source(
 )
 _JAX_REPRODUCTION = Source("github.com/Sha01in/world-models-jax", "https://github.com/Sha01in/world-models-jax")
 _ATTENTION_AGENT = Source("Tang, Nguyen & Ha 2020, arXiv 2003.08165", "https://arxiv.org/abs/2003.08165")
+_ATTENTION_NEURON = Source("Tang & Ha 2021, arXiv 2109.02869", "https://arxiv.org/abs/2109.02869")
+_PPO = Source("github.com/xtma/pytorch_car_caring", "https://github.com/xtma/pytorch_car_caring")
+_MEASURED = (
+    "its published weights, measured by this project on tracks 0 to 99 of CarRacing-v3, with Gymnasium's rendering"
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,13 @@ PUBLISHED: Mapping[str, Published] = {
                 episodes=100,
                 differs="CarRacing-v0; no V and no M: self-attention over patches of the frame, evolved by CMA-ES",
             ),
+            PublishedScore(
+                "AttentionAgent on v3", _ATTENTION_AGENT, mean=881.1, sd=90.1, episodes=100, differs=_MEASURED
+            ),
+            PublishedScore(
+                "AttentionNeuron on v3", _ATTENTION_NEURON, mean=891.0, sd=62.6, episodes=100, differs=_MEASURED
+            ),
+            PublishedScore("PPO on v3", _PPO, mean=829.4, sd=134.9, episodes=100, differs=_MEASURED),
         ),
         curve=((25, 823.0), (50, 867.0), (200, 880.0), (500, 891.0), (1800, 900.5)),
         curve_episodes=1024,

@@ -312,12 +312,22 @@ def test_whole_study_is_submitted_as_one_job(tmp_path: Path) -> None:
     sent, ours = load_study(str(tmp_path / "study.yaml")), load_study("ablation", ["vae.epochs=2"])
     assert [trial.config for trial in trials_of(sent)] == [trial.config for trial in trials_of(ours)]
     with pytest.raises(ConfigError, match="share stages by themselves"):
-        submit.make_job("ablation", [], "s3://bucket/x", [], {}, ["s3://bucket/y"])
+        submit.make_job("ablation", [], "s3://bucket/x", [], {}, reuse=["s3://bucket/y"])
+
+
+def test_arms_and_seeds_of_the_command_line_are_submitted_as_a_study(tmp_path: Path) -> None:
+    job = submit.make_job("tiny", [], "s3://bucket/x", [], {}, varied=["mdnrnn.init=trained,random"], seeds=[1, 2])
+    assert job.config is not None
+    (tmp_path / "study.yaml").write_text(job.config)
+    sent = load_study(str(tmp_path / "study.yaml"))
+    assert (sent.name, [*sent.arms], sent.seeds) == (
+        "tiny-study", ["mdnrnn.init=trained", "mdnrnn.init=random"], [1, 2]
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", ["tiny", "configs/tiny.yaml"])
 def test_job_keeps_the_reused_runs(preset: str) -> None:
-    job = submit.make_job(preset, [], "s3://bucket/x", [], {}, ["s3://bucket/y", "/shared/z"])
+    job = submit.make_job(preset, [], "s3://bucket/x", [], {}, reuse=["s3://bucket/y", "/shared/z"])
     assert job.entrypoint.endswith("--reuse s3://bucket/y --reuse /shared/z")
 
 

@@ -150,6 +150,7 @@ def test_a_difference_that_is_shown_as_zero_has_no_sign() -> None:
     found = compare(group([result("a", 1, [1.0, 2.0]), result("b", 1, [0.99, 1.99], **{"vae.epochs": 7})]), 500)
     text = "\n".join(table(found))
     assert "the same for all:" in text  # without published scores
+    assert "| 0.0 | 0.0 to 0.0 | – |" in text and "One seed shows no difference between" in text
     assert "| 0.0 | 0.0 to 0.0 |" in text and "-0.0" not in text and "+0.0" not in text
 
 

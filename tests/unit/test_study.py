@@ -10,7 +10,8 @@ import pytest
 from pipeline.base.errors import ConfigError, LeaseError
 from pipeline.cli.main import main
 from pipeline.cli.run import run_config
-from pipeline.config.study import config_of, dump_study, load_study, study_names
+from pipeline.cli.study import runs_at_once
+from pipeline.config.study import config_of, dump_study, extended, load_study, study_names
 from pipeline.storage.local import LocalStore
 from pipeline.storage.manifest import read_manifest
 from pipeline.studies import trials as trials_module
@@ -68,6 +69,26 @@ def test_preset_is_varied_in_every_combination() -> None:
     assert (config.mdnrnn.init, config.evolve.sigma, config.vae.epochs, config.seed) == ("random", 0.2, 1, 4)
     assert [*load_study("smoke", seeds=[1, 2]).arms] == ["smoke"], "one arm, several seeds"
     assert study.name == "smoke-study", "its folder is not that of the preset"
+
+
+def test_study_goes_on_with_its_earlier_arms_and_seeds() -> None:
+    saved = load_study("tiny", varied=["vae.epochs=1,2"], seeds=[1, 2])
+    assert extended(saved, saved) == saved
+    third = extended(saved, load_study("tiny", varied=["vae.epochs=2,3"], seeds=[3, 1]))
+    assert third.seeds == [1, 2, 3]
+    assert [*third.arms] == ["vae.epochs=2", "vae.epochs=3", "vae.epochs=1"]
+    renamed = saved.model_copy(update={"arms": {"short": {"vae.epochs": 1}, "long": {"vae.epochs": 2}}})
+    assert [*extended(saved, renamed).arms] == ["short", "long"]
+
+
+def test_as_many_runs_as_fit_are_made_at_once() -> None:
+    # A generation of laptop has 128 episodes, in micro-batches of 8.
+    trials = trials_of(load_study("laptop", seeds=[1, 2]))
+    assert [runs_at_once(trials, cpus) for cpus in (1, 2, 31, 32, 64)] == [1, 1, 1, 2, 4]
+    few = trials_of(load_study("laptop", ["execution.workers=32"], seeds=[1, 2]))
+    assert [runs_at_once(few, cpus) for cpus in (16, 64)] == [1, 2]
+    alone = trials_of(load_study("smoke", ["execution.executor=in-process"], seeds=[1, 2]))
+    assert runs_at_once(alone, 8) == 8 // max(alone[0].config.vae.threads, alone[0].config.mdnrnn.threads)
 
 
 def test_saved_study_needs_no_other_file(tmp_path: Path) -> None:
