@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -152,6 +153,28 @@ def live_nodes() -> set[str]:
     from actors.nodes import staying_nodes
 
     return staying_nodes() & {node.node_id for node in _cluster.worker_nodes}
+
+
+def wait_until_used(node_ids: Collection[str]) -> None:
+    """Wait until Ray places work on each of the nodes. The head's scheduler hears of a new node after the cluster."""
+    import ray
+    from ray.exceptions import TaskUnschedulableError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    for node_id in node_ids:
+        placed = ray.remote(_work).options(
+            num_cpus=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        )
+        while True:
+            try:
+                ray.get(placed.remote())
+                break
+            except TaskUnschedulableError:  # the scheduler does not know the node yet
+                time.sleep(0.1)
+
+
+def _work() -> None:
+    pass
 
 
 def kill_node(node_id: str) -> None:

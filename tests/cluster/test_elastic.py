@@ -76,6 +76,7 @@ def test_any_number_of_nodes_gives_the_same_bits_and_uses_all_nodes(
 ) -> None:
     """Two workers would fit on one node of the two."""
     there = have(cluster, count)
+    cluster.in_driver(many_nodes.wait_until_used, there)
     most = workers or 2 * len(there)
     noted = cluster.in_driver(evolve, folder, "be many", most, execution__workers=workers)
     assert outcome(folder) == reference
