@@ -136,7 +136,8 @@ def _stages(run: Mapping[str, Any]) -> RenderableType:
 
 
 def _done(now: Mapping[str, Any]) -> str:
-    return f"{number(now['done'])} of {number(now['total'])} {now['unit']}"
+    digits = 0 if now["done"] % 1 == 0 else 1  # parts of an epoch
+    return f"{number(now['done'], digits)} of {number(now['total'])} {now['unit']}"
 
 
 def _rate(now: Mapping[str, Any]) -> str:

@@ -74,6 +74,12 @@ def test_a_run_under_way_shows_bar_rate_time_left_and_curves_at_80_columns() -> 
     assert "▁█" in validation and "250.5 at generation 20" in validation
 
 
+def test_progress_within_an_epoch_is_shown() -> None:
+    now = {"title": "evolve", "unit": "epochs", "done": 0.42, "total": 1, "rate": 0.0025, "left_s": 232.0}
+    text = drawn({"study": None, "runs": [{**UNDER_WAY, "now": now}]})
+    assert "0.4 of 1 epochs" in text and "400.0 s/epoch, 3 min 52 s left" in text
+
+
 def test_a_study_shows_every_run_and_what_is_wrong_with_one() -> None:
     waiting = {"name": "b", "where": "x", "waiting": True}
     broken = {"name": "c", "where": "x", "problem": "x/config.yaml is damaged", "passing": False}
