@@ -94,7 +94,8 @@ def _study(options: argparse.Namespace) -> int:
     whole = study
     if store.exists(STUDY):
         whole = extended(saved_study(store.read(STUDY).decode(), store.locate(STUDY)), study)
-    trials = trials_of(study)
+    every = trials_of(whole)  # stages are shared with runs of earlier arms and seeds, too
+    trials = [trial for trial in every if trial.arm in study.arms and trial.seed in study.seeds]
     early_stopping = _asha(study, trials)
     if cluster_address(trials[0].config.execution.ray_address) is not None:
         check_lasting(run_dir)
@@ -105,7 +106,7 @@ def _study(options: argparse.Namespace) -> int:
         failed = _run_trials(study, trials, study_dir, early_stopping)
     for name, error in failed.items():
         logger.error("%s failed: %s", name, error)
-    found = compare_study(trials_of(whole), study_dir, options.below)
+    found = compare_study(every, study_dir, options.below)
     if found is not None:
         print("\n".join(table(found)))
         print(f"page: {write(found, open_store(f'{study_dir}/{COMPARISON}'), f'Study {study.name}')}")
@@ -159,10 +160,10 @@ def runs_at_once(trials: Sequence[Trial], cpus: int) -> int:
     """Number of runs that fit onto a cluster's CPUs, each with the workers that its generations ask for."""
     from pipeline.planning.plan import requested_workers
 
-    execution, a_run = trials[0].config.execution, _threads(trials)
-    if execution.executor != "in-process":
-        workers = execution.workers or max(requested_workers(trial.config) for trial in trials)
-        a_run = max(a_run, workers)
+    a_run = _threads(trials)
+    if trials[0].config.execution.executor != "in-process":
+        configs = [trial.config for trial in trials]
+        a_run = max(a_run, *(config.execution.workers or requested_workers(config) for config in configs))
     return max(1, cpus // a_run)
 
 

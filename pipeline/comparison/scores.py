@@ -122,7 +122,7 @@ def verdict(score: ArmScore, first: str) -> str:
     assert found is not None, "the first arm has no difference"
     interval = f"{_signed(found.mean)} (95 % interval {_signed(found.low)} to {_signed(found.high)}, over"
     if found.seeds == 1:
-        return f"One seed shows no difference between {score.name} and {first}: {interval} its tracks alone)."
+        return f"One seed cannot tell {score.name} from {first}: {interval} its tracks alone)."
     said = f"No difference is shown between {score.name} and {first}"
     if found.low > 0 or found.high < 0:
         said = f"{score.name} scores {'more' if found.low > 0 else 'less'} than {first}"
@@ -132,7 +132,7 @@ def verdict(score: ArmScore, first: str) -> str:
 def table(found: Comparison) -> list[str]:
     """Write the comparison in Markdown, with a sentence on each arm below."""
     below = f"below {number(found.threshold)}"
-    others = " arms; published scores are on others" if found.published else ""
+    others = " arms; published scores may be on others" if found.published else ""
     lines = [
         f"Returns on {found.tracks:,} test tracks of {found.environment}, {found.first_track:,} to "
         f"{found.first_track + found.tracks - 1:,}, the same for all{others}:",

@@ -113,16 +113,19 @@ def saved_study(text: str, source: str) -> StudyConfig:
 
 
 def extended(saved: StudyConfig, study: StudyConfig) -> StudyConfig:
-    """Study with the arms and seeds of a saved one too, so that none of its runs is forgotten.
+    """Study with the seeds of a saved one too, and with those of its arms that it neither renames nor redefines.
 
     Args:
         saved: Study that was begun in the folder.
         study: Study that goes on there; its first arm is the reference.
+
+    Raises:
+        ConfigError: Arms have different tests.
     """
     seeds = list(dict.fromkeys([*saved.seeds, *study.seeds]))
     known = [*study.arms.values()]  # an arm of the same keys was renamed
     others = {name: keys for name, keys in saved.arms.items() if name not in study.arms and keys not in known}
-    return study.model_copy(update={"seeds": seeds, "arms": {**study.arms, **others}})
+    return _validate({**study.model_dump(), "seeds": seeds, "arms": {**study.arms, **others}}, f"study {study.name}")
 
 
 def _of_config(base: str, overrides: Mapping[str, Any], varied: Sequence[str], seeds: Sequence[int]) -> StudyConfig:

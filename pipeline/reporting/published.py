@@ -148,12 +148,17 @@ PUBLISHED: Mapping[str, Published] = {
                 differs="CarRacing-v0; no V and no M: self-attention over patches of the frame, evolved by CMA-ES",
             ),
             PublishedScore(
-                "AttentionAgent on v3", _ATTENTION_AGENT, mean=881.1, sd=90.1, episodes=100, differs=_MEASURED
+                "AttentionAgent, measured on v3", _ATTENTION_AGENT, mean=881.1, sd=90.1, episodes=100, differs=_MEASURED
             ),
             PublishedScore(
-                "AttentionNeuron on v3", _ATTENTION_NEURON, mean=891.0, sd=62.6, episodes=100, differs=_MEASURED
+                "AttentionNeuron, measured on v3",
+                _ATTENTION_NEURON,
+                mean=891.0,
+                sd=62.6,
+                episodes=100,
+                differs=_MEASURED,
             ),
-            PublishedScore("PPO on v3", _PPO, mean=829.4, sd=134.9, episodes=100, differs=_MEASURED),
+            PublishedScore("PPO, measured on v3", _PPO, mean=829.4, sd=134.9, episodes=100, differs=_MEASURED),
         ),
         curve=((25, 823.0), (50, 867.0), (200, 880.0), (500, 891.0), (1800, 900.5)),
         curve_episodes=1024,

@@ -88,7 +88,9 @@ def test_as_many_runs_as_fit_are_made_at_once() -> None:
     few = trials_of(load_study("laptop", ["execution.workers=32"], seeds=[1, 2]))
     assert [runs_at_once(few, cpus) for cpus in (16, 64)] == [1, 2]
     alone = trials_of(load_study("smoke", ["execution.executor=in-process"], seeds=[1, 2]))
-    assert runs_at_once(alone, 8) == 8 // max(alone[0].config.vae.threads, alone[0].config.mdnrnn.threads)
+    assert runs_at_once(alone, 8) == 4, "by the two threads of a training"
+    dreams = trials_of(load_study("takecover-laptop", ["dream.micro_batch=128"], seeds=[1, 2]))
+    assert runs_at_once(dreams, 16) == 2, "1,024 dreams in micro-batches of 128"
 
 
 def test_saved_study_needs_no_other_file(tmp_path: Path) -> None:
