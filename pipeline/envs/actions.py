@@ -80,6 +80,8 @@ class BoxActions:
             raise ValueError(
                 f"the bounds {first.tolist()} and {last.tolist()} are not finite, too far apart, or not in order"
             )
+        if self._is_whole:
+            self.formula = f"round({type(self).formula})"
         self.low, self.high = first.reshape(-1), last.reshape(-1)
         self.size = self.low.size
         self.space = spaces.Box(lowest, highest, dtype=dtype)

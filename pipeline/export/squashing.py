@@ -56,7 +56,12 @@ def _box(graph: Graph, x: str, actions: Actions) -> str:
     low, high = graph.constant(actions.low), graph.constant(actions.high)
     share = graph.add("Div", graph.add("Add", graph.add("Tanh", x), graph.floats(1)), graph.floats(2))
     scaled = graph.add("Add", low, graph.add("Mul", share, graph.constant(actions.high - actions.low)))
-    return graph.add("Min", graph.add("Max", scaled, low), high)  # rounding may leave the bounds
+    clipped = graph.add("Min", graph.add("Max", scaled, low), high)  # rounding may leave the bounds
+    if np.issubdtype(actions.space.dtype, np.integer):
+        return graph.add("Round", clipped)
+    if actions.space.dtype == np.float16:
+        return graph.add("Cast", graph.add("Cast", clipped, to=10), to=1)  # 10 is float16
+    return clipped
 
 
 def _choices(graph: Graph, x: str, actions: ChoiceActions) -> str:

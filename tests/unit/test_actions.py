@@ -104,6 +104,7 @@ def test_integers_are_rounded_so_that_the_largest_is_reached() -> None:
     taken = [actions.native(np.array([value], np.float32)) for value in (-2, -1.6, 0.4, 2.4, 2.6, 3)]
     assert [int(value[0]) for value in taken] == [-2, -2, 0, 2, 3, 3]
     assert {value.dtype for value in taken} == {np.dtype(np.int32)}
+    assert actions.formula == "round(low + (tanh(x) + 1) / 2 * (high - low))"
 
 
 def test_random_integers_are_equally_frequent() -> None:

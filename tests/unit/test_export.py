@@ -167,11 +167,12 @@ def squashed(actions: Actions, outputs: NDArray[np.float32]) -> NDArray[Any]:
         TakeCoverActions(),
         BoxActions([-2.0, 0.1, 5.0], [0.3, 0.7, 9.0]),
         BoxActions([[0.0, 1.0]], [[255.0, 2.0]], np.uint8),
+        BoxActions([-0.1, 0.0], [0.1, 3.0], np.float16),
         ChoiceActions([4], [2]),
         ChoiceActions([3, 1, 2], [0, 1, 0], (3,)),
         SwitchActions((5,)),
     ],
-    ids=lambda actions: f"{type(actions).__name__}-{actions.size}",
+    ids=lambda actions: f"{type(actions).__name__}-{actions.size}-{actions.space.dtype}",
 )
 def test_exported_actions_are_squashed_like_the_pipelines(actions: Actions) -> None:
     rng = np.random.default_rng(3)
