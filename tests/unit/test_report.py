@@ -135,7 +135,8 @@ def test_page_links_to_sources_and_files_of_the_run(made: Any) -> None:
     store, numbers, text, _, _ = made
     anchors = Links(text).anchors
     assert {link for link in anchors if link.startswith("https:")} == {
-        "https://arxiv.org/abs/1803.10122", "https://arxiv.org/abs/2003.08165", "https://ctallec.github.io/world-models/"
+        "https://arxiv.org/abs/1803.10122", "https://arxiv.org/abs/2003.08165", "https://arxiv.org/abs/2109.02869",
+        "https://ctallec.github.io/world-models/", "https://github.com/xtma/pytorch_car_caring",
     }  # fmt: skip
     files = {link.removeprefix("../") for link in anchors if link.startswith("../")}
     assert files >= {"report/report.json", "config.yaml"}
