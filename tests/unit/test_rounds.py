@@ -216,7 +216,7 @@ def test_later_round_stopped_within_its_stages_gives_the_same_results(store: Loc
     run_stages(config, other, InProcessExecutor(), stages[:first])
     stopped_in = set()
     for index in range(first, len(stages)):
-        for writes in range(1, 50):  # one more in each session, so that every one gets further
+        for writes in range(1, 50, 3):  # more in each session, so that every one gets further
             try:
                 run_stages(config, Stopping(other.root, writes), InProcessExecutor(), stages[: index + 1])
                 break
